@@ -1,0 +1,57 @@
+# Needs nothing but make and Python 3.11 or newer: every target sets up .venv itself, once, and again only when
+# pyproject.toml has changed. Another interpreter: make test PYTHON=/path/to/python3.12
+PYTHON ?= python3
+PROMPT ?= left pleural effusion
+DEMO ?= out/demo.png
+VENV := .venv
+PY := $(VENV)/bin/python
+
+# Recipes read it from the environment, so that quotes in a prompt stay what they are.
+export PROMPT
+
+.PHONY: help demo install test test-fast check clean
+
+help:
+	@echo 'make demo       install, then generate "$(PROMPT)" (PROMPT="..." for another) into $(DEMO)'
+	@echo 'make test       install, then run all tests that need no GPU'
+	@echo 'make test-fast  the same without the slow ones'
+	@echo 'make check      install, then ruff and mypy'
+	@echo 'make clean      remove $(VENV)'
+
+demo: $(VENV)/.installed
+	@path=$$($(PY) -m roentgen generate "$$PROMPT" --out "$(DEMO)" --overwrite) && \
+		echo "A synthetic chest X-ray of \"$$PROMPT\" (research only, not for diagnosis) is in $$path"
+
+install: $(VENV)/.installed-dev
+
+# No test may reach a model hub; CI has no use for what a download would hide.
+test: $(VENV)/.installed-dev
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -m "not gpu"
+
+test-fast: $(VENV)/.installed-dev
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -m "not gpu and not slow"
+
+check: $(VENV)/.installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+# torch and torchvision are resolved in one go, so that the index gives a pair that fits.
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing into $(VENV): a few minutes and several GB the first time, most of it PyTorch"
+	$(PY) -m pip install --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing into $(VENV): a few minutes and several GB the first time, most of it PyTorch"
+	$(PY) -m pip install --disable-pip-version-check --editable '.[dev]'
+	@touch $(VENV)/.installed $@
+
+# --clear: a half-made environment (no venv package, Ctrl-C) is made again from nothing.
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "roentgen needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1);" \
+			"name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+
+clean:
+	rm -rf $(VENV)

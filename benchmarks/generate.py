@@ -1,0 +1,225 @@
+"""Time and memory of `roentgen generate`, beside stock diffusers with the same weights in the same run.
+
+    python benchmarks/generate.py --out benchmarks/results/generate-cpu.json --update README.md
+    python benchmarks/generate.py --result benchmarks/results/generate-cpu.json --update README.md
+
+Every measurement is a process of its own, so that imports, loading and writing the file count; ours and
+theirs take turns, after one warm-up each that fills the file cache. A further image costs a quarter of what
+the same command with five images takes longer than with one. Memory is the process's largest resident set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from roentgen import errors
+from roentgen.config import parse
+from roentgen.errors import UserError
+from roentgen.images import write_atomic
+from roentgen.metrics.report import replace_between_markers
+from roentgen.metrics.result import git_state, versions
+from roentgen.models import loading, registry
+from roentgen.pipeline import FALLBACKS, SAMPLERS
+
+ROOT = Path(__file__).resolve().parent.parent
+PEER = Path(__file__).with_name("stock_diffusers.py")
+PROMPT = "left pleural effusion"
+FURTHER = 4  # images between the short and the long command
+BATCH = {"roentgen": "its default", "diffusers": "all images of a call"}
+MEASURES = {
+    "cold": ("one image, cold start (s)", "{:.1f}"),
+    "further": ("each further image (s)", "{:.2f}"),
+    "memory": ("largest resident set (GB)", "{:.2f}"),
+}
+
+
+def measure(
+    *,
+    model: str = "mini",
+    out: str | None = None,
+    result: str | None = None,
+    update: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    repeats: int = 3,
+    helps: int = 5,
+) -> int:
+    """Measure `roentgen generate` and stock diffusers on this machine's CPU, and print a table.
+
+    Args:
+        model: mini, or a diffusers folder; both sides load the same files.
+        out: JSON file for the result.
+        result: Measure nothing, take this JSON file of an earlier run.
+        update: Document in which the region results:speed is replaced by the table.
+        steps: Denoising steps (default: the model's).
+        guidance: Guidance scale (default: the model's).
+        sampler: dpm++, unipc, ddim or pndm (default: the model's).
+        repeats: Runs of each command; the table shows medians.
+        helps: Runs of `roentgen --help`; the table shows the fastest.
+    """
+    if repeats < 1 or helps < 1:
+        raise UserError("--repeats and --helps must be at least 1")
+    if update is not None:  # before minutes of measuring
+        replace_between_markers(Path(update), "speed", "", write=False)
+    if result is not None:
+        found = loading.read_json(Path(result))
+    else:
+        found = measured(model, steps=steps, guidance=guidance, sampler=sampler, repeats=repeats, helps=helps)
+    if out is not None:
+        write_atomic(Path(out), (json.dumps(found, indent=1) + "\n").encode())
+    lines = table(found)
+    print(lines)
+    if update is not None:
+        replace_between_markers(Path(update), "speed", lines)
+    return 0
+
+
+def measured(
+    model: str,
+    *,
+    steps: int | None,
+    guidance: float | None,
+    sampler: str | None,
+    repeats: int,
+    helps: int,
+) -> dict[str, Any]:
+    """Run everything and return the result: values, summary, ratios, settings and machine."""
+    folder = registry.resolve(model).folder
+    if folder is None:
+        raise UserError(f"--model {model}: name a model that is on this disk, mini or a diffusers folder")
+    loading.check_folder(folder)
+    marks = folder / "roentgen.json"
+    own = loading.read_json(marks).get("defaults", {}) if marks.is_file() else {}
+    given = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    settings: dict[str, Any] = {**FALLBACKS, **own}
+    settings = {key: settings[key] if value is None else value for key, value in given.items()}
+    if settings["sampler"] not in SAMPLERS:
+        raise UserError(f"--sampler {settings['sampler']}: unknown; choose one of {', '.join(SAMPLERS)}")
+
+    def ours(images: int, target: Path) -> list[str]:
+        flags = {"--model": folder, "--num-images": images, "--out": target, "--device": "cpu"}
+        flags |= {f"--{key}": value for key, value in settings.items()}
+        pairs = [str(part) for pair in flags.items() for part in pair]
+        return [sys.executable, "-m", "roentgen", "generate", PROMPT, *pairs]
+
+    def stock(images: int, target: Path) -> list[str]:
+        job = {"model": str(folder), "prompt": PROMPT, "images": images, "out": str(target)}
+        job |= {key: settings[key] for key in ("steps", "guidance")}
+        return [sys.executable, str(PEER), json.dumps({**job, "scheduler": SAMPLERS[settings["sampler"]]})]
+
+    sides: dict[str, Callable[[int, Path], list[str]]] = {"roentgen": ours, "diffusers": stock}
+    values: dict[str, dict[str, list[float]]] = {side: {name: [] for name in MEASURES} for side in sides}
+    for repeat in range(-1, repeats):
+        for side, command in sides.items():
+            one, memory_one = timed_images(command, 1)
+            if repeat < 0:
+                continue  # the warm-up
+            many, memory_many = timed_images(command, 1 + FURTHER)
+            values[side]["cold"].append(one)
+            values[side]["further"].append((many - one) / FURTHER)
+            values[side]["memory"].append(max(memory_one, memory_many))
+    help_times = [timed([sys.executable, "-m", "roentgen", "--help"])[0] for _ in range(helps)]
+
+    git = git_state(ROOT)
+    summary = {side: {name: summarised(each) for name, each in of_side.items()} for side, of_side in values.items()}
+    median = {side: {name: summary[side][name]["median"] for name in MEASURES} for side in sides}
+    return {
+        "metric": "generate-speed",
+        "prompt": PROMPT,
+        "model": model if model in registry.NAMED else folder.name,
+        "model_hash": loading.model_hash(folder),
+        "settings": settings | {"repeats": repeats, "dtype": "float32", "batch": BATCH},
+        **summary,
+        "ratio": {name: median["diffusers"][name] / median["roentgen"][name] for name in MEASURES},
+        "help": summarised(help_times),
+        "machine": machine(),
+        "git_commit": git["commit"],
+        "git_modified": git["modified"],
+        "versions": versions(),
+    }
+
+
+def summarised(values: list[float]) -> dict[str, Any]:
+    """Median, extremes, number, and the values themselves."""
+    extremes = {"min": min(values), "max": max(values), "n": len(values)}
+    return {"median": statistics.median(values), **extremes, "values": values}
+
+
+def timed_images(command: Callable[[int, Path], list[str]], images: int) -> tuple[float, float]:
+    """Seconds and GB of a command that writes ``images`` pictures; RuntimeError on another number."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = timed(command(images, Path(folder)))
+        written = len(list(Path(folder).glob("*.png")))
+    if written != images:
+        raise RuntimeError(f"{images} images were asked for and {written} written")
+    return found
+
+
+def timed(command: Sequence[str]) -> tuple[float, float]:
+    """Wall seconds and the largest resident set (GB) of a process; RuntimeError if it fails."""
+    # Offline for both sides: neither may spend time on asking the hub about a local folder.
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
+    with tempfile.TemporaryFile() as words:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=words, env=environment)
+        # wait4 gives the memory of this child alone; getrusage(RUSAGE_CHILDREN) is the largest of all so far.
+        # On Linux a child's peak starts at its parent's at the fork, so this process must not import torch.
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            words.seek(0)
+            raise RuntimeError(f"{command[:4]} failed: {words.read().decode(errors='replace')[-2000:]}")
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return seconds, usage.ru_maxrss * unit / 1e9
+
+
+def machine() -> dict[str, Any]:
+    """CPU model and the cores that this process may use; nothing that names the machine."""
+    model = platform.processor() or platform.machine()
+    facts = Path("/proc/cpuinfo")
+    if facts.is_file():
+        lines = [line for line in facts.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].split(":", 1)[1].strip() if lines else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"cpu": model, "cores": cores}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The Markdown table of a result, with its conditions below."""
+    lines = ["| | roentgen | stock diffusers | stock : roentgen |", "|---|---|---|---|"]
+    for name, (words, form) in MEASURES.items():
+        cells = [form.format(result[side][name]["median"]) for side in ("roentgen", "diffusers")]
+        lines.append(f"| {words} | {cells[0]} | {cells[1]} | {result['ratio'][name]:.2f} |")
+    lines.append(f"| `roentgen --help` (s) | {result['help']['min']:.2f} | | |")
+    settings, facts = result["settings"], result["machine"]
+    packages = [f"{name} {result['versions'][name]}" for name in ("torch", "diffusers")]
+    lines += [
+        "",
+        f"`{result['model']}` ({result['model_hash']}), {settings['steps']} steps of {settings['sampler']}, "
+        f"guidance {settings['guidance']:g}, {settings['dtype']}, on {facts['cores']} cores of "
+        f"{facts['cpu']}; {', '.join(packages)}; medians of {settings['repeats']} runs each, one process a "
+        f"run, taking turns; the help is the best of {result['help']['n']}.",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    return measure(**parse(measure, arguments, prog="benchmarks/generate.py"))
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="benchmarks/generate.py"))

@@ -1,0 +1,227 @@
+"""Steps that every adapter shares between its table and the written manifest."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+from tqdm import tqdm
+
+from roentgen.data.manifest import (
+    SIDE_SUFFIX,
+    SIDES,
+    as_cells,
+    empty_texts,
+    finding_columns,
+    row_problems,
+    typed,
+    write_manifest,
+)
+from roentgen.errors import UserError
+from roentgen.prompts import FINDINGS, compose, labels_from_row
+
+T = TypeVar("T")
+MIN_REPORT_WORDS = 5  # shorter "reports" are fragments such as "with co-infection"
+
+
+def typed_labels(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
+    """Validate a table of text cells from ``path`` and give its labels the manifest's types."""
+    problems = row_problems(table)
+    if problems:
+        first = min(problems, key=lambda problem: problem.row)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"{path}, image {Path(table.at[first.row - 1, 'image']).name}: {first.message}{more}")
+    return typed(table, Path())
+
+
+def fill_texts(table: pd.DataFrame, blank_text: str, *, seed: int = 0) -> pd.DataFrame:
+    """Rows of blank text: "error", "compose" one from the labels, or "drop" them, saying how many."""
+    blank = table["text"] == ""
+    if not blank.any():
+        return table
+    if blank_text == "error":
+        image = Path(table["image"][blank].iloc[0]).name
+        raise UserError(
+            f"--text-column: {blank.sum()} text(s) are blank, the first is of image {image}; "
+            f"fill them or add --blank-text compose or --blank-text drop"
+        )
+    if blank_text == "drop":
+        print(f"{blank.sum()} image(s) without text dropped", file=sys.stderr)
+        return table[~blank].reset_index(drop=True)
+    unlabelled = table[finding_columns(table)][blank].isna().all(axis=1)
+    if unlabelled.any():
+        image = Path(table["image"][blank][unlabelled].iloc[0]).name
+        raise UserError(
+            f"--text-column: {unlabelled.sum()} image(s) have neither text nor findings to compose one from, "
+            f"the first is {image}; name the column of texts or use --finding-columns"
+        )
+    return compose_texts(table, seed=seed, min_words=1)
+
+
+def compose_texts(
+    table: pd.DataFrame, *, seed: int = 0, min_words: int = MIN_REPORT_WORDS, max_words: int | None = None
+) -> pd.DataFrame:
+    """Give every row of fewer than ``min_words`` words of text one composed from its labels.
+
+    With ``max_words``, longer ones are replaced too, as no 77-token text encoder would read them whole.
+    The wording is drawn by (seed, image file name), so it does not depend on which other images are there.
+    """
+    table = table.copy()
+    texts = []
+    for row in table.to_dict("records"):
+        text = str(row["text"])
+        words = len(text.split())
+        if words < min_words or (max_words is not None and words > max_words):
+            rng = random.Random(f"{seed}:{Path(str(row['image'])).name}")
+            text = compose(labels_from_row({str(key): value for key, value in row.items()}), rng)
+        texts.append(text)
+    table["text"] = texts
+    return table
+
+
+def merge_sides(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, Counter[str]]:
+    """Fill blank sides from a CSV with the columns file, finding, side; known sides stay as they are.
+
+    ``file`` is an image's file name, or the end of its path (``cxr320/images/x.jpg``) where one name is in
+    two folders and the two differ; a bare name goes to all images of that name.
+
+    Returns:
+        The table, and how many lines were ``used``, had ``no image`` in the table, a ``finding not
+        present`` in that image, or a ``side already known``.
+
+    Raises:
+        UserError: when the file or a column is missing, a finding or side is unknown, or no line is used.
+    """
+    if not path.is_file():
+        raise UserError(f"--sides {path} does not exist; name a CSV with the columns file, finding, side")
+    sides = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = [column for column in ("file", "finding", "side") if column not in sides.columns]
+    if missing:
+        raise UserError(f"--sides {path} lacks the column {missing[0]!r}; it needs file, finding and side")
+    table = table.reset_index(drop=True)
+    by_name: dict[str, list[int]] = {}
+    for index, image in enumerate(table["image"]):
+        by_name.setdefault(Path(image).name, []).append(index)
+    counts: Counter[str] = Counter()
+    for line, (file, finding, side) in enumerate(
+        zip(sides["file"], sides["finding"], sides["side"], strict=True), start=2
+    ):
+        if finding not in FINDINGS or not FINDINGS[finding].can_have_side:
+            raise UserError(f"--sides {path}, line {line}: finding {finding!r} is unknown or has no side")
+        if side not in SIDES:
+            raise UserError(f"--sides {path}, line {line}: side {side!r} is not one of {', '.join(SIDES)}")
+        if finding + SIDE_SUFFIX not in table.columns:
+            table[finding + SIDE_SUFFIX] = ""
+        wanted = Path(file).parts
+        matches = [
+            row
+            for row in by_name.get(Path(file).name, [])
+            if Path(table.at[row, "image"]).parts[-len(wanted) :] == wanted
+        ]
+        if not matches:
+            counts["no image"] += 1
+        for row in matches:
+            if finding not in table.columns or table.at[row, finding] != 1:
+                counts["finding not present"] += 1
+            elif table.at[row, finding + SIDE_SUFFIX] != "":
+                counts["side already known"] += 1
+            else:
+                table.at[row, finding + SIDE_SUFFIX] = side
+                counts["used"] += 1
+    if not counts["used"] and not counts["side already known"]:
+        raise UserError(f"--sides {path} fits no image of the data set; check its file and finding columns")
+    return table, counts
+
+
+def map_images(function: Callable[[str], T], images: Iterable[str], *, desc: str) -> list[T]:
+    """``function`` over image paths in threads, in order, with a progress bar on stderr."""
+    paths = list(images)
+    # Decoding and resizing release the interpreter's lock, so threads are as good as processes here.
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        bar = tqdm(pool.map(function, paths), total=len(paths), desc=desc, unit="image", file=sys.stderr)
+        return list(bar)
+
+
+def copy_images(table: pd.DataFrame, folder: Path, *, size: int | None) -> pd.DataFrame:
+    """Copy the images below ``folder/images`` and point the table there.
+
+    Names are kept; where two images of one name come from different folders, they go to subfolders named
+    after those. Copies are byte for byte, or, with ``size``, 8-bit PNG of shorter side ``size``, centre
+    cropped to a square.
+
+    Raises:
+        UserError: when images cannot be read or written, after copying the others.
+    """
+    from PIL import Image
+
+    from roentgen.images import read_image, resize_center_crop
+
+    sources = [Path(image) for image in table["image"]]
+    targets = _target_names(sources, suffix=".png" if size else None)
+
+    def copy(pair: tuple[Path, Path]) -> str | None:
+        source, target = pair[0], folder / "images" / pair[1]
+        temporary = target.with_name(f".{target.name}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if size is None:
+                shutil.copyfile(source, temporary)
+            else:
+                pixels = resize_center_crop(read_image(source), size)
+                Image.fromarray(pixels).save(temporary, format="PNG")
+            temporary.replace(target)
+        except UserError as error:
+            return str(error)
+        except OSError as error:
+            return f"image {source} cannot be copied to {target}: {error.strerror or error}"
+        finally:
+            temporary.unlink(missing_ok=True)
+        return None
+
+    pairs = dict(zip(map(str, sources), zip(sources, targets, strict=True), strict=True))
+    failures = [
+        failure
+        for failure in map_images(lambda image: copy(pairs[image]), pairs, desc="copying")
+        if failure is not None
+    ]
+    if failures:
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        raise UserError(failures[0] + more)
+    table = table.copy()
+    table["image"] = [str(folder.absolute() / "images" / target) for target in targets]
+    return table
+
+
+def _target_names(sources: list[Path], *, suffix: str | None) -> list[Path]:
+    """Relative target paths: bare names if they are unique, else below the name of the nearest folder
+    that is not called ``images``."""
+    flat = [Path(source.name) for source in sources]
+    nested = []
+    for source in sources:
+        above = source.parent.parent if source.parent.name == "images" else source.parent
+        nested.append(Path(above.name) / source.name)
+    for names in (flat, nested):
+        targets = [name.with_suffix(suffix) if suffix else name for name in names]
+        if len(set(targets)) == len(set(sources)):
+            return targets
+    raise UserError("--copy-images: several images share folder and file name; leave the flag out")
+
+
+def validate_and_write(table: pd.DataFrame, path: Path) -> Path:
+    """Write the manifest if every row is valid; else name the first bad row and write nothing."""
+    cells = as_cells(table)
+    problems = row_problems(cells) + empty_texts(cells)
+    if problems:
+        first = min(problems, key=lambda problem: problem.row)
+        image = Path(cells.at[first.row - 1, "image"]).name or f"row {first.row}"
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"image {image}: {first.message}{more}; mend the source data")
+    return write_manifest(table, path)

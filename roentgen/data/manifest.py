@@ -1,0 +1,326 @@
+"""The manifest: one row an image, the only format that training and evaluation read.
+
+A CSV or Parquet file with the columns
+
+- ``image``: path, relative to the manifest's folder or absolute
+- ``text``: the report or prompt
+- ``patient_id``, ``split`` (train, val, test): no patient in two splits
+- ``view`` (PA, AP, blank), ``sex`` (M, F, blank), ``age`` (years, blank), ``source``, ``licence``
+- one column a finding, named as in ``roentgen.prompts.FINDINGS``: 1, 0, or blank for unknown
+- optionally ``<Finding>_side``: left, right, bilateral (the patient's side) or blank
+
+``image``, ``text``, ``patient_id`` and ``split`` are required; the rest may be left out and is then
+blank. Other columns are kept and never read. A bad row is an error, never dropped or mended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import uuid
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from roentgen.errors import UserError
+from roentgen.prompts import FINDINGS
+
+REQUIRED = ("image", "text", "patient_id", "split")
+OPTIONAL = ("view", "sex", "age", "source", "licence")
+CORE = REQUIRED + OPTIONAL
+SPLITS = ("train", "val", "test")
+VIEWS = ("PA", "AP")
+SEXES = ("M", "F")
+SIDES = ("left", "right", "bilateral")
+SIDE_SUFFIX = "_side"
+MAX_AGE = 120  # de-identified sets write older patients as 90 or so; NIH has typing errors above 400
+SUFFIXES = (".csv", ".parquet")
+
+CHECK_HINT = "run `roentgen data check` on it for the whole list"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one row: ``row`` counts from 1 below the header."""
+
+    row: int
+    kind: str  # short key, the same for all problems of a sort: "split", "patient in two splits", ...
+    message: str
+
+
+def read_manifest(
+    path: str | Path,
+    *,
+    splits: Collection[str] | None = None,
+    allow_empty_text: bool = False,
+    check_files: bool = True,
+) -> pd.DataFrame:
+    """Read and validate a manifest; the whole file is validated, also the rows outside ``splits``.
+
+    Args:
+        path: CSV or Parquet file.
+        splits: keep only these splits; None keeps all. An empty selection is an error.
+        allow_empty_text: for uses that need no text, such as training an autoencoder.
+        check_files: look that every image file exists.
+
+    Returns:
+        Rows in file order. ``image`` is an absolute path (str); text columns are str with "" for
+        blank; ``age`` and the findings are float64 with NaN for blank.
+
+    Raises:
+        UserError: naming the file and the column, row or patient that is wrong.
+    """
+    path = Path(path)
+    table = load_table(path)
+    problems = row_problems(table)
+    if not allow_empty_text:
+        problems += empty_texts(table)
+    if problems:
+        first = min(problems, key=lambda problem: problem.row)
+        more = f" (and {len(problems) - 1} more; {CHECK_HINT})" if len(problems) > 1 else ""
+        raise UserError(f"{path}, row {first.row}: {first.message}{more}")
+    table = typed(table, path.parent)
+    if splits is not None:
+        unknown = sorted(set(splits) - set(SPLITS))
+        if unknown:
+            raise UserError(f"split {unknown[0]!r} does not exist; choose from {', '.join(SPLITS)}")
+        table = table[table["split"].isin(list(splits))].reset_index(drop=True)
+        if table.empty:
+            raise UserError(f"{path} has no row in split {' or '.join(splits)}; fill its split column")
+    if check_files:
+        missing = [image for image in table["image"] if not Path(image).is_file()]
+        if missing:
+            raise UserError(
+                f"{path} names {len(missing)} image file(s) that do not exist, the first is {missing[0]}; "
+                f"mend the image column ({CHECK_HINT})"
+            )
+    return table
+
+
+def load_table(path: Path) -> pd.DataFrame:
+    """Read the file as text cells, "" for blank, with all core columns present.
+
+    Checks the file and its columns, not its rows: this is the part of reading that
+    ``roentgen data check`` cannot do without.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"manifest {path} must be a .csv or .parquet file")
+    if not path.is_file():
+        raise UserError(f"manifest {path} does not exist; write one with `roentgen data prepare`")
+    try:
+        if path.suffix.lower() == ".csv":
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        else:
+            table = pd.read_parquet(path)
+    except pd.errors.EmptyDataError:
+        raise UserError(f"manifest {path} is empty; it needs the columns {', '.join(REQUIRED)}") from None
+    except (OSError, ValueError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        kind = path.suffix[1:].lower()
+        raise UserError(f"manifest {path} cannot be read as {kind}: {reason.rstrip('.')}") from error
+    table.columns = table.columns.map(str)
+    missing = [column for column in REQUIRED if column not in table.columns]
+    if missing:
+        raise UserError(f"manifest {path} lacks the column {', '.join(map(repr, missing))}; add it")
+    _check_column_names(table, path)
+    if table.empty:
+        raise UserError(f"manifest {path} has no rows; write it again with `roentgen data prepare`")
+    return as_cells(table)
+
+
+def as_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Any table as stripped text cells, "" for blank, with all core columns; rows are numbered anew."""
+    cells = pd.DataFrame(
+        {column: [_cell(value).strip() for value in table[column]] for column in table.columns}, dtype=str
+    )
+    for column in OPTIONAL:
+        if column not in cells.columns:
+            cells[column] = ""
+    return cells
+
+
+def _cell(value: object) -> str:
+    """A Parquet value as CSV would hold it: 1.0 -> "1", missing -> ""."""
+    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _check_column_names(table: pd.DataFrame, path: Path) -> None:
+    """Catch misspelled finding columns, which would else be ignored as columns of the user's own."""
+    simple = {_simple(name): name for name in FINDINGS}
+    for column in table.columns:
+        if column in CORE or column in FINDINGS:
+            continue
+        is_side = column.endswith(SIDE_SUFFIX)
+        name = column.removesuffix(SIDE_SUFFIX) if is_side else column
+        if is_side and name in FINDINGS:
+            continue
+        close = difflib.get_close_matches(_simple(name), simple, n=1, cutoff=0.85)
+        if close:
+            meant = simple[close[0]] + (SIDE_SUFFIX if is_side else "")
+            raise UserError(f"manifest {path} has an unknown column {column!r}; rename it to {meant!r}")
+
+
+def _simple(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def finding_columns(table: pd.DataFrame) -> list[str]:
+    """The finding columns that the table has, in the vocabulary's order."""
+    return [name for name in FINDINGS if name in table.columns]
+
+
+def side_columns(table: pd.DataFrame) -> list[str]:
+    """The ``<Finding>_side`` columns that the table has, in the vocabulary's order."""
+    return [name + SIDE_SUFFIX for name in FINDINGS if name + SIDE_SUFFIX in table.columns]
+
+
+def row_problems(table: pd.DataFrame) -> list[Problem]:
+    """Everything wrong with the rows of a table from ``load_table``, except empty texts.
+
+    Vectorised: only the bad cells are visited in Python.
+    """
+    problems: list[Problem] = []
+
+    def each_bad(column: str, good: pd.Series, kind: str, mend: str) -> None:
+        for row in table.index[~good]:
+            cell = table.at[row, column]
+            said = f"{column} is {cell!r}" if cell else f"the {column} column is empty"
+            problems.append(Problem(row + 1, kind, f"{said}; {mend}"))
+
+    each_bad("image", table["image"] != "", "no image", "fill it")
+    each_bad("patient_id", table["patient_id"] != "", "no patient_id", "fill it, splits are by patient")
+    choices = (("split", SPLITS), ("view", (*VIEWS, "")), ("sex", (*SEXES, "")))
+    for column, allowed in choices:
+        words = ", ".join(value or "blank" for value in allowed)
+        each_bad(column, table[column].isin(allowed), f"bad {column}", f"write one of {words}")
+    age = pd.to_numeric(table["age"].where(table["age"] != ""), errors="coerce")
+    good_age = (table["age"] == "") | age.between(0, MAX_AGE)
+    each_bad("age", good_age, "bad age", f"write years from 0 to {MAX_AGE} or leave it blank")
+    for column in finding_columns(table):
+        good = table[column].isin(["", "0", "1", "0.0", "1.0"])
+        mend = "write 1 (present), 0 (absent) or leave it blank (unknown)"
+        each_bad(column, good, "bad finding value", mend)
+    for column in side_columns(table):
+        mend = "write left, right, bilateral or leave it blank"
+        each_bad(column, table[column].isin([*SIDES, ""]), "bad side", mend)
+        finding = column.removesuffix(SIDE_SUFFIX)
+        blank = table[column] == ""
+        good = blank | table[finding].isin(["1", "1.0"]) if finding in table.columns else blank
+        mend = f"{finding} is not 1, so set it or clear the side"
+        each_bad(column, good, "side without finding", mend)
+    return problems + _patients_in_two_splits(table)
+
+
+def _patients_in_two_splits(table: pd.DataFrame) -> list[Problem]:
+    """One problem a patient, at the row where the second split first shows."""
+    named = table[table["patient_id"] != ""]
+    split_count = named.groupby("patient_id")["split"].nunique()
+    problems = []
+    for patient in split_count.index[split_count > 1]:
+        rows = named[named["patient_id"] == patient]
+        second = rows.index[rows["split"] != rows["split"].iloc[0]][0]
+        found = " and ".join(rows["split"].unique())
+        problems.append(
+            Problem(
+                second + 1,
+                "patient in two splits",
+                f"patient {patient!r} is in splits {found}; move all of a patient's images to one split",
+            )
+        )
+    return problems
+
+
+def empty_texts(table: pd.DataFrame) -> list[Problem]:
+    """Rows whose text is blank."""
+    rows = table.index[table["text"] == ""]
+    return [Problem(row + 1, "empty text", "the text is empty; write one or remove the row") for row in rows]
+
+
+def typed(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Text cells to the types that ``read_manifest`` returns; ``image`` absolute below ``folder``."""
+    table = table.copy()
+    table["image"] = absolute_images(table["image"], folder)
+    for column in ["age", *finding_columns(table)]:
+        table[column] = pd.to_numeric(table[column].where(table[column] != "")).astype("float64")
+    return table
+
+
+def absolute_images(images: Iterable[str], folder: Path) -> list[str]:
+    """Absolute paths of the manifest's image cells; those that are relative lie below ``folder``."""
+    base = os.path.abspath(folder)  # noqa: PTH100 - resolve() would follow links and visit every file
+    return [os.path.normpath(os.path.join(base, image)) for image in images]  # noqa: PTH118
+
+
+def write_manifest(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write a manifest atomically, as CSV or Parquet by the file's ending.
+
+    Images inside the manifest's folder are written relative to it, so that the folder can be moved;
+    others stay absolute. Relative paths in ``table`` are taken as relative to the manifest already.
+
+    Args:
+        table: at least the required columns; findings as 1, 0 or NaN.
+        path: target file; its folder is made; an older file is replaced.
+
+    Raises:
+        UserError: when a column is missing, the ending is unknown, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"manifest {path} must be a .csv or .parquet file")
+    missing = [column for column in REQUIRED if column not in table.columns]
+    if missing:
+        raise UserError(f"a manifest needs the column {', '.join(map(repr, missing))}; add it")
+    table = table.copy()
+    base = Path(os.path.abspath(path.parent))  # noqa: PTH100 - links are not followed, as in typed()
+    table["image"] = [_relative(Path(image), base) for image in table["image"]]
+    for column in OPTIONAL:
+        if column not in table.columns:
+            table[column] = ""
+    order = list(CORE)
+    for name in FINDINGS:
+        order += [column for column in (name, name + SIDE_SUFFIX) if column in table.columns]
+    order += [column for column in table.columns if column not in order]
+    table = table[order]
+    if path.suffix.lower() == ".csv":
+        content = as_cells(table).to_csv(index=False, lineterminator="\n").encode()
+    else:
+        for column in ["age", *finding_columns(table)]:
+            table[column] = pd.to_numeric(table[column].replace("", None)).astype("float64")
+        content = table.to_parquet(index=False)
+    write_atomically(path, content, name="manifest")
+    return path
+
+
+def write_atomically(path: Path, content: bytes, *, name: str) -> None:
+    """Write a whole file or none, making its folder; ``name`` says in the error what the file is.
+
+    Raises:
+        UserError: when it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            temporary.unlink()
+        raise UserError(
+            f"{name} {path} cannot be written ({error.strerror or error}); choose another place or make room"
+        ) from error
+
+
+def _relative(image: Path, base: Path) -> str:
+    return image.relative_to(base).as_posix() if image.is_relative_to(base) else image.as_posix()

@@ -1,0 +1,177 @@
+"""Adapter for the openchest collection: ``nih128/`` and ``cxr320/``, each images and metadata.csv.
+
+How its cells become manifest cells:
+
+- **Findings.** Listed = 1. NIH images: the authors searched each report for all fourteen NIH findings, so
+  those not listed = 0, and ``No Finding`` = 0 where something is listed. Other sources: nobody looked for
+  what is not listed, so it stays blank (unknown), except that a ``No Finding`` image has 0 everywhere
+  else. Findings outside roentgen's vocabulary are counted and said, and the image is kept.
+- **Boxes.** A ``Lung Opacity`` box sets ``Lung Opacity`` = 1 (NIH has no such label). Where the NIH label
+  of the same image is ``No Finding`` the two sources disagree, and ``No Finding`` becomes blank.
+- **Sides** (the patient's). A box gives the side of the finding that it names. A Lung Opacity box also
+  gives the side of infiltration, consolidation or pneumonia when exactly one of these and no other finding
+  that can have a side is listed, because that is what the readers were asked to box. Without boxes, the
+  image's ``laterality`` goes to the only listed finding that can have a side. A box across the midline
+  says nothing about the side, so the finding's side stays blank.
+- **Text.** The few reports are kept when they have 5 to 60 words: shorter ones are fragments ("with
+  co-infection"), longer ones no 77-token text encoder reads whole. All other texts are composed from labels.
+- **Age.** "paediatric (1-5 y)" becomes 3, the middle of the range.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from roentgen.data.manifest import SIDE_SUFFIX
+from roentgen.errors import UserError
+from roentgen.prompts import FINDINGS
+
+FOLDERS = ("nih128", "cxr320")
+NIH_SOURCE = "NIH ChestX-ray14"
+NIH_14 = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+)
+BOXED_AS_OPACITY = ("Infiltration", "Consolidation", "Pneumonia")
+NO_FINDING = "No Finding"
+OPACITY = "Lung Opacity"
+AGE_RANGE = re.compile(r"(\d+)\s*-\s*(\d+)\s*y")
+COLUMNS = (
+    "file",
+    "split",
+    "source",
+    "licence",
+    "patient_id",
+    "view",
+    "sex",
+    "age",
+    "findings",
+    "laterality",
+    "region",
+    "report",
+)
+
+
+def read_openchest(root: str | Path) -> tuple[pd.DataFrame, Counter[str]]:
+    """Read the metadata of the collection as a manifest table.
+
+    Args:
+        root: the collection (with ``nih128``, ``cxr320`` or both) or one of the two folders.
+
+    Returns:
+        The table, with ``image`` absolute, ``text`` the report ("" for nearly all), findings 1.0, 0.0 or
+        NaN, sides str; and how many images have each finding that is outside the vocabulary.
+
+    Raises:
+        UserError: when a folder, a metadata column or an image file is missing.
+    """
+    root = Path(root).absolute()
+    if (root / "metadata.csv").is_file():
+        folders = [root]
+    else:
+        folders = [root / name for name in FOLDERS if (root / name / "metadata.csv").is_file()]
+    if not folders:
+        raise UserError(f"--root {root} has no metadata.csv, nor nih128/ or cxr320/ with one; name openchest")
+    outside: Counter[str] = Counter()
+    rows = []
+    for folder in folders:
+        metadata = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False)
+        missing = [column for column in COLUMNS if column not in metadata.columns]
+        if missing:
+            raise UserError(f"{folder / 'metadata.csv'} lacks the column {missing[0]!r}; get openchest again")
+        for record in metadata.to_dict("records"):
+            cells = {str(key): value for key, value in record.items()}
+            row, unknown = manifest_row(cells, folder)
+            rows.append(row)
+            outside.update(unknown)
+    table = pd.DataFrame(rows)
+    absent = [image for image in table["image"] if not Path(image).is_file()]
+    if absent:
+        raise UserError(f"{len(absent)} image file(s) of --root {root} are missing, the first is {absent[0]}")
+    return table, outside
+
+
+def manifest_row(record: Mapping[str, str], folder: Path) -> tuple[dict[str, object], list[str]]:
+    """One metadata row as a manifest row, and its findings that are outside the vocabulary."""
+    listed = [name for name in record["findings"].split(";") if name]
+    known = [name for name in listed if name in FINDINGS]
+    box_sides = sides_of_boxes(record["region"])
+
+    values: dict[str, float | None] = dict.fromkeys(FINDINGS)
+    if record["source"] == NIH_SOURCE:
+        values.update(dict.fromkeys((*NIH_14, NO_FINDING), 0.0))
+    elif listed == [NO_FINDING]:
+        values.update(dict.fromkeys(FINDINGS, 0.0))
+    elif listed:
+        values[NO_FINDING] = 0.0
+    values.update(dict.fromkeys(known, 1.0))
+    boxed = [name for name in box_sides if name in FINDINGS]
+    values.update(dict.fromkeys(boxed, 1.0))
+    if boxed and NO_FINDING in listed:
+        values[NO_FINDING] = None
+
+    sides = {name: "" for name, finding in FINDINGS.items() if finding.can_have_side}
+    sides.update({name: side for name, side in box_sides.items() if name in sides})
+    lone = [name for name in known if name in sides]
+    if len(lone) == 1 and not sides[lone[0]]:
+        if lone[0] in BOXED_AS_OPACITY:
+            sides[lone[0]] = box_sides.get(OPACITY, "")
+        if not box_sides and record["laterality"]:
+            sides[lone[0]] = record["laterality"]
+
+    row: dict[str, object] = {
+        "image": str(folder / record["file"]),
+        "text": " ".join(record["report"].split()),
+        "patient_id": record["patient_id"],
+        "split": record["split"],
+        "view": record["view"],
+        "sex": record["sex"],
+        "age": _age(record["age"]),
+        "source": record["source"],
+        "licence": record["licence"],
+    }
+    row.update({name: float("nan") if value is None else value for name, value in values.items()})
+    row.update({name + SIDE_SUFFIX: side for name, side in sides.items()})
+    return row, [name for name in listed if name not in FINDINGS]
+
+
+def sides_of_boxes(region: str) -> dict[str, str]:
+    """Boxed finding -> left, right, bilateral, or "" where a box crosses the midline.
+
+    ``region`` holds one "<finding>:<side> <zone>" a box, joined by ";"; entries without a finding are
+    free text of other sources.
+    """
+    found: dict[str, set[str]] = {}
+    for entry in region.split(";"):
+        name, colon, place = entry.partition(":")
+        if colon:
+            found.setdefault(name, set()).add(place.split(" ")[0])
+    combined = {}
+    for name, sides in found.items():
+        if sides == {"left", "right"}:
+            combined[name] = "bilateral"
+        else:
+            combined[name] = sides.pop() if len(sides) == 1 and sides <= {"left", "right"} else ""
+    return combined
+
+
+def _age(cell: str) -> str:
+    matched = AGE_RANGE.search(cell)
+    return str((int(matched[1]) + int(matched[2])) // 2) if matched else cell

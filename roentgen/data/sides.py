@@ -1,0 +1,140 @@
+"""Weak side labels: on which side a finding is, from the asymmetry of the lungs.
+
+    python -m roentgen.data.sides --manifest MANIFEST --out sides.csv --result eval/results/sides.json
+
+Effusion, opacity and collapse whiten a lung. The mean brightness of the middle and lower zone of the image's two
+halves is compared, the usual difference (the heart) taken off, and where it is large the brighter half names the side.
+Measured against the images whose side is known by boxes; pass the CSV to ``roentgen data prepare --sides``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from roentgen import errors
+from roentgen.data.dataset import load_pixels
+from roentgen.data.manifest import SIDE_SUFFIX, finding_columns, read_manifest
+from roentgen.errors import UserError
+from roentgen.images import write_atomic
+from roentgen.prompts import FINDINGS
+
+# Rows and columns (from the midline outwards) of the compared zone, as shares of height and of half the width.
+ROWS = (12 / 32, 24 / 32)
+COLUMNS = (2 / 16, 13 / 16)
+# In sd of the normal images' asymmetry: below it the side is left open.
+THRESHOLD = 0.7
+# A pneumothorax darkens, a nodule is smaller than the usual asymmetry: this method says nothing about them.
+EXCLUDED = frozenset({"Pneumothorax", "Nodule"})
+
+
+def lung_asymmetry(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Brightness of the patient's left lung zone less the right one's, in sd of the image's grey levels, (N,).
+
+    ``pixels`` is uint8 (N, H, W) with even W; the patient's left is the right half of the image.
+    """
+    x = pixels.astype(np.float64)
+    scale = x.std((1, 2)) + 1e-6
+    half = x.shape[2] // 2
+    rows = slice(round(ROWS[0] * x.shape[1]), round(ROWS[1] * x.shape[1]))
+    columns = slice(round(COLUMNS[0] * half), round(COLUMNS[1] * half))
+    left, right = x[:, :, half:], x[:, :, :half][:, :, ::-1]
+    difference: NDArray[np.float64] = (left - right)[:, rows, columns].mean((1, 2)) / scale
+    return difference
+
+
+def weak_sides(table: pd.DataFrame, pixels: NDArray[np.uint8]) -> pd.DataFrame:
+    """A row (index, finding, side, score) for each listed finding whose side the asymmetry tells.
+
+    ``score`` is the asymmetry in sd of the images without any finding, from which the usual difference was taken off.
+    """
+    normal = (table["No Finding"] == 1).to_numpy() if "No Finding" in table else np.zeros(len(table), bool)
+    if normal.sum() < 20:
+        raise UserError("--manifest needs at least 20 images with `No Finding` to tell what asymmetry is usual")
+    raw = lung_asymmetry(pixels)
+    score = (raw - raw[normal].mean()) / raw[normal].std()
+    rows = [
+        (i, name, "left" if score[i] > 0 else "right", score[i])
+        for name in finding_columns(table)
+        if FINDINGS[name].can_have_side and name not in EXCLUDED
+        for i in np.flatnonzero((table[name] == 1).to_numpy() & (np.abs(score) > THRESHOLD))
+    ]
+    return pd.DataFrame(rows, columns=["index", "finding", "side", "score"])
+
+
+def agreement(table: pd.DataFrame, weak: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Per finding: images with one known side (``known``), those the method speaks on (``said``), those right."""
+    said = {(row.index_, row.finding): row.side for row in weak.rename(columns={"index": "index_"}).itertuples()}
+    result = {}
+    for name in finding_columns(table):
+        column = name + SIDE_SUFFIX
+        if column not in table or name in EXCLUDED:
+            continue
+        known = np.flatnonzero(table[column].isin(["left", "right"]).to_numpy())
+        answers = [(said[i, name], table[column].iloc[i]) for i in known if (i, name) in said]
+        if len(known):
+            result[name] = {
+                "known": len(known),
+                "said": len(answers),
+                "right": sum(a == b for a, b in answers),
+            }
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m roentgen.data.sides", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="CSV for `roentgen data prepare --sides`")
+    parser.add_argument("--result", type=Path, help="JSON with the accuracy on images whose side is known")
+    args = parser.parse_args(argv)
+
+    table = read_manifest(args.manifest, splits=["train", "val"], allow_empty_text=True)
+    weak = weak_sides(table, load_pixels(table["image"].tolist(), size=64).pixels)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["file", "finding", "side", "score"])
+    for row in weak.itertuples(index=False):
+        writer.writerow([Path(table["image"].iloc[row[0]]).name, row.finding, row.side, f"{row.score:.2f}"])
+    write_atomic(args.out, buffer.getvalue().encode())
+
+    counts = agreement(table, weak)
+    right, said, known = (sum(c[key] for c in counts.values()) for key in ("right", "said", "known"))
+    print(f"{len(weak)} weak side labels; of {known} known sides {said} are named, {right} of them rightly")
+    if args.result is not None and said:
+        from roentgen.metrics.laterality import wilson_interval
+        from roentgen.metrics.result import Context, write_result
+
+        args.result.parent.mkdir(parents=True, exist_ok=True)
+        context = Context(
+            extractor="roentgen.data.sides.lung_asymmetry",
+            resize="centre square, 64 px",
+            seed=0,
+            settings={"threshold": THRESHOLD, "rows": ROWS, "columns": COLUMNS},
+            model={},
+            inputs={"manifest": args.manifest.name},
+            command="python -m roentgen.data.sides --manifest MANIFEST --out sides.csv --result RESULT",
+        )
+        write_result(
+            args.result,
+            metric="accuracy of weak side labels",
+            value=right / said,
+            ci=wilson_interval(right, said),
+            ci_method="Wilson",
+            n=said,
+            context=context,
+            warnings=["checked on train and val images with one-sided boxes, most of them lung opacity"],
+            details={"per_finding": counts, "labels_written": len(weak), "share_named": said / known},
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="python -m roentgen.data.sides"))

@@ -1,0 +1,188 @@
+"""Results: every number is a JSON file that says what it is, of how many, from what, and how it was made."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roentgen import __version__
+from roentgen.errors import UserError
+from roentgen.images import write_atomic
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "torchmetrics", "numpy", "pandas", "pillow")
+KEYS = (
+    *("metric", "value", "ci", "n", "extractor", "resize"),
+    *("seed", "settings", "git_commit", "versions", "command"),
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the results of one run share.
+
+    extractor: what made scores or features, with its hash. resize: every step from file to extractor.
+    inputs: name and SHA-256 of the files that went in. model: name, hash, and sampling settings.
+    """
+
+    extractor: str
+    resize: str
+    seed: int
+    settings: Mapping[str, Any]
+    model: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    command: str
+    git: Mapping[str, Any] = field(default_factory=lambda: git_state(ROOT))
+
+
+def write_result(
+    path: Path,
+    *,
+    metric: str,
+    value: float,
+    ci: tuple[float, float],
+    ci_method: str,
+    n: int,
+    context: Context,
+    goal: str | None = None,
+    warnings: Sequence[str] = (),
+    details: Mapping[str, Any] | None = None,
+    extractor: str | None = None,
+) -> dict[str, Any]:
+    """Write one result atomically and return it; NaN becomes null. ``extractor`` overrides the context's."""
+    result = plain(
+        {
+            "metric": metric,
+            "value": value,
+            "ci": ci,
+            "ci_method": ci_method,
+            "n": n,
+            "goal": goal,
+            "warnings": list(warnings),
+            "details": details or {},
+            "model": context.model,
+            "extractor": context.extractor if extractor is None else extractor,
+            "resize": context.resize,
+            "seed": context.seed,
+            "settings": context.settings,
+            "inputs": context.inputs,
+            "git_commit": context.git["commit"],
+            "git_modified": context.git["modified"],
+            "versions": versions(),
+            "command": context.command,
+        }
+    )
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, text.encode())
+    return dict(result)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result written by ``write_result``; UserError if it is missing, damaged or lacks a key."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such result; run eval/mini.py first") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); run eval/mini.py again") from None
+    missing = [key for key in KEYS if not isinstance(result, dict) or key not in result]
+    if missing:
+        raise UserError(f"{path}: not a result (no {missing[0]}); run eval/mini.py again")
+    return dict(result)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: NaN and infinity become None, arrays lists, paths text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(item) for item in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def versions() -> dict[str, str]:
+    """Versions of roentgen, Python and the packages whose change could change a number."""
+    found = {"roentgen": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """``commit`` of the checkout at ``folder`` and whether its tracked files differ; None outside git."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed package may lie below somebody else's checkout: only our own counts.
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != folder.resolve():
+        return {"commit": None, "modified": None}
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "modified": None if status is None else bool(status)}
+
+
+def portable(value: object, root: Path = ROOT) -> object:
+    """A path below ``root`` relative to it, any other absolute path as its name alone; the rest unchanged.
+
+    Results are published: they must not tell where somebody keeps data. The file itself is told by its hash.
+    """
+    if isinstance(value, Mapping):
+        return {key: portable(item, root) for key, item in value.items()}
+    if not isinstance(value, str | Path):
+        return value
+    path = Path(value)
+    if not path.is_absolute():
+        return path.name if ".." in path.parts else str(value)
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+
+
+def command_line(script: str, settings: Any) -> str:
+    """``python SCRIPT ...`` with the flags that make dataclass ``settings`` again, paths made portable."""
+    flags = [
+        f"--{item.name}={portable(getattr(settings, item.name))}"
+        for item in dataclasses.fields(settings)
+        if getattr(settings, item.name) != item.default
+    ]
+    return shlex.join(["python", script, *flags])
+
+
+def file_hash(path: Path) -> str:
+    """First 16 hex digits of the SHA-256 of a file, or of the names and files of a folder."""
+    digest = hashlib.sha256()
+    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(f"{file.relative_to(path).as_posix()}\0".encode())
+        try:
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}); check the path") from None
+    return digest.hexdigest()[:16]

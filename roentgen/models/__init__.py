@@ -1,0 +1,1 @@
+"""Named models, and the weights that ship in ``mini/``."""

@@ -1,0 +1,180 @@
+"""A small multi-label chest X-ray classifier that also says on which side a finding is.
+
+The two halves of the image go through one network, the patient's left half mirrored, so that the network looks at
+two right-sided lungs. Each half gets a logit a finding; the image-level label supervises their noisy-or (multiple
+instance learning: the image is positive if either half is), which is how sides are learned without side labels. A
+second, linear head on both halves' features sees what needs both, such as the width of the heart.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from roentgen.errors import UserError
+
+SHIPPED = Path(__file__).parent / "classifier"
+# How far each half reaches over the midline, as a share of the width: hearts and spines are rarely centred.
+OVERLAP = 1 / 16
+
+
+class HalvesNet(nn.Module):
+    """Residual network (He et al. 2016) over the two halves of an image; see the module's text.
+
+    Args:
+        findings: number of outputs.
+        in_channels: 1 for images, the latent channels for latents.
+        blocks: basic blocks a stage; widths are 64, 128, 256, 512.
+        stem: ``image`` (7x7 convolution and max-pooling, a quarter of the resolution) or ``latent`` (3x3, full).
+    """
+
+    def __init__(self, findings: int, *, in_channels: int, blocks: tuple[int, ...], stem: str) -> None:
+        super().__init__()
+        from torchvision.models.resnet import BasicBlock, ResNet
+
+        full = ResNet(BasicBlock, [*blocks, *([1] * (4 - len(blocks)))], num_classes=1)
+        stages = [full.layer1, full.layer2, full.layer3, full.layer4][: len(blocks)]
+        if stem == "image":
+            first = [
+                nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False),
+                full.bn1,
+                full.relu,
+                full.maxpool,
+            ]
+        else:
+            first = [nn.Conv2d(in_channels, 64, 3, padding=1, bias=False), full.bn1, full.relu]
+        self.trunk = nn.Sequential(*first, *stages)
+        # A mirrored image has latents mirrored in space and mixed by this matrix in each cell (`mirror_matrix`).
+        self.register_buffer("cell_mirror", torch.eye(in_channels))
+        self.width = 64 * 2 ** (len(blocks) - 1)
+        self.side = nn.Conv2d(self.width, findings, 1)
+        self.image = nn.Linear(4 * self.width, findings)
+        nn.init.constant_(self.side.get_parameter("bias"), -3.0)
+
+    def halves(self, x: Tensor) -> Tensor:
+        """x (N, C, H, W), images in [-1, 1] -> maps (2, N, C, h, w): patient's right, patient's left (mirrored)."""
+        width = x.shape[-1] // 2 + round(x.shape[-1] * OVERLAP)
+        left = torch.einsum("ij,njhw->nihw", self.cell_mirror.to(x.dtype), x.flip(-1)[..., :width])
+        maps: Tensor = self.trunk(torch.cat([x[..., :width], left]))
+        return maps.unflatten(0, (2, -1))
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """Feature vectors (N, 4C): mean and maximum over each half."""
+        mean, peak = maps.mean((3, 4)), maps.amax((3, 4))
+        return torch.cat([mean[0], mean[1], peak[0], peak[1]], dim=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, C, H, W), images in [-1, 1] -> image logits (N, F), side logits (N, F, 2), 0 the patient's right."""
+        maps = self.halves(x)
+        scores = self.side(maps.flatten(0, 1)).flatten(2)
+        # Smooth maximum over places (log-mean-exp, Pinheiro & Collobert 2015, eq. 6).
+        sides = (torch.logsumexp(4 * scores, 2) - np.log(scores.shape[2])) / 4
+        return self.image(self.pooled(maps)), sides.unflatten(0, (2, -1)).permute(1, 2, 0)
+
+
+def mirror_matrix(latents: Tensor, mirrored: Tensor) -> Tensor:
+    """The matrix (C, C) that best turns the flipped ``latents`` (N, C, h, w) into those of the mirrored images.
+
+    Least squares over all cells; exact for a linear, blockwise encoder whose components are even or odd.
+    """
+    x = latents.flip(-1).permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+    y = mirrored.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+    return torch.linalg.lstsq(x, y).solution.T.contiguous()
+
+
+def noisy_or_loss(sides: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood (N, F) of image labels in [0, 1] under p = 1 - (1 - p_right)(1 - p_left)."""
+    log_negative = F.logsigmoid(-sides).sum(-1)  # log(1 - p)
+    log_positive = torch.log1p(-log_negative.exp().clamp(max=1 - 1e-6))
+    return -(labels * log_positive + (1 - labels) * log_negative)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained classifier; make one with ``load_classifier``."""
+
+    net: HalvesNet
+    findings: list[str]
+    size: int
+    info: dict[str, Any]
+
+    def _input(self, images: NDArray[np.uint8]) -> Tensor:
+        if self.net.trunk[0].in_channels != 1:
+            raise ValueError("this classifier reads latents, not images")
+        if images.dtype != np.uint8 or images.ndim != 3:
+            raise ValueError(f"images must be uint8 (N, H, W), not {images.dtype} {images.shape}")
+        x = torch.from_numpy(np.ascontiguousarray(images)).float().unsqueeze(1)
+        # Area averaging is exact for the whole factors that occur here and never aliases.
+        if x.shape[-2:] != (self.size, self.size):
+            x = F.interpolate(x, (self.size, self.size), mode="area")
+        return x / 127.5 - 1
+
+    @torch.inference_mode()
+    def _run(self, images: NDArray[np.uint8], what: str) -> NDArray[np.float32]:
+        parts = []
+        for start in range(0, len(images), 32):
+            x = self._input(np.asarray(images[start : start + 32]))
+            if what == "features":
+                parts.append(self.net.pooled(self.net.halves(x)))
+            else:
+                logits, sides = self.net(x)
+                parts.append((sides if what == "sides" else logits).sigmoid())
+        return torch.cat(parts).float().numpy()
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities (N, F) for uint8 images (N, H, W), in the order of ``findings``."""
+        return self._run(images, "image")
+
+    def predict_sides(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities (N, F, 2) for each side; index 0 is the patient's right (the image's left), 1 the left."""
+        return self._run(images, "sides")
+
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Feature vectors (N, D) before the image head: mean and maximum of both halves."""
+        return self._run(images, "features")
+
+
+def save_classifier(folder: Path, net: HalvesNet, info: dict[str, Any]) -> None:
+    """Write ``model.safetensors`` (fp16) and ``config.json``; ``info`` holds findings, size and the net's arguments."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        k: (v.half() if v.is_floating_point() and v.numel() > 1 else v).contiguous()
+        for k, v in net.state_dict().items()
+    }
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(info, indent=1) + "\n")
+
+
+def load_classifier(path: str | Path | None = None) -> Classifier:
+    """Load a classifier folder written by ``train/classifier.py``; None is the one that ships."""
+    from safetensors.torch import load_file
+
+    folder = Path(path) if path is not None else SHIPPED
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder}: no classifier there ({name} is missing); give a folder made by train/classifier.py"
+            )
+    info = json.loads((folder / "config.json").read_text())
+    net = HalvesNet(len(info["findings"]), **{**info["net"], "blocks": tuple(info["net"]["blocks"])})
+    try:
+        state = load_file(folder / "model.safetensors")
+        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    except Exception as error:
+        raise UserError(f"{folder}/model.safetensors: cannot be loaded ({error}); train or copy it again") from None
+    return Classifier(
+        net=net.eval().to(memory_format=torch.channels_last),
+        findings=list(info["findings"]),
+        size=int(info["size"]),
+        info=info,
+    )

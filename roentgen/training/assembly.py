@@ -1,0 +1,144 @@
+"""From folders to the parts of a pipeline that is trained, and back to a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roentgen.errors import UserError
+from roentgen.training.latents import load_vae
+from roentgen.training.state import replace_folder
+
+# Linear betas reach almost pure noise at the last step, so that sampling may start from pure noise (Lin et al. 2024,
+# section 2, show what goes wrong where they do not); "trailing" makes samplers start there.
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "v_prediction",
+    "clip_sample": False,
+    "timestep_spacing": "trailing",
+    "steps_offset": 0,
+    "set_alpha_to_one": False,
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a Stable Diffusion pipeline, as modules."""
+
+    vae: Any
+    unet: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+
+
+def load_parts(
+    *,
+    model: str | None,
+    vae: Path | None,
+    text: Path | None,
+    unet: dict[str, Any] | None,
+    prediction_type: str | None,
+) -> Parts:
+    """Parts of the pipeline ``model``, or of a new one around ``vae``, ``text`` and a U-Net configuration.
+
+    All weights float32; the autoencoder is frozen. ``scheduler`` is a DDIMScheduler with the training schedule.
+    """
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+
+    if model is not None:
+        from roentgen.pipeline import load_model
+
+        loaded = load_model(model, device="cpu", dtype="float32")
+        config = {**loaded.scheduler.config, "clip_sample": False}
+        parts = Parts(loaded.vae, loaded.unet, loaded.text_encoder, loaded.tokenizer, DDIMScheduler.from_config(config))
+    else:
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        assert vae is not None and text is not None and unet is not None
+        for name in ("tokenizer", "text_encoder"):
+            if not (text / name).is_dir():
+                raise UserError(f"--text {text}: {name}/ is missing; make it with train/text_encoder.py")
+        autoencoder = load_vae(vae)
+        encoder = CLIPTextModel.from_pretrained(text / "text_encoder", local_files_only=True)
+        channels = autoencoder.config.latent_channels
+        try:
+            network = UNet2DConditionModel(
+                **{
+                    "in_channels": channels,
+                    "out_channels": channels,
+                    "cross_attention_dim": encoder.config.hidden_size,
+                    **unet,
+                }
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--unet: {str(error).splitlines()[0]}") from None
+        tokenizer = CLIPTokenizer.from_pretrained(text / "tokenizer", local_files_only=True)
+        parts = Parts(autoencoder, network, encoder, tokenizer, DDIMScheduler(**SCHEDULE))
+    if prediction_type is not None:
+        from roentgen.diffusion import TARGETS
+
+        if prediction_type not in TARGETS:
+            raise UserError(f"--prediction_type {prediction_type} is unknown; use one of {', '.join(TARGETS)}")
+        parts.scheduler.register_to_config(prediction_type=prediction_type)
+    parts.vae.eval().requires_grad_(False)
+    # Dropout, where a text encoder has it, would make a continued run differ from an unbroken one.
+    parts.text_encoder.eval()
+    return parts
+
+
+def as_model(parts: Parts, name: str, device: torch.device) -> Any:
+    """The parts as a ``roentgen.pipeline.Model`` for sampling during training."""
+    from roentgen.pipeline import Model
+
+    parts.vae.to(device)
+    parts.unet.eval()
+    return Model(
+        name=name,
+        folder=Path(),
+        hash="in-training",
+        device=str(device),
+        dtype=torch.float32,
+        vae=parts.vae,
+        unet=parts.unet,
+        text_encoder=parts.text_encoder,
+        tokenizer=parts.tokenizer,
+        scheduler=parts.scheduler,
+    )
+
+
+def save_pipeline(folder: Path, parts: Parts, facts: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> None:
+    """Write an ordinary diffusers pipeline with ``facts`` as ``roentgen.json``; the old folder goes only at the end."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline: Any = StableDiffusionPipeline(
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        tokenizer=parts.tokenizer,
+        unet=parts.unet,
+        scheduler=parts.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    if dtype != torch.float32:
+        pipeline.to(dtype=dtype)
+    temporary = folder.with_name(folder.name + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        pipeline.save_pretrained(temporary, safe_serialization=True)
+        (temporary / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"--out {folder.parent}: cannot write the pipeline ({error.strerror}); checkpoints are kept"
+        ) from None
+    replace_folder(temporary, folder)

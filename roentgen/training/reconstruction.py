@@ -1,0 +1,100 @@
+"""What the autoencoder recipe computes: crops, losses, and the whitening of the finished latents."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from roentgen.training.pca_encoder import POSTERIOR_STD
+
+
+class Autoencode(nn.Module):
+    """An ``AutoencoderKL`` as one forward pass, so that DDP sees encoder and decoder together."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor, noise: Tensor, code: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x (N, 1, H, W) in [-1, 1], noise (N, C, H/f, W/f) -> reconstruction, posterior mean, log variance.
+
+        ``code`` (N, C, H/f, W/f) are latents known beforehand (a frozen encoder): the encoder is then not run, and
+        the noise is that of ``pca_encoder.POSTERIOR_STD``.
+        """
+        if code is not None:
+            latents = code + POSTERIOR_STD * noise
+            return self.vae.decode(latents).sample, code, torch.full_like(code, 2 * math.log(POSTERIOR_STD))
+        posterior = self.vae.encode(x).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        return self.vae.decode(latents).sample, posterior.mean, posterior.logvar
+
+
+def random_crops(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """One random (size, size) crop of each image of (N, H, W), any dtype."""
+    n, height, width = pixels.shape
+    tops = torch.randint(0, height - size + 1, (n,), generator=generator).tolist()
+    lefts = torch.randint(0, width - size + 1, (n,), generator=generator).tolist()
+    return torch.stack([p[t : t + size, x : x + size] for p, t, x in zip(pixels, tops, lefts, strict=True)])
+
+
+def halve(x: Tensor) -> Tensor:
+    """Area-average (N, C, H, W) by two."""
+    return F.avg_pool2d(x, 2)
+
+
+def blur_by_two(x: Tensor) -> Tensor:
+    """What a half-resolution copy of (N, C, H, W) looks like at full size: area down, bicubic up."""
+    return F.interpolate(halve(x), scale_factor=2.0, mode="bicubic", align_corners=False).clamp(-1, 1)
+
+
+def pyramid_l1(reconstruction: Tensor, target: Tensor, levels: int = 3) -> Tensor:
+    """L1 over a Laplacian pyramid, (N,): bands of detail weigh as much as the coarse image.
+
+    Plain L1 leaves fine detail, a small part of the energy of an X-ray, to the end of training. After the Laplacian
+    pyramid loss of Bojanowski et al. (2018), eq. 2, with area averaging for the blur.
+    """
+    loss = reconstruction.new_zeros(reconstruction.shape[0])
+    difference = reconstruction - target
+    for _ in range(levels):
+        coarse = halve(difference)
+        band = difference - F.interpolate(coarse, scale_factor=2.0, mode="nearest")
+        loss = loss + band.abs().mean((1, 2, 3))
+        difference = coarse
+    return loss + difference.abs().mean((1, 2, 3))
+
+
+def reconstruction_loss(reconstruction: Tensor, target: Tensor, low_resolution: Tensor) -> Tensor:
+    """``pyramid_l1`` per sample (N,); where ``low_resolution`` (N, bool) is set, compared at half the resolution.
+
+    An image that was stored at half the output size says nothing about the finest band. Leaving that band free lets
+    the images that do have it teach the decoder what fine detail looks like.
+    """
+    full = pyramid_l1(reconstruction, target)
+    half = pyramid_l1(halve(reconstruction), halve(target))
+    return torch.where(low_resolution, half, full)
+
+
+def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, 1)) averaged over latent elements, (N,) in nats (Kingma & Welling, App. B)."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean((1, 2, 3))
+
+
+@torch.no_grad()
+def whiten_latents(vae: Any, mean: Tensor, std: Tensor) -> None:
+    """Fold a per-channel shift and scale into ``vae`` so that its latents have mean 0 and sd 1 per channel.
+
+    ``mean`` and ``std`` (C,) are those of the posterior means over training data. Only ``quant_conv`` and
+    ``post_quant_conv`` change, so the result is an ordinary ``AutoencoderKL`` with scaling factor 1.
+    """
+    c = mean.numel()
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant.weight[:c] /= std.view(-1, 1, 1, 1)
+    quant.bias[:c] = (quant.bias[:c] - mean) / std
+    quant.bias[c:] -= 2 * std.log()  # the posterior's log variance shrinks with the scale
+    post.bias += (post.weight * mean.view(1, -1, 1, 1)).sum((1, 2, 3))
+    post.weight *= std.view(1, -1, 1, 1)
+    vae.register_to_config(scaling_factor=1.0)

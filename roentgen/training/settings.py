@@ -1,0 +1,57 @@
+"""Settings of a recipe: a frozen dataclass filled from YAML files and flags, nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from roentgen.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse_settings(cls: type[T], argv: Sequence[str] | None, *, prog: str, description: str) -> T:
+    """Fill dataclass ``cls`` from ``--config FILE`` (YAML, may be repeated) and flags, later ones winning.
+
+    An unknown key, a wrong type or an unreadable file raises ``UserError`` with the key or file in it.
+    """
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser.add_class_arguments(cls, as_group=False)
+    try:
+        namespace = parser.parse_args(None if argv is None else list(argv))
+    except (jsonargparse.ArgumentError, OSError, yaml.YAMLError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{message} (see --help for the settings)") from None
+    namespace.pop("config", None)
+    return cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
+def as_dict(settings: Any) -> dict[str, Any]:
+    """Settings as plain JSON values."""
+    result: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    return result
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``UserError(message)`` unless ``condition`` holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def require_writable(folder: Path, flag: str) -> None:
+    """Create ``folder``; a user's mistake is one sentence that names ``flag``."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{flag} {folder}: cannot write there ({error.strerror}); choose another folder") from None

@@ -1,0 +1,390 @@
+"""``roentgen data prepare`` and ``check``, run as functions on small collections made here."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from roentgen.data.check import (
+    MIN_CONTRAST,
+    MIN_SYMMETRY,
+    check_manifest,
+    frontal_measures,
+    severity_of,
+)
+from roentgen.data.commands import check, prepare
+from roentgen.data.csv_folder import hashed_split
+from roentgen.data.manifest import read_manifest
+from roentgen.data.openchest import sides_of_boxes
+from roentgen.errors import UserError
+from roentgen.images import read_image
+
+SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "manifest.csv"
+NIH, COVID = "NIH ChestX-ray14", "Hannover COVID-19 Image Repository"
+
+
+def film(seed: int, size: tuple[int, int] = (80, 80)) -> np.ndarray:
+    """A picture with what the frontal test looks for: two dark lungs beside a bright middle, and noise."""
+    height, width = size
+    x = np.linspace(-1, 1, width)[None, :]
+    y = np.linspace(-1, 1, height)[:, None]
+    lungs = np.exp(-(((np.abs(x) - 0.45) / 0.25) ** 2) - (y / 0.5) ** 2)
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 60, (10, 10), dtype=np.uint8)).resize((width, height))
+    return np.clip(180 - 130 * lungs + np.asarray(coarse) - 30, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def openchest(tmp_path: Path) -> Path:
+    root = tmp_path / "openchest"
+    columns = "file,split,source,licence,patient_id,view,sex,age,findings,laterality,region,boxes,report"
+    rows: dict[str, list[tuple]] = {
+        "nih128": [
+            ("n1.png", "train", NIH, "nih1", "No Finding", "", ""),
+            ("n2.png", "train", NIH, "nih2", "Effusion;Infiltration", "left", "Effusion:left lower"),
+            ("n3.png", "test", NIH, "nih3", "Infiltration", "right", "Lung Opacity:right mid"),
+            ("n4.png", "test", NIH, "nih4", "Effusion", "right", "Lung Opacity:right mid"),
+            ("n5.png", "val", NIH, "nih5", "No Finding", "left", "Lung Opacity:left mid"),
+        ],
+        "cxr320": [
+            ("c1.png", "train", COVID, "han1", "COVID-19;ARDS", "bilateral", ""),
+            ("c2.png", "train", COVID, "han2", "No Finding", "", ""),
+        ],
+    }
+    for number, (folder, records) in enumerate(rows.items()):
+        (root / folder / "images").mkdir(parents=True)
+        table = []
+        for index, (name, split, source, patient, findings, laterality, region) in enumerate(records):
+            Image.fromarray(film(10 * number + index)).save(root / folder / "images" / name)
+            age = "paediatric (1-5 y)" if name == "c2.png" else "54"
+            report = "with co-infection" if name == "c1.png" else ""
+            row = (f"images/{name}", split, source, "free", patient, "PA", "F", age, findings, laterality)
+            table.append((*row, region, "", report))
+        frame = pd.DataFrame(table, columns=columns.split(","))
+        frame.to_csv(root / folder / "metadata.csv", index=False)
+    return root
+
+
+def prepared(openchest: Path, out: Path, **flags) -> pd.DataFrame:
+    assert prepare("openchest", root=str(openchest), out=str(out), **flags) == 0
+    return read_manifest(out / "manifest.csv").set_index(
+        pd.Index(Path(image).stem for image in read_manifest(out / "manifest.csv")["image"])
+    )
+
+
+def test_openchest_findings(openchest: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    frame = prepared(openchest, tmp_path / "out")
+    captured = capsys.readouterr()
+    assert captured.out.strip().endswith("manifest.csv") and "ARDS" in captured.err
+    assert frame.at["n2", "Effusion"] == 1 and frame.at["n2", "Mass"] == 0 and frame.at["n2", "No Finding"] == 0
+    assert np.isnan(frame.at["n2", "COVID-19"])  # NIH's authors did not look for it
+    assert frame.at["n1", "No Finding"] == 1 and frame.at["n1", "Effusion"] == 0
+    assert frame.at["c1", "COVID-19"] == 1 and np.isnan(frame.at["c1", "Effusion"])
+    assert frame.at["c2", "No Finding"] == 1 and frame.at["c2", "Effusion"] == 0
+    assert frame.at["c2", "age"] == 3
+    assert frame.at["n5", "Lung Opacity"] == 1 and np.isnan(frame.at["n5", "No Finding"])
+
+
+def test_openchest_sides(openchest: Path, tmp_path: Path) -> None:
+    frame = prepared(openchest, tmp_path / "out")
+    assert frame.at["n2", "Effusion_side"] == "left" and frame.at["n2", "Infiltration_side"] == ""
+    assert frame.at["n3", "Lung Opacity_side"] == "right" and frame.at["n3", "Infiltration_side"] == "right"
+    # A box of an opacity says nothing about an effusion.
+    assert frame.at["n4", "Lung Opacity_side"] == "right" and frame.at["n4", "Effusion_side"] == ""
+    assert frame.at["c1", "COVID-19_side"] == "bilateral"
+    assert sides_of_boxes("Mass:midline mid;Nodule:left upper;Nodule:right mid;bilateral lung") == {
+        "Mass": "",
+        "Nodule": "bilateral",
+    }
+
+
+def test_openchest_texts_depend_on_image_and_seed_only(openchest: Path, tmp_path: Path) -> None:
+    first = prepared(openchest, tmp_path / "a")
+    alone = prepared(openchest / "cxr320", tmp_path / "b")
+    other = prepared(openchest, tmp_path / "c", seed=1)
+    assert (first["text"] != "").all() and first.at["c1", "text"] != "with co-infection"
+    assert first.loc[alone.index, "text"].tolist() == alone["text"].tolist()
+    assert first["text"].tolist() != other["text"].tolist()
+
+
+def test_copied_and_resized_images(openchest: Path, tmp_path: Path) -> None:
+    Image.fromarray(film(3, (60, 100))).save(openchest / "nih128" / "images" / "n1.png")
+    exact = prepared(openchest, tmp_path / "exact", copy_images=True)
+    source = openchest / "nih128" / "images" / "n1.png"
+    assert Path(exact.at["n1", "image"]).read_bytes() == source.read_bytes()
+    assert exact.at["n1", "image"] == str(tmp_path / "exact" / "images" / "n1.png")
+    small = prepared(openchest, tmp_path / "small", copy_images=True, size=32)
+    with Image.open(small.at["n1", "image"]) as image:
+        assert image.size == (32, 32) and np.asarray(image)[:, 0].min() > 0  # cropped, not padded
+    with pytest.raises(UserError, match="--size"):
+        prepare("openchest", root=str(openchest), out=str(tmp_path / "x"), size=32)
+
+
+def test_same_file_name_in_two_folders_is_kept_apart(openchest: Path, tmp_path: Path) -> None:
+    metadata = openchest / "cxr320" / "metadata.csv"
+    metadata.write_text(metadata.read_text().replace("images/c2.png", "images/n1.png"))
+    (openchest / "cxr320" / "images" / "c2.png").rename(openchest / "cxr320" / "images" / "n1.png")
+    prepare("openchest", root=str(openchest), out=str(tmp_path / "out"), copy_images=True)
+    images = read_manifest(tmp_path / "out" / "manifest.csv")["image"]
+    assert images.is_unique and str(tmp_path / "out/images/cxr320/n1.png") in set(images)
+
+
+def test_unreadable_image_stops_resizing_but_keeps_the_others(openchest: Path, tmp_path: Path) -> None:
+    (openchest / "nih128" / "images" / "n2.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"n2\.png"):
+        prepare("openchest", root=str(openchest), out=str(tmp_path / "o"), copy_images=True, size=32)
+    assert len(list((tmp_path / "o" / "images").iterdir())) == 6
+    assert not (tmp_path / "o" / "manifest.csv").exists()
+
+
+def test_weak_sides(openchest: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    sides = tmp_path / "sides.csv"
+    sides.write_text(
+        "file,finding,side\nn4.png,Effusion,left\nn2.png,Effusion,right\nn1.png,Effusion,left\nx.png,Mass,left\n"
+    )
+    frame = prepared(openchest, tmp_path / "out", sides=str(sides))
+    assert frame.at["n4", "Effusion_side"] == "left"
+    assert frame.at["n2", "Effusion_side"] == "left"  # the box stands
+    assert "1 finding not present, 1 no image, 1 side already known, 1 used" in capsys.readouterr().err
+    for bad, message in (
+        ("file,finding\na,b\n", "'side'"),
+        ("file,finding,side\nn4.png,Effusion,L\n", "line 2: side 'L'"),
+        ("file,finding,side\nn4.png,Cardiomegaly,left\n", "'Cardiomegaly' is unknown or has no side"),
+        ("file,finding,side\nzz.png,Effusion,left\n", "fits no image"),
+    ):
+        sides.write_text(bad)
+        with pytest.raises(UserError, match=message):
+            prepare("openchest", root=str(openchest), out=str(tmp_path / "y"), sides=str(sides))
+
+
+def test_openchest_bad_roots(openchest: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--root"):
+        prepare("openchest", root=str(tmp_path), out=str(tmp_path / "o"))
+    (openchest / "nih128" / "images" / "n1.png").unlink()
+    with pytest.raises(UserError, match=r"1 image file.*n1\.png"):
+        prepare("openchest", root=str(openchest), out=str(tmp_path / "o"))
+
+
+# ------------------------------------------------------------------------------------------- csv
+
+
+@pytest.fixture
+def users(tmp_path: Path) -> Path:
+    """A folder of 40 images of 20 patients and a CSV with columns of its own."""
+    (tmp_path / "films").mkdir()
+    rows = []
+    for index in range(40):
+        Image.fromarray(film(index)).save(tmp_path / "films" / f"{index}.png")
+        rows.append(
+            {
+                "path": f"{index}.png",
+                "impression": f"Text {index}.",
+                "subject": f"s{index // 2}",
+                "position": "pa",
+                "gender": "Female",
+                "years": "045Y",
+                "Pleural Effusion": "-1" if index == 0 else str(index % 2),
+                "pneumothorax": "0",
+            }
+        )
+    pd.DataFrame(rows).to_csv(tmp_path / "users.csv", index=False)
+    return tmp_path
+
+
+def csv_flags(users: Path, **more) -> dict:
+    return {
+        "root": str(users / "films"),
+        "csv": str(users / "users.csv"),
+        "out": str(users / "out.csv"),
+        "image_column": "path",
+        "text_column": "impression",
+        "patient_column": "subject",
+        "view_column": "position",
+        "sex_column": "gender",
+        "age_column": "years",
+        "finding_columns": {"Pleural Effusion": "Effusion"},
+        "overwrite": True,
+    } | more
+
+
+def test_csv_columns_are_mapped(users: Path) -> None:
+    assert prepare("csv", **csv_flags(users, source_name="ward", licence="CC0", val_share=0.2, test_share=0.3)) == 0
+    frame = read_manifest(users / "out.csv")
+    assert frame["text"][3] == "Text 3." and set(frame["view"]) == {"PA"} and set(frame["sex"]) == {"F"}
+    assert set(frame["age"]) == {45.0} and set(frame["source"]) == {"ward"}
+    assert np.isnan(frame["Effusion"][0]) and frame["Effusion"][1] == 1  # -1 is unknown
+    assert (frame["Pneumothorax"] == 0).all()
+    assert set(frame["split"]) == {"train", "val", "test"}
+    assert frame.groupby("patient_id")["split"].nunique().max() == 1
+
+
+def test_random_split_has_the_shares_and_does_not_move() -> None:
+    splits = [hashed_split(f"p{index}", 0.1, 0.2, seed=0) for index in range(4000)]
+    assert abs(splits.count("val") / 4000 - 0.1) < 0.02 and abs(splits.count("test") / 4000 - 0.2) < 0.02
+    assert [hashed_split(f"p{i}", 0.1, 0.2, seed=0) for i in (7, 3999)] == [splits[7], splits[3999]]
+    assert splits != [hashed_split(f"p{index}", 0.1, 0.2, seed=1) for index in range(4000)]
+
+
+def test_csv_without_text_composes_from_findings(users: Path) -> None:
+    prepare("csv", **csv_flags(users, text_column=None, uncertain="1"))
+    frame = read_manifest(users / "out.csv")
+    assert frame["Effusion"][0] == 1 and (frame["text"] != "").all()
+
+
+def test_csv_blank_texts_are_the_users_choice(users: Path) -> None:
+    table = pd.read_csv(users / "users.csv", dtype=str)
+    table.loc[5, "impression"] = ""
+    table.to_csv(users / "users.csv", index=False)
+    with pytest.raises(UserError, match=r"1 text\(s\) are blank, the first is of image 5\.png"):
+        prepare("csv", **csv_flags(users))
+    prepare("csv", **csv_flags(users, blank_text="drop"))
+    assert len(read_manifest(users / "out.csv")) == 39
+    prepare("csv", **csv_flags(users, blank_text="compose"))
+    composed = read_manifest(users / "out.csv")
+    assert composed["text"][5] != "" and composed["text"][4] == "Text 4."
+
+
+def test_csv_bad_input(users: Path) -> None:
+    bad = [
+        ({"csv": None}, "--csv is missing"),
+        ({"csv": str(users / "no.csv")}, r"no\.csv does not exist"),
+        ({"root": str(users / "none")}, "--root"),
+        ({"image_column": "file"}, "--image-column: .* no column 'file'"),
+        ({"finding_columns": {"Pleural Effusion": "Fluid"}}, "unknown finding 'Fluid'"),
+        ({"finding_columns": {"Fluid": "Effusion"}}, "no column 'Fluid'"),
+        ({"finding_columns": {"gender": "Effusion"}}, "Effusion is 'Female'"),
+        ({"view_column": "gender"}, "view is 'FEMALE'"),
+        ({"val_share": 0.5, "test_share": 0.5}, "--val-share"),
+        ({"root": str(users)}, "40 image file"),
+        ({"overwrite": False}, "--overwrite"),
+    ]
+    (users / "out.csv").write_text("mine")
+    for flags, message in bad:
+        with pytest.raises(UserError, match=message):
+            prepare("csv", **csv_flags(users, **flags))
+    assert (users / "out.csv").read_text() == "mine"
+    (users / "users.csv").write_text("")
+    with pytest.raises(UserError, match="is empty"):
+        prepare("csv", **csv_flags(users))
+
+
+# ------------------------------------------------------------------------------------------- check
+
+
+def broken_set(folder: Path) -> Path:
+    """A manifest with one of everything; the comments give the row."""
+    arrays = {f"good{index}": film(index) for index in range(4)}  # 1 to 4
+    arrays["tiny"] = np.full((1, 1), 128, np.uint8)  # 5
+    arrays["black"] = np.zeros((80, 80), np.uint8)  # 6
+    arrays["copy"] = arrays["good0"]  # 7
+    arrays["leak"] = arrays["good1"]  # 8
+    arrays["near"] = np.clip(arrays["good2"].astype(int) + 2, 0, 255).astype(np.uint8)  # 9
+    arrays["wide"] = film(9, (80, 160))  # 10
+    arrays["turned"] = np.rot90(film(11)).copy()  # 11
+    colour = np.stack([film(12), film(12) // 2, film(12) // 4], axis=2)  # 12
+    for name, pixels in (arrays | {"colour": colour}).items():
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    (folder / "bad.png").write_bytes((folder / "good0.png").read_bytes()[:200])  # 13
+    names = [*arrays, "colour", "bad", "gone"]  # gone: 14
+    count = len(names)
+    table = pd.DataFrame(
+        {
+            "image": [f"{name}.png" for name in names],
+            "text": ["clear lungs"] * count,
+            "patient_id": [f"p{index}" for index in range(count)],
+            "split": ["train"] * count,
+            "view": ["PA"] * count,
+            "No Finding": ["1"] * count,
+            "Effusion": ["0"] * count,
+            "ward": ["x"] * count,
+        }
+    )
+    table.loc[7, "split"] = "test"
+    table.loc[1, "text"] = ""
+    table.loc[2, "text"] = "word " * 61
+    table.loc[3, "Effusion"] = "1"
+    table.loc[8, "Effusion"] = "maybe"
+    table.loc[9, ["patient_id", "split"]] = ["p0", "val"]
+    path = folder / "manifest.csv"
+    table.to_csv(path, index=False)
+    return path
+
+
+def test_check_lists_every_problem_and_only_those(tmp_path: Path) -> None:
+    report = check_manifest(broken_set(tmp_path), max_words=60)
+    found = {kind: [problem.row for problem in problems] for kind, problems in report.problems.items()}
+    assert found == {
+        "empty text": [2],
+        "over-long text": [3],
+        "contradicting labels": [4],
+        "image too small": [5],
+        "near-constant image": [6],
+        "same image twice": [7],
+        "same image in two splits": [8],
+        "bad finding value": [9],
+        "near-duplicate image": [9],
+        "does not look frontal": [10, 11],
+        "patient in two splits": [10],
+        "colour image": [12],
+        "unreadable image": [13],
+        "image file missing": [14],
+    }
+    assert report.errors == 8 and report.notes == ["columns that are not read: ward"]
+    assert severity_of("patient in two splits") == "error"
+
+
+def test_check_command_exit_codes_and_page(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    manifest = broken_set(tmp_path)
+    assert check(str(manifest), out=str(tmp_path / "look")) == 1
+    out = capsys.readouterr().out
+    assert "8 errors" in out and "error: unreadable image: 1, the first in row 13" in out
+    page = (tmp_path / "look" / "check.html").read_text()
+    assert page.count("data:image/jpeg;base64,") >= 20 and "http" not in page  # needs no network
+    assert "patient in two splits" in page and "Effusion" in page
+    with pytest.raises(UserError, match="--overwrite"):
+        check(str(manifest), out=str(tmp_path / "look"))
+    with pytest.raises(UserError, match="does not exist"):
+        check(str(tmp_path / "none.csv"))
+
+
+def test_check_escapes_texts(tmp_path: Path) -> None:
+    Image.fromarray(film(0)).save(tmp_path / "a.png")
+    (tmp_path / "m.csv").write_text("image,text,patient_id,split\na.png,<script>alert(1)</script>,1,train\n")
+    assert check(str(tmp_path / "m.csv")) == 0
+    assert "<script" not in (tmp_path / "m.check.html").read_text()
+
+
+def test_frontal_heuristic_finds_most_turned_films() -> None:
+    images = read_manifest(SAMPLE)["image"].tolist()[::12]
+    turned = [frontal_measures(np.rot90(read_image(image)).copy()) for image in images]
+    found = sum(symmetry < MIN_SYMMETRY or contrast < MIN_CONTRAST for symmetry, contrast in turned)
+    assert found > 0.7 * len(images)
+
+
+# ------------------------------------------------------------------------------------ data/sample
+
+
+def test_sample_is_clean(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert check(str(SAMPLE), out=str(tmp_path / "sample.html")) == 0
+    assert "0 errors, 0 warnings, 0 notes" in capsys.readouterr().out
+
+
+def test_sample_is_what_its_readme_says() -> None:
+    frame = read_manifest(SAMPLE)
+    size = sum(Path(image).stat().st_size for image in frame["image"])
+    assert size < 9_000_000 and 600 < len(frame) < 900
+    assert len(list((SAMPLE.parent / "images").iterdir())) == len(frame)
+    shares = frame["split"].value_counts(normalize=True)
+    assert 0.65 < shares["train"] < 0.75 and 0.15 < shares["test"] < 0.25
+    for finding in ("Effusion", "Pneumothorax", "Cardiomegaly", "COVID-19", "No Finding"):
+        assert (frame[frame["split"] == "train"][finding] == 1).sum() >= 10, finding
+        assert (frame[frame["split"] == "test"][finding] == 1).sum() >= 5, finding
+    text = (SAMPLE.parent / "LICENCES.md").read_text()
+    for source, licence in set(zip(frame["source"], frame["licence"], strict=True)):
+        assert f"| {source} | {licence} |" in text
+    readme = (SAMPLE.parent / "README.md").read_text()
+    assert readme.startswith(f"# Sample data\n\n{len(frame)} openly licensed")
+    assert json.dumps(frame["text"].tolist()).isascii()

@@ -1,0 +1,313 @@
+"""Train a KL autoencoder for chest X-rays (Rombach et al. 2022, section 3.1, one channel, no adversary).
+
+    accelerate launch train/autoencoder.py --config train/configs/mini-autoencoder.yaml
+
+Writes ``OUT/vae`` (a diffusers ``AutoencoderKL`` with latents of mean 0 and overall sd 1), checkpoints, sample
+grids and TensorBoard logs. The same command again continues a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from roentgen import errors
+from roentgen.data.dataset import load_pixels
+from roentgen.data.manifest import read_manifest
+from roentgen.images import from_autoencoder, make_grid, save_image, to_autoencoder
+from roentgen.training import pca_encoder
+from roentgen.training import reconstruction as R
+from roentgen.training.fast_norm import use_fast_group_norm
+from roentgen.training.settings import as_dict, parse_settings, require, require_writable
+from roentgen.training.state import EMA, Checkpoints, batch_generator, batch_indices, cosine_rate
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the autoencoder recipe; every count is in images.
+
+    Args:
+        manifest: manifest with `train` and `val` images (see `roentgen data prepare`).
+        out: run folder.
+        size: side of the square image in pixels.
+        crop: side of the random training crop; a convolutional autoencoder learns the same from crops, sooner.
+        channels: width of each level; the factor is 2 ** (levels - 1).
+        layers: residual blocks a level in the encoder (the decoder has one more).
+        groups: groups of the group norms.
+        latent_channels: channels of the latents.
+        encoder: `learned`, or `pca` for blockwise principal components, which need no training.
+        whitening: for pca: 0 leaves the latents the pixels' spectrum, 1 gives every channel the same variance.
+        images: length of training.
+        batch_size: images a step, over all processes.
+        rate: peak learning rate of AdamW.
+        warmup: images of linear warm-up.
+        kl_weight: weight of the KL term per latent element.
+        sharp_share: share of the batch drawn from images stored at full `size` (None: as they come).
+        degrade: share of those whose input, not target, is reduced to half resolution.
+        ema_halflife: half-life of the weight average.
+        precision: bf16 or no.
+        seed: seed of order, crops and noise.
+        log_every: images between log lines.
+        sample_every: images between reconstruction grids and validation.
+        checkpoint_every: images between checkpoints.
+        cache: folder for decoded images (default OUT/cache).
+        dry_run: print what would be done and stop.
+    """
+
+    manifest: Path
+    out: Path
+    size: int = 256
+    crop: int = 128
+    channels: tuple[int, ...] = (16, 32, 64, 128, 256)
+    layers: int = 1
+    groups: int = 16
+    latent_channels: int = 16
+    encoder: Literal["learned", "pca"] = "learned"
+    whitening: float = 0.5
+    images: int = 32_000
+    batch_size: int = 8
+    rate: float = 1e-3
+    warmup: int = 1_000
+    kl_weight: float = 1e-3
+    sharp_share: float | None = None
+    degrade: float = 0.5
+    ema_halflife: float = 2_000
+    precision: str = "bf16"
+    seed: int = 0
+    log_every: int = 800
+    sample_every: int = 8_000
+    checkpoint_every: int = 8_000
+    cache: Path | None = None
+    dry_run: bool = False
+
+
+# Settings that may change between a run and its continuation.
+FREE = frozenset({"out", "manifest", "cache", "log_every", "sample_every", "checkpoint_every", "dry_run"})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    s = parse_settings(Settings, argv, prog="train/autoencoder.py", description=(__doc__ or "").splitlines()[0])
+    factor = 2 ** (len(s.channels) - 1)
+    require(s.images > 0 and s.batch_size > 0, "--images and --batch_size must be positive")
+    require(
+        s.crop % factor == 0 and 0 < s.crop <= s.size,
+        f"--crop must be a multiple of {factor}, at most --size",
+    )
+    require(s.precision in ("bf16", "no"), f"--precision {s.precision} is unknown; use bf16 or no")
+    accelerator = Accelerator(mixed_precision=s.precision)
+    require(s.batch_size % accelerator.num_processes == 0, "--batch_size must be a multiple of the processes")
+    local = s.batch_size // accelerator.num_processes
+    mine = slice(accelerator.process_index * local, (accelerator.process_index + 1) * local)
+
+    # Data: images that hold detail at full size may be drawn more often than those that were stored smaller.
+    table = read_manifest(s.manifest, splits=["train", "val"], allow_empty_text=True)
+    train, val = (table[table["split"] == split] for split in ("train", "val"))
+    require(len(train) > 0 and len(val) > 0, f"--manifest {s.manifest} needs `train` and `val` images")
+    if accelerator.is_main_process:
+        print(
+            f"{len(train)} training images, {len(val)} validation images; factor {factor}, "
+            f"{s.latent_channels} latent channels; {s.images} images to see in batches of {s.batch_size}",
+            flush=True,
+        )
+    if s.dry_run:
+        return 0
+    require_writable(s.out, "--out")
+    cache = s.cache or s.out / "cache"
+    with accelerator.main_process_first():
+        data = load_pixels(train["image"].tolist(), size=s.size, cache=cache)
+        held_out = load_pixels(val["image"].tolist(), size=s.size, cache=cache)
+    low_resolution = torch.from_numpy(data.native * 2 <= s.size)
+    weights = None
+    if s.sharp_share is not None and 0 < int(low_resolution.sum()) < len(train):
+        weights = torch.where(
+            low_resolution,
+            (1 - s.sharp_share) / low_resolution.sum(),
+            s.sharp_share / (~low_resolution).sum(),
+        ).double()
+
+    # Model, optimiser, average.
+    torch.manual_seed(s.seed)
+    levels = len(s.channels)
+    vae = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=tuple(s.channels),
+        layers_per_block=s.layers,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=s.latent_channels,
+        norm_num_groups=s.groups,
+        sample_size=s.size,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+    if s.encoder == "pca":
+        pca = pca_encoder.fit(
+            data.pixels[:: max(1, len(train) // 1000)],
+            block=factor,
+            channels=s.latent_channels,
+            whitening=s.whitening,
+        )
+        pca_encoder.install(pca, vae)
+        # Latents are final from here on: a diffusion model may train on them while the decoder still learns.
+        if accelerator.is_main_process:
+            vae.save_pretrained(s.out / "vae-initial")
+    use_fast_group_norm(vae).to(memory_format=torch.channels_last)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=s.rate, betas=(0.9, 0.99), weight_decay=0.0)
+    model, optimizer = accelerator.prepare(R.Autoencode(vae), optimizer)
+    ema = EMA([vae], halflife=s.ema_halflife)
+    checkpoints = Checkpoints(s.out / "checkpoints")
+    settings = as_dict(s)
+    images = 0
+    saved = checkpoints.latest()
+    if saved is not None:
+        checkpoints.check_same(saved["settings"], settings, free=FREE)
+        vae.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        ema.load_state_dict(saved["ema"])
+        images = saved["images"]
+    log = SummaryWriter(s.out / "log") if accelerator.is_main_process else None
+    accelerator.print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.1f} M parameters; starting at {images} images")
+
+    started, images_then = time.perf_counter(), images
+    running: list[torch.Tensor] = []
+    bar = tqdm(total=s.images, initial=images, unit="img", file=sys.stderr, disable=not accelerator.is_main_process)
+    while images < s.images:
+        # The batch: what it holds depends on the seed and its number alone.
+        number = images // s.batch_size
+        chosen = batch_indices(weights, len(train), size=s.batch_size, seed=s.seed, batch=number)
+        generator = batch_generator(s.seed, number)
+        picked = R.random_crops(torch.from_numpy(np.asarray(data.pixels[chosen.numpy()])), s.crop, generator)
+        noise = torch.randn(s.batch_size, s.latent_channels, s.crop // factor, s.crop // factor, generator=generator)
+        degraded = (torch.rand(s.batch_size, generator=generator) < s.degrade) & ~low_resolution[chosen]
+        target = to_autoencoder(picked[mine].numpy()).to(accelerator.device)
+        low = low_resolution[chosen][mine].to(accelerator.device)
+        # A decoder that also sees half-resolution latents of sharp targets learns to draw the detail back in.
+        degraded_here = degraded[mine].view(-1, 1, 1, 1).to(accelerator.device)
+        source = torch.where(degraded_here, R.blur_by_two(target), target)
+
+        # One step: reconstruction plus a light pull of the posterior towards N(0, 1).
+        rate = cosine_rate(images, peak=s.rate, warmup=s.warmup, total=s.images, floor=0.02)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        # A frozen encoder is its projection: cheaper than running it, and the same to bf16 precision.
+        code = pca.encode(source) if s.encoder == "pca" else None
+        with accelerator.autocast():
+            output, mean, logvar = model(
+                source.contiguous(memory_format=torch.channels_last), noise[mine].to(accelerator.device), code
+            )
+        error = R.reconstruction_loss(output.float(), target, low)
+        loss = error.mean()
+        if s.encoder == "learned":
+            loss = loss + s.kl_weight * R.gaussian_kl(mean.float(), logvar.float()).mean()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        images += s.batch_size
+        ema.update(images, s.batch_size)
+        running.append(error.detach().mean())
+        bar.update(s.batch_size)
+
+        done = images >= s.images
+        if accelerator.is_main_process and (done or images % s.log_every < s.batch_size):
+            level = torch.stack(running).mean().item()
+            require(
+                np.isfinite(level),
+                f"loss is not finite at image {images}; the last checkpoint in {s.out} is good",
+            )
+            speed = (images - images_then) / (time.perf_counter() - started)
+            bar.set_postfix_str(f"error {level:.4f}, {speed:.1f} img/s")
+            print(f"{images} images, error {level:.4f}, rate {rate:.2e}, {speed:.1f} images/s", flush=True)
+            log.add_scalar("train/error", level, images)
+            log.add_scalar("train/images_per_second", speed, images)
+            running.clear()
+        if accelerator.is_main_process and (done or images % s.sample_every < s.batch_size):
+            ema.swap()
+            before, after = reconstruct(vae, held_out.pixels[:16], accelerator.device, s.precision)
+            ema.swap()
+            error_val = float(np.abs(before.astype(float) - after).mean())
+            print(f"{images} images, validation error {error_val:.2f} grey levels", flush=True)
+            log.add_scalar("val/grey_levels", error_val, images)
+            grid = make_grid([*before[:8], *after[:8]], [""] * 16, 8)
+            save_image(
+                grid,
+                s.out / "samples" / f"{images:08d}.png",
+                format="png",
+                provenance={"synthetic": "true", "note": "real above, reconstruction below"},
+                overwrite=True,
+            )
+        if accelerator.is_main_process and (done or images % s.checkpoint_every < s.batch_size):
+            checkpoints.save(
+                images,
+                {
+                    "model": vae.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "ema": ema.state_dict(),
+                    "settings": settings,
+                },
+            )
+    bar.close()
+
+    # The finished autoencoder: averaged weights, latents whitened over training images.
+    if accelerator.is_main_process:
+        ema.swap()
+        if s.encoder == "learned":
+            shown = np.linspace(0, len(train) - 1, num=min(512, len(train))).astype(int)
+            mean, std = latent_moments(vae, data.pixels[shown], accelerator.device, s.precision)
+            R.whiten_latents(vae, mean, std)
+        vae.save_pretrained(s.out / "vae")
+        seconds = time.perf_counter() - started
+        (s.out / "training.json").write_text(
+            json.dumps({"settings": settings, "images": images, "seconds_this_run": seconds}, indent=1)
+        )
+        print(s.out / "vae")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return 0
+
+
+@torch.no_grad()
+def reconstruct(
+    vae: AutoencoderKL, pixels: np.ndarray, device: torch.device, precision: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (N, H, W) and its reconstruction from the posterior mean, uint8."""
+    parts = []
+    for start in range(0, len(pixels), 4):
+        x = to_autoencoder(np.asarray(pixels[start : start + 4])).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            parts.append(from_autoencoder(vae.decode(vae.encode(x).latent_dist.mode()).sample.float()))
+    return np.asarray(pixels), np.concatenate(parts)
+
+
+@torch.no_grad()
+def latent_moments(
+    vae: AutoencoderKL, pixels: np.ndarray, device: torch.device, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and sd (C,) of the posterior means over images uint8 (N, H, W), accumulated in float64."""
+    total, square, count = 0.0, 0.0, 0
+    for start in range(0, len(pixels), 8):
+        x = to_autoencoder(np.asarray(pixels[start : start + 8])).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            z = vae.encode(x).latent_dist.mean.double().cpu()
+        total, square = total + z.sum((0, 2, 3)), square + z.square().sum((0, 2, 3))
+        count += z.numel() // z.shape[1]
+    mean = total / count
+    return mean.float(), (square / count - mean.square()).sqrt().float()
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="train/autoencoder.py"))

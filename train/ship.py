@@ -1,0 +1,77 @@
+"""Put a trained pipeline and its autoencoder together in half precision, as a folder that ships.
+
+    python train/ship.py --pipeline runs/mini-reward/pipeline --vae runs/mini-autoencoder/vae --out roentgen/models/mini
+
+With the `pca` encoder the latents are final before the decoder is: the pipeline may have been trained around an earlier
+decoder. The encoders must be the same to the last bit, or the latents would not be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roentgen import errors
+from roentgen.training.assembly import load_parts, save_pipeline
+from roentgen.training.latents import fingerprint, load_vae
+from roentgen.training.settings import parse_settings, require
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of shipping.
+
+    Args:
+        pipeline: trained pipeline folder (train/finetune.py).
+        out: folder to write; what is there and not part of a pipeline (a model card) is kept.
+        vae: finished autoencoder (train/autoencoder.py); left out, the pipeline's own.
+        version: version of the weights.
+        licence: licence of the weights.
+        steps: default sampling steps; left out, the pipeline's own.
+        guidance: default guidance scale; left out, the pipeline's own.
+        sampler: default sampler; left out, the pipeline's own.
+    """
+
+    pipeline: Path
+    out: Path
+    vae: Path | None = None
+    version: str = "1"
+    licence: str = "Apache-2.0"
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    s = parse_settings(Settings, argv, prog="train/ship.py", description=(__doc__ or "").splitlines()[0])
+    require((s.pipeline / "roentgen.json").is_file(), f"--pipeline {s.pipeline}: not a pipeline of train/finetune.py")
+    parts = load_parts(model=str(s.pipeline), vae=None, text=None, unet=None, prediction_type=None)
+    if s.vae is not None:
+        vae = load_vae(s.vae)
+        same = fingerprint(vae.encoder) == fingerprint(parts.vae.encoder)
+        require(same, f"--vae {s.vae}: its encoder is not the one that --pipeline was trained with; use that run's")
+        parts = dataclasses.replace(parts, vae=vae)
+    facts: dict[str, Any] = json.loads((s.pipeline / "roentgen.json").read_text())
+    chosen = {key: value for key in ("steps", "guidance", "sampler") if (value := getattr(s, key)) is not None}
+    facts = {
+        "name": facts["name"], "version": s.version, "licence": s.licence, **facts,
+        "defaults": {**facts["defaults"], **chosen},
+    }  # fmt: skip
+    kept = {p.name: p.read_bytes() for p in s.out.glob("*.md")} if s.out.is_dir() else {}
+    save_pipeline(s.out, parts, facts, dtype=torch.float16)
+    for name, text in kept.items():
+        (s.out / name).write_bytes(text)
+    size = sum(p.stat().st_size for p in s.out.rglob("*") if p.is_file())
+    print(f"{s.out}: {size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="train/ship.py"))
