@@ -22,18 +22,17 @@ import pandas as pd
 from roentgen import errors, pipeline
 from roentgen.data.dataset import CHAIN, load_pixels
 from roentgen.data.manifest import read_manifest
-from roentgen.images import make_grid, save_image
 from roentgen.metrics import auroc, frechet, laterality, memorisation, ms_ssim, pairing
 from roentgen.metrics.bootstrap import cluster_weights, mean_interval, percentile_interval
 from roentgen.metrics.generated import (
     Job,
-    Sampling,
     generated_images,
     in_batches,
     reconstruct,
     resolve_sampling,
 )
 from roentgen.metrics.result import Context, command_line, file_hash, portable, write_result
+from roentgen.metrics.study import Study, write_grids
 from roentgen.models.classifier import load_classifier
 from roentgen.prompts import labels_from_row
 from roentgen.training.settings import as_dict, parse_settings, require, require_writable
@@ -89,45 +88,6 @@ class Settings:
     fid_resamples: int = 100
 
 
-@dataclass(frozen=True)
-class Study:
-    """What every measure reads: model, judge, and rows and images side by side.
-
-    ``prompts[i]``, ``rows.iloc[i]``, ``real[i]``, ``generated[i]`` and ``rebuilt[i]`` belong together.
-    """
-
-    s: Settings
-    model: pipeline.Model
-    sampling: Sampling
-    judge: Any
-    context: Context
-    splits: dict[str, pd.DataFrame]
-    pixels: dict[str, np.ndarray]
-    prompts: list[pairing.LabelledPrompt]
-    rows: pd.DataFrame
-    generated: np.ndarray
-    real: np.ndarray
-    rebuilt: np.ndarray
-    notes: list[str]
-
-    def make(self, jobs: Sequence[Job]) -> np.ndarray:
-        """Generated images of ``jobs``, uint8 (N, H, W)."""
-        return generated_images(
-            self.model, jobs, self.s.work / "images", sampling=self.sampling, batch_size=self.s.batch_size
-        )
-
-    def features(self, images: np.ndarray, name: str) -> np.ndarray:
-        """The judge's features (N, D)."""
-        return in_batches(self.judge.features, images, batch_size=self.s.judge_batch_size, name=f"features of {name}")
-
-    def sides(self, images: np.ndarray, finding: str, name: str) -> np.ndarray:
-        """The judge's left less right for ``finding``, (N,): positive speaks for the patient's left."""
-        both = in_batches(
-            self.judge.predict_sides, images, batch_size=self.s.judge_batch_size, name=f"sides of {name}"
-        )[:, list(self.judge.findings).index(finding)].astype(np.float64)
-        return both[:, laterality.LEFT] - both[:, laterality.RIGHT]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="eval/mini.py", description=(__doc__ or "").splitlines()[0])
     for flag in ("images", "sided", "groups", "judge_batch_size", "resamples", "fid_resamples"):
@@ -156,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     study = prepare(s, splits, [prompts[i] for i in kept], kept, [matched[i] for i in kept], notes)
     for measure in (measure_auroc, measure_laterality, measure_fid, measure_memorisation, measure_ms_ssim):
-        result = measure(study)
+        result = measure(s, study)
         print(f"{result['metric']}: {result['value']} {result['ci']}, n = {result['n']}", file=sys.stderr)
     print(s.out)
     return 0
@@ -207,35 +167,33 @@ def prepare(
         command=command_line("eval/mini.py", s),
     )
     return Study(
-        s,
-        model,
-        sampling,
-        judge,
-        context,
-        splits,
-        pixels,
-        prompts,
-        splits["test"].iloc[places].reset_index(drop=True),
-        generated,
-        real,
-        rebuilt,
-        notes,
+        model=model,
+        sampling=sampling,
+        judge=judge,
+        context=context,
+        splits=splits,
+        pixels=pixels,
+        prompts=prompts,
+        rows=splits["test"].iloc[places].reset_index(drop=True),
+        generated=generated,
+        real=real,
+        rebuilt=rebuilt,
+        notes=notes,
+        work=s.work,
+        train_key=f"{file_hash(s.classifier)}-{file_hash(s.manifest)}-{size}",
+        batch_size=s.batch_size,
+        judge_batch_size=s.judge_batch_size,
     )
 
 
-def measure_auroc(study: Study) -> dict[str, Any]:
+def measure_auroc(s: Settings, study: Study) -> dict[str, Any]:
     """The judge's AUROC on generated images by their prompts' labels, and on what bounds it."""
     findings = list(study.judge.findings)
     labels = pairing.label_matrix(study.prompts, study.rows, findings)
-    weights = cluster_weights(study.rows["patient_id"].tolist(), study.s.resamples, study.s.seed)
+    weights = cluster_weights(study.rows["patient_id"].tolist(), s.resamples, s.seed)
     sets = {"generated": study.generated, "real": study.real, "reconstructed": study.rebuilt}
-    scores = {
-        name: in_batches(
-            study.judge.predict, images, batch_size=study.s.judge_batch_size, name=f"judging {name}"
-        ).astype(np.float64)
-        for name, images in sets.items()
-    }
-    order = np.random.default_rng(study.s.seed).permutation(len(labels))
+    scores = {name: study.scores(images, name) for name, images in sets.items()}
+    order = np.random.default_rng(s.seed).permutation(len(labels))
     cases = {name: (score, labels) for name, score in scores.items()}
     cases["shuffled"] = (scores["generated"], labels[order])
 
@@ -264,11 +222,11 @@ def measure_auroc(study: Study) -> dict[str, Any]:
         for a, b in (("real", "generated"), ("real", "reconstructed"))
     }
     return write_result(
-        study.s.out / "classifier_auroc.json",
+        s.out / "classifier_auroc.json",
         metric="macro AUROC of the classifier on generated images",
         value=chosen.value,
         ci=chosen.ci,
-        ci_method=f"{BY_PATIENT}, {study.s.resamples} resamples",
+        ci_method=f"{BY_PATIENT}, {s.resamples} resamples",
         n=len(study.prompts),
         context=study.context,
         warnings=study.notes,
@@ -286,7 +244,7 @@ def measure_auroc(study: Study) -> dict[str, Any]:
     )
 
 
-def measure_laterality(study: Study) -> dict[str, Any]:
+def measure_laterality(s: Settings, study: Study) -> dict[str, Any]:
     """Left and right told apart, by the judge and by brightness alone, on sided prompts and real sides."""
     everything = pd.concat(study.splits.values(), ignore_index=True)
     all_pixels = [(split, number) for split, rows in study.splits.items() for number in range(len(rows))]
@@ -294,8 +252,8 @@ def measure_laterality(study: Study) -> dict[str, Any]:
 
     entries = []
     for finding, words in SIDED.items():
-        asked = [side for side in ("left", "right") for _ in range(study.s.sided)]
-        seeds = [study.s.seed + i for i in range(study.s.sided)] * 2
+        asked = [side for side in ("left", "right") for _ in range(s.sided)]
+        seeds = [s.seed + i for i in range(s.sided)] * 2
         made = study.make([Job(f"{side} {words}", seed) for side, seed in zip(asked, seeds, strict=True)])
         column = everything.get(f"{finding}_side", pd.Series("", index=everything.index))
         known = np.flatnonzero(column.isin(["left", "right"]).to_numpy())
@@ -324,11 +282,11 @@ def measure_laterality(study: Study) -> dict[str, Any]:
             "brightness_threshold": threshold,
         }
         if finding in study.judge.findings:
-            entry["classifier"] = laterality.side_accuracy(study.sides(made, finding, f"{words}"), asked)
+            entry["classifier"] = laterality.side_accuracy(study.leftness(made, finding, f"{words}"), asked)
             test_sides = [side for side, is_test in zip(sides, unseen, strict=True) if is_test]
             if test_sides:
                 entry["classifier_real_test"] = laterality.side_accuracy(
-                    study.sides(real[unseen], finding, f"real {words}"), test_sides
+                    study.leftness(real[unseen], finding, f"real {words}"), test_sides
                 )
         entries.append(
             {
@@ -339,7 +297,7 @@ def measure_laterality(study: Study) -> dict[str, Any]:
     effusion = entries[0]["classifier"]
     unjudged = [entry["finding"] for entry in entries if entry["classifier"] is None]
     return write_result(
-        study.s.out / "laterality.json",
+        s.out / "laterality.json",
         metric="left and right pleural effusion told apart by the classifier",
         value=effusion["accuracy"],
         ci=effusion["ci"],
@@ -357,16 +315,16 @@ def measure_laterality(study: Study) -> dict[str, Any]:
     )
 
 
-def measure_fid(study: Study) -> dict[str, Any]:
+def measure_fid(s: Settings, study: Study) -> dict[str, Any]:
     """Frechet distances to the real test images, of generated ones and of what bounds them."""
-    rng = random.Random(study.s.seed)
+    rng = random.Random(s.seed)
     train = study.splits["train"].to_dict("records")
     n = min(len(study.rows), len(train))
     alike = pairing.look_alikes(study.rows.to_dict("records")[:n], train)
     same_kind, others = pairing.draw_look_alikes(alike, len(train), rng)
     by_chance = rng.sample(range(len(train)), n)
     test = study.features(study.real, "test")
-    train_features = features_of_train(study)
+    train_features = study.train_features()
     sets = {
         "generated": study.features(study.generated, "generated"),
         "reconstructed": study.features(study.rebuilt, "reconstructions"),
@@ -382,9 +340,7 @@ def measure_fid(study: Study) -> dict[str, Any]:
                 "condition": name,
                 "n": len(features),
                 "value": frechet.frechet_distance(frechet.moments(features), frechet.moments(test)),
-                "ci": frechet.frechet_interval(
-                    features, test, paired=paired, resamples=study.s.fid_resamples, seed=study.s.seed
-                ),
+                "ci": frechet.frechet_interval(features, test, paired=paired, resamples=s.fid_resamples, seed=s.seed),
             }
         )
     warnings = list(study.notes)
@@ -396,13 +352,13 @@ def measure_fid(study: Study) -> dict[str, Any]:
     if others:
         warnings.append(f"{others} of {n} train images of the floor are not of the same findings and view")
     return write_result(
-        study.s.out / "fid.json",
+        s.out / "fid.json",
         metric="Frechet distance in the classifier's features, generated to real test",
         value=conditions[0]["value"],
         ci=conditions[0]["ci"],
         n=len(study.generated),
         context=study.context,
-        ci_method=f"95 % bootstrap over images, {study.s.fid_resamples} resamples, shifted to the value",
+        ci_method=f"95 % bootstrap over images, {s.fid_resamples} resamples, shifted to the value",
         warnings=warnings,
         goal="reported beside the real-against-real floor and the reconstructions",
         details={
@@ -414,25 +370,12 @@ def measure_fid(study: Study) -> dict[str, Any]:
     )
 
 
-def features_of_train(study: Study) -> np.ndarray:
-    """The judge's features of all training images, kept under WORK: the longest wait of a repeated run."""
-    key = f"{file_hash(study.s.classifier)}-{file_hash(study.s.manifest)}-{study.generated.shape[1]}"
-    path = study.s.work / "cache" / f"train-features-{key}.npy"
-    if not path.exists():
-        features = study.features(study.pixels["train"], "train")
-        temporary = path.with_name(f".{path.name}")
-        with temporary.open("wb") as file:
-            np.save(file, features)
-        temporary.replace(path)
-    return np.load(path)
-
-
-def measure_memorisation(study: Study) -> dict[str, Any]:
+def measure_memorisation(s: Settings, study: Study) -> dict[str, Any]:
     """Share of generated images nearer to train than to test, with real unseen (val) images as control."""
     images = {"generated": study.generated, **study.pixels}
     spaces = {
         "classifier features": {
-            name: features_of_train(study) if name == "train" else study.features(each, name)
+            name: study.train_features() if name == "train" else study.features(each, name)
             for name, each in images.items()
         },
         "pixels 32x32": {name: memorisation.thumbnails(each) for name, each in images.items()},
@@ -441,7 +384,7 @@ def measure_memorisation(study: Study) -> dict[str, Any]:
     for space, points in spaces.items():
         for name, condition in (("generated", "generated"), ("val", "control: real val images")):
             found = memorisation.nearer_to_train(
-                points[name], points["train"], points["test"], resamples=study.s.resamples, seed=study.s.seed
+                points[name], points["train"], points["test"], resamples=s.resamples, seed=s.seed
             )
             if name == "generated":
                 nearest[space] = found
@@ -458,15 +401,15 @@ def measure_memorisation(study: Study) -> dict[str, Any]:
                     "median_distance": float(np.median(found.distance)),
                 }
             )
-    write_grids(study, nearest["classifier features"])
+    write_grids(study, nearest["classifier features"], s.out, seed=s.seed)
     return write_result(
-        study.s.out / "memorisation.json",
+        s.out / "memorisation.json",
         metric="share of generated images nearer to train than to test",
         value=entries[0]["value"],
         ci=entries[0]["ci"],
         n=entries[0]["n"],
         context=study.context,
-        ci_method=f"95 % percentile over images and train subsets, {study.s.resamples} resamples",
+        ci_method=f"95 % percentile over images and train subsets, {s.resamples} resamples",
         goal="from 0.45 to 0.60",
         details={
             "pools": "the whole test split against random subsets of train of the same size",
@@ -475,38 +418,9 @@ def measure_memorisation(study: Study) -> dict[str, Any]:
     )
 
 
-def write_grids(study: Study, nearest: memorisation.Nearness) -> None:
-    """``grid.png``: random generated images; ``nearest.png``: generated beside the nearest training image."""
-    rng = random.Random(study.s.seed)
-    chosen = rng.sample(range(len(study.prompts)), min(20, len(study.prompts)))
-    marks = {"model": str(study.context.model["name"]), "model_hash": study.model.hash}
-    captions = [study.prompts[i].prompt for i in chosen]
-    grid = make_grid([study.generated[i] for i in chosen], captions, columns=5)
-    save_image(
-        grid,
-        study.s.out / "grid.png",
-        format="png",
-        overwrite=True,
-        provenance={**marks, "content": "random generated images"},
-    )
-    pairs, texts = [], []
-    for i in chosen[:12]:
-        number = int(nearest.nearest_train[i])
-        row = study.splits["train"].iloc[number]
-        pairs += [study.generated[i], np.asarray(study.pixels["train"][number])]
-        texts += [f"generated: {study.prompts[i].prompt}", f"train: {row['text']} ({row['source']})"]
-    save_image(
-        make_grid(pairs, texts, columns=4),
-        study.s.out / "nearest.png",
-        format="png",
-        overwrite=True,
-        provenance={**marks, "content": "generated images, each with the nearest real training image"},
-    )
-
-
-def measure_ms_ssim(study: Study) -> dict[str, Any]:
+def measure_ms_ssim(s: Settings, study: Study) -> dict[str, Any]:
     """Likeness of images of one prompt, beside that of real test images of the same findings and view."""
-    rng = random.Random(study.s.seed)
+    rng = random.Random(s.seed)
     test = study.splits["test"].to_dict("records")
     alike = pairing.look_alikes(study.rows.to_dict("records"), test)
     eligible = [i for i, numbers in enumerate(alike) if len(numbers) >= PER_GROUP]
@@ -516,8 +430,8 @@ def measure_ms_ssim(study: Study) -> dict[str, Any]:
     first: dict[Any, int] = {}
     for i in eligible:
         first.setdefault(pairing.kind_of(labels_from_row(study.rows.iloc[i].to_dict())), i)
-    chosen = [*first.values(), *(i for i in eligible if i not in set(first.values()))][: study.s.groups]
-    jobs = [Job(study.prompts[i].prompt, study.s.seed + k) for i in chosen for k in range(PER_GROUP)]
+    chosen = [*first.values(), *(i for i in eligible if i not in set(first.values()))][: s.groups]
+    jobs = [Job(study.prompts[i].prompt, s.seed + k) for i in chosen for k in range(PER_GROUP)]
     shape = (len(chosen), PER_GROUP, *study.generated.shape[1:])
     groups = {
         "generated": study.make(jobs).reshape(shape),
@@ -532,18 +446,18 @@ def measure_ms_ssim(study: Study) -> dict[str, Any]:
                 "n": len(values),
                 "value": float(values.mean()),
                 "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
-                "ci": mean_interval(values, resamples=study.s.resamples, seed=study.s.seed),
+                "ci": mean_interval(values, resamples=s.resamples, seed=s.seed),
             }
         )
-    short = len(chosen) < study.s.groups
+    short = len(chosen) < s.groups
     return write_result(
-        study.s.out / "ms_ssim.json",
+        s.out / "ms_ssim.json",
         metric="MS-SSIM within a prompt, mean over prompts",
         value=conditions[0]["value"],
         ci=conditions[0]["ci"],
         n=len(chosen),
         context=study.context,
-        ci_method=f"95 % percentile, bootstrap by prompt, {study.s.resamples} resamples",
+        ci_method=f"95 % percentile, bootstrap by prompt, {s.resamples} resamples",
         warnings=[f"only {len(chosen)} prompts have {PER_GROUP} real look-alikes"] if short else [],
         extractor="torchmetrics MS-SSIM, 5 scales, 11 x 11 Gaussian window, grey in [0, 1]",
         goal="at most 0.1 above that of real images",

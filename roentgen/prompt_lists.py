@@ -88,23 +88,25 @@ def evaluation(metadata: Sequence[Path], *, seed: int = 0) -> list[Entry]:
     says all that is known: findings, view, sex, age, and a side where a box of that finding tells it.
     """
     rows = list(itertools.chain.from_iterable(_test_rows(path) for path in metadata))
-    found = [labels for labels in rows if labels.findings and labels.findings != (NO_FINDING,)]
-    normal = [labels for labels in rows if labels.findings == (NO_FINDING,)]
+    found = [row for row in rows if row[1].findings and row[1].findings != (NO_FINDING,)]
+    normal = [row for row in rows if row[1].findings == (NO_FINDING,)]
     rng = random.Random(seed)
     found = found if len(found) <= EVALUATION_SIZE else rng.sample(found, EVALUATION_SIZE)
     chosen = found + rng.sample(normal, min(EVALUATION_SIZE - len(found), len(normal)))
     rng.shuffle(chosen)
-    return [(f"evaluation-{n:04d}", compose(each, rng, complete=True), each) for n, each in enumerate(chosen, 1)]
+    # The image's name in the id: figures on real images must be of the same rows.
+    return [(f"evaluation-{stem}", compose(labels, rng, complete=True), labels) for stem, labels in chosen]
 
 
-def _test_rows(path: Path) -> list[Labels]:
+def _test_rows(path: Path) -> list[tuple[str, Labels]]:
+    """Image name without folder and ending, and labels, of the `test` rows."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            needed = {"split", "findings", "view", "sex", "age"}
+            needed = {"file", "split", "findings", "view", "sex", "age"}
             if missing := sorted(needed - set(reader.fieldnames or ())):
                 raise UserError(f"--metadata {path} has no column {missing[0]!r}; give an openchest metadata.csv")
-            return [_labels(row) for row in reader if row["split"] == "test"]
+            return [(Path(row["file"]).stem, _labels(row)) for row in reader if row["split"] == "test"]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--metadata {path} cannot be read ({error}); give an openchest metadata.csv") from None
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from roentgen import errors, pipeline
-from roentgen.metrics import generated
+from roentgen.metrics import generated, study
 from roentgen.metrics.result import KEYS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,9 +154,10 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_model_that_obeys_gets_the_figures_it_deserves(
-    world: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torchmetrics")
+    monkeypatch.setattr(study, "generated_images", perfect())
     run = script("mini.py", load_classifier=lambda path: Judge(), generated_images=perfect())
     assert run(flags(world, tmp_path)) == 0
     results = read(tmp_path / "results")

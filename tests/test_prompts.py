@@ -385,7 +385,8 @@ def test_evaluation_uses_test_rows_only(tmp_path: Path) -> None:
         ("Effusion", "Mass"): Labels(("Effusion", "Mass"), {"Effusion": "left"}, "PA", "F", 54.0),
         (NO_FINDING,): Labels((NO_FINDING,), {}, "AP", "M", None),
     }
-    assert entries == prompt_lists.evaluation([metadata]) and entries[0][0] == "evaluation-0001"
+    assert entries == prompt_lists.evaluation([metadata])
+    assert {e[0] for e in entries} == {"evaluation-a", "evaluation-c"}
 
 
 def test_generator_names_a_wrong_metadata_file(tmp_path: Path) -> None:

@@ -203,11 +203,10 @@ def test_classifier_learns_scores_and_rewards(few: Path, finetune_flags, tmp_pat
     images = np.zeros((3, 256, 256), np.uint8)
     assert judge.predict(images).shape == (3, len(judge.findings))
     assert judge.predict_sides(images).shape == (3, len(judge.findings), 2)
-    vae = Path(str(finetune_flags[3])) / "vae"
-    made = run("classifier.py", *flags, "--size", 32, "--vae", vae, "--out", tmp_path / "latents")
+    made = run("classifier.py", *flags, "--size", 32, "--out", tmp_path / "small")
     assert made.returncode == 0, made.stderr
     made = run(
-        "finetune.py", *finetune_flags, "--images", 8, "--out", tmp_path / "rewarded", "--reward", tmp_path / "latents",
+        "finetune.py", *finetune_flags, "--images", 8, "--out", tmp_path / "rewarded", "--reward", tmp_path / "small",
         "--reward_weight", 0.1,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr

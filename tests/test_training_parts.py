@@ -199,3 +199,12 @@ def test_reward_falls_when_the_right_side_wins() -> None:
     args = [torch.ones(1, 1), torch.ones(1, 1), torch.tensor([[[0.0, 1.0]]]), torch.ones(1, 1, 2)]
     low, high = (conditioning.reward_loss(net(m), torch.zeros(1), *args, positive_weight=4.0) for m in (2.0, -2.0))
     assert low < high
+
+
+def test_the_preview_is_exact_where_latents_are_linear_in_pixels() -> None:
+    images = torch.rand(20, 1, 8, 8) * 2 - 1
+    mixing = torch.randn(4, 4)
+    cells = torch.nn.functional.pixel_unshuffle(images, 2)
+    latents = torch.einsum("ij,njhw->nihw", mixing, cells) + 0.3
+    preview = conditioning.fit_preview(latents, images)
+    assert torch.allclose(preview(latents), images, atol=1e-4)

@@ -30,6 +30,7 @@ from roentgen.images import from_autoencoder, make_grid, save_image, to_autoenco
 from roentgen.training import pca_encoder
 from roentgen.training import reconstruction as R
 from roentgen.training.fast_norm import use_fast_group_norm
+from roentgen.training.latents import load_vae
 from roentgen.training.settings import as_dict, parse_settings, require, require_writable
 from roentgen.training.state import EMA, Checkpoints, batch_generator, batch_indices, cosine_rate
 
@@ -49,7 +50,9 @@ class Settings:
         latent_channels: channels of the latents.
         encoder: `learned`, or `pca` for blockwise principal components, which need no training.
         whitening: for pca: 0 leaves the latents the pixels' spectrum, 1 gives every channel the same variance.
-        images: length of training.
+        start: autoencoder folder to start from instead of random weights (its shape must be the one set here).
+        images: length of the learning-rate schedule.
+        until: images after which to stop, when that is before the schedule's end.
         batch_size: images a step, over all processes.
         rate: peak learning rate of AdamW.
         warmup: images of linear warm-up.
@@ -76,7 +79,9 @@ class Settings:
     latent_channels: int = 16
     encoder: Literal["learned", "pca"] = "learned"
     whitening: float = 0.5
+    start: Path | None = None
     images: int = 32_000
+    until: int | None = None
     batch_size: int = 8
     rate: float = 1e-3
     warmup: int = 1_000
@@ -94,7 +99,7 @@ class Settings:
 
 
 # Settings that may change between a run and its continuation.
-FREE = frozenset({"out", "manifest", "cache", "log_every", "sample_every", "checkpoint_every", "dry_run"})
+FREE = frozenset({"until", "out", "manifest", "cache", "log_every", "sample_every", "checkpoint_every", "dry_run"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         mid_block_add_attention=False,
         scaling_factor=1.0,
     )
+    if s.start is not None:
+        vae.load_state_dict(load_vae(s.start).state_dict())
     if s.encoder == "pca":
         pca = pca_encoder.fit(
             data.pixels[:: max(1, len(train) // 1000)],
@@ -171,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ema = EMA([vae], halflife=s.ema_halflife)
     checkpoints = Checkpoints(s.out / "checkpoints")
     settings = as_dict(s)
-    images = 0
+    images, end = 0, min(s.images, s.until or s.images)
     saved = checkpoints.latest()
     if saved is not None:
         checkpoints.check_same(saved["settings"], settings, free=FREE)
@@ -184,8 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     started, images_then = time.perf_counter(), images
     running: list[torch.Tensor] = []
-    bar = tqdm(total=s.images, initial=images, unit="img", file=sys.stderr, disable=not accelerator.is_main_process)
-    while images < s.images:
+    bar = tqdm(total=end, initial=images, unit="img", file=sys.stderr, disable=not accelerator.is_main_process)
+    while images < end:
         # The batch: what it holds depends on the seed and its number alone.
         number = images // s.batch_size
         chosen = batch_indices(weights, len(train), size=s.batch_size, seed=s.seed, batch=number)
@@ -222,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         running.append(error.detach().mean())
         bar.update(s.batch_size)
 
-        done = images >= s.images
+        done = images >= end
         if accelerator.is_main_process and (done or images % s.log_every < s.batch_size):
             level = torch.stack(running).mean().item()
             require(

@@ -29,8 +29,7 @@ from roentgen import errors
 from roentgen.data.dataset import load_pixels
 from roentgen.data.manifest import SIDE_SUFFIX, finding_columns, read_manifest
 from roentgen.metrics.auroc import auroc
-from roentgen.models.classifier import HalvesNet, mirror_matrix, noisy_or_loss, save_classifier
-from roentgen.training.latents import cached_latents, encode, load_vae
+from roentgen.models.classifier import HalvesNet, noisy_or_loss, save_classifier
 from roentgen.training.settings import parse_settings, require, require_writable
 from roentgen.training.state import batch_generator, batch_indices, cosine_rate
 
@@ -46,8 +45,7 @@ class Settings:
         findings: findings to learn (default: all with at least `min_positive` positive training images).
         min_positive: see findings.
         size: side of the image in pixels.
-        vae: autoencoder folder; with it the classifier reads latents of `size` images instead of pixels.
-        blocks: residual blocks a stage (default: 4 stages of one for pixels, 3 for latents).
+        blocks: residual blocks a stage.
         images: length of training in images seen.
         batch_size: images a step, over all processes.
         rate: peak learning rate of AdamW.
@@ -68,8 +66,7 @@ class Settings:
     findings: tuple[str, ...] | None = None
     min_positive: int = 30
     size: int = 128
-    vae: Path | None = None
-    blocks: tuple[int, ...] | None = None
+    blocks: tuple[int, ...] = (1, 1, 1, 1)
     images: int = 80_000
     batch_size: int = 32
     rate: float = 2e-3
@@ -114,27 +111,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     require_writable(s.out, "--out")
     with accelerator.main_process_first():
-        everything = load_inputs(s, table)
+        everything = load_pixels(table["image"].tolist(), size=s.size, cache=s.cache or s.out / "cache").pixels
     inputs, val_inputs = everything[train.index], everything[val.index]
     labels = torch.tensor(train[findings].to_numpy(dtype=np.float32, na_value=np.nan))
     known_sides = side_signs(train, findings)
     val_labels = val[findings].to_numpy(dtype=np.float32, na_value=np.nan)
 
     torch.manual_seed(s.seed)
-    shape = {
-        "in_channels": inputs.shape[1],
-        "blocks": s.blocks or (1, 1, 1, 1)[: 3 if s.vae else 4],
-        "stem": "latent" if s.vae else "image",
-    }
-    net = HalvesNet(len(findings), **shape).to(memory_format=torch.channels_last)
-    if s.vae is not None:
-        net.cell_mirror.copy_(fit_mirror(s.vae, load_pixels(train["image"].tolist()[:64], size=s.size).pixels))
+    net = HalvesNet(len(findings), blocks=s.blocks).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=s.rate, weight_decay=s.weight_decay)
     model, optimizer = accelerator.prepare(net, optimizer)
     info = {
         "findings": findings,
         "size": s.size,
-        "net": {**shape, "blocks": list(shape["blocks"])},
+        "blocks": list(s.blocks),
         "part": s.part,
         "training_images": len(train),
     }
@@ -147,10 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         number = images // s.batch_size
         chosen = batch_indices(None, len(train), size=s.batch_size, seed=s.seed, batch=number)
         generator = batch_generator(s.seed, number)
-        x = as_input(inputs[chosen.numpy()])
-        # Latents get noise: the classifier will read the model's unfinished estimates of them.
-        x = noised(x, generator) if s.vae else augment(x, generator)
-        x = x[mine].to(accelerator.device)
+        x = augment(as_input(inputs[chosen.numpy()]), generator)[mine].to(accelerator.device)
         y = labels[chosen][mine].to(accelerator.device)
         known = ~y.isnan()
         target = y.nan_to_num(0.0) * (1 - s.label_smoothing) + 0.5 * s.label_smoothing
@@ -225,37 +212,9 @@ def side_signs(table: pd.DataFrame, findings: Sequence[str]) -> torch.Tensor:
     return signs
 
 
-def load_inputs(s: Settings, table: pd.DataFrame) -> np.ndarray:
-    """uint8 images (N, 1, H, W), or with --vae float16 latent means (N, C, h, w)."""
-    cache = s.cache or s.out / "cache"
-    pixels = load_pixels(table["image"].tolist(), size=s.size, cache=cache).pixels
-    if s.vae is None:
-        return pixels[:, None]
-    return cached_latents(s.vae, pixels, cache=cache).mean
-
-
-def fit_mirror(vae: Path, pixels: np.ndarray) -> torch.Tensor:
-    """How mirroring an image mixes the channels of its latents, from (N, H, W) images."""
-    module = load_vae(vae)
-    plain, mirrored = (encode(module, p, device=torch.device("cpu")).mean for p in (pixels, pixels[:, :, ::-1].copy()))
-    return mirror_matrix(torch.from_numpy(plain).float(), torch.from_numpy(mirrored).float())
-
-
 def as_input(batch: np.ndarray) -> torch.Tensor:
-    x = torch.from_numpy(np.ascontiguousarray(batch))
-    return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x.float()
-
-
-def noised(latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Make latents (N, C, h, w) look like a diffusion model's unfinished estimates: shifted, blurred, noisy."""
-    n = latents.shape[0]
-    dy, dx = torch.randint(-1, 2, (2,), generator=generator).tolist()
-    padded = F.pad(latents, (1, 1, 1, 1), mode="replicate")
-    x = padded[:, :, 1 + dy : 1 + dy + latents.shape[2], 1 + dx : 1 + dx + latents.shape[3]]
-    smooth = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    blur = torch.rand(n, 1, 1, 1, generator=generator) * (torch.rand(n, 1, 1, 1, generator=generator) < 0.6)
-    level = torch.rand(n, 1, 1, 1, generator=generator) * 0.4
-    return x + blur * (smooth - x) + level * torch.randn(latents.shape, generator=generator)
+    """uint8 (N, H, W) to float32 (N, 1, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(batch)).unsqueeze(1).float() / 127.5 - 1
 
 
 def part_bounds(part: str) -> tuple[float, float]:
@@ -295,6 +254,8 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     )
     contrast, brightness = uniform(0.75, 1.25).view(-1, 1, 1, 1), uniform(-0.2, 0.2).view(-1, 1, 1, 1)
     x = (x * contrast + brightness).clamp(-1, 1)
+    smooth = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    x = x + (torch.rand(n, 1, 1, 1, generator=generator) < 0.3) * (smooth - x)
     return x + 0.03 * torch.randn(x.shape, generator=generator)
 
 

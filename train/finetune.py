@@ -26,7 +26,7 @@ from tqdm import tqdm
 from roentgen import diffusion, errors
 from roentgen.data.dataset import load_pixels
 from roentgen.data.manifest import read_manifest
-from roentgen.images import make_grid, save_image
+from roentgen.images import make_grid, save_image, to_autoencoder
 from roentgen.models.classifier import load_classifier
 from roentgen.models.text_encoders import tokenize
 from roentgen.pipeline import generate
@@ -50,7 +50,8 @@ class Settings:
         text: folder with tokenizer/ and text_encoder/, when starting from nothing (see train/text_encoder.py).
         unet: configuration of a new UNet2DConditionModel, when starting from nothing.
         name: name that the result carries.
-        images: length of training.
+        images: length of the learning-rate schedule.
+        until: images after which to stop, when that is before the schedule's end.
         batch_size: images a step, over all processes and accumulated parts.
         accumulate: parts into which each process splits its share of the batch, to save memory.
         train_unet: train the U-Net.
@@ -63,7 +64,7 @@ class Settings:
         balance: 0 draws images as they come, 1 every finding equally often.
         prediction_type: epsilon or v_prediction (default: that of the pipeline).
         min_snr_gamma: min-SNR loss weight; null for none.
-        reward: folder of a latent classifier (train/classifier.py with --vae) whose likelihood of the text is raised.
+        reward: folder of a classifier (train/classifier.py) whose likelihood of the text is raised.
         reward_weight: weight of that term.
         reward_positive: weight of findings that a text names against those it does not.
         ema_halflife: half-life of the weight average.
@@ -89,6 +90,7 @@ class Settings:
     unet: dict[str, Any] | None = None
     name: str = "finetuned"
     images: int = 10_000
+    until: int | None = None
     batch_size: int = 16
     accumulate: int = 1
     train_unet: bool = True
@@ -131,6 +133,7 @@ class Settings:
 # Settings that may change between a run and its continuation.
 FREE = frozenset(
     {
+        "until",
         "out",
         "manifest",
         "cache",
@@ -197,7 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts.unet.train()
     parts.text_encoder.to(accelerator.device)
     parts.unet.to(accelerator.device)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=accelerator.device.type == "cuda")
+    optimizer = torch.optim.AdamW(
+        groups, betas=(0.9, 0.99), weight_decay=0.01, fused=accelerator.device.type in ("cuda", "cpu")
+    )
     unet = accelerator.prepare(parts.unet) if s.train_unet else parts.unet
     text_encoder = accelerator.prepare(parts.text_encoder) if s.train_text_encoder else parts.text_encoder
     optimizer = accelerator.prepare(optimizer)
@@ -205,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ema = EMA(modules.values(), halflife=s.ema_halflife)
     checkpoints = Checkpoints(s.out / "checkpoints")
     settings = as_dict(s)
-    images = 0
+    images, end = 0, min(s.images, s.until or s.images)
     saved = checkpoints.latest()
     if saved is not None:
         checkpoints.check_same(saved["settings"], settings, free=FREE)
@@ -215,16 +220,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         ema.load_state_dict(saved["ema"])
         images = saved["images"]
         accelerator.print(f"continuing at {images} images")
-    judge = load_classifier(s.reward).net.requires_grad_(False).to(accelerator.device) if s.reward else None
-    judged = load_classifier(s.reward).findings if s.reward else []
+    judge, judged, preview = None, [], None
+    if s.reward is not None:
+        # The classifier reads small grey images: a linear map shows it the latents.
+        classifier = load_classifier(s.reward)
+        judge, judged = classifier.net.requires_grad_(False).to(accelerator.device), classifier.findings
+        shown = slice(None, None, max(1, len(table) // 500))
+        small = load_pixels(table["image"].tolist()[shown], size=classifier.size).pixels
+        preview = conditioning.fit_preview(torch.from_numpy(everything.mean[shown]).float(), to_autoencoder(small))
+        preview.to(accelerator.device)
     log = SummaryWriter(s.out / "log") if accelerator.is_main_process else None
 
     local = s.batch_size // pieces
     first_part = accelerator.process_index * s.accumulate
     started, images_then = time.perf_counter(), images
     running: list[torch.Tensor] = []
-    bar = tqdm(total=s.images, initial=images, unit="img", file=sys.stderr, disable=not accelerator.is_main_process)
-    while images < s.images:
+    bar = tqdm(total=end, initial=images, unit="img", file=sys.stderr, disable=not accelerator.is_main_process)
+    while images < end:
         # The batch depends on the seed and its number alone: not on processes, accumulation or earlier batches.
         number = images // s.batch_size
         chosen = batch_indices(weights, len(train), size=s.batch_size, seed=s.seed, batch=number)
@@ -258,19 +270,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             goal = diffusion.target(kind, x0, eps, abar, step)
             error = (output - goal).square().mean((1, 2, 3))
             loss = (loss_weight[step] * error).mean()
-            if judge is not None:
+            likelihood = torch.zeros_like(error)
+            if judge is not None and preview is not None:
                 # At large t noise hides the findings and the text must supply them; at small t the estimate shows
                 # them already and the likelihood is flat. The weight is that of the diffusion loss.
                 said = [
                     x.to(accelerator.device)
                     for x in conditioning.reward_targets(texts[mine], [rows[i] for i in chosen[mine].tolist()], judged)
                 ]
-                estimate = diffusion.estimate_x0(kind, xt, output, abar, step) / scale
+                estimate = preview(diffusion.estimate_x0(kind, xt, output, abar, step) / scale)
                 with accelerator.autocast():
                     likelihood = conditioning.reward_loss(judge, estimate, *said, positive_weight=s.reward_positive)
                 loss = loss + s.reward_weight * (loss_weight[step] * likelihood.float()).mean()
             accelerator.backward(loss / s.accumulate)
-            running.append(torch.stack([error.detach().mean(), loss.detach()]))
+            running.append(torch.stack([error.detach().mean(), loss.detach(), likelihood.detach().float().mean()]))
         accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -278,26 +291,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         ema.update(images, s.batch_size)
         bar.update(s.batch_size)
 
-        done = images >= s.images
+        done = images >= end
         due = {
             every: done or images % every < s.batch_size
             for every in (s.log_every, s.validate_every, s.sample_every, s.checkpoint_every)
         }
         if accelerator.is_main_process and due[s.log_every]:
-            level, total = torch.stack(running).mean(0).tolist()
+            level, total, missed = torch.stack(running).mean(0).tolist()
             require(
                 np.isfinite(total),
                 f"loss is not finite at image {images}; the last checkpoint in {s.out} is good",
             )
             speed = (images - images_then) / (time.perf_counter() - started)
-            left = (s.images - images) / speed / 60
+            left = (end - images) / speed / 60
             print(
-                f"{images} images, error {level:.4f}, loss {total:.4f}, {speed:.1f} images/s, {left:.0f} min left",
+                f"{images} images, error {level:.4f}, loss {total:.4f}, "
+                f"reward loss {missed:.4f}, {speed:.1f} images/s, {left:.0f} min left",
                 flush=True,
             )
             for key, value in (
                 ("train/error", level),
                 ("train/loss", total),
+                ("train/reward_loss", missed),
                 ("train/images_per_second", speed),
             ):
                 log.add_scalar(key, value, images)

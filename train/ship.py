@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         same = fingerprint(vae.encoder) == fingerprint(parts.vae.encoder)
         require(same, f"--vae {s.vae}: its encoder is not the one that --pipeline was trained with; use that run's")
         parts = dataclasses.replace(parts, vae=vae)
+    parts.scheduler.register_to_config(steps_offset=1)  # what stock diffusers expects; no matter with "trailing"
     facts: dict[str, Any] = json.loads((s.pipeline / "roentgen.json").read_text())
     chosen = {key: value for key in ("steps", "guidance", "sampler") if (value := getattr(s, key)) is not None}
     facts = {

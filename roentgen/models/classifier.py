@@ -31,39 +31,26 @@ class HalvesNet(nn.Module):
 
     Args:
         findings: number of outputs.
-        in_channels: 1 for images, the latent channels for latents.
         blocks: basic blocks a stage; widths are 64, 128, 256, 512.
-        stem: ``image`` (7x7 convolution and max-pooling, a quarter of the resolution) or ``latent`` (3x3, full).
     """
 
-    def __init__(self, findings: int, *, in_channels: int, blocks: tuple[int, ...], stem: str) -> None:
+    def __init__(self, findings: int, *, blocks: tuple[int, ...]) -> None:
         super().__init__()
         from torchvision.models.resnet import BasicBlock, ResNet
 
         full = ResNet(BasicBlock, [*blocks, *([1] * (4 - len(blocks)))], num_classes=1)
         stages = [full.layer1, full.layer2, full.layer3, full.layer4][: len(blocks)]
-        if stem == "image":
-            first = [
-                nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False),
-                full.bn1,
-                full.relu,
-                full.maxpool,
-            ]
-        else:
-            first = [nn.Conv2d(in_channels, 64, 3, padding=1, bias=False), full.bn1, full.relu]
-        self.trunk = nn.Sequential(*first, *stages)
-        # A mirrored image has latents mirrored in space and mixed by this matrix in each cell (`mirror_matrix`).
-        self.register_buffer("cell_mirror", torch.eye(in_channels))
+        first = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+        self.trunk = nn.Sequential(first, full.bn1, full.relu, full.maxpool, *stages)
         self.width = 64 * 2 ** (len(blocks) - 1)
         self.side = nn.Conv2d(self.width, findings, 1)
         self.image = nn.Linear(4 * self.width, findings)
         nn.init.constant_(self.side.get_parameter("bias"), -3.0)
 
     def halves(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W), images in [-1, 1] -> maps (2, N, C, h, w): patient's right, patient's left (mirrored)."""
+        """x (N, 1, H, W) in [-1, 1] -> maps (2, N, C, h, w): patient's right, patient's left (mirrored)."""
         width = x.shape[-1] // 2 + round(x.shape[-1] * OVERLAP)
-        left = torch.einsum("ij,njhw->nihw", self.cell_mirror.to(x.dtype), x.flip(-1)[..., :width])
-        maps: Tensor = self.trunk(torch.cat([x[..., :width], left]))
+        maps: Tensor = self.trunk(torch.cat([x[..., :width], x.flip(-1)[..., :width]]))
         return maps.unflatten(0, (2, -1))
 
     def pooled(self, maps: Tensor) -> Tensor:
@@ -72,22 +59,12 @@ class HalvesNet(nn.Module):
         return torch.cat([mean[0], mean[1], peak[0], peak[1]], dim=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, C, H, W), images in [-1, 1] -> image logits (N, F), side logits (N, F, 2), 0 the patient's right."""
+        """x (N, 1, H, W) in [-1, 1] -> image logits (N, F), side logits (N, F, 2), 0 the patient's right."""
         maps = self.halves(x)
         scores = self.side(maps.flatten(0, 1)).flatten(2)
         # Smooth maximum over places (log-mean-exp, Pinheiro & Collobert 2015, eq. 6).
         sides = (torch.logsumexp(4 * scores, 2) - np.log(scores.shape[2])) / 4
         return self.image(self.pooled(maps)), sides.unflatten(0, (2, -1)).permute(1, 2, 0)
-
-
-def mirror_matrix(latents: Tensor, mirrored: Tensor) -> Tensor:
-    """The matrix (C, C) that best turns the flipped ``latents`` (N, C, h, w) into those of the mirrored images.
-
-    Least squares over all cells; exact for a linear, blockwise encoder whose components are even or odd.
-    """
-    x = latents.flip(-1).permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-    y = mirrored.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-    return torch.linalg.lstsq(x, y).solution.T.contiguous()
 
 
 def noisy_or_loss(sides: Tensor, labels: Tensor) -> Tensor:
@@ -107,8 +84,6 @@ class Classifier:
     info: dict[str, Any]
 
     def _input(self, images: NDArray[np.uint8]) -> Tensor:
-        if self.net.trunk[0].in_channels != 1:
-            raise ValueError("this classifier reads latents, not images")
         if images.dtype != np.uint8 or images.ndim != 3:
             raise ValueError(f"images must be uint8 (N, H, W), not {images.dtype} {images.shape}")
         x = torch.from_numpy(np.ascontiguousarray(images)).float().unsqueeze(1)
@@ -147,10 +122,7 @@ def save_classifier(folder: Path, net: HalvesNet, info: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        k: (v.half() if v.is_floating_point() and v.numel() > 1 else v).contiguous()
-        for k, v in net.state_dict().items()
-    }
+    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in net.state_dict().items()}
     save_file(state, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(info, indent=1) + "\n")
 
@@ -166,7 +138,7 @@ def load_classifier(path: str | Path | None = None) -> Classifier:
                 f"{folder}: no classifier there ({name} is missing); give a folder made by train/classifier.py"
             )
     info = json.loads((folder / "config.json").read_text())
-    net = HalvesNet(len(info["findings"]), **{**info["net"], "blocks": tuple(info["net"]["blocks"])})
+    net = HalvesNet(len(info["findings"]), blocks=tuple(info["blocks"]))
     try:
         state = load_file(folder / "model.safetensors")
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})

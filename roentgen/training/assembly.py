@@ -24,7 +24,7 @@ SCHEDULE = {
     "prediction_type": "v_prediction",
     "clip_sample": False,
     "timestep_spacing": "trailing",
-    "steps_offset": 0,
+    "steps_offset": 1,
     "set_alpha_to_one": False,
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from roentgen.data.manifest import finding_columns
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
@@ -89,9 +89,35 @@ def reward_targets(texts: Sequence[str], rows: Sequence[Labels], findings: Seque
     return target, mask, sides, side_mask
 
 
+class LinearPreview(nn.Module):
+    """Latents (N, C, h, w) to small grey images (N, 1, h * k, w * k) in about [-1, 1], each cell by one matrix.
+
+    A decoder's first approximation, at no cost: it lets a classifier of images read unfinished latents.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        cells = F.conv2d(latents, self.weight, self.bias)
+        return F.pixel_shuffle(cells, round(self.weight.shape[0] ** 0.5))
+
+
+def fit_preview(latents: Tensor, images: Tensor) -> LinearPreview:
+    """Least squares from latents (N, C, h, w) to images (N, 1, h * k, w * k) in [-1, 1]."""
+    n, c, h, w = latents.shape
+    k = images.shape[-1] // w
+    x = torch.cat([latents.permute(0, 2, 3, 1).reshape(-1, c), latents.new_ones(n * h * w, 1)], 1).double()
+    y = F.pixel_unshuffle(images, k).permute(0, 2, 3, 1).reshape(-1, k * k).double()
+    solution = torch.linalg.lstsq(x, y).solution.T.float()
+    return LinearPreview(solution[:, :c, None, None].contiguous(), solution[:, c].contiguous())
+
+
 def reward_loss(
     net: Any,
-    latents: Tensor,
+    estimate: Tensor,
     target: Tensor,
     mask: Tensor,
     sides: Tensor,
@@ -99,13 +125,13 @@ def reward_loss(
     *,
     positive_weight: float,
 ) -> Tensor:
-    """Negative log-likelihood (N,) of what the text says under a frozen latent classifier ``net``.
+    """Negative log-likelihood (N,) of what the text says under a frozen classifier ``net`` of the estimate.
 
     Training-time counterpart of classifier guidance (Dhariwal & Nichol 2021, section 4): its gradient moves the
     model's estimate, rather than each sample, towards what the text says. Findings that are said count
     ``positive_weight`` times as much as those that are not.
     """
-    logits, side_logits = net(latents)
+    logits, side_logits = net(estimate)
     weight = mask * (1 + (positive_weight - 1) * target)
     image = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum(1)
     # Which side, not how much of it: only the difference of the two halves is asked for, except where both are said.

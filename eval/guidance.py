@@ -1,0 +1,113 @@
+"""Choose the guidance scale on the validation split: adherence and distance to real images at several scales.
+
+    python eval/guidance.py --manifest MANIFEST --classifier roentgen/models/classifier --out eval/results/mini
+
+Prompts are composed from the labels of `val` images, never of `test`. Writes ``OUT/guidance.json``.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from roentgen import errors, pipeline
+from roentgen.data.dataset import load_pixels
+from roentgen.data.manifest import read_manifest
+from roentgen.metrics import auroc, frechet
+from roentgen.metrics.bootstrap import cluster_weights
+from roentgen.metrics.generated import Job, generated_images, resolve_sampling
+from roentgen.metrics.result import Context, command_line, file_hash, portable, write_result
+from roentgen.models.classifier import load_classifier
+from roentgen.prompts import compose, labels_from_row
+from roentgen.training.settings import as_dict, parse_settings, require, require_writable
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the choice.
+
+    Args:
+        manifest: manifest with `val` images.
+        classifier: the judge.
+        out: folder for guidance.json.
+        model: name, folder or hub id.
+        work: folder for generated images and caches.
+        guidance: scales to compare.
+        images: prompts a scale, half of them with findings where there are enough.
+        steps: inference steps (default: the model's own).
+        sampler: sampler (default: the model's own).
+        seed: seed of the first image, and of texts.
+        batch_size: images generated at a time.
+    """
+
+    manifest: Path
+    classifier: Path
+    out: Path
+    model: str = "mini"
+    work: Path = Path("out/guidance")
+    guidance: tuple[float, ...] = (1.5, 3.0, 5.0)
+    images: int = 200
+    steps: int | None = None
+    sampler: str | None = None
+    seed: int = 10_000
+    batch_size: int = 8
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    s = parse_settings(Settings, argv, prog="eval/guidance.py", description=(__doc__ or "").splitlines()[0])
+    require(s.images >= 10 and len(s.guidance) > 0, "--images must be at least 10 and --guidance name a scale")
+    require_writable(s.out, "--out")
+    judge, model = load_classifier(s.classifier), pipeline.load_model(s.model)
+    table = read_manifest(s.manifest, splits=["val"], allow_empty_text=True)
+    rng = random.Random(s.seed)
+    ill = [i for i in range(len(table)) if table["No Finding"].iloc[i] != 1]
+    well = [i for i in range(len(table)) if table["No Finding"].iloc[i] == 1]
+    rng.shuffle(ill)
+    rng.shuffle(well)
+    chosen = ill[: s.images * 2 // 3]
+    chosen += well[: s.images - len(chosen)]
+    rows = table.iloc[chosen].reset_index(drop=True)
+    texts = [compose(labels_from_row(row), rng, complete=True) for row in rows.to_dict("records")]
+    labels = rows[[f for f in judge.findings]].to_numpy(dtype=float)
+    weights = cluster_weights(rows["patient_id"].tolist(), 1000, s.seed)
+    real = load_pixels(rows["image"].tolist(), size=256, cache=s.work / "cache").pixels
+    real_moments = frechet.moments(judge.features(np.asarray(real)))
+
+    def score(images: np.ndarray) -> dict[str, object]:
+        found = auroc.macro_auroc(
+            judge.predict(images).astype(float), labels, judge.findings, weights, leave_out=("No Finding",)
+        )
+        distance = frechet.frechet_distance(frechet.moments(judge.features(images)), real_moments)
+        return {"auroc": found.value, "ci": found.ci, "findings": found.names, "frechet_to_val": distance}
+
+    curve = [{"guidance": None, "set": "real", **score(np.asarray(real))}]
+    for scale in s.guidance:
+        sampling = resolve_sampling(model, s.steps, scale, s.sampler)
+        jobs = [Job(text, s.seed + i) for i, text in enumerate(texts)]
+        made = generated_images(model, jobs, s.work / "images", sampling=sampling, batch_size=s.batch_size)
+        curve.append({"guidance": scale, "set": "generated", **score(made)})
+        print(curve[-1], flush=True)
+    best = max(curve[1:], key=lambda point: float(str(point["auroc"])))
+    context = Context(
+        extractor=f"roentgen classifier {s.classifier.name}, sha256 {file_hash(s.classifier)}",
+        resize="shorter side to 256 px, centre crop; then the classifier's own size", seed=s.seed,
+        settings={key: portable(value) for key, value in as_dict(s).items()},
+        model={"name": portable(model.name), "hash": model.hash}, inputs={"manifest": s.manifest.name},
+        command=command_line("eval/guidance.py", s),
+    )  # fmt: skip
+    write_result(
+        s.out / "guidance.json", metric="macro AUROC on val prompts by guidance scale", value=float(str(best["auroc"])),
+        ci=best["ci"], ci_method="95 % percentile, bootstrap by patient", n=len(rows), context=context,
+        warnings=["chosen on val; Frechet distances at this n are biased upwards and only comparable in this file"],
+        details={"best": best["guidance"], "curve": curve},
+    )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="eval/guidance.py"))
