@@ -39,6 +39,7 @@ class Settings:
         work: folder for generated images and caches.
         guidance: scales to compare.
         images: prompts a scale, half of them with findings where there are enough.
+        dtype: float32, float16 or bfloat16 (default: float16 on a GPU, else float32).
         steps: inference steps (default: the model's own).
         sampler: sampler (default: the model's own).
         seed: seed of the first image, and of texts.
@@ -52,6 +53,7 @@ class Settings:
     work: Path = Path("out/guidance")
     guidance: tuple[float, ...] = (1.5, 3.0, 5.0)
     images: int = 200
+    dtype: str | None = None
     steps: int | None = None
     sampler: str | None = None
     seed: int = 10_000
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="eval/guidance.py", description=(__doc__ or "").splitlines()[0])
     require(s.images >= 10 and len(s.guidance) > 0, "--images must be at least 10 and --guidance name a scale")
     require_writable(s.out, "--out")
-    judge, model = load_classifier(s.classifier), pipeline.load_model(s.model)
+    judge, model = load_classifier(s.classifier), pipeline.load_model(s.model, dtype=s.dtype)
     table = read_manifest(s.manifest, splits=["val"], allow_empty_text=True)
     rng = random.Random(s.seed)
     ill = [i for i in range(len(table)) if table["No Finding"].iloc[i] != 1]
@@ -89,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for scale in s.guidance:
         sampling = resolve_sampling(model, s.steps, scale, s.sampler)
         jobs = [Job(text, s.seed + i) for i, text in enumerate(texts)]
-        made = generated_images(model, jobs, s.work / "images", sampling=sampling, batch_size=s.batch_size)
+        made = generated_images(
+            model, jobs, s.work / f"guidance-{scale:g}" / "images", sampling=sampling, batch_size=s.batch_size
+        )
         curve.append({"guidance": scale, "set": "generated", **score(made)})
         print(curve[-1], flush=True)
     best = max(curve[1:], key=lambda point: float(str(point["auroc"])))

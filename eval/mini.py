@@ -64,6 +64,7 @@ class Settings:
         batch_size: images generated at a time.
         judge_batch_size: images judged or reconstructed at a time.
         device: auto, cpu, cuda or mps (None: auto).
+        dtype: float32, float16 or bfloat16 (None: float16 on a GPU, else float32).
         resamples: bootstrap resamples.
         fid_resamples: bootstrap resamples of the Frechet distances.
     """
@@ -84,6 +85,7 @@ class Settings:
     batch_size: int = 4
     judge_batch_size: int = 32
     device: str | None = None
+    dtype: str | None = None
     resamples: int = 1000
     fid_resamples: int = 100
 
@@ -133,7 +135,7 @@ def prepare(
     """Load, generate (``numbers`` are the places in the list, and so the seeds), read and reconstruct."""
     judge = load_classifier(s.classifier)
     require("Effusion" in judge.findings, f"--classifier {s.classifier} knows no Effusion; its sides are needed")
-    model = pipeline.load_model(s.model, device=s.device)
+    model = pipeline.load_model(s.model, device=s.device, dtype=s.dtype)
     sampling = resolve_sampling(model, s.steps, s.guidance, s.sampler)
     jobs = [Job(prompt.prompt, s.seed + number) for prompt, number in zip(prompts, numbers, strict=True)]
     generated = generated_images(model, jobs, s.work / "images", sampling=sampling, batch_size=s.batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -34,7 +35,8 @@ def fenced(language: str) -> list[str]:
 def commands() -> list[list[str]]:
     """Every command of the README's bash blocks, split into words."""
     lines = [line for block in fenced("bash") for line in block.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line) for line in lines if line.strip()]
+    words = [shlex.split(line) for line in lines if line.strip()]
+    return [[*itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), each)] for each in words]
 
 
 def of(program: str) -> list[list[str]]:
@@ -172,7 +174,7 @@ def test_make_says_when_python_is_too_old(tmp_path: Path) -> None:
 
 
 def test_every_command_is_of_a_kind_that_is_checked() -> None:
-    assert {words[0] for words in commands()} <= {"roentgen", "make", "pip", "accelerate", "python"}
+    assert {words[0] for words in commands()} <= {"roentgen", "make", "pip", "accelerate", "torchrun", "python"}
 
 
 def test_make_commands_are_goals() -> None:
@@ -197,11 +199,11 @@ def test_files_of_the_commands_exist(words: list[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", of("accelerate"), ids=named)
+@pytest.mark.parametrize("words", [*of("accelerate"), *of("torchrun")], ids=named)
 def test_recipes_accept_their_settings(words: list[str], tmp_path: Path) -> None:
     """Each recipe for real up to the point where it would train: it knows the flags, YAML keys and data."""
     script = next(index for index, word in enumerate(words) if word.endswith(".py"))
-    out = ["--out", str(tmp_path / "run"), "--dry_run", "true"]
+    out = ["--out", str(tmp_path / "run"), "--dry-run"]
     run_python([*words[script:], *out], ROOT)
 
 

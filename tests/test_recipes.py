@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data" / "sample" / "manifest.csv"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+ENV["ACCELERATE_USE_CPU"] = "true"
 
 
 def command(script: str, *flags: object, processes: int = 1) -> list[str]:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes"]
-    start = [sys.executable] if processes == 1 else [*launch, str(processes), "--dynamo_backend", "no"]
+    # `accelerate launch --cpu` starts one process whatever it is told; several CPU processes are torchrun's.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    start = [sys.executable] if processes == 1 else launch
     return [*start, str(ROOT / "train" / script), *(str(flag) for flag in flags)]
 
 
@@ -91,6 +93,7 @@ def test_two_processes_train_like_one(finetune_flags, tmp_path: Path) -> None:
     accumulated = run("finetune.py", *flags, "--out", tmp_path / "parts", "--accumulate", 4)
     for result in (one, two, accumulated):
         assert result.returncode == 0, result.stderr[-2000:]
+    assert "on 1 process(es)" in one.stdout and "on 2 process(es)" in two.stdout
     first = weights(tmp_path / "one")
     start = load_file(Path(str(finetune_flags[3])) / "unet" / "diffusion_pytorch_model.safetensors")
     moved = max((v - start[k.split(":")[1]]).abs().max().item() for k, v in first.items() if k.startswith("unet"))
@@ -156,7 +159,7 @@ def test_unknown_yaml_key_and_missing_manifest(few: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_dry_run_writes_nothing(finetune_flags, tmp_path: Path) -> None:
-    result = run("finetune.py", *finetune_flags, "--out", tmp_path / "run", "--dry_run", "true")
+    result = run("finetune.py", *finetune_flags, "--out", tmp_path / "run", "--dry-run")
     assert result.returncode == 0 and "24 training" in result.stdout
     assert not (tmp_path / "run").exists()
 

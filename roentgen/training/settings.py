@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,12 +27,28 @@ def parse_settings(cls: type[T], argv: Sequence[str] | None, *, prog: str, descr
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     parser.add_class_arguments(cls, as_group=False)
     try:
-        namespace = parser.parse_args(None if argv is None else list(argv))
+        namespace = parser.parse_args(_plain_flags(cls, sys.argv[1:] if argv is None else argv))
     except (jsonargparse.ArgumentError, OSError, yaml.YAMLError) as error:
         message = " ".join(str(error).split())
         raise UserError(f"{message} (see --help for the settings)") from None
     namespace.pop("config", None)
     return cls(**{f.name: namespace[f.name] for f in dataclasses.fields(cls)})  # type: ignore[arg-type]
+
+
+def _plain_flags(cls: type, argv: Sequence[str]) -> list[str]:
+    """Flags as the parser wants them: ``--dry-run`` is ``--dry_run``, and a boolean named alone is true."""
+    booleans = {"--" + field.name for field in dataclasses.fields(cls) if field.type in (bool, "bool")}
+    result = []
+    for place, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+            alone = place + 1 == len(argv) or argv[place + 1].startswith("--")
+            if name in booleans and not equals and alone:
+                equals, value = "=", "true"
+            word = name + equals + value
+        result.append(word)
+    return result
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
