@@ -135,6 +135,10 @@ def save_pipeline(folder: Path, parts: Parts, facts: dict[str, Any], *, dtype: t
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         pipeline.save_pretrained(temporary, safe_serialization=True)
+        for config in temporary.glob("*/config.json"):  # where the parts came from is of no use to others
+            values = json.loads(config.read_text())
+            values.pop("_name_or_path", None)
+            config.write_text(json.dumps(values, indent=2) + "\n")
         (temporary / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
