@@ -38,7 +38,7 @@ class Settings:
         model: name, folder or hub id.
         work: folder for generated images and caches.
         guidance: scales to compare.
-        images: prompts a scale, half of them with findings where there are enough.
+        images: prompts a scale, two thirds of them with findings where there are enough.
         dtype: float32, float16 or bfloat16 (default: float16 on a GPU, else float32).
         steps: inference steps (default: the model's own).
         sampler: sampler (default: the model's own).
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen += well[: s.images - len(chosen)]
     rows = table.iloc[chosen].reset_index(drop=True)
     texts = [compose(labels_from_row(row), rng, complete=True) for row in rows.to_dict("records")]
-    labels = rows[[f for f in judge.findings]].to_numpy(dtype=float)
+    labels = rows[judge.findings].to_numpy(dtype=float)
     weights = cluster_weights(rows["patient_id"].tolist(), 1000, s.seed)
     real = load_pixels(rows["image"].tolist(), size=256, cache=s.work / "cache").pixels
     real_moments = frechet.moments(judge.features(np.asarray(real)))

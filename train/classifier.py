@@ -28,6 +28,7 @@ from tqdm import tqdm
 from roentgen import errors
 from roentgen.data.dataset import load_pixels
 from roentgen.data.manifest import SIDE_SUFFIX, finding_columns, read_manifest
+from roentgen.images import to_autoencoder
 from roentgen.metrics.auroc import auroc
 from roentgen.models.classifier import HalvesNet, noisy_or_loss, save_classifier
 from roentgen.training.settings import parse_settings, require, require_writable
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         number = images // s.batch_size
         chosen = batch_indices(None, len(train), size=s.batch_size, seed=s.seed, batch=number)
         generator = batch_generator(s.seed, number)
-        x = augment(as_input(inputs[chosen.numpy()]), generator)[mine].to(accelerator.device)
+        x = augment(to_autoencoder(inputs[chosen.numpy()]), generator)[mine].to(accelerator.device)
         y = labels[chosen][mine].to(accelerator.device)
         known = ~y.isnan()
         target = y.nan_to_num(0.0) * (1 - s.label_smoothing) + 0.5 * s.label_smoothing
@@ -212,11 +213,6 @@ def side_signs(table: pd.DataFrame, findings: Sequence[str]) -> torch.Tensor:
     return signs
 
 
-def as_input(batch: np.ndarray) -> torch.Tensor:
-    """uint8 (N, H, W) to float32 (N, 1, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(batch)).unsqueeze(1).float() / 127.5 - 1
-
-
 def part_bounds(part: str) -> tuple[float, float]:
     try:
         start, end = (float(v) for v in part.split("-"))
@@ -265,7 +261,7 @@ def predict(net: HalvesNet, inputs: np.ndarray, device: torch.device, *, sides: 
     net.eval()
     parts = []
     for start in range(0, len(inputs), 64):
-        image, side = net(as_input(inputs[start : start + 64]).to(device))
+        image, side = net(to_autoencoder(inputs[start : start + 64]).to(device))
         parts.append((side if sides else image).sigmoid().cpu())
     return torch.cat(parts).numpy()
 
