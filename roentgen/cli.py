@@ -51,6 +51,7 @@ def generate(
     device: str = "auto",
     dtype: str = "auto",
     compile: bool = False,
+    lora: str | None = None,
     json: bool = False,
 ) -> int:
     """Generate synthetic chest X-rays from text; prints one path a line.
@@ -73,6 +74,8 @@ def generate(
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto (float16 on a CUDA GPU, else float32), float32, float16 or bfloat16.
         compile: Compile the network first; pays off for many images.
+        lora: LoRA in diffusers' format to merge into the model: a folder with pytorch_lora_weights.safetensors, or a
+            .safetensors file.
         json: Print JSON lines instead of paths.
     """
     from roentgen import images, pipeline
@@ -104,7 +107,7 @@ def generate(
     _check_paths([one.path for one in plan] + ([grid_path] if grid_path else []), overwrite)
     _check_writable(folder)
 
-    loaded = pipeline.load_model(model, device=device, dtype=dtype, compile=compile)
+    loaded = pipeline.load_model(model, device=device, dtype=dtype, compile=compile, lora=lora)
     texts = [text for _, text, _ in records]
     samples = pipeline.generate(
         loaded,
@@ -301,6 +304,12 @@ def _data_check() -> Callable[..., int]:
     return check
 
 
+def _data_shard() -> Callable[..., int]:
+    from roentgen.data.shard_command import shard
+
+    return shard
+
+
 @dataclass(frozen=True)
 class Command:
     """How a command is found (a thunk, so that only the one asked for is imported) and parsed."""
@@ -316,6 +325,7 @@ COMMANDS = {
     "info": Command(lambda: info, ("image",), "print the provenance of an image"),
     "data prepare": Command(_data_prepare, ("source",), "write a manifest from a collection of images"),
     "data check": Command(_data_check, ("manifest",), "check a manifest and its images"),
+    "data shard": Command(_data_shard, ("manifest",), "write a manifest and its images as WebDataset tar files"),
 }
 
 

@@ -109,7 +109,10 @@ def _sentence(message: str) -> str:
     union = re.match(r'Parser key "([\w.]+)": Does not validate against any of the Union.*Given value: (.*)', text)
     plain = re.match(r'Parser key "([\w.]+)": (.*)', text)
     wanted = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-    if union:
+    choices = re.findall(r"Expected a typing\.Literal\[([^\]]*)\]", text)
+    if union and choices:
+        text = f"{_flag(union[1])}: {union[2]!r} is none of {choices[0].replace(chr(39), '')}"
+    elif union:
         types = [wanted.get(name, name) for name in re.findall(r"Expected a <class '(\w+)'>", text)]
         types = [name for name in types if name != "NoneType"]
         text = f"{_flag(union[1])}: expected {' or '.join(types) or 'another value'}, got {union[2]!r}"

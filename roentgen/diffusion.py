@@ -70,10 +70,29 @@ def min_snr_weights(prediction_type: str, abar: Tensor, gamma: float | None) -> 
     _named(TARGETS, prediction_type)
     if gamma is None:
         return torch.ones_like(abar)
+    if prediction_type == "v_prediction" and bool((abar == 0).any()):
+        raise UserError(
+            "min-SNR gives the last timestep no weight where its signal is zero; "
+            "set --loss.min_snr_gamma null with --loss.zero_terminal_snr"
+        )
     snr = abar / (1 - abar)
     clipped = snr.clamp(max=gamma)
     # With eps as target the weight on x_0 is SNR; with v it is SNR + 1.
     return clipped / snr.clamp(min=1e-8) if prediction_type == "epsilon" else clipped / (snr + 1)
+
+
+def offset_noise(noise: Tensor, shift: Tensor, strength: float) -> Tensor:
+    """Noise (N, C, h, w) plus ``strength`` times one ``shift`` (N, C, 1, 1) a channel, which lets a model learn to
+    change an image's mean grey (N. Guttenberg, "Diffusion with offset noise", 2023); strength 0 leaves it as it is."""
+    return noise + strength * shift
+
+
+def rescale_zero_terminal_snr(abar: Tensor) -> Tensor:
+    """Cumulative alphas (T,) shifted and scaled in their square roots so that the last is 0 and the first stays (Lin
+    et al. 2024, algorithm 1): the last timestep is pure noise, as it is at the start of sampling."""
+    root = abar.double().sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    return (((root - last) * first / (first - last)).square()).to(abar.dtype)
 
 
 def stratified_timesteps(count: int, steps: int, generator: torch.Generator) -> Tensor:
@@ -84,8 +103,13 @@ def stratified_timesteps(count: int, steps: int, generator: torch.Generator) -> 
 
 
 def cumulative_alphas(scheduler: Any) -> Tensor:
-    """abar (T,) float32 of a diffusers scheduler."""
-    return scheduler.alphas_cumprod.float()
+    """abar (T,) float32 of a diffusers scheduler, zero at the end if its configuration says so."""
+    from diffusers import DDPMScheduler
+
+    # diffusers' samplers keep the last value just above zero to divide by it; training needs no such thing.
+    config = {**scheduler.config, "rescale_betas_zero_snr": False}
+    abar = DDPMScheduler.from_config(config).alphas_cumprod.float()
+    return rescale_zero_terminal_snr(abar) if scheduler.config.get("rescale_betas_zero_snr") else abar
 
 
 def _named(table: dict[str, Any], prediction_type: str) -> Any:

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ from roentgen.models import loading, registry
 
 if TYPE_CHECKING:
     import torch
+
+    from roentgen.models.text_encoders import TextReader
 
 # Name -> (diffusers scheduler, settings that must differ from the model's own scheduler config).
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,6 +47,7 @@ class Model:
 
     hash: first 16 hex digits of the SHA-256 over its weight files. dtype: torch dtype of the U-Net.
     defaults: steps, guidance, sampler. vocabulary: lower-case words of its training text, or None if unknown.
+    reader: how prompts become tokens. lora: what was merged into the weights, or None.
     """
 
     name: str
@@ -55,9 +60,11 @@ class Model:
     text_encoder: Any = field(repr=False)
     tokenizer: Any = field(repr=False)
     scheduler: Any = field(repr=False)
+    reader: TextReader = field(repr=False)
     defaults: Mapping[str, Any] = field(default_factory=lambda: dict(FALLBACKS))
     vocabulary: frozenset[str] | None = field(default=None, repr=False)
     compiled: bool = False
+    lora: str | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -66,20 +73,13 @@ class Model:
         height, width = (size, size) if isinstance(size, int) else size
         return self.unet.config.in_channels, height, width
 
-    @property
-    def text_window(self) -> int:
-        """Most tokens of a prompt, the start and end tokens included."""
-        positions = getattr(self.text_encoder.config, "max_position_embeddings", None)  # T5 has none
-        limits = [self.tokenizer.model_max_length, positions]
-        return min(int(limit) for limit in limits if limit)
-
     def check_prompt(self, prompt: str, flag: str = "prompt") -> None:
-        """UserError if ``prompt`` is longer than the text window (it is never cut)."""
-        count = len(self.tokenizer(prompt, truncation=False, verbose=False).input_ids)
-        if count > self.text_window:
+        """UserError if ``prompt`` is longer than the model reads (it is never cut)."""
+        lengths = self.reader.count([prompt])
+        if lengths.cut:
             raise UserError(
-                f"{flag} {prompt[:80]!r}{'...' if len(prompt) > 80 else ''} has {count} tokens; the text "
-                f"encoder of {self.name} takes at most {self.text_window} (with start and end): shorten it"
+                f"{flag} {prompt[:80]!r}{'...' if len(prompt) > 80 else ''} has {lengths.longest} tokens; the text "
+                f"encoder of {self.name} takes at most {self.reader.limit} (with start and end): shorten it"
             )
 
     def unknown_words(self, prompt: str) -> list[str]:
@@ -101,13 +101,21 @@ class Sample:
 
 
 def load_model(
-    name: str = "mini", *, device: str | None = None, dtype: str | None = None, compile: bool = False
+    name: str = "mini",
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    compile: bool = False,
+    lora: str | Path | None = None,
 ) -> Model:
     """Load a named model, a diffusers folder or a hub id.
 
     ``device``: None or ``auto`` takes a GPU if there is one. ``dtype``: None or ``auto`` is float16 on a CUDA
-    GPU and float32 elsewhere. ``compile``: torch.compile the U-Net. UserError on an unknown or damaged model.
+    GPU and float32 elsewhere. ``compile``: torch.compile the U-Net. ``lora``: a diffusers LoRA to merge into the
+    weights, as a file or a folder with pytorch_lora_weights.safetensors; the model's hash then covers it too.
+    UserError on an unknown or damaged model or LoRA.
     """
+    lora_file = None if lora is None else loading.find_lora(lora)
     source = registry.resolve(name)
     if (dtype or "auto") not in DTYPES:
         raise UserError(f"--dtype {dtype}: unknown; choose one of {', '.join(DTYPES)}")
@@ -119,25 +127,42 @@ def load_model(
 
     import torch
 
+    from roentgen.models.text_encoders import make_reader
+
     automatic = "float16" if device.startswith("cuda") else "float32"
     kind = getattr(torch, automatic if dtype in (None, "auto") else dtype)
     parts = loading.load_components(folder, classes, kind)
+    digest = loading.model_hash(folder)
+    if lora_file is not None:
+        lora_digest = loading.add_lora(lora_file, parts)
+        digest = sha256(f"{digest} {lora_digest}".encode()).hexdigest()[:16]
+        lora = f"{lora_file.parent.name if lora_file.name == loading.LORA_FILE else lora_file.stem} {lora_digest[:16]}"
     for part in ("vae", "unet", "text_encoder"):
         parts[part].to(device, kind)
     if compile:
         parts["unet"].compile()
     settings = _roentgen_json(folder)
     words = settings.get("vocabulary")
+    text = settings.get("text", {})
+    chunks = text.get("chunks", 1) if isinstance(text, dict) else text
+    if type(chunks) is not int or chunks < 1:
+        raise UserError(f"{folder / 'roentgen.json'}: text.chunks is {chunks!r}; it must be a whole number from 1")
+    try:
+        reader = make_reader(parts["tokenizer"], parts["text_encoder"], chunks=chunks)
+    except UserError as error:
+        raise UserError(f"--model {name}: {error}") from None
     return Model(
         # A local path in every image's provenance would tell more of the user than of the model.
         name=name if name in registry.NAMED or source.folder is None else folder.resolve().name,
         folder=folder,
-        hash=loading.model_hash(folder),
+        hash=digest,
         device=device,
         dtype=kind,
         defaults={**FALLBACKS, **settings.get("defaults", {})},
         vocabulary=None if words is None else frozenset(part for word in words for part in _words(word)),
         compiled=compile,
+        reader=reader,
+        lora=None if lora is None else str(lora),
         **parts,
     )
 
@@ -277,6 +302,7 @@ def generate(
         "negative_prompt": negative_prompt,
         "model": model.name,
         "model_hash": model.hash,
+        **({} if model.lora is None else {"lora": model.lora}),
         "sampler": sampler,
         "steps": str(steps),
         "guidance": f"{guidance:g}",
@@ -312,13 +338,15 @@ def _run(
     import torch
 
     encode = lru_cache(maxsize=256)(lambda text: encode_text(model, text))
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
+    for batch in _batches(model, jobs, batch_size):
         try:
             with torch.inference_mode():
                 text = torch.cat([encode(prompt) for prompt, _, _ in batch])
                 if guidance != 1:
-                    text = torch.cat([encode(negative_prompt).expand(len(batch), -1, -1), text])
+                    negative = encode(negative_prompt)
+                    length = math.lcm(text.shape[1], negative.shape[1])
+                    text = _lengthen(text, length)
+                    text = torch.cat([_lengthen(negative, length).expand(len(batch), -1, -1), text])
                 noise = torch.stack([initial_noise(model, seed) for _, seed, _ in batch])
                 latents = _denoise(model, scheduler, noise, text, steps, guidance, on_step)
                 pixels = _decode(model, latents)
@@ -342,15 +370,35 @@ def initial_noise(model: Model, seed: int) -> torch.Tensor:
     return torch.randn(model.latent_shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
+def _batches(
+    model: Model, jobs: Sequence[tuple[str, int, int]], batch_size: int
+) -> Iterator[Sequence[tuple[str, int, int]]]:
+    """``jobs`` in order, in batches whose prompts fill equally many chunks: an image must not depend on its batch."""
+    chunks = {prompt: model.reader.fitted(prompt).chunks for prompt in dict.fromkeys(job[0] for job in jobs)}
+    for _, run in groupby(jobs, key=lambda job: chunks[job[0]]):
+        alike = list(run)
+        for start in range(0, len(alike), batch_size):
+            yield alike[start : start + batch_size]
+
+
 def encode_text(model: Model, text: str) -> torch.Tensor:
-    """Text-encoder output [1, L, D] of one prompt (or of "" for no prompt), padded as the pipeline does."""
-    tokens = model.tokenizer(
-        text, padding="max_length", max_length=model.text_window, truncation=False, return_tensors="pt"
-    )
-    mask = None
-    if getattr(model.text_encoder.config, "use_attention_mask", False):  # set by few encoders, never by CLIP
-        mask = tokens.attention_mask.to(model.device)
-    return model.text_encoder(tokens.input_ids.to(model.device), attention_mask=mask)[0].to(model.dtype)
+    """Text-encoder output [1, chunks * L, D] of one prompt (or of "" for no prompt), as it was in training.
+
+    A prompt takes as many chunks as it needs: a chunk that it does not need is hidden from the U-Net in training.
+    """
+    from roentgen.models.text_encoders import encode_text_states
+
+    tokens = model.reader.fitted(text).tokens([text]).to(model.device)
+    return encode_text_states(model.text_encoder, tokens, masked=model.reader.masked).to(model.dtype)
+
+
+def _lengthen(states: torch.Tensor, length: int) -> torch.Tensor:
+    """Repeat text states [N, L, D] along the tokens up to ``length``, a multiple of L.
+
+    Attention over keys and values that all come equally often is attention over each of them once: the softmax's
+    weights are shared among the copies and sum to the same. So the U-Net's output does not change.
+    """
+    return states.repeat(1, length // states.shape[1], 1)
 
 
 def _denoise(

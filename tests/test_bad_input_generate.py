@@ -10,6 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tiny import write_clip_text
 
 from roentgen import generate, images, load_model
 from roentgen.errors import UserError
@@ -187,6 +188,80 @@ def test_hub_gated_or_absent(monkeypatch, tmp_path):
         monkeypatch.setattr(loading, "_download", download)
         with pytest.raises(UserError, match=pattern):
             load_model("nobody/nothing", device="cpu")
+
+
+def test_text_settings_and_encoder_that_do_not_fit(fails, tiny_pipeline, tmp_path):
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "m")
+    settings = json.loads((folder / "roentgen.json").read_text())
+    (folder / "roentgen.json").write_text(json.dumps({**settings, "text": {"chunks": 0}}))
+    fails(r"roentgen\.json: text\.chunks is 0; it must be a whole number from 1", "left", model=folder)
+    (folder / "roentgen.json").write_text(json.dumps({**settings, "text": "long"}))
+    fails(r"roentgen\.json: text\.chunks is 'long'", "left", model=folder)
+
+    folder = write_clip_text(tmp_path / "other", layers=1, vocabulary=40)
+    whole = shutil.copytree(tiny_pipeline, tmp_path / "mismatched")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(folder / name, whole / "text_encoder" / name)
+    fails(r"--model .*mismatched: the tokenizer has \d+ tokens but its text encoder knows 40", "left", model=whole)
+
+
+def test_text_encoder_lacks_weights(fails, tiny_pipeline, tmp_path):
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "m")
+    file = folder / "text_encoder" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": 2}))
+    fails(r"m/text_encoder: 16 weights of CLIPTextModel are missing", "left", model=folder)
+
+
+# -------------------------------------------------------------------------------------------- LoRA
+
+
+def test_lora_that_is_not_there_or_damaged(fails, tmp_path, monkeypatch):
+    monkeypatch.setattr("roentgen.models.loading.load_components", lambda *_: pytest.fail("loaded"))
+    fails(r"--lora nowhere: no such file.*pytorch_lora_weights\.safetensors", "left", "--lora", "nowhere")
+    fails(r"--lora .*: no such file, and no folder with", "left", "--lora", tmp_path)
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    fails(r"weights\.bin: not a \.safetensors file", "left", "--lora", tmp_path / "weights.bin")
+    (tmp_path / "cut.safetensors").write_bytes(b"x" * 40)
+    fails(r"cut\.safetensors: truncated or damaged", "left", "--lora", tmp_path / "cut.safetensors")
+
+
+def test_lora_of_another_model(fails, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    file, query = tmp_path / "x.safetensors", "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+    def pair(module, width):
+        shapes = {"lora_A": (2, width), "lora_B": (width, 2)}
+        return {f"{module}.{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+
+    for state, pattern in (
+        ({"weight": torch.ones(1)}, r"does not fit this model \(weight\)"),
+        (pair("transformer.blocks.0.to_q", 8), r"does not fit this model \(transformer\."),
+        (pair("text_encoder_2.layers.0.q_proj", 8), r"does not fit this model \(text_encoder_2\."),
+        (pair("unet.mid_block.attentions.9.to_q", 8), r"does not fit this model"),
+        (pair(query, 320), r"does not fit this model"),
+        (pair(query, 8) | pair("unet.mid_block.attentions.9.to_q", 8), r"4 of its tensors are for the unet.*takes 2"),
+        (pair("text_encoder.text_model.encoder.layers.7.self_attn.q_proj", 16), r"does not fit this model"),
+    ):
+        save_file(state, file)
+        fails(pattern, "left", "--lora", file)
+
+
+def test_lora_without_peft(fails, tmp_path, monkeypatch):
+    import sys
+
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"unet.x.lora_A.weight": torch.ones(1)}, tmp_path / "x.safetensors")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    fails(
+        r"--lora needs the package peft; install it with `pip install peft`",
+        "left",
+        "--lora",
+        tmp_path / "x.safetensors",
+    )
 
 
 # ------------------------------------------------------------------------------------------ output

@@ -1,12 +1,16 @@
 """``roentgen data prepare`` and ``check``, run as functions on small collections made here."""
 
+import inspect
 import json
+import typing
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from trees import xreport_tree
+from trees_b import chexpert_tree, dicom_tree, nih_tree, padchest_tree, plus_tree
 
 from roentgen.data.check import (
     MIN_CONTRAST,
@@ -15,12 +19,14 @@ from roentgen.data.check import (
     frontal_measures,
     severity_of,
 )
-from roentgen.data.commands import check, prepare
+from roentgen.data.commands import OWN, Source, check, prepare, sources
 from roentgen.data.csv_folder import hashed_split
+from roentgen.data.labels import CHEXPERT_14, CHEXPERT_OUTSIDE, MESH, NIH_14, PADCHEST, label_value
 from roentgen.data.manifest import read_manifest
 from roentgen.data.openchest import sides_of_boxes
 from roentgen.errors import UserError
 from roentgen.images import read_image
+from roentgen.prompts import FINDINGS
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "manifest.csv"
 NIH, COVID = "NIH ChestX-ray14", "Hannover COVID-19 Image Repository"
@@ -238,7 +244,7 @@ def test_csv_blank_texts_are_the_users_choice(users: Path) -> None:
     table = pd.read_csv(users / "users.csv", dtype=str)
     table.loc[5, "impression"] = ""
     table.to_csv(users / "users.csv", index=False)
-    with pytest.raises(UserError, match=r"1 text\(s\) are blank, the first is of image 5\.png"):
+    with pytest.raises(UserError, match=r"1 of 40 text\(s\) are blank, the first is of image 5\.png"):
         prepare("csv", **csv_flags(users))
     prepare("csv", **csv_flags(users, blank_text="drop"))
     assert len(read_manifest(users / "out.csv")) == 39
@@ -388,3 +394,122 @@ def test_sample_is_what_its_readme_says() -> None:
     readme = (SAMPLE.parent / "README.md").read_text()
     assert readme.startswith(f"# Sample data\n\n{len(frame)} openly licensed")
     assert json.dumps(frame["text"].tolist()).isascii()
+
+
+# --------------------------------------------------------------------------------------- all sources
+
+
+def test_every_reader_is_a_source_and_every_parameter_a_flag() -> None:
+    flags = set(inspect.signature(prepare).parameters)
+    assert set(sources()) == set(typing.get_args(Source))
+    used = {"limit", "seed"}
+    for name, reader in sources().items():
+        parameters = set(inspect.signature(reader).parameters)
+        assert parameters <= flags, name
+        used |= parameters
+    # Each flag is used by a source, or by the command itself.
+    assert flags - used == set(OWN) - used
+
+
+def chexpert(folder: Path) -> dict[str, str]:
+    return {"root": str(chexpert_tree(folder))}
+
+
+def chexpert_plus(folder: Path) -> dict[str, str]:
+    return {"root": str(plus_tree(folder))}
+
+
+def nih(folder: Path) -> dict[str, str]:
+    return {"root": str(nih_tree(folder))}
+
+
+def padchest(folder: Path) -> dict[str, str]:
+    return {"root": str(padchest_tree(folder))}
+
+
+def xreport(folder: Path) -> dict[str, str]:
+    return {"root": str(xreport_tree(folder)), "csv": str(folder / "XREPORT_dataset.csv")}
+
+
+def dicom(folder: Path) -> dict[str, str]:
+    root, reports = dicom_tree(folder)
+    return {"root": str(root), "csv": str(reports), "key_column": "accession", "text_column": "text"}
+
+
+TREES = (chexpert, chexpert_plus, nih, padchest, xreport, dicom)
+
+
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.__name__)
+def test_from_tree_to_manifest(tree: typing.Callable, tmp_path: Path) -> None:
+    """mimic-cxr-jpg and openi have a test of their own."""
+    source = tree.__name__.replace("_", "-")
+    out = tmp_path / "out" / "m.csv"
+    assert prepare(source, **tree(tmp_path / "data"), out=str(out), copy_images=True, size=64) == 0
+    frame = read_manifest(out)
+    assert len(frame) >= 2 and (frame["text"] != "").all()
+    assert (frame["source"] != "").all() == (source not in ("xreport", "dicom"))
+    # The trees' pictures are one and the same; everything else is as it should be.
+    same = {"same image in two splits", "same image twice", "image too small", "near-constant image"}
+    assert not [kind for kind in check_manifest(out).problems if severity_of(kind) == "error" and kind not in same]
+    assert frame["image"].is_unique
+    assert all(Path(image).is_relative_to(tmp_path / "out" / "images") for image in frame["image"])
+
+
+def test_flag_of_another_source_is_named(tmp_path: Path, users: Path) -> None:
+    with pytest.raises(UserError, match="--patients is not for csv, only for mimic-cxr-jpg; leave it out"):
+        prepare("csv", **csv_flags(users, patients="p.csv"))
+    with pytest.raises(UserError, match="--source-name is not for nih, only for csv, dicom, xreport"):
+        prepare("nih", root=str(tmp_path), out=str(tmp_path / "m.csv"), source_name="NIH")
+    with pytest.raises(UserError, match="--val-share is not for openchest"):
+        prepare("openchest", root=str(tmp_path), out=str(tmp_path / "m.csv"), val_share=0.0)
+    with pytest.raises(UserError, match="--blank-text is not for openchest"):
+        prepare("openchest", root=str(tmp_path), out=str(tmp_path / "m.csv"), blank_text="drop")
+    with pytest.raises(UserError, match="--csv is missing; dicom needs it"):
+        prepare("dicom", root=str(tmp_path), out=str(tmp_path / "m.csv"))
+    with pytest.raises(UserError, match="--section is blank"):
+        prepare("openi", root=str(tmp_path), out=str(tmp_path / "m.csv"), section=" ,")
+
+
+def test_limit_keeps_whole_patients_and_is_nested(users: Path) -> None:
+    def patients(limit: int, **more) -> pd.Series:
+        prepare("csv", **csv_flags(users, limit=limit, **more))
+        return read_manifest(users / "out.csv")["patient_id"]
+
+    three, nine = patients(3), patients(9)
+    assert three.nunique() == 3 and len(three) == 6 and nine.nunique() == 9
+    assert set(three) < set(nine) and set(patients(3, seed=1)) != set(three)
+    with pytest.raises(UserError, match="--limit 0"):
+        patients(0)
+
+
+def test_most_texts_blank_is_said_with_the_count(users: Path) -> None:
+    """The issue's bad input, in the user's own CSV and in a finished manifest."""
+    table = pd.read_csv(users / "users.csv", dtype=str)
+    table.loc[5:, "impression"] = ""
+    table.to_csv(users / "users.csv", index=False)
+    with pytest.raises(UserError, match=r"--text-column: 35 of 40 text\(s\) are blank"):
+        prepare("csv", **csv_flags(users))
+    table["impression"] = ""
+    table.to_csv(users / "users.csv", index=False)
+    with pytest.raises(UserError, match="--text-column: all 40 texts are blank"):
+        prepare("csv", **csv_flags(users, blank_text="drop"))
+    table["impression"] = [f"text {index}" for index in range(40)]
+    table.to_csv(users / "users.csv", index=False)
+    prepare("csv", **csv_flags(users))
+    manifest = pd.read_csv(users / "out.csv", dtype=str)
+    manifest.loc[5:, "text"] = ""
+    manifest.to_csv(users / "out.csv", index=False)
+    with pytest.raises(UserError, match="text") as caught:
+        read_manifest(users / "out.csv")
+    assert "34" in str(caught.value) or "35" in str(caught.value)
+
+
+def test_uncertain_words_of_the_collections() -> None:
+    assert np.isnan(label_value("-1.0")) and label_value("-1", "0") == 0 and label_value(" -1.0", "1") == 1
+    assert label_value("1.0") == 1 == label_value("1") and label_value("0.0") == 0 and np.isnan(label_value(""))
+    with pytest.raises(UserError, match="a label is '2'"):
+        label_value("2")
+    assert set(CHEXPERT_14.values()) | set(NIH_14.values()) <= set(FINDINGS)
+    for findings in (*PADCHEST.values(), *MESH.values()):
+        assert set(findings) <= set(FINDINGS)
+    assert len(CHEXPERT_14) + len(CHEXPERT_OUTSIDE) == 14 == len(NIH_14)

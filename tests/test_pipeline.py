@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
 import pytest
+from tiny import write_bert
 
 from roentgen import generate, load_model, pipeline
 from roentgen.errors import UserError
@@ -115,34 +117,152 @@ def test_colour_model_gives_luminance(make_pipeline, tmp_path):
     assert image.std() > 0
 
 
+@pytest.fixture(scope="module")
+def long_pipeline(tiny_pipeline, tmp_path_factory):
+    """The tiny pipeline, trained (as its roentgen.json says) with prompts of up to three chunks of text."""
+    folder = shutil.copytree(tiny_pipeline, tmp_path_factory.mktemp("models") / "long")
+    settings = json.loads((folder / "roentgen.json").read_text())
+    (folder / "roentgen.json").write_text(json.dumps({**settings, "text": {"chunks": 3}}))
+    return folder
+
+
+def test_prompts_of_several_chunks(long_pipeline, tiny_model):
+    """Whatever shares a batch or a run with a prompt, its image stays; one-chunk prompts are as without chunks."""
+    model = load_model(str(long_pipeline), device="cpu", dtype="float32")
+    two, three = "left " * 30, "right " * 60
+    prompts = [PROMPTS[0], two, PROMPTS[1], PROMPTS[2], three, two]
+    together = list(generate(model, prompts, batch_size=4))
+    assert [sample.prompt for sample in together] == prompts
+    for prompt, sample in zip(prompts, together, strict=True):
+        alone = next(generate(model, prompt, batch_size=1))
+        assert np.abs(sample.image.astype(int) - alone.image).max() <= 1, prompt
+    short = next(generate(tiny_model, PROMPTS[0]))
+    assert np.abs(together[0].image.astype(int) - short.image).max() <= 1
+    # What stands in the second chunk is seen.
+    other = next(generate(model, "left " * 29 + "heart"))
+    assert np.abs(together[1].image.astype(int) - other.image).max() > 1
+    with pytest.raises(UserError, match=r"69 tokens.*at most 68 \(with start and end\)"):
+        generate(model, "left " * 67)
+
+
+def test_chunks_equal_training(long_pipeline):
+    """Generation repeats the shorter of prompt and negative prompt; training hides unused chunks with a mask."""
+    import torch
+
+    from roentgen.models.text_encoders import encode_text_states
+
+    model = load_model(str(long_pipeline), device="cpu", dtype="float32")
+    noise = pipeline.initial_noise(model, 1)[None]
+    with torch.inference_mode():
+        tokens = model.reader.tokens(["left " * 30])
+        states = encode_text_states(model.text_encoder, tokens, masked=False)
+        trained = model.unet(noise, 500, states, encoder_attention_mask=tokens.used).sample
+        ours = pipeline.encode_text(model, "left " * 30)
+        assert (states.shape[1], ours.shape[1]) == (72, 48)
+        repeated = model.unet(noise, 500, pipeline._lengthen(ours, 96)).sample
+    torch.testing.assert_close(repeated, trained, atol=1e-5, rtol=1e-4)
+
+
+def test_negative_prompt_of_other_length(long_pipeline):
+    """Prompt and negative prompt of one and two chunks: without guidance's difference nothing changes."""
+    model = load_model(str(long_pipeline), device="cpu", dtype="float32")
+    plain = pictures(model, PROMPTS[:1], negative_prompt="", guidance=1.0)[0]
+    same = pictures(model, PROMPTS[:1], negative_prompt="left " * 30, guidance=1.0 + 1e-6)[0]
+    assert np.abs(plain - same).max() <= 1
+    guided = pictures(model, PROMPTS[:1], negative_prompt="left " * 30, guidance=6.0)[0]
+    assert np.abs(plain - guided).max() > 1
+
+
 def test_bert_text_encoder_is_loaded_by_its_class(make_pipeline, tmp_path):
-    import json
-
-    from transformers import BertConfig, BertModel, BertTokenizer
-
+    """A pipeline that someone else put together, without the flag for the attention mask: as stock diffusers."""
     folder = make_pipeline(tmp_path / "bert")
-    shutil.rmtree(folder / "text_encoder")
-    shutil.rmtree(folder / "tokenizer")
-    (folder / "tokenizer").mkdir()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "pleural", "effusion", "left"]
-    (folder / "tokenizer" / "vocab.txt").write_text("\n".join(words) + "\n")
-    BertTokenizer(str(folder / "tokenizer" / "vocab.txt"), model_max_length=16).save_pretrained(folder / "tokenizer")
-    BertModel(
-        BertConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=16,
-        )
-    ).save_pretrained(folder / "text_encoder")
+    for name in ("text_encoder", "tokenizer"):
+        shutil.rmtree(folder / name)
+        shutil.copytree(write_bert(tmp_path / "parts" / name), folder / name)
     index = json.loads((folder / "model_index.json").read_text())
-    index |= {"text_encoder": ["transformers", "BertModel"], "tokenizer": ["transformers", "BertTokenizer"]}
+    index |= {"text_encoder": ["transformers", "BertModel"], "tokenizer": ["transformers", "BertTokenizerFast"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     model = load_model(str(folder), device="cpu")
     assert type(model.text_encoder).__name__ == "BertModel"
+    assert (model.reader.window, model.reader.masked) == (48, False)
     assert next(generate(model, "left pleural effusion")).image.shape == (32, 32)
+    (folder / "text_encoder" / "config.json").write_text(
+        json.dumps({**json.loads((folder / "text_encoder" / "config.json").read_text()), "use_attention_mask": True})
+    )
+    assert load_model(str(folder), device="cpu").reader.masked
+
+
+# -------------------------------------------------------------------------------------------- LoRA
+
+
+def write_lora(folder, pipeline_folder, *, parts=("unet", "text_encoder"), alpha=4):
+    """A LoRA with weights unlike zero, saved by stock diffusers."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    stock = StableDiffusionPipeline.from_pretrained(pipeline_folder)
+    layers = {"unet": ["to_q", "to_k", "to_v", "to_out.0"], "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"]}
+    torch.manual_seed(0)
+    given = {}
+    for name in parts:
+        module = getattr(stock, name)
+        config = LoraConfig(r=2, lora_alpha=alpha, target_modules=layers[name], init_lora_weights=False)
+        module.add_adapter(config)
+        with torch.no_grad():
+            for key, value in module.named_parameters():
+                if "lora_" in key:
+                    value.normal_(std=0.5)
+        given[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(get_peft_model_state_dict(module))
+        given[f"{name}_lora_adapter_metadata"] = {"r": 2, "lora_alpha": alpha, "target_modules": layers[name]}
+    if alpha == 2:  # the scale is 1 then, which is what a file without metadata says
+        given = {key: value for key, value in given.items() if "metadata" not in key}
+    StableDiffusionPipeline.save_lora_weights(folder, **given)
+
+
+@pytest.mark.parametrize(
+    ("parts", "alpha"), [(("unet", "text_encoder"), 4), (("unet", "text_encoder"), 2), (("unet",), 4)]
+)
+def test_lora_equals_stock_diffusers(tiny_model, tiny_pipeline, tmp_path, parts, alpha):
+    import torch
+    from diffusers import DiffusionPipeline
+
+    write_lora(tmp_path / "adapted", tiny_pipeline, parts=parts, alpha=alpha)
+    model = load_model(str(tiny_pipeline), device="cpu", dtype="float32", lora=tmp_path / "adapted")
+    stock = DiffusionPipeline.from_pretrained(tiny_pipeline)
+    stock.set_progress_bar_config(disable=True)
+    stock.load_lora_weights(tmp_path / "adapted")
+    stock.scheduler = pipeline.make_scheduler(tiny_model, "ddim")
+    noise = pipeline.initial_noise(tiny_model, 5)[None]
+    settings = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "np"}
+    with torch.inference_mode():
+        theirs = stock(PROMPTS[0], latents=noise, **settings).images[0, :, :, 0]
+    settings = {"seed": 5, "steps": 3, "guidance": 3.0, "sampler": "ddim"}
+    sample = next(generate(model, PROMPTS[0], **settings))
+    assert np.abs(sample.image.astype(int) - np.rint(theirs * 255)).max() <= 1
+    plain = next(generate(tiny_model, PROMPTS[0], **settings))
+    assert np.abs(sample.image.astype(int) - plain.image).max() > 5
+    # The marks tell the two apart, and what is left are ordinary modules.
+    assert sample.provenance["model_hash"] == model.hash != tiny_model.hash
+    assert sample.provenance["lora"].startswith("adapted ")
+    assert "lora" not in plain.provenance
+    assert set(model.unet.state_dict()) == set(tiny_model.unet.state_dict())
+    assert set(model.text_encoder.state_dict()) == set(tiny_model.text_encoder.state_dict())
+    assert not any(parameter.requires_grad for parameter in model.unet.parameters())
+
+
+def test_lora_from_the_command_line(run_cli, tiny_pipeline, tmp_path):
+    write_lora(tmp_path / "adapted", tiny_pipeline)
+    file = tmp_path / "adapted" / loading.LORA_FILE
+    hashes = set()
+    for number, more in enumerate(([], ["--lora", tmp_path / "adapted"], ["--lora", file])):
+        out = tmp_path / str(number)
+        code, printed, _ = run_cli("generate", "left", "--model", tiny_pipeline, "--out", out, "--json", *more)
+        assert code == 0
+        hashes.add(json.loads(printed)["model_hash"])
+    assert len(hashes) == 2
 
 
 def test_half_precision_variant_is_found(tiny_pipeline, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from roentgen.errors import UserError
-from roentgen.training.settings import as_dict, parse_settings
+from roentgen.training.settings import as_dict, flat, parse_settings
 
 
 @dataclass(frozen=True)
@@ -63,3 +63,39 @@ def test_unknown_yaml_key(tmp_path: Path) -> None:
     config.write_text("out: here\nbtach_size: 8\n")
     with pytest.raises(UserError, match="btach_size"):
         parse("--config", str(config))
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section.
+
+    Args:
+        rate: number.
+        on: flag.
+    """
+
+    rate: float = 1.0
+    on: bool = False
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Settings with a section.
+
+    Args:
+        out: folder.
+        loss: section.
+    """
+
+    out: Path
+    loss: Section = Section()
+
+
+def test_sections_are_yaml_mappings_and_dotted_flags(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("out: here\nloss: {rate: 3.0}\n")
+    made = parse_settings(Nested, ["--config", str(config), "--loss.on"], prog="test", description="")
+    assert made == Nested(Path("here"), Section(3.0, True))
+    assert flat(as_dict(made)) == {"out": "here", "loss.rate": 3.0, "loss.on": True}
+    with pytest.raises(UserError, match=r"rat\b"):
+        parse_settings(Nested, ["--out", "x", "--loss.rat", "3"], prog="test", description="")

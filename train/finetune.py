@@ -11,31 +11,85 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from roentgen import diffusion, errors
-from roentgen.data.dataset import load_pixels
-from roentgen.data.manifest import read_manifest
-from roentgen.images import make_grid, save_image, to_autoencoder
+from roentgen.data.sources import open_source
+from roentgen.images import make_grid, save_image
 from roentgen.models.classifier import load_classifier
-from roentgen.models.text_encoders import tokenize
-from roentgen.pipeline import generate
-from roentgen.training import conditioning
-from roentgen.training.assembly import Parts, as_model, load_parts, save_pipeline
+from roentgen.pipeline import SAMPLERS, generate
+from roentgen.training import conditioning, estimate, feeding
+from roentgen.training.assembly import Parts, TextChoice, as_model, load_parts, save_pipeline
+from roentgen.training.cache import latent_cache, text_cache
+from roentgen.training.denoiser import Denoiser, load_trained_state, trained_state
 from roentgen.training.fast_norm import use_fast_group_norm
-from roentgen.training.latents import cached_latents
-from roentgen.training.settings import as_dict, parse_settings, require, require_writable
-from roentgen.training.state import EMA, Checkpoints, batch_generator, batch_indices, cosine_rate
+from roentgen.training.loader import Prefetcher
+from roentgen.training.lora import add_lora, merge_lora, save_lora
+from roentgen.training.optim import make_optimizer, use_xformers
+from roentgen.training.progress import Clock, finite_means
+from roentgen.training.reconstruction import pyramid_l1
+from roentgen.training.settings import as_dict, flat, parse_settings, require, require_writable
+from roentgen.training.sharding import full_weights, prepare_for_sharding, restore_shards, save_shards
+from roentgen.training.state import EMA, SCHEDULES, Checkpoints, Order, hold_folder
+
+
+@dataclass(frozen=True)
+class Train:
+    """What is trained; the rest is frozen.
+
+    Args:
+        unet: the U-Net.
+        text_encoder: the text encoder.
+        vae_decoder: the autoencoder's decoder (its encoder never is: latents stay what they are).
+    """
+
+    unet: bool = True
+    text_encoder: bool = True
+    vae_decoder: bool = False
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters instead of full weights.
+
+    Args:
+        rank: rank of the adapters; 0 is full fine-tuning.
+        alpha: scale of the adapters times their rank; null is the rank.
+        unet: adapters on the U-Net, where that is trained.
+        text_encoder: adapters on the text encoder, where that is trained.
+    """
+
+    rank: int = 0
+    alpha: int | None = None
+    unet: bool = True
+    text_encoder: bool = True
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The diffusion loss.
+
+    Args:
+        min_snr_gamma: min-SNR loss weight; null for none.
+        noise_offset: strength of one noise value added to each channel as a whole.
+        zero_terminal_snr: rescale the noise schedule so that it ends in pure noise (needs v_prediction).
+        balance: power of the loss weight of rare findings: 0 none, 1 every finding counts as much as every other.
+    """
+
+    min_snr_gamma: float | None = 5.0
+    noise_offset: float = 0.0
+    zero_terminal_snr: bool = False
+    balance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -43,42 +97,55 @@ class Settings:
     """Settings of the fine-tuning recipe; every count is in images seen.
 
     Args:
-        manifest: manifest with `train` and `val` images.
+        manifest: manifest with `train` and `val` images, or a folder of shards (roentgen data shard).
         out: run folder.
         model: pipeline to start from (name, folder or hub id); leave out to start from `vae`, `text` and `unet`.
         vae: autoencoder folder, when starting from nothing (see train/autoencoder.py).
         text: folder with tokenizer/ and text_encoder/, when starting from nothing (see train/text_encoder.py).
         unet: configuration of a new UNet2DConditionModel, when starting from nothing.
+        text_encoder: clip (the pipeline's own), radbert, sapbert, cxr-bert, a folder or hub id (BERT or CLIP).
+        text_layer: last or penultimate hidden layer of the text encoder.
+        text_window: tokens a text encoder reads at once (default: its own limit).
+        text_chunks: windows that a long text may fill, each encoded by itself (default: as the pipeline has it).
         name: name that the result carries.
         images: length of the learning-rate schedule.
         until: images after which to stop, when that is before the schedule's end.
         batch_size: images a step, over all processes and accumulated parts.
         accumulate: parts into which each process splits its share of the batch, to save memory.
-        train_unet: train the U-Net.
-        train_text_encoder: train the text encoder.
+        train: what is trained.
+        lora: low-rank adapters.
         rate: peak learning rate of the U-Net (AdamW).
         text_rate: peak learning rate of the text encoder.
+        decoder_rate: peak learning rate of the autoencoder's decoder.
+        schedule: cosine or constant, after the warm-up.
         warmup: images of linear warm-up.
+        optimizer: adamw, or adamw8bit (bitsandbytes, on a GPU).
         caption_dropout: share of empty texts, for classifier-free guidance.
         composed: share of texts composed afresh from the labels instead of the manifest's text.
         balance: 0 draws images as they come, 1 every finding equally often.
         prediction_type: epsilon or v_prediction (default: that of the pipeline).
-        min_snr_gamma: min-SNR loss weight; null for none.
+        loss: options of the loss.
         reward: folder of a classifier (train/classifier.py) whose likelihood of the text is raised.
         reward_weight: weight of that term.
         reward_positive: weight of findings that a text names against those it does not.
         ema_halflife: half-life of the weight average.
+        latents: cache (encoded once, kept on disk) or online (encoded in every step).
+        text_states: cache (a frozen text encoder's output, kept on disk) or online.
         precision: bf16, fp16 or no.
-        gradient_checkpointing: trade time for memory in the U-Net.
+        gradient_checkpointing: trade time for memory in the U-Net and the text encoder.
+        compile: compile the U-Net (torch.compile, static shapes); minutes at the start, faster steps on a GPU.
+        xformers: attention by xformers instead of PyTorch's own.
+        workers: threads that make batches ahead.
         seed: seed of order, noise, timesteps and texts.
         log_every: images between log lines.
         validate_every: images between validation losses (fixed noise and timesteps).
         sample_every: images between sample grids.
         checkpoint_every: images between checkpoints.
         prompts: prompts of the sample grid.
+        sampler: sampler of the grid, and default of the saved pipeline.
         steps: sampling steps of the grid, and default of the saved pipeline.
         guidance: guidance scale of the grid, and default of the saved pipeline.
-        cache: folder for decoded images and latents (default OUT/cache).
+        cache: folder for latents and text states (default OUT/cache).
         dry_run: print what would be done and stop.
     """
 
@@ -88,27 +155,39 @@ class Settings:
     vae: Path | None = None
     text: Path | None = None
     unet: dict[str, Any] | None = None
+    text_encoder: str | None = None
+    text_layer: str = "last"
+    text_window: int | None = None
+    text_chunks: int | None = None
     name: str = "finetuned"
     images: int = 10_000
     until: int | None = None
     batch_size: int = 16
     accumulate: int = 1
-    train_unet: bool = True
-    train_text_encoder: bool = True
+    train: Train = Train()
+    lora: Lora = Lora()
     rate: float = 5e-5
     text_rate: float = 1e-5
+    decoder_rate: float = 1e-5
+    schedule: str = "cosine"
     warmup: int = 500
+    optimizer: str = "adamw"
     caption_dropout: float = 0.1
     composed: float = 0.0
     balance: float = 0.0
     prediction_type: str | None = None
-    min_snr_gamma: float | None = 5.0
+    loss: Loss = Loss()
     reward: Path | None = None
     reward_weight: float = 0.0
     reward_positive: float = 4.0
     ema_halflife: float = 10_000
+    latents: str = "cache"
+    text_states: str = "cache"
     precision: str = "bf16"
     gradient_checkpointing: bool = False
+    compile: bool = False
+    xformers: bool = False
+    workers: int = 2
     seed: int = 0
     log_every: int = 640
     validate_every: int = 10_000
@@ -124,19 +203,25 @@ class Settings:
         "consolidation",
         "emphysema",
     )
+    sampler: str = "dpm++"
     steps: int = 25
     guidance: float = 4.0
     cache: Path | None = None
     dry_run: bool = False
 
 
-# Settings that may change between a run and its continuation.
+# Settings that may change between a run and its continuation. The data and the model are compared by their content.
 FREE = frozenset(
     {
         "until",
         "out",
         "manifest",
+        "model",
+        "vae",
+        "text",
+        "text_encoder",
         "cache",
+        "workers",
         "log_every",
         "validate_every",
         "sample_every",
@@ -145,7 +230,10 @@ FREE = frozenset(
         "dry_run",
         "accumulate",
         "gradient_checkpointing",
+        "compile",
+        "xformers",
         "name",
+        "sampler",
         "steps",
         "guidance",
     }
@@ -155,138 +243,179 @@ FREE = frozenset(
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="train/finetune.py", description=(__doc__ or "").splitlines()[0])
     check(s)
-    accelerator = Accelerator(mixed_precision=s.precision)
-    pieces = accelerator.num_processes * s.accumulate
+    accelerator = Accelerator(mixed_precision=s.precision, gradient_accumulation_steps=s.accumulate)
+    device, processes, on_main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
     require(
-        s.batch_size % pieces == 0,
-        f"--batch_size {s.batch_size} must be a multiple of processes x --accumulate ({pieces})",
+        s.batch_size % (processes * s.accumulate) == 0,
+        f"--batch_size {s.batch_size} must be a multiple of processes x --accumulate ({processes * s.accumulate})",
     )
 
-    # Start: a pipeline's parts, the data's labels.
-    table = read_manifest(s.manifest, splits=["train", "val"])
-    train, val = (table[table["split"] == split].reset_index(drop=True) for split in ("train", "val"))
-    require(len(train) > 0 and len(val) > 0, f"--manifest {s.manifest} needs rows in the splits train and val")
+    # Start: a pipeline's parts, the data's texts and labels.
     torch.manual_seed(s.seed)
-    parts = load_parts(model=s.model, vae=s.vae, text=s.text, unet=s.unet, prediction_type=s.prediction_type)
+    parts = start(s)
     kind = parts.scheduler.config.prediction_type
-    rows = conditioning.manifest_labels(train)
-    weights = conditioning.balanced_weights(train, s.balance)
-    ids_val, _ = tokenize(parts.tokenizer, val["text"].tolist())
-    cut = tokenize(parts.tokenizer, train["text"].tolist())[1] if s.composed < 1 else 0
+    side = parts.unet.config.sample_size
+    latent_shape = (parts.vae.config.latent_channels, side, side)
+    size = side * 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    source = open_source(s.manifest, splits=("train", "val"), size=size)
+    train_rows, val_rows = (np.flatnonzero(source.table["split"] == split) for split in ("train", "val"))
+    require(
+        len(train_rows) > 0 and len(val_rows) > 0, f"--manifest {s.manifest} needs rows in the splits train and val"
+    )
+    train = source.table.iloc[train_rows]
     groups = trainable(s, parts)
-    if accelerator.is_main_process:
-        describe(s, parts, len(train), len(val), cut, accelerator)
+    if on_main:
+        describe(s, parts, source, processes)
     if s.dry_run:
         return 0
     require_writable(s.out, "--out")
+    lock = hold_folder(s.out, "--out") if on_main else None
 
-    # Latents, once for the whole run.
-    cache = s.cache or s.out / "cache"
-    size = parts.unet.config.sample_size * 2 ** (len(parts.vae.config.block_out_channels) - 1)
-    with accelerator.main_process_first():
-        pixels = load_pixels(table["image"].tolist(), size=size, cache=cache).pixels
-        everything = cached_latents(parts.vae, pixels, cache=cache, device=accelerator.device)
-    data, held_out = (everything.take((table["split"] == split).to_numpy()) for split in ("train", "val"))
-    scale = parts.vae.config.scaling_factor
-    abar = diffusion.cumulative_alphas(parts.scheduler).to(accelerator.device)
-    loss_weight = diffusion.min_snr_weights(kind, abar, s.min_snr_gamma)
+    # Latents and, where the text encoder is frozen, text states: once for the whole run.
+    learns_text = any(p.requires_grad for p in parts.text_encoder.parameters())
+    parallel = {
+        "device": device,
+        "process": accelerator.process_index,
+        "processes": processes,
+        "wait": accelerator.wait_for_everyone,
+    }
+    folder = s.cache or s.out / "cache"
+    latents = None if s.latents == "online" else latent_cache(parts.vae, source, folder=folder, **parallel)
+    states = None
+    if not learns_text and s.text_states == "cache" and s.composed == 0:
+        texts = source.table["text"].tolist()
+        states = text_cache(parts.reader, parts.text_encoder, texts, folder=folder, **parallel)
 
-    # Models, optimiser, average, and the state of an earlier run.
-    if accelerator.device.type == "cpu":
+    # Batches and the loss: functions of the batch's number and of tensors.
+    abar = diffusion.cumulative_alphas(parts.scheduler).to(device)
+    loss_weight = diffusion.min_snr_weights(kind, abar, s.loss.min_snr_gamma)
+    local = s.batch_size // processes
+    feed = feeding.Feed(
+        source=source,
+        rows=torch.from_numpy(train_rows),
+        order=Order(
+            len(train_rows),
+            weights=conditioning.balanced_weights(train, s.balance),
+            groups=None if source.groups is None else source.groups[train_rows],
+            seed=s.seed,
+        ),
+        labels=conditioning.manifest_labels(train),
+        weights=feeding.balanced_loss_weights(train, s.loss.balance),
+        reader=parts.reader,
+        latents=latents,
+        states=states,
+        latent_shape=latent_shape,
+        timesteps=len(abar),
+        batch_size=s.batch_size,
+        share=slice(accelerator.process_index * local, (accelerator.process_index + 1) * local),
+        composed=s.composed,
+        dropout=s.caption_dropout,
+        noise_offset=s.loss.noise_offset,
+        seed=s.seed,
+        pin=device.type == "cuda",
+    )
+    parts.vae.to(device if s.latents == "online" or s.train.vae_decoder else "cpu")
+    parts.text_encoder.to(device if states is None else "cpu")
+    clean = feeding.clean_latents(parts.vae, online=s.latents == "online")
+    condition = feeding.text_conditions(
+        None if learns_text or states is not None else parts.text_encoder, masked=parts.reader.masked
+    )
+    reward = conditioning.no_reward
+    if s.reward is not None:
+        # The classifier reads small grey images: a linear map shows it the latents.
+        judge = load_classifier(s.reward)
+        small = open_source(s.manifest, splits=("train", "val"), size=judge.size)
+        preview = feeding.preview_fit(small, latents, clean, feed, parts.vae.config.scaling_factor)
+        said = dict(zip(train_rows.tolist(), feed.labels, strict=True))
+        reward = conditioning.make_reward(judge, preview, said, positive_weight=s.reward_positive, device=device)
+
+    # Models, optimiser, average.
+    if device.type == "cpu":
         use_fast_group_norm(parts.unet)
-    parts.unet.to(memory_format=torch.channels_last)
+    sharded = prepare_for_sharding(accelerator, local // s.accumulate)
+    if not sharded:  # FSDP takes contiguous weights only
+        parts.unet.to(memory_format=torch.channels_last)
     if s.gradient_checkpointing:
         parts.unet.enable_gradient_checkpointing()
+    if s.xformers:
+        use_xformers(parts.unet)
+    if s.compile:
+        parts.unet.compile(dynamic=False)
     parts.unet.train()
-    parts.text_encoder.to(accelerator.device)
-    parts.unet.to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        groups, betas=(0.9, 0.99), weight_decay=0.01, fused=accelerator.device.type in ("cuda", "cpu")
+    optimizer = make_optimizer(s.optimizer, groups, device)
+    peaks = [group["lr"] for group in groups]
+    denoiser = Denoiser(
+        parts.unet,
+        text_encoder=parts.text_encoder if learns_text else None,
+        decoder=parts.vae if s.train.vae_decoder else None,
+        masked=parts.reader.masked,
+        chunks=parts.reader.chunks,
     )
-    unet = accelerator.prepare(parts.unet) if s.train_unet else parts.unet
-    text_encoder = accelerator.prepare(parts.text_encoder) if s.train_text_encoder else parts.text_encoder
-    optimizer = accelerator.prepare(optimizer)
-    modules = {"unet": parts.unet, "text_encoder": parts.text_encoder}
-    ema = EMA(modules.values(), halflife=s.ema_halflife)
+    model, optimizer = accelerator.prepare(denoiser, optimizer)
+    ema = EMA([model], halflife=s.ema_halflife)
+
+    # The state of an earlier run.
+    settings = {**flat(as_dict(s)), "data": feeding.content_key(source.table), "start": parts.hash}
     checkpoints = Checkpoints(s.out / "checkpoints")
-    settings = as_dict(s)
     images, end = 0, min(s.images, s.until or s.images)
+    if on_main:
+        checkpoints.tidy()
     saved = checkpoints.latest()
     if saved is not None:
         checkpoints.check_same(saved["settings"], settings, free=FREE)
-        for key, module in modules.items():
-            module.load_state_dict(saved[key])
-        optimizer.load_state_dict(saved["optimizer"])
-        ema.load_state_dict(saved["ema"])
+        if sharded:
+            restore_shards(accelerator, checkpoints, saved, ema)
+        else:
+            checkpoints.load_into(saved, denoiser, load_trained_state)
+            optimizer.load_state_dict(saved["optimizer"])
+            ema.load_state_dict(saved["ema"])
         images = saved["images"]
         accelerator.print(f"continuing at {images} images")
-    judge, judged, preview = None, [], None
-    if s.reward is not None:
-        # The classifier reads small grey images: a linear map shows it the latents.
-        classifier = load_classifier(s.reward)
-        judge, judged = classifier.net.requires_grad_(False).to(accelerator.device), classifier.findings
-        shown = slice(None, None, max(1, len(table) // 500))
-        small = load_pixels(table["image"].tolist()[shown], size=classifier.size).pixels
-        preview = conditioning.fit_preview(torch.from_numpy(everything.mean[shown]).float(), to_autoencoder(small))
-        preview.to(accelerator.device)
-    log = SummaryWriter(s.out / "log") if accelerator.is_main_process else None
 
-    local = s.batch_size // pieces
-    first_part = accelerator.process_index * s.accumulate
-    started, images_then = time.perf_counter(), images
-    running: list[torch.Tensor] = []
-    bar = tqdm(total=end, initial=images, unit="img", file=sys.stderr, disable=not accelerator.is_main_process)
-    while images < end:
-        # The batch depends on the seed and its number alone: not on processes, accumulation or earlier batches.
-        number = images // s.batch_size
-        chosen = batch_indices(weights, len(train), size=s.batch_size, seed=s.seed, batch=number)
-        generator = batch_generator(s.seed, number)
-        shape = (s.batch_size, *data.mean.shape[1:])
-        noise, posterior_noise = (
-            torch.randn(shape, generator=generator),
-            torch.randn(shape, generator=generator),
-        )
-        t = diffusion.stratified_timesteps(s.batch_size, len(abar), generator)
-        seeds = torch.randint(0, 2**62, (s.batch_size,), generator=generator).tolist()
-        texts = conditioning.batch_texts(
-            rows, train["text"], chosen.tolist(), seeds=seeds, composed=s.composed, dropout=s.caption_dropout
-        )
-        ids, _ = tokenize(parts.tokenizer, texts)
-        picked = chosen.numpy()
-        clean = (
-            torch.from_numpy(data.mean[picked]).float() + torch.from_numpy(data.std[picked]).float() * posterior_noise
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(images, peak=group["peak"], warmup=s.warmup, total=s.images, floor=0.02)
-
-        for part in range(first_part, first_part + s.accumulate):
-            mine = slice(part * local, (part + 1) * local)
-            x0 = (clean[mine] * scale).to(accelerator.device)
-            eps, step = noise[mine].to(accelerator.device), t[mine].to(accelerator.device)
-            xt = diffusion.add_noise(x0, eps, abar, step)
-            with accelerator.autocast():
-                states = text_encoder(ids[mine].to(accelerator.device)).last_hidden_state
-                output = unet(xt.contiguous(memory_format=torch.channels_last), step, states).sample.float()
-            goal = diffusion.target(kind, x0, eps, abar, step)
-            error = (output - goal).square().mean((1, 2, 3))
-            loss = (loss_weight[step] * error).mean()
-            likelihood = torch.zeros_like(error)
-            if judge is not None and preview is not None:
-                # At large t noise hides the findings and the text must supply them; at small t the estimate shows
-                # them already and the likelihood is flat. The weight is that of the diffusion loss.
-                said = [
-                    x.to(accelerator.device)
-                    for x in conditioning.reward_targets(texts[mine], [rows[i] for i in chosen[mine].tolist()], judged)
-                ]
-                estimate = preview(diffusion.estimate_x0(kind, xt, output, abar, step) / scale)
+    log = SummaryWriter(s.out / "log") if on_main else None
+    batches = Prefetcher(
+        feed.make,
+        range(images // s.batch_size, -(-end // s.batch_size)),
+        ahead=2 * s.workers,
+        threads=s.workers,
+    )
+    clock = Clock(batches, device)
+    running: list[torch.Tensor] = []  # (3, n) a part: error, loss, reward loss of each sample
+    fed: list[tuple[int, torch.Tensor]] = []  # their batch and rows
+    bar = tqdm(total=end, initial=images, unit="img", file=sys.stderr, disable=not on_main)
+    for batch in batches:
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = SCHEDULES[s.schedule](images, peak=peak, warmup=s.warmup, total=s.images, floor=0.02)
+        for part in batch.to(device).parts(s.accumulate):
+            with accelerator.accumulate(model):
+                x0 = clean(part)
+                xt = diffusion.add_noise(x0, part.noise, abar, part.t)
                 with accelerator.autocast():
-                    likelihood = conditioning.reward_loss(judge, estimate, *said, positive_weight=s.reward_positive)
-                loss = loss + s.reward_weight * (loss_weight[step] * likelihood.float()).mean()
-            accelerator.backward(loss / s.accumulate)
-            running.append(torch.stack([error.detach().mean(), loss.detach(), likelihood.detach().float().mean()]))
-        accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+                    output, pictures = model(
+                        xt.contiguous(memory_format=torch.channels_last),
+                        part.t,
+                        condition(part.text),
+                        part.used,
+                        x0 / parts.vae.config.scaling_factor if s.train.vae_decoder else None,
+                    )
+                output = output.float()
+                goal = diffusion.target(kind, x0, part.noise, abar, part.t)
+                error = (output - goal).square().mean((1, 2, 3))
+                # At large t noise hides the findings and the text must supply them; at small t the estimate shows
+                # them already and the likelihood is flat. The reward's weight is that of the diffusion loss.
+                estimate_of = diffusion.estimate_x0(kind, xt, output, abar, part.t) / parts.vae.config.scaling_factor
+                missed = reward(estimate_of, part.texts, part.rows, accelerator.autocast)
+                each = part.weight * loss_weight[part.t] * (error + s.reward_weight * missed)
+                if pictures is not None:
+                    # Neither network is in the other's loss: the sum trains each as if alone.
+                    each = each + pyramid_l1(pictures.float(), feeding.shown(part, source, device))
+                accelerator.backward(each.mean())
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            running.append(torch.stack([error.detach(), each.detach(), missed.detach()]))
+            fed.append((batch.number, part.rows))
         images += s.batch_size
         ema.update(images, s.batch_size)
         bar.update(s.batch_size)
@@ -296,92 +425,118 @@ def main(argv: Sequence[str] | None = None) -> int:
             every: done or images % every < s.batch_size
             for every in (s.log_every, s.validate_every, s.sample_every, s.checkpoint_every)
         }
-        if accelerator.is_main_process and due[s.log_every]:
-            level, total, missed = torch.stack(running).mean(0).tolist()
-            require(
-                np.isfinite(total),
-                f"loss is not finite at image {images}; the last checkpoint in {s.out} is good",
-            )
-            speed = (images - images_then) / (time.perf_counter() - started)
-            left = (end - images) / speed / 60
-            print(
-                f"{images} images, error {level:.4f}, loss {total:.4f}, "
-                f"reward loss {missed:.4f}, {speed:.1f} images/s, {left:.0f} min left",
-                flush=True,
-            )
-            for key, value in (
-                ("train/error", level),
-                ("train/loss", total),
-                ("train/reward_loss", missed),
-                ("train/images_per_second", speed),
-            ):
-                log.add_scalar(key, value, images)
-            running.clear()
-        if accelerator.is_main_process and due[s.validate_every]:
+        if due[s.log_every] or due[s.checkpoint_every]:
+            # The one place where the loop waits for the device: never a checkpoint of a loss that is not finite.
+            level, total, missing = finite_means(accelerator, running, fed, source.table, checkpoints)
+            speed = clock.lap(images)
+            if on_main:
+                left = (end - images) / speed / 60
+                print(
+                    f"{images} images, error {level:.4f}, loss {total:.4f}, reward loss {missing:.4f}, "
+                    f"{speed:.1f} images/s, {left:.0f} min left",
+                    flush=True,
+                )
+                for key, value in (
+                    ("train/error", level),
+                    ("train/loss", total),
+                    ("train/reward_loss", missing),
+                    ("train/images_per_second", speed),
+                ):
+                    log.add_scalar(key, value, images)
+        if due[s.validate_every]:
             ema.swap()
-            level = validation_error(parts, held_out, ids_val, scale, abar, kind, accelerator.device)
+            level = validation_error(model, feed, val_rows, clean, condition, (kind, abar), accelerator)
             ema.swap()
-            print(f"{images} images, validation error {level:.4f}", flush=True)
-            log.add_scalar("val/error", level, images)
-        if accelerator.is_main_process and due[s.sample_every]:
+            if on_main:
+                print(f"{images} images, validation error {level:.4f}", flush=True)
+                log.add_scalar("val/error", level, images)
+        if due[s.sample_every] and on_main and not sharded:
             ema.swap()
-            show(s, parts, s.out / "samples" / f"{images:09d}.png", accelerator.device)
+            show(s, parts, s.out / "samples" / f"{images:09d}.png", device)
             ema.swap()
-        if accelerator.is_main_process and due[s.checkpoint_every]:
-            states_now = {key: module.state_dict() for key, module in modules.items()}
-            checkpoints.save(
-                images,
-                {
-                    **states_now,
-                    "optimizer": optimizer.state_dict(),
-                    "ema": ema.state_dict(),
-                    "settings": settings,
-                },
-            )
+        if due[s.checkpoint_every]:
+            if sharded:
+                save_shards(accelerator, checkpoints, images, settings, ema)
+            elif on_main:
+                checkpoints.save(
+                    images,
+                    {
+                        "model": trained_state(denoiser),
+                        "optimizer": optimizer.state_dict(),
+                        "ema": ema.state_dict(),
+                        "settings": settings,
+                    },
+                )
+            clock.pause()
     bar.close()
 
-    if accelerator.is_main_process:
-        ema.swap()
-        words = seen_words(rows, train["text"], s.composed)
-        facts = {
-            "name": s.name,
-            "images_seen": images,
-            "training_images": len(train),
-            "defaults": {"steps": s.steps, "guidance": s.guidance, "sampler": "dpm++"},
-            "vocabulary": words,
-        }
-        save_pipeline(s.out / "pipeline", parts, facts)
+    # The average becomes the model, and the model a folder.
+    ema.swap()
+    full = full_weights(accelerator, model) if sharded else None
+    if on_main:
+        if full is not None:
+            parts = start(s)
+            trainable(s, parts)
+            Denoiser(
+                parts.unet,
+                text_encoder=parts.text_encoder if learns_text else None,
+                decoder=parts.vae if s.train.vae_decoder else None,
+                masked=parts.reader.masked,
+                chunks=parts.reader.chunks,
+            ).load_state_dict(full)
+        save_result(s, parts, train, images)
         (s.out / "training.json").write_text(
             json.dumps(
                 {
                     "settings": settings,
                     "images": images,
-                    "seconds_this_run": round(time.perf_counter() - started),
+                    "training_images": len(train),
+                    "text": vars(parts.reader.count(train["text"].tolist())),
+                    "speed": clock.summary(processes),
                 },
                 indent=1,
             )
+            + "\n"
         )
         print(s.out / "pipeline")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if lock is not None:
+        lock.close()
     return 0
 
 
 def check(s: Settings) -> None:
     """Settings that no type can rule out."""
     require(
-        s.images > 0 and s.batch_size > 0 and s.accumulate > 0,
-        "--images, --batch_size and --accumulate must be positive",
+        s.images > 0 and s.batch_size > 0 and s.accumulate > 0 and s.workers > 0,
+        "--images, --batch_size, --accumulate and --workers must be positive",
     )
+    for name in ("log_every", "validate_every", "sample_every", "checkpoint_every"):
+        require(getattr(s, name) > 0, f"--{name} must be positive")
     require(
-        s.train_unet or s.train_text_encoder,
-        "--train_unet and --train_text_encoder are both false: nothing to train",
+        s.train.unet or s.train.text_encoder or s.train.vae_decoder,
+        "--train.unet, --train.text_encoder and --train.vae_decoder are all false: nothing to train",
+    )
+    require(s.lora.rank >= 0, "--lora.rank must be 0 (none) or positive")
+    require(
+        s.lora.rank == 0 or (s.lora.unet and s.train.unet) or (s.lora.text_encoder and s.train.text_encoder),
+        "--lora.rank is set, but no adapter is trained: set --lora.unet with --train.unet, or the text encoder's two",
     )
     require(
         0 <= s.caption_dropout < 1 and 0 <= s.composed <= 1,
         "--caption_dropout and --composed must be in [0, 1]",
     )
-    require(s.precision in ("bf16", "fp16", "no"), f"--precision {s.precision} is unknown; use bf16, fp16 or no")
+    for name, value, allowed in (
+        ("precision", s.precision, ("bf16", "fp16", "no")),
+        ("schedule", s.schedule, tuple(SCHEDULES)),
+        ("optimizer", s.optimizer, ("adamw", "adamw8bit")),
+        ("latents", s.latents, ("cache", "online")),
+        ("text_states", s.text_states, ("cache", "online")),
+        ("text_layer", s.text_layer, ("last", "penultimate")),
+        ("sampler", s.sampler, tuple(SAMPLERS)),
+    ):
+        require(value in allowed, f"--{name} {value} is unknown; use one of {', '.join(allowed)}")
     fresh = [s.vae, s.text, s.unet]
     require(
         (s.model is None) == all(f is not None for f in fresh) and (s.model is None or not any(fresh)),
@@ -389,68 +544,157 @@ def check(s: Settings) -> None:
     )
 
 
+def start(s: Settings) -> Parts:
+    """The parts that training starts from."""
+    return load_parts(
+        model=s.model,
+        vae=s.vae,
+        text=s.text,
+        unet=s.unet,
+        prediction_type=s.prediction_type,
+        zero_terminal_snr=s.loss.zero_terminal_snr,
+        choice=TextChoice(s.text_encoder, s.text_layer, s.text_window, s.text_chunks),
+    )
+
+
 def trainable(s: Settings, parts: Parts) -> list[dict[str, Any]]:
-    """Optimiser groups; everything else is frozen."""
-    groups = []
-    for module, wanted, rate in (
-        (parts.unet, s.train_unet, s.rate),
-        (parts.text_encoder, s.train_text_encoder, s.text_rate),
-    ):
+    """Optimiser groups with their peak rates; everything else is frozen, adapters put in place."""
+    for module, wanted in ((parts.unet, s.train.unet), (parts.text_encoder, s.train.text_encoder)):
         module.requires_grad_(wanted)
-        if wanted:
-            groups.append({"params": list(module.parameters()), "peak": rate, "lr": rate})
-    # CLIP's pooled output is not used by Stable Diffusion; DDP wants to know of parameters without gradients.
+    if s.lora.rank:
+        add_lora(
+            parts.unet if s.train.unet and s.lora.unet else None,
+            parts.text_encoder if s.train.text_encoder and s.lora.text_encoder else None,
+            rank=s.lora.rank,
+            alpha=s.lora.alpha,
+        )
+    if parts.projected:  # a new layer has to learn, whatever else does
+        parts.unet.encoder_hid_proj.requires_grad_(True)
+    if s.train.vae_decoder:
+        for module in filter(None, (parts.vae.post_quant_conv, parts.vae.decoder)):
+            module.requires_grad_(True)
+    for name, parameter in parts.text_encoder.named_parameters():
+        if name.startswith("pooler"):  # Stable Diffusion does not use it: it would never get a gradient
+            parameter.requires_grad_(False)
+    groups = []
+    for module, rate in ((parts.unet, s.rate), (parts.text_encoder, s.text_rate), (parts.vae, s.decoder_rate)):
+        learning = [p for p in module.parameters() if p.requires_grad]
+        if learning:
+            groups.append({"params": learning, "lr": rate})
     return groups
 
 
-def describe(s: Settings, parts: Parts, train: int, val: int, cut: int, accelerator: Accelerator) -> None:
-    """What the run will do, in a few lines."""
-    count = {
-        k: sum(p.numel() for p in m.parameters()) / 1e6
-        for k, m in (("U-Net", parts.unet), ("text encoder", parts.text_encoder), ("autoencoder", parts.vae))
-    }
+def describe(s: Settings, parts: Parts, source: Any, processes: int) -> None:
+    """What the run will do, in a few lines; with --dry-run also what it will need."""
+    table = source.table
+    train, val = ((table["split"] == split).sum() for split in ("train", "val"))
     print(
         f"{train} training and {val} validation images; {s.images} images to see = {s.images / train:.1f} epochs, "
-        f"{-(-s.images // s.batch_size)} steps of {s.batch_size} on {accelerator.num_processes} process(es)"
+        f"{-(-s.images // s.batch_size)} steps of {s.batch_size} on {processes} process(es)"
     )
-    print(
-        ", ".join(f"{k} {v:.1f} M" for k, v in count.items())
-        + f"; {parts.scheduler.config.prediction_type}; window {parts.tokenizer.model_max_length} tokens"
-    )
-    if cut:
-        print(
-            f"warning: {cut} of {train} training texts ({cut / train:.1%}) are longer than the window and are cut",
-            flush=True,
+    counts = []
+    for name, module in (("U-Net", parts.unet), ("text encoder", parts.text_encoder), ("autoencoder", parts.vae)):
+        total, learning = (
+            sum(p.numel() for p in module.parameters() if wanted(p)) / 1e6
+            for wanted in (lambda p: True, lambda p: p.requires_grad)
         )
+        counts.append(f"{name} {total:.1f} M ({learning:.1f} M trained)")
+    print(", ".join(counts))
+    read = parts.reader.count(table["text"][table["split"] == "train"].tolist())
+    print(
+        f"{parts.scheduler.config.prediction_type}; texts of up to {parts.reader.chunks} x {parts.reader.window} "
+        f"tokens (longest {read.longest}): {read.chunked} of {read.total} ({read.chunked / read.total:.1%}) take more "
+        f"than one window, {read.cut} ({read.cut / read.total:.1%}) are cut"
+    )
+    if read.cut and s.composed < 1:
+        print("warning: cut texts lose their ends; raise --text_chunks or choose another text encoder", flush=True)
+    if s.text_states == "cache" and s.composed > 0:
+        print("text states are not cached: texts composed afresh differ in every epoch")
+    if s.dry_run:
+        chunks, window = parts.reader.chunks, parts.reader.window
+        side = parts.unet.config.sample_size
+        cuda = torch.cuda.is_available()
+        device = estimate.device_name(torch.device("cuda" if cuda else "cpu"))
+        needs = estimate.estimate(
+            parts.unet,
+            parts.text_encoder,
+            parts.vae,
+            batch_per_device=s.batch_size // processes // s.accumulate,
+            latent_shape=(parts.vae.config.latent_channels, side, side),
+            text_shape=(chunks, window),
+            precision=s.precision,
+            optimizer=s.optimizer,
+            gradient_checkpointing=s.gradient_checkpointing,
+            latents_online=s.latents == "online",
+            text_online=s.text_states == "online" or s.composed > 0,
+            accumulate=s.accumulate,
+            processes=processes,
+            images=len(table),
+            texts=table["text"].nunique(),
+        )
+        rate = estimate.measured_rate(
+            Path(__file__).parents[1] / "benchmarks" / "results", device=device, flops=needs.flops, processes=processes
+        )
+        memory = torch.cuda.get_device_properties(0).total_memory if cuda else None
+        print("\n".join(estimate.describe(needs, images=s.images, rate=rate, device_memory=memory)))
 
 
 @torch.no_grad()
 def validation_error(
-    parts: Parts,
-    held_out: Any,
-    ids: torch.Tensor,
-    scale: float,
-    abar: torch.Tensor,
-    kind: str,
-    device: torch.device,
+    model: Any,
+    feed: feeding.Feed,
+    rows: np.ndarray,
+    clean: Any,
+    condition: Any,
+    process: tuple[str, torch.Tensor],
+    accelerator: Accelerator,
 ) -> float:
-    """Mean squared error on up to 128 validation images at fixed timesteps and with fixed noise."""
-    chosen = np.linspace(0, len(held_out.mean) - 1, num=min(128, len(held_out.mean))).astype(int)
+    """Mean squared error on up to 128 validation images at fixed timesteps and with fixed noise, by all processes."""
+    kind, abar = process
+    count = min(128, len(rows))
+    chosen = torch.from_numpy(rows[np.linspace(0, len(rows) - 1, num=count).astype(int)])
     generator = torch.Generator().manual_seed(0)
-    t = ((torch.arange(len(chosen)) + 0.5) / len(chosen) * len(abar)).long()[
-        torch.randperm(len(chosen), generator=generator)
+    t = ((torch.arange(count) + 0.5) / count * len(abar)).long()[torch.randperm(count, generator=generator)]
+    noise = torch.randn((count, *feed.latent_shape), generator=generator)
+    # Every process runs the same number of batches, as sharded models demand; what is padded is not counted.
+    step = min(16, -(-count // accelerator.num_processes))
+    total, seen = torch.zeros((), device=accelerator.device), 0
+    for start_ in range(0, count, step * accelerator.num_processes):
+        first = start_ + accelerator.process_index * step
+        mine = torch.arange(first, first + step)
+        part = feed.fixed(chosen[mine % count], t[mine % count], noise[mine % count]).to(accelerator.device)
+        x0 = clean(part)
+        with accelerator.autocast():
+            xt = diffusion.add_noise(x0, part.noise, abar, part.t)
+            output, _ = model(xt, part.t, condition(part.text), part.used)
+        error = (output.float() - diffusion.target(kind, x0, part.noise, abar, part.t)).square().mean((1, 2, 3))
+        total += error[: max(0, count - first)].sum()
+        seen += step
+    return float(accelerator.reduce(total, "sum")) / count
+
+
+def save_result(s: Settings, parts: Parts, train: pd.DataFrame, images: int) -> None:
+    """Write ``OUT/pipeline`` and, where adapters were trained, ``OUT/lora``; the pipeline has them merged in."""
+    adapted = [
+        module if s.lora.rank and wanted and lora else None
+        for module, wanted, lora in (
+            (parts.unet, s.train.unet, s.lora.unet),
+            (parts.text_encoder, s.train.text_encoder, s.lora.text_encoder),
+        )
     ]
-    errors_ = []
-    for start in range(0, len(chosen), 32):
-        part = chosen[start : start + 32]
-        x0 = (torch.from_numpy(held_out.mean[part]).float() * scale).to(device)
-        eps = torch.randn(x0.shape, generator=generator).to(device)
-        step = t[start : start + 32].to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            states = parts.text_encoder(ids[part].to(device)).last_hidden_state
-            output = parts.unet(diffusion.add_noise(x0, eps, abar, step), step, states).sample.float()
-        errors_.append((output - diffusion.target(kind, x0, eps, abar, step)).square().mean((1, 2, 3)))
-    return torch.cat(errors_).mean().item()
+    if any(module is not None for module in adapted):
+        save_lora(s.out / "lora", *adapted)
+        for module in adapted:
+            if module is not None:
+                merge_lora(module)
+    facts = {
+        "name": s.name,
+        "images_seen": images,
+        "training_images": len(train),
+        "defaults": {"steps": s.steps, "guidance": s.guidance, "sampler": s.sampler},
+        "vocabulary": seen_words(conditioning.manifest_labels(train), train["text"], s.composed),
+    }
+    save_pipeline(s.out / "pipeline", parts, facts)
 
 
 def show(s: Settings, parts: Parts, path: Path, device: torch.device) -> None:

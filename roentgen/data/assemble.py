@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import pandas as pd
 from tqdm import tqdm
@@ -22,6 +23,7 @@ from roentgen.data.manifest import (
     empty_texts,
     finding_columns,
     row_problems,
+    side_columns,
     typed,
     write_manifest,
 )
@@ -30,6 +32,14 @@ from roentgen.prompts import FINDINGS, compose, labels_from_row
 
 T = TypeVar("T")
 MIN_REPORT_WORDS = 5  # shorter "reports" are fragments such as "with co-infection"
+COMPOSE_BLOCK = 10_000  # rows
+
+
+def first_patients(patients: Iterable[str], limit: int, *, seed: int) -> set[str]:
+    """The first ``limit`` patients by a hash of (seed, patient), so that a larger limit keeps the smaller's."""
+    # Not the hash of the random split: the first patients by that one would all be in one split.
+    places = {hashlib.sha256(f"limit:{seed}:{patient}".encode()).digest(): patient for patient in set(patients)}
+    return {places[place] for place in sorted(places)[:limit]}
 
 
 def typed_labels(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
@@ -42,28 +52,56 @@ def typed_labels(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     return typed(table, Path())
 
 
-def fill_texts(table: pd.DataFrame, blank_text: str, *, seed: int = 0) -> pd.DataFrame:
-    """Rows of blank text: "error", "compose" one from the labels, or "drop" them, saying how many."""
+def fill_texts(
+    table: pd.DataFrame,
+    blank_text: Literal["error", "compose", "drop", "few"],
+    *,
+    seed: int = 0,
+    flag: str = "--text-column",
+    drop_unlabelled: bool = False,
+) -> pd.DataFrame:
+    """Rows of blank text: "error", "compose" one from the labels, or "drop" them, saying how many.
+
+    "few" drops them where they are at most half, as some reports always lack the wanted section; ``flag`` is what
+    chose the texts. An image with neither text nor findings is an error with "compose", or with ``drop_unlabelled``
+    left out: a text composed from nothing would call it normal.
+
+    Raises:
+        UserError: for a blank text with "error", more than half blank ones with "few", nothing but blank ones with
+            "drop", and nothing to compose from with "compose".
+    """
     blank = table["text"] == ""
-    if not blank.any():
+    count, total = int(blank.sum()), len(table)
+    if count == 0:
         return table
+    image = Path(table["image"][blank].iloc[0]).name
     if blank_text == "error":
-        image = Path(table["image"][blank].iloc[0]).name
         raise UserError(
-            f"--text-column: {blank.sum()} text(s) are blank, the first is of image {image}; "
+            f"{flag}: {count} of {total} text(s) are blank, the first is of image {image}; "
             f"fill them or add --blank-text compose or --blank-text drop"
         )
-    if blank_text == "drop":
-        print(f"{blank.sum()} image(s) without text dropped", file=sys.stderr)
-        return table[~blank].reset_index(drop=True)
-    unlabelled = table[finding_columns(table)][blank].isna().all(axis=1)
-    if unlabelled.any():
-        image = Path(table["image"][blank][unlabelled].iloc[0]).name
+    if count == total and blank_text != "compose":
+        raise UserError(f"{flag}: all {total} texts are blank; choose texts that are there")
+    if blank_text == "few" and 2 * count > total:
         raise UserError(
-            f"--text-column: {unlabelled.sum()} image(s) have neither text nor findings to compose one from, "
-            f"the first is {image}; name the column of texts or use --finding-columns"
+            f"{flag}: most texts are blank ({count} of {total}, the first is of image {image}); choose others, "
+            f"or add --blank-text drop or --blank-text compose if that is right"
         )
-    return compose_texts(table, seed=seed, min_words=1)
+    if blank_text in ("drop", "few"):
+        print(f"{count} of {total} image(s) left out: no text in {flag}", file=sys.stderr)
+        return table[~blank].reset_index(drop=True)
+    unlabelled = blank & table[finding_columns(table)].isna().all(axis=1)
+    lost = int(unlabelled.sum())
+    if lost and (not drop_unlabelled or lost == total):
+        image = Path(table["image"][unlabelled].iloc[0]).name
+        raise UserError(
+            f"{flag}: {lost} image(s) have neither text nor findings to compose one from, "
+            f"the first is {image}; choose other texts or add --blank-text drop"
+        )
+    if lost:
+        print(f"{lost} of {total} image(s) left out: neither text nor findings", file=sys.stderr)
+    print(f"{count - lost} text(s) composed from the findings", file=sys.stderr)
+    return compose_texts(table[~unlabelled].reset_index(drop=True), seed=seed, min_words=1)
 
 
 def compose_texts(
@@ -75,15 +113,19 @@ def compose_texts(
     The wording is drawn by (seed, image file name), so it does not depend on which other images are there.
     """
     table = table.copy()
+    words = table["text"].str.split().str.len()
+    wanted = words < min_words
+    if max_words is not None:
+        wanted |= words > max_words
+    needed = ["image", "view", "sex", "age", *finding_columns(table), *side_columns(table)]
     texts = []
-    for row in table.to_dict("records"):
-        text = str(row["text"])
-        words = len(text.split())
-        if words < min_words or (max_words is not None and words > max_words):
+    # Blocks, because a dictionary a row of 40 columns is a gigabyte for 400,000 rows.
+    chosen = table.loc[wanted, [column for column in needed if column in table.columns]]
+    for start in range(0, len(chosen), COMPOSE_BLOCK):
+        for row in chosen.iloc[start : start + COMPOSE_BLOCK].to_dict("records"):
             rng = random.Random(f"{seed}:{Path(str(row['image'])).name}")
-            text = compose(labels_from_row({str(key): value for key, value in row.items()}), rng)
-        texts.append(text)
-    table["text"] = texts
+            texts.append(compose(labels_from_row(row), rng))
+    table.loc[wanted, "text"] = texts
     return table
 
 
@@ -154,8 +196,8 @@ def copy_images(table: pd.DataFrame, folder: Path, *, size: int | None) -> pd.Da
     """Copy the images below ``folder/images`` and point the table there.
 
     Names are kept; where two images of one name come from different folders, they go to subfolders named
-    after those. Copies are byte for byte, or, with ``size``, 8-bit PNG of shorter side ``size``, centre
-    cropped to a square.
+    after those, or to the whole path below the images' common folder. Copies are byte for byte, or, with
+    ``size``, 8-bit PNG of shorter side ``size``, centre cropped to a square.
 
     Raises:
         UserError: when images cannot be read or written, after copying the others.
@@ -202,17 +244,19 @@ def copy_images(table: pd.DataFrame, folder: Path, *, size: int | None) -> pd.Da
 
 def _target_names(sources: list[Path], *, suffix: str | None) -> list[Path]:
     """Relative target paths: bare names if they are unique, else below the name of the nearest folder
-    that is not called ``images``."""
+    that is not called ``images``, else as they lie below the folder that holds them all."""
     flat = [Path(source.name) for source in sources]
     nested = []
     for source in sources:
         above = source.parent.parent if source.parent.name == "images" else source.parent
         nested.append(Path(above.name) / source.name)
-    for names in (flat, nested):
+    top = Path(os.path.commonpath([source.parent for source in sources]))
+    whole = [source.relative_to(top) for source in sources]  # CheXpert: patient00001/study1/view1_frontal.jpg
+    for names in (flat, nested, whole):
         targets = [name.with_suffix(suffix) if suffix else name for name in names]
         if len(set(targets)) == len(set(sources)):
             return targets
-    raise UserError("--copy-images: several images share folder and file name; leave the flag out")
+    raise UserError("--copy-images: two images of one folder differ in their ending only; leave --size out")
 
 
 def validate_and_write(table: pd.DataFrame, path: Path) -> Path:

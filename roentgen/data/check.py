@@ -25,6 +25,7 @@ from roentgen.data.manifest import (
     row_problems,
     side_columns,
 )
+from roentgen.data.text_statistics import text_line, text_notes, text_problems, text_tables
 from roentgen.errors import UserError
 from roentgen.images import read_image
 
@@ -50,6 +51,8 @@ SEVERITY = {
     "colour image": "warning",
     "over-long text": "warning",
     "contradicting labels": "warning",
+    "de-identification blank": "warning",
+    "text not in English": "warning",
     "near-duplicate image": "note",
 }  # every kind of row problem that training would refuse is an error too
 
@@ -95,15 +98,23 @@ def severity_of(kind: str) -> str:
     return SEVERITY.get(kind, "error")
 
 
-def check_manifest(path: Path, *, max_words: int = 60) -> Report:
+def check_manifest(path: Path, *, max_words: int = 60, tokenizer: Path | None = None) -> Report:
     """Check every row and every image of a manifest.
 
+    Args:
+        path: the manifest.
+        max_words: texts of more are named.
+        tokenizer: pipeline or tokenizer folder that counts tokens; None: tokens are estimated from words.
+
     Raises:
-        UserError: only when the manifest itself cannot be read or lacks a column; anything about rows and
-            images goes to the report.
+        UserError: only when the manifest itself cannot be read or lacks a column, or the tokenizer cannot be read;
+            anything about rows and images goes to the report.
     """
     table = load_table(path)
     problems = row_problems(table) + empty_texts(table) + _text_and_label_problems(table, max_words)
+    problems += text_problems(table)
+    parts = parts_of(table)
+    texts = text_tables(parts, tokenizer=tokenizer)  # before the images: a bad tokenizer is said at once
     images = absolute_images(table["image"], path.parent)
     facts_of = dict(zip(images, map_images(look, images, desc="reading images"), strict=True))
     facts = [facts_of[image] for image in images]
@@ -117,13 +128,14 @@ def check_manifest(path: Path, *, max_words: int = 60) -> Report:
         problems += near_duplicates(facts)
     else:
         report.notes.append(f"near-duplicates were not looked for: more than {NEAR_LIMIT:,} images")
+    report.notes += text_notes(table)
     known = {*CORE, *finding_columns(table), *side_columns(table)}
     extra = [column for column in table.columns if column not in known]
     if extra:
         report.notes.append(f"columns that are not read: {', '.join(extra)}")
     for problem in sorted(problems, key=lambda problem: problem.row):
         report.problems.setdefault(problem.kind, []).append(problem)
-    report.statistics = statistics(report.table, facts)
+    report.statistics = statistics(parts, facts) | texts
     return report
 
 
@@ -267,10 +279,15 @@ def _text_and_label_problems(table: pd.DataFrame, max_words: int) -> list[Proble
     return problems
 
 
-def statistics(table: pd.DataFrame, facts: list[ImageFacts]) -> dict[str, pd.DataFrame]:
-    """Tables for the page: title -> table, first column the row names."""
+def parts_of(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """All rows, and the rows of each split that has some."""
     splits = [split for split in SPLITS if (table["split"] == split).any()]
-    parts = {"all": table} | {split: table[table["split"] == split] for split in splits}
+    return {"all": table} | {split: table[table["split"] == split] for split in splits}
+
+
+def statistics(parts: dict[str, pd.DataFrame], facts: list[ImageFacts]) -> dict[str, pd.DataFrame]:
+    """Tables of images and findings for the page: title -> table, first column the row names; parts as ``parts_of``."""
+    table = parts["all"]
 
     def by_split(values: dict[str, pd.Series]) -> pd.DataFrame:
         rows = [
@@ -311,31 +328,17 @@ def statistics(table: pd.DataFrame, facts: list[ImageFacts]) -> dict[str, pd.Dat
             for name in finding_columns(table)
         ]
     )
-    counts = table["text"].str.split().str.len()
-    texts = pd.DataFrame(
-        [
-            {
-                "": part,
-                "texts": len(rows),
-                "different": rows["text"].nunique(),
-                "shortest (words)": int(counts[rows.index].min()),
-                "median": float(counts[rows.index].median()),
-                "longest": int(counts[rows.index].max()),
-                "different words": len({word for text in rows["text"] for word in text.lower().split()}),
-            }
-            for part, rows in parts.items()
-        ]
-    )
     sizes = Counter(f"{fact.width} x {fact.height}" for fact in facts if not fact.error)
     shapes = pd.DataFrame([{"": size, "images": number} for size, number in sizes.most_common(12)])
-    return {"Images": overview, "Findings": labels, "Texts": texts, "Most frequent image sizes": shapes}
+    return {"Images": overview, "Findings": labels, "Most frequent image sizes": shapes}
 
 
 def summary_lines(report: Report) -> list[str]:
     """The report in a few lines for the terminal; the page has every problem."""
     lines = [
         f"{report.manifest}: {len(report.table)} images, {report.table['patient_id'].nunique()} patients; "
-        f"{report.errors} errors, {report.count('warning')} warnings, {report.count('note')} notes"
+        f"{report.errors} errors, {report.count('warning')} warnings, {report.count('note')} notes",
+        text_line(report.statistics),
     ]
     for severity in ("error", "warning", "note"):
         for kind, found in report.problems.items():

@@ -6,24 +6,81 @@ The command line is made from these signatures and docstrings; nothing heavy is 
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from roentgen.errors import UserError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    Reader = Callable[..., tuple[pd.DataFrame, Counter[str]]]
+
+Source = Literal[
+    "openchest", "csv", "mimic-cxr-jpg", "chexpert", "chexpert-plus", "nih", "openi", "padchest", "dicom", "xreport"
+]
+# Settings of prepare itself; every other belongs to the sources whose reader has a parameter of that name.
+OWN = ("source", "root", "out", "sides", "copy_images", "size", "seed", "overwrite", "limit", "blank_text")
+
+
+def sources() -> dict[str, Reader]:
+    """The readers by name of the source; a reader's parameters are the flags that its source takes."""
+    from roentgen.data.chexpert import read_chexpert, read_chexpert_plus
+    from roentgen.data.dicom_folder import read_dicom_folder
+    from roentgen.data.mimic import read_mimic
+    from roentgen.data.nih import read_nih
+    from roentgen.data.openchest import read_openchest
+    from roentgen.data.openi import read_openi
+    from roentgen.data.padchest import read_padchest
+    from roentgen.data.xreport import read_xreport
+
+    return {
+        "openchest": read_openchest,
+        "csv": _read_csv,
+        "mimic-cxr-jpg": read_mimic,
+        "chexpert": read_chexpert,
+        "chexpert-plus": read_chexpert_plus,
+        "nih": read_nih,
+        "openi": read_openi,
+        "padchest": read_padchest,
+        "dicom": read_dicom_folder,
+        "xreport": read_xreport,
+    }
+
 
 def prepare(
-    source: Literal["openchest", "csv"],
+    source: Source,
     *,
     root: str,
     out: str,
-    csv: str | None = None,
+    limit: int | None = None,
     sides: str | None = None,
     copy_images: bool = False,
     size: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
-    image_column: str = "image",
+    blank_text: Literal["error", "compose", "drop"] | None = None,
+    missing: Literal["error", "drop"] | None = None,
+    uncertain: Literal["blank", "0", "1"] | None = None,
+    val_share: float | None = None,
+    test_share: float | None = None,
+    section: str | None = None,
+    reports: str | None = None,
+    labels: str | None = None,
+    images: str | None = None,
+    split: Literal["official", "roentgen"] | None = None,
+    patients: str | None = None,
+    views: str | None = None,
+    text: Literal["labels", "report"] | None = None,
+    labelled_by: Literal["all", "physician"] | None = None,
+    join: Literal["AccessionNumber", "StudyInstanceUID", "SOPInstanceUID", "PatientID", "path"] | None = None,
+    key_column: str | None = None,
+    pseudonymise: bool = False,
+    salt: str | None = None,
+    csv: str | None = None,
+    image_column: str | None = None,
     text_column: str | None = None,
     patient_column: str | None = None,
     split_column: str | None = None,
@@ -31,48 +88,70 @@ def prepare(
     sex_column: str | None = None,
     age_column: str | None = None,
     finding_columns: dict[str, str] | None = None,
-    blank_text: Literal["error", "compose", "drop"] = "error",
-    other_views: Literal["error", "drop"] = "error",
-    uncertain: Literal["blank", "0", "1"] = "blank",
-    val_share: float = 0.1,
-    test_share: float = 0.1,
-    source_name: str = "",
-    licence: str = "",
+    other_views: Literal["error", "drop"] | None = None,
+    source_name: str | None = None,
+    licence: str | None = None,
 ) -> int:
-    """Write a manifest, the table that training and evaluation read, from a collection of images.
+    """Write a manifest, the table that training and evaluation read, from a collection of images. A flag that is not
+    for the chosen source is an error.
 
     Args:
-        source: The kind of collection: openchest, or csv for a folder of images with a CSV of your own.
-        root: Folder of the collection (openchest: with nih128/ and/or cxr320/, or one of these).
+        source: The kind of collection; csv is a folder of images with a CSV of your own, dicom a folder of DICOM files
+            with a CSV of reports.
+        root: Folder of the collection, as downloaded and unpacked.
         out: Manifest to write (.csv or .parquet), or the folder for its manifest.csv.
-        csv: For csv: the CSV file, one row an image.
+        limit: Only the first so many patients by a hash, to try things out.
         sides: CSV with the columns file, finding, side (left, right, bilateral) that fills unknown sides.
         copy_images: Copy the images below the manifest's folder, so that it can be moved as a whole.
         size: With --copy-images: resize the shorter side to this many pixels, crop the centre, save as PNG.
-        seed: Seed of composed texts and of the random split.
+        seed: Seed of composed texts, random splits and --limit.
         overwrite: Replace an existing manifest.
-        image_column: For csv: column of the image path below --root.
-        text_column: For csv: column of the report or prompt; left out, texts are composed from the findings.
+        blank_text: On a blank text stop (error), compose one from the findings, or drop the image. Left out: chexpert,
+            nih and padchest compose, as they have no English reports; mimic-cxr-jpg, chexpert-plus and openi drop the
+            images whose report lacks the section, if these are not most (so does dicom); the others stop.
+        missing: For the public collections and xreport: on an image that is not on the disk stop (default), or drop it.
+        uncertain: For csv, dicom, mimic-cxr-jpg, chexpert, chexpert-plus: what a finding of -1 (uncertain) becomes
+            (default blank).
+        val_share: Share of the patients for val, where the source has no split of its own or none for val (default 0.1;
+            chexpert 0.05; mimic-cxr-jpg 0.02).
+        test_share: For csv, openi, padchest, dicom, xreport: share of the patients for test (default 0.1).
+        section: For mimic-cxr-jpg, chexpert-plus, openi, dicom: sections of the report, such as impression or
+            impression,findings; the first that is not blank is the text (default impression; dicom: report is all).
+        reports: For mimic-cxr-jpg: mimic-cxr-reports.zip or its folder, or none for texts composed from the labels. For
+            openi: NLMCXR_reports.tgz or its folder. Left out, they are looked for below --root.
+        labels: For mimic-cxr-jpg: chexpert (default), negbio or none. For chexpert-plus: file of CheXbert's labels.
+        images: For chexpert-plus and padchest: folder of the images, where it is not below --root.
+        split: For mimic-cxr-jpg: roentgen (default; patients p10 to p18 for training, p19 for test) or official.
+        patients: For mimic-cxr-jpg: MIMIC-IV's patients.csv.gz, for sex and age.
+        views: For openi: Kaggle's indiana_projections.csv; left out, the tables of torchxrayvision are read.
+        text: For padchest: labels (default; texts are composed) or report (Spanish).
+        labelled_by: For padchest: all (default), or only what a physician labelled.
+        join: For dicom: what joins an image to a row of --csv: this DICOM tag (default AccessionNumber), or its
+            path below --root.
+        key_column: For dicom: column of --csv that holds it (default: of the name that --join gives).
+        pseudonymise: For dicom: replace the patient's number by a keyed hash; file names and texts stay as they are.
+        salt: For dicom with --pseudonymise: the key, at least 8 characters (default random, and thrown away).
+        csv: For csv, xreport: the CSV file, one row an image. For dicom: one row a report.
+        image_column: For csv: column of the image path below --root (default image).
+        text_column: For csv: column of the report or prompt; left out, texts are composed from the findings. For dicom:
+            column of the report (default report).
         patient_column: For csv: column of the patient; left out, each image counts as a patient.
-        split_column: For csv: column of the split; left out, patients are split at random.
+        split_column: For csv, dicom: column of the split; left out, patients are split at random.
         view_column: For csv: column of the view (PA or AP).
         sex_column: For csv: column of the sex.
         age_column: For csv: column of the age in years.
         finding_columns: For csv: columns of findings under other names, {"Pleural Effusion": "Effusion"}.
-        blank_text: For csv with --text-column: on a blank text stop, compose one, or drop the row.
-        other_views: For csv with --view-column: on a view other than PA, AP or blank stop, or drop the row.
-        uncertain: For csv: what a finding of -1 (uncertain) becomes.
-        val_share: For csv without --split-column: share of the patients for val.
-        test_share: For csv without --split-column: share of the patients for test.
-        source_name: For csv: name of the collection, for the column source.
-        licence: For csv: its licence, for the column licence.
+        other_views: For csv: on a view other than PA, AP or blank stop (default), or drop the row; the collections
+            always leave them out.
+        source_name: For csv, dicom, xreport: name of the collection, for the column source.
+        licence: For csv, dicom, xreport: its licence, for the column licence.
 
     Returns:
         Exit code 0; the path of the manifest is printed.
     """
+    given = {name: value for name, value in locals().items() if name not in OWN}
+    given = {name: value for name, value in given.items() if value is not None and value is not False}
     from roentgen.data import assemble
-    from roentgen.data.csv_folder import CsvColumns, read_csv_folder
-    from roentgen.data.openchest import read_openchest
     from roentgen.prompts import MAX_WORDS
 
     target = Path(out)
@@ -84,53 +163,141 @@ def prepare(
         raise UserError("--size changes images, so it needs --copy-images; the originals are left as they are")
     if size is not None and size < 8:
         raise UserError(f"--size {size} is too small for an image; choose 64 or more")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit} leaves no patient; choose 1 or more")
+    if source == "openchest" and blank_text is not None:
+        raise UserError("--blank-text is not for openchest, whose texts are composed; leave it out")
 
+    table, counts = _read(source, root, given, seed=seed, limit=limit)
+    if any(counts.values()):
+        _say("left out, unless the line says otherwise:")
+    for what, count in counts.items():
+        if count:
+            _say(f"  {count:,} {what}")
+    if limit is not None:
+        kept = table["patient_id"].isin(assemble.first_patients(table["patient_id"], limit, seed=seed))
+        table = table[kept].reset_index(drop=True)
+    if table.empty:
+        raise UserError(f"--root {root}: no image is left for a manifest; mend what the lines above say")
+    table = _with_sides(table, sides)
     if source == "openchest":
-        table, outside = read_openchest(root)
-        for finding, count in outside.items():
-            _say(f"{count} image(s) with {finding!r}, which is outside the vocabulary: kept without it")
-        table = assemble.compose_texts(_with_sides(table, sides), seed=seed, max_words=MAX_WORDS)
+        table = assemble.compose_texts(table, seed=seed, max_words=MAX_WORDS)
     else:
-        if csv is None:
-            raise UserError("--csv is missing; name the CSV file of the images")
-        columns = CsvColumns(
-            image=image_column,
-            text=text_column,
-            patient=patient_column,
-            split=split_column,
-            view=view_column,
-            sex=sex_column,
-            age=age_column,
-            findings=finding_columns,
+        how, flag = _texts_of(source, given)
+        table = assemble.fill_texts(
+            table, blank_text or how, seed=seed, flag=flag, drop_unlabelled=source not in ("csv", "dicom")
         )
-        table = read_csv_folder(
-            root,
-            csv,
-            columns,
-            val_share=val_share,
-            test_share=test_share,
-            seed=seed,
-            uncertain="" if uncertain == "blank" else uncertain,
-            source=source_name,
-            licence=licence,
-        )
-        if patient_column is None:
-            _say("no --patient-column: each image counts as a patient, so one person may be in two splits")
-        if other_views == "drop":
-            kept = table["view"].isin(["PA", "AP", ""])
-            _say(f"{(~kept).sum()} image(s) of other views dropped")
-            table = table[kept].reset_index(drop=True)
-        table = assemble.typed_labels(table, csv)
-        table = _with_sides(table, sides)
-        table = assemble.fill_texts(table, "compose" if text_column is None else blank_text, seed=seed)
 
     if copy_images:
         table = assemble.copy_images(table, target.parent, size=size)
     assemble.validate_and_write(table, target)
-    counts = table["split"].value_counts()
-    _say(", ".join(f"{split} {counts.get(split, 0)}" for split in ("train", "val", "test")) + " images")
+    splits = table["split"].value_counts()
+    _say(", ".join(f"{split} {splits.get(split, 0)}" for split in ("train", "val", "test")) + " images")
     print(target)
     return 0
+
+
+def _read(
+    source: str, root: str, given: Mapping[str, Any], *, seed: int, limit: int | None
+) -> tuple[pd.DataFrame, Counter[str]]:
+    """Call the reader of ``source`` with the flags that were given."""
+    import inspect
+
+    takes = {name: set(inspect.signature(reader).parameters) for name, reader in sources().items()}
+    for name in given:
+        if name not in takes[source]:
+            users = ", ".join(other for other in takes if name in takes[other])
+            raise UserError(f"{_flag(name)} is not for {source}, only for {users}; leave it out")
+    reader = sources()[source]
+    required = [
+        name
+        for name, parameter in inspect.signature(reader).parameters.items()
+        if parameter.default is parameter.empty and name != "root" and name not in given
+    ]
+    if required:
+        raise UserError(f"{_flag(required[0])} is missing; {source} needs it (see `roentgen data prepare --help`)")
+    settings: dict[str, Any] = dict(given)
+    if "section" in settings:
+        settings["section"] = tuple(name.strip().lower() for name in settings["section"].split(",") if name.strip())
+        if not settings["section"]:
+            raise UserError("--section is blank; name a section of the reports, such as impression")
+    if "seed" in takes[source]:
+        settings["seed"] = seed
+    if "limit" in takes[source]:
+        settings["limit"] = limit
+    return reader(root, **settings)
+
+
+def _flag(parameter: str) -> str:
+    return "--" + parameter.replace("_", "-")
+
+
+def _texts_of(source: str, given: Mapping[str, Any]) -> tuple[Literal["error", "compose", "few"], str]:
+    """What a blank text means for the source, and the flag that chose the texts."""
+    if source in ("chexpert", "nih") or (source == "padchest" and given.get("text") != "report"):
+        return "compose", source
+    if source == "csv":
+        return "error" if "text_column" in given else "compose", "--text-column"
+    if source == "mimic-cxr-jpg" and given.get("reports") == "none":
+        return "compose", "--reports none"
+    if source in ("mimic-cxr-jpg", "chexpert-plus", "openi", "dicom"):
+        return "few", f"--section {given.get('section', 'impression')}"
+    return "error", "--text report" if source == "padchest" else f"--csv {given['csv']}"
+
+
+def _read_csv(
+    root: str | Path,
+    csv: str,
+    *,
+    image_column: str = "image",
+    text_column: str | None = None,
+    patient_column: str | None = None,
+    split_column: str | None = None,
+    view_column: str | None = None,
+    sex_column: str | None = None,
+    age_column: str | None = None,
+    finding_columns: dict[str, str] | None = None,
+    other_views: Literal["error", "drop"] = "error",
+    uncertain: Literal["blank", "0", "1"] = "blank",
+    val_share: float = 0.1,
+    test_share: float = 0.1,
+    source_name: str = "",
+    licence: str = "",
+    seed: int = 0,
+) -> tuple[pd.DataFrame, Counter[str]]:
+    """The user's own CSV as a typed manifest table, and how many rows of other views were left out."""
+    from roentgen.data.assemble import typed_labels
+    from roentgen.data.csv_folder import CsvColumns, read_csv_folder
+
+    columns = CsvColumns(
+        image=image_column,
+        text=text_column,
+        patient=patient_column,
+        split=split_column,
+        view=view_column,
+        sex=sex_column,
+        age=age_column,
+        findings=finding_columns,
+    )
+    table = read_csv_folder(
+        root,
+        csv,
+        columns,
+        val_share=val_share,
+        test_share=test_share,
+        seed=seed,
+        uncertain="" if uncertain == "blank" else uncertain,
+        source=source_name,
+        licence=licence,
+    )
+    if patient_column is None:
+        _say("no --patient-column: each image counts as a patient, so one person may be in two splits")
+    counts: Counter[str] = Counter()
+    if other_views == "drop":
+        kept = table["view"].isin(["PA", "AP", ""])
+        counts["images of views other than PA and AP"] = int((~kept).sum())
+        table = table[kept].reset_index(drop=True)
+    return typed_labels(table, csv), counts
 
 
 def check(

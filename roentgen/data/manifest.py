@@ -23,7 +23,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from roentgen.errors import UserError
 from roentgen.prompts import FINDINGS
@@ -77,7 +79,12 @@ def read_manifest(
     table = load_table(path)
     problems = row_problems(table)
     if not allow_empty_text:
-        problems += empty_texts(table)
+        empty = empty_texts(table)
+        if 2 * len(empty) > len(table):
+            raise UserError(
+                f"{path}: {len(empty)} of {len(table)} texts are empty; prepare it again with texts ({CHECK_HINT})"
+            )
+        problems += empty
     if problems:
         first = min(problems, key=lambda problem: problem.row)
         more = f" (and {len(problems) - 1} more; {CHECK_HINT})" if len(problems) > 1 else ""
@@ -133,13 +140,16 @@ def load_table(path: Path) -> pd.DataFrame:
 
 def as_cells(table: pd.DataFrame) -> pd.DataFrame:
     """Any table as stripped text cells, "" for blank, with all core columns; rows are numbered anew."""
-    cells = pd.DataFrame(
-        {column: [_cell(value).strip() for value in table[column]] for column in table.columns}, dtype=str
-    )
+    cells = pd.DataFrame({column: _cells(table[column]) for column in table.columns}, dtype=str)
     for column in OPTIONAL:
         if column not in cells.columns:
             cells[column] = ""
     return cells
+
+
+def _cells(values: pd.Series) -> NDArray[np.object_]:
+    codes, distinct = pd.factorize(values, use_na_sentinel=False)  # most columns hold a few values only
+    return np.array([_cell(value).strip() for value in distinct], dtype=object)[codes]
 
 
 def _cell(value: object) -> str:

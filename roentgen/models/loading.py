@@ -22,6 +22,10 @@ from roentgen.models.registry import Source, cached_snapshot
 COMPONENTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 WEIGHTED = ("vae", "unet", "text_encoder")
 LIBRARIES = ("diffusers", "transformers")
+LORA_FILE = "pytorch_lora_weights.safetensors"
+# Text encoders with a pooler behind the last hidden state. Nothing reads it here, so it is left out: it would be made
+# of random numbers where a file has none, and training in several processes would wait for its gradients.
+POOLED = ("BertModel", "RobertaModel")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def find_folder(source: Source) -> Path:
             return _download(hub_id)
         except Exception as error:  # hub, HTTP and OS errors; each class means something else to the user
             reasons.append((hub_id, error))
-    raise _explain(source, reasons) from reasons[0][1]
+    raise fetch_error("--model", source.name, reasons) from reasons[0][1]
 
 
 def _download(hub_id: str) -> Path:
@@ -63,25 +67,29 @@ def _download(hub_id: str) -> Path:
     return Path(DiffusionPipeline.download(hub_id, safety_checker=None, feature_extractor=None))
 
 
-def _explain(source: Source, reasons: list[tuple[str, Exception]]) -> UserError:
+def fetch_error(flag: str, name: str, reasons: list[tuple[str, Exception]], *, files: str = "") -> UserError:
+    """What to tell the user where the hub ids of ``flag`` ``name`` could not be fetched, each for its reason.
+
+    ``files``: which files of the repository are needed, for those who fetch them elsewhere.
+    """
     from huggingface_hub import errors
 
-    hub_id = source.hub_ids[0]
+    hub_id = reasons[0][0]
     causes = [_chain(error) for _, error in reasons]
     if any(isinstance(error, errors.GatedRepoError) for chain in causes for error in chain):
         return UserError(
-            f"--model {source.name}: {hub_id} is gated; accept its terms on https://huggingface.co/{hub_id}, "
+            f"{flag} {name}: {hub_id} is gated; accept its terms on https://huggingface.co/{hub_id}, "
             "run `hf auth login`, and try again"
         )
     if all(any(isinstance(error, errors.RepositoryNotFoundError) for error in chain) for chain in causes):
         return UserError(
-            f"--model {source.name}: the Hugging Face hub has no public model {' or '.join(source.hub_ids)}; "
+            f"{flag} {name}: the Hugging Face hub has no public model {' or '.join(one for one, _ in reasons)}; "
             "check the spelling, or run `hf auth login` if it is private"
         )
     return UserError(
-        f"--model {source.name}: {hub_id} is not on this disk and the Hugging Face hub cannot be reached "
-        f"({_short(causes[0][-1])}); where there is a network run `hf download {hub_id} --local-dir FOLDER` "
-        "(or `huggingface-cli download`), then pass --model FOLDER"
+        f"{flag} {name}: {hub_id} is not on this disk and the Hugging Face hub cannot be reached "
+        f"({short(causes[0][-1])}); where there is a network run `hf download {hub_id} --local-dir FOLDER` "
+        f"(or `huggingface-cli download`){f', which fetches {files},' if files else ','} then pass {flag} FOLDER"
     )
 
 
@@ -121,7 +129,7 @@ def check_folder(folder: Path) -> dict[str, tuple[str, str]]:
     for name in WEIGHTED:
         for file in weights(folder / name).files:
             if file.suffix == ".safetensors":
-                _check_safetensors(file)
+                check_safetensors(file)
     return classes
 
 
@@ -136,8 +144,11 @@ def weights(component: Path) -> Weights:
     raise UserError(f"--model {component.parent}: {component.name} has no weights; fetch the model again")
 
 
-def _check_safetensors(file: Path) -> None:
-    """The header says how long the file must be: catch a truncated one before minutes of loading."""
+def check_safetensors(file: Path) -> None:
+    """UserError if weights are cut short.
+
+    The header says how long the file must be: catch a truncated one before minutes of loading.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(64)
@@ -160,7 +171,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as JSON ({_short(error)}); fetch the model again") from error
+        raise UserError(f"{file}: cannot be read as JSON ({short(error)}); fetch the model again") from error
     if not isinstance(value, dict):
         raise UserError(f"{file}: expected a JSON object; fetch the model again")
     return value
@@ -204,16 +215,85 @@ def load_components(folder: Path, classes: dict[str, tuple[str, str]], dtype: An
         if name in WEIGHTED:
             options["variant"] = weights(folder / name).variant
             options["torch_dtype" if library == "diffusers" else "dtype"] = dtype
+        if class_name in POOLED:
+            options["add_pooling_layer"] = False
+        missing: list[str] = []
         try:
-            loaded[name] = component.from_pretrained(folder / name, **options)
+            if name == "text_encoder" and library == "transformers":
+                loaded[name], info = component.from_pretrained(folder / name, output_loading_info=True, **options)
+                missing = sorted(info["missing_keys"])
+            else:
+                loaded[name] = component.from_pretrained(folder / name, **options)
         except Exception as error:  # config, JSON, safetensors and shape errors alike mean a bad component
             raise UserError(
-                f"{folder / name}: cannot be loaded as {class_name} ({_short(error)}); fetch the model again"
+                f"{folder / name}: cannot be loaded as {class_name} ({short(error)}); fetch the model again"
             ) from error
+        if missing:  # transformers would go on with random numbers
+            raise UserError(
+                f"{folder / name}: {len(missing)} weights of {class_name} are missing (such as {missing[0]}); "
+                "fetch the model again"
+            )
         if isinstance(loaded[name], torch.nn.Module):
             loaded[name].eval().requires_grad_(False)
     return loaded
 
 
-def _short(error: BaseException) -> str:
+def find_lora(path: str | Path) -> Path:
+    """The file of ``--lora``, given itself or by its folder; UserError if there is none or it is damaged."""
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file = file / LORA_FILE
+    if not file.is_file():
+        raise UserError(f"--lora {path}: no such file, and no folder with {LORA_FILE}; pass what LoRA training wrote")
+    if file.suffix != ".safetensors":
+        raise UserError(f"--lora {path}: not a .safetensors file; pass the {LORA_FILE} that LoRA training wrote")
+    check_safetensors(file)
+    return file
+
+
+def add_lora(file: Path, parts: dict[str, Any]) -> str:
+    """Merge a diffusers LoRA into U-Net and text encoder; return the SHA-256 of its file.
+
+    diffusers' own loader reads it, so that all formats that it knows work. UserError if peft is not installed or the
+    LoRA was made for another model; ``parts`` are not to be used then.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        raise UserError("--lora needs the package peft; install it with `pip install peft`") from None
+    from diffusers import StableDiffusionPipeline
+
+    from roentgen.training.lora import merge_lora
+
+    adders = {
+        "unet": StableDiffusionPipeline.load_lora_into_unet,
+        "text_encoder": StableDiffusionPipeline.load_lora_into_text_encoder,
+    }
+    unfit = f"--lora {file}: does not fit this model"
+    try:
+        state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+            str(file), return_lora_metadata=True, unet_config=parts["unet"].config
+        )
+        strange = [key for key in state if key.split(".")[0] not in adders or "lora" not in key]
+        if strange or not state:
+            raise UserError(f"{unfit} ({strange[0] if strange else 'it is empty'}); pass a LoRA for Stable Diffusion")
+        for name, add in adders.items():
+            count = sum(key.startswith(f"{name}.") for key in state)
+            if count:
+                add(state, network_alphas=alphas, metadata=metadata, **{name: parts[name]})
+                found = sum("lora_" in key for key, _ in parts[name].named_parameters())
+                if found != count:  # diffusers only warns of what has no place
+                    raise UserError(f"{unfit} ({count} of its tensors are for the {name}, which takes {found})")
+                merge_lora(parts[name])
+                parts[name].requires_grad_(False)
+    except UserError:
+        raise
+    except Exception as error:  # peft, diffusers and torch each have their own for wrong names and shapes
+        raise UserError(f"{unfit} ({short(error)}); pass one that was trained on it") from error
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def short(error: BaseException) -> str:
+    """First 200 characters of an error's message, on one line."""
     return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,14 +113,14 @@ def resolve(name: str) -> Source:
     )
 
 
-def cached_snapshot(hub_id: str) -> Path | None:
-    """The newest complete-looking copy of ``hub_id`` in the Hugging Face cache, or None."""
+def cached_snapshot(hub_id: str, *, having: Sequence[str] = ("model_index.json",)) -> Path | None:
+    """The newest copy of ``hub_id`` in the Hugging Face cache that has one of the files ``having``, or None."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
     folder = cache / f"models--{hub_id.replace('/', '--')}" / "snapshots"
     if not folder.is_dir():
         return None
-    snapshots = [path for path in folder.iterdir() if (path / "model_index.json").is_file()]
+    snapshots = [path for path in folder.iterdir() if any((path / file).is_file() for file in having)]
     return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
 
 

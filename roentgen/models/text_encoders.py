@@ -1,18 +1,410 @@
-"""Text encoders: a CLIP tokenizer and text model of our own vocabulary, and what it must be able to tell."""
+"""Text encoders: load one by name, read text into tokens, encode tokens; and the making of our own CLIP text model.
+
+A text becomes tokens in one place, ``TextReader``, for training and generation alike. A text that is longer than the
+encoder's window is read in chunks, each with its own start and end token, encoded one by one and joined along the
+token axis, where the U-Net's cross-attention reads any length.
+"""
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
+import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from roentgen.errors import UserError
+from roentgen.models import loading
+from roentgen.models.registry import cached_snapshot
 from roentgen.prompts import FINDINGS, Labels
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+
+# Names of --text_encoder; None stands for the text encoder that the pipeline has.
+ENCODERS: dict[str, str | None] = {
+    "clip": None,
+    "radbert": "StanfordAIMI/RadBERT",
+    "sapbert": "cambridgeltl/SapBERT-from-PubMedBERT-fulltext",
+    "cxr-bert": "microsoft/BiomedVLP-CXR-BERT-specialized",
+}
+LAYERS = ("last", "penultimate")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+# ------------------------------------------------------------------------------------ loading by name
+
+
+@dataclass(frozen=True)
+class Family:
+    """Classes of transformers that load one kind of text encoder, and the files that its tokenizer is made of."""
+
+    config: str
+    model: str
+    tokenizer: str
+    files: tuple[str, ...]
+
+
+_BERT = Family("BertConfig", "BertModel", "BertTokenizerFast", ("vocab.txt",))
+_ROBERTA = Family("RobertaConfig", "RobertaModel", "RobertaTokenizerFast", ("vocab.json", "merges.txt"))
+_CLIP = Family("CLIPTextConfig", "CLIPTextModel", "CLIPTokenizerFast", ("vocab.json", "merges.txt"))
+# By ``model_type`` of config.json. "cxr-bert" is a BERT with a projection head on top; its own code adds only that
+# head, so it is loaded as the BERT that it is and no remote code is run. "clip" is text and vision model in one.
+FAMILIES = {"bert": _BERT, "cxr-bert": _BERT, "roberta": _ROBERTA, "clip_text_model": _CLIP, "clip": _CLIP}
+
+
+def load_text_encoder(name: str, *, layer: str = "last") -> tuple[Any, Any]:
+    """Tokenizer and text encoder of ``name``: a name of ``ENCODERS``, a folder or a hub id; float32, on the CPU.
+
+    A folder may hold a BERT, RoBERTa or CLIP checkpoint, with heads or without, or a diffusers pipeline, of which
+    ``text_encoder/`` and ``tokenizer/`` are taken. A hub id comes from the cache if it is there, else from the hub.
+    BERT encoders come without their pooler, which nothing would train, and with ``use_attention_mask`` set in their
+    configuration, which stock diffusers reads as well. ``layer``: see ``keep_layer``.
+
+    Raises:
+        UserError: unknown name, files missing or damaged, another kind of model, no network.
+    """
+    if layer not in LAYERS:
+        raise UserError(f"--text_layer {layer}: unknown; choose one of {', '.join(LAYERS)}")
+    if name in ENCODERS and ENCODERS[name] is None:
+        raise UserError(f"--text_encoder {name} is the text encoder of the pipeline itself: load the pipeline")
+    folder = _find_folder(name)
+    flat = not (folder / "text_encoder").is_dir()
+    home, words = (folder, folder) if flat else (folder / "text_encoder", folder / "tokenizer")
+    if not (home / "config.json").is_file():
+        raise UserError(
+            f"--text_encoder {name}: no text encoder in {folder} (no config.json); pass a folder that "
+            "`save_pretrained` or `hf download` wrote"
+        )
+    values = loading.read_json(home / "config.json")
+    family = FAMILIES.get(str(values.get("model_type")))
+    if family is None:
+        raise UserError(
+            f"--text_encoder {name}: {home / 'config.json'} is of type {values.get('model_type')!r}; "
+            "text encoders of the types BERT, RoBERTa and CLIP can be used"
+        )
+    _check_files(name, home, words, family)
+    tokenizer = _load_tokenizer(words, family)
+    encoder = _load_encoder(home, family, values)
+    return tokenizer, keep_layer(encoder, layer)
+
+
+def _find_folder(name: str) -> Path:
+    """Local folder of a name, folder or hub id, fetched if need be."""
+    path = Path(name).expanduser()
+    if name not in ENCODERS and path.is_dir():
+        return path
+    hub_id = ENCODERS.get(name) or name
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", hub_id):
+        close = difflib.get_close_matches(name, ENCODERS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(
+            f"--text_encoder {name}: unknown; {hint}choose one of {', '.join(ENCODERS)}, a folder with a BERT or CLIP "
+            "text model, or a hub id such as owner/name"
+        )
+    cached = cached_snapshot(hub_id, having=("config.json", "text_encoder/config.json"))
+    if cached is not None and _has_weights(cached):
+        return cached
+    try:
+        return _download(hub_id)
+    except Exception as error:  # hub, HTTP and OS errors; each class means something else to the user
+        files = "config.json, tokenizer_config.json, vocab.txt and model.safetensors or pytorch_model.bin"
+        raise loading.fetch_error("--text_encoder", name, [(hub_id, error)], files=files) from error
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    print(f"roentgen: fetching {hub_id} from the Hugging Face hub", file=sys.stderr)
+    names = HfApi().list_repo_files(hub_id)
+    return Path(snapshot_download(hub_id, allow_patterns=files_to_fetch(names)))
+
+
+def files_to_fetch(names: Sequence[str]) -> list[str]:
+    """Those of a hub repository's files that make tokenizer and text encoder; the weights in one format only."""
+    inside = "text_encoder/config.json" in names
+    home, words = ("text_encoder/", "tokenizer/") if inside else ("", "")
+    wanted = [home + "config.json", *(words + file for file in TOKENIZER_FILES)]
+    part = r"(-\d+-of-\d+)?"  # of weights in several files, which have an index beside them
+    for pattern in (rf"model{part}\.safetensors(\.index\.json)?", rf"pytorch_model{part}\.bin(\.index\.json)?"):
+        weights = [name for name in names if re.fullmatch(re.escape(home) + pattern, name)]
+        if weights:
+            break
+    return [name for name in wanted if name in names] + weights
+
+
+def _weight_files(home: Path) -> list[Path]:
+    """Weight files as transformers names them; training leaves other ``.bin`` files beside them."""
+    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+        files = sorted(home.glob(pattern))
+        if files:
+            return files
+    return []
+
+
+def _has_weights(folder: Path) -> bool:
+    return bool(_weight_files(folder) or _weight_files(folder / "text_encoder"))
+
+
+def _check_files(name: str, home: Path, words: Path, family: Family) -> None:
+    weights = _weight_files(home)
+    if not weights:
+        raise UserError(
+            f"--text_encoder {name}: no weights in {home} (neither model.safetensors nor pytorch_model.bin); "
+            "fetch them as well"
+        )
+    for file in weights:
+        if file.suffix == ".safetensors":
+            loading.check_safetensors(file)
+    missing = [file for file in family.files if not (words / file).is_file()]
+    if missing and not (words / "tokenizer.json").is_file():
+        raise UserError(
+            f"--text_encoder {name}: the tokenizer is missing from {words} ({' and '.join(missing)}, or "
+            "tokenizer.json); fetch these files as well"
+        )
+
+
+def _load_tokenizer(folder: Path, family: Family) -> Any:
+    import transformers
+
+    # The class is given, not looked up: a tokenizer_config.json may name one that only remote code has.
+    try:
+        return getattr(transformers, family.tokenizer).from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # JSON, tokenizers and OS errors alike mean a bad file
+        raise UserError(f"{folder}: the tokenizer cannot be loaded ({loading.short(error)}); fetch it again") from error
+
+
+def _load_encoder(folder: Path, family: Family, values: dict[str, Any]) -> Any:
+    import transformers
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # heads that are left out would be listed as a problem
+    logging.disable_progress_bar()
+    inner = values["text_config"] if values["model_type"] == "clip" else values
+    settings = {k: v for k, v in inner.items() if k not in ("auto_map", "architectures", "model_type")}
+    options = {} if family is _CLIP else {"add_pooling_layer": False}
+    try:
+        config = getattr(transformers, family.config).from_dict(settings)
+        encoder, found = getattr(transformers, family.model).from_pretrained(
+            folder, config=config, local_files_only=True, output_loading_info=True, **options
+        )
+    except Exception as error:  # config, pickle, safetensors and shape errors alike mean a bad folder
+        raise UserError(f"{folder}: cannot be loaded as {family.model} ({loading.short(error)})") from error
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{folder}: {len(missing)} weights of {family.model} are not in the file (such as {missing[0]}); "
+            "it is another model, or damaged: fetch it again"
+        )
+    if family is not _CLIP:
+        encoder.config.use_attention_mask = True
+    return encoder.float().eval()
+
+
+def keep_layer(text_encoder: Any, layer: str) -> Any:
+    """The same ``text_encoder``, which from now on gives the states of its ``last`` or ``penultimate`` layer.
+
+    The penultimate layer is had by removing the last one, so that the saved encoder gives it in any library; a CLIP
+    encoder's final norm stays, as in SD 2.x (whose encoder is published without its last layer, so that ``last`` is
+    right there). The configuration notes it: taking it again, as a continued training does, removes nothing more.
+
+    Raises:
+        UserError: unknown layer, or an encoder of one layer.
+    """
+    if layer not in LAYERS:
+        raise UserError(f"--text_layer {layer}: unknown; choose one of {', '.join(LAYERS)}")
+    if layer == "last" or text_encoder.config.to_dict().get("text_layer") == layer:
+        return text_encoder
+    for module in text_encoder.modules():
+        for name, stack in module.named_children():
+            if name in ("layer", "layers") and isinstance(stack, nn.ModuleList):
+                if len(stack) < 2:
+                    raise UserError(f"--text_layer {layer}: the text encoder has one layer only; use --text_layer last")
+                setattr(module, name, stack[:-1])
+                text_encoder.config.num_hidden_layers = len(stack) - 1
+                text_encoder.config.text_layer = layer
+                return text_encoder
+    raise UserError(f"--text_layer {layer}: {type(text_encoder).__name__} is of an unknown kind; use --text_layer last")
+
+
+# ------------------------------------------------------------------------------------- text to tokens
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """N texts as tokens, each C chunks of L tokens in a row.
+
+    ids: int64 (N, C * L). attention: int64 (N, C * L), 1 where the text encoder may look, 0 on padding.
+    used: bool (N, C * L), False only in chunks that this text does not need; they hold the empty text. Padding within
+    a chunk that is needed counts as used, as stock diffusers has it: the U-Net reads it too. chunks: C.
+    """
+
+    ids: Tensor
+    attention: Tensor
+    used: Tensor
+    chunks: int = 1
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """The same tokens on ``device``."""
+        return replace(self, ids=self.ids.to(device), attention=self.attention.to(device), used=self.used.to(device))
+
+    def __getitem__(self, rows: slice | Tensor) -> Tokens:
+        """The texts chosen by a slice, or by an index or boolean tensor."""
+        return replace(self, ids=self.ids[rows], attention=self.attention[rows], used=self.used[rows])
+
+
+@dataclass(frozen=True)
+class LongTexts:
+    """How long texts are: their number, those that need more than one chunk but fit, those that do not fit and are
+    cut, and the tokens of the longest with one start and one end."""
+
+    total: int
+    chunked: int
+    cut: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """How text becomes tokens; make one with ``make_reader``.
+
+    window: tokens of a chunk with its start and end. chunks: chunks of a text. masked: the encoder wants the attention
+    mask (BERT); CLIP, which reads from left to right, has never had one.
+    """
+
+    tokenizer: Any
+    window: int
+    chunks: int = 1
+    masked: bool = False
+
+    def tokens(self, texts: Sequence[str]) -> Tokens:
+        """Tokens of ``texts``; what is longer than ``chunks`` chunks hold is cut (``count`` says how often)."""
+        start, end = self._frame()
+        room = self.window - len(start) - len(end)
+        ids, attention, used = [], [], []
+        for words in self._plain(texts):
+            for chunk in range(self.chunks):
+                piece = [*start, *words[chunk * room : (chunk + 1) * room], *end]
+                padding = self.window - len(piece)
+                ids.append([*piece, *([self.tokenizer.pad_token_id] * padding)])
+                attention.append([1] * len(piece) + [0] * padding)
+                used.append([chunk == 0 or len(words) > chunk * room] * self.window)
+        shape = (len(texts), self.chunks * self.window)
+        return Tokens(
+            torch.tensor(ids, dtype=torch.int64).reshape(shape),
+            torch.tensor(attention, dtype=torch.int64).reshape(shape),
+            torch.tensor(used, dtype=torch.bool).reshape(shape),
+            self.chunks,
+        )
+
+    def count(self, texts: Sequence[str]) -> LongTexts:
+        """How many of ``texts`` need several chunks, and how many would be cut."""
+        frame = sum(map(len, self._frame()))
+        room = self.window - frame
+        lengths: list[int] = []
+        for first in range(0, len(texts), 4096):  # what the tokenizer returns takes much more memory than lengths
+            lengths += [len(words) for words in self._plain(texts[first : first + 4096])]
+        return LongTexts(
+            total=len(lengths),
+            chunked=sum(room < n <= room * self.chunks for n in lengths),
+            cut=sum(n > room * self.chunks for n in lengths),
+            longest=max(lengths, default=0) + frame,
+        )
+
+    def fitted(self, text: str) -> TextReader:
+        """This reader with no more chunks than ``text`` needs."""
+        if self.chunks == 1:
+            return self
+        room = self.window - sum(map(len, self._frame()))
+        needed = -(-len(self._plain([text])[0]) // room)
+        return replace(self, chunks=min(max(needed, 1), self.chunks))
+
+    @property
+    def limit(self) -> int:
+        """Tokens of the longest text that is not cut, with one start and one end, as ``LongTexts.longest`` counts."""
+        frame = sum(map(len, self._frame()))
+        return self.chunks * (self.window - frame) + frame
+
+    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids without start and end. ``verbose``: the tokenizer would warn of long texts, which are ours to report."""
+        if not len(texts):
+            return []
+        found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return found
+
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and after every text: CLIP <start> <end>, BERT [CLS] [SEP]."""
+        empty = self.tokenizer("")["input_ids"]
+        return empty[:-1], empty[-1:]
+
+
+def make_reader(tokenizer: Any, text_encoder: Any, *, window: int | None = None, chunks: int = 1) -> TextReader:
+    """Reader for a tokenizer and encoder that belong together.
+
+    Args:
+        tokenizer: its ``model_max_length`` is set to the window, which is how a saved pipeline, and stock diffusers,
+            know it.
+        text_encoder: CLIP, BERT or RoBERTa text model.
+        window: tokens of a chunk with start and end; None: as many as tokenizer and encoder allow.
+        chunks: chunks of a text at most.
+
+    Raises:
+        UserError: a vocabulary larger than the encoder's, a window longer than its positions, no padding token.
+    """
+    config = text_encoder.config.to_dict()
+    vocabulary = config.get("vocab_size")
+    if vocabulary is not None and len(tokenizer) > vocabulary:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens but its text encoder knows {vocabulary}: they do not belong "
+            "together; take both from one model"
+        )
+    if tokenizer.pad_token_id is None:
+        raise UserError("the tokenizer has no padding token; set pad_token in its tokenizer_config.json")
+    if chunks < 1:
+        raise UserError(f"--text_chunks {chunks}: must be at least 1")
+    positions = config.get("max_position_embeddings")
+    if positions is not None and "roberta" in config["model_type"]:
+        positions -= config["pad_token_id"] + 1  # RoBERTa counts positions from there
+    frame = len(tokenizer("")["input_ids"])
+    if window is None:
+        window = min(int(limit) for limit in (tokenizer.model_max_length, positions) if limit)
+    elif positions is not None and window > positions:
+        raise UserError(
+            f"--text_window {window}: the text encoder has {positions} positions; use at most {positions}, and "
+            "--text_chunks for longer texts"
+        )
+    if window <= frame:
+        raise UserError(f"--text_window {window}: must be more than {frame}, the start and end of a text")
+    tokenizer.model_max_length = window
+    return TextReader(tokenizer, window, chunks, bool(config.get("use_attention_mask", False)))
+
+
+def encode_text_states(text_encoder: Any, tokens: Tokens, *, masked: bool) -> Tensor:
+    """Last hidden states (N, C * L, D) of ``tokens``, in the encoder's dtype, chunk by chunk.
+
+    Every chunk is a row of its own to the encoder, so that a text's states do not depend on the other texts.
+    ``masked``: pass the attention mask, as ``TextReader.masked`` says.
+    """
+    rows, length = tokens.ids.shape
+    window = length // tokens.chunks
+    mask = tokens.attention.reshape(-1, window) if masked else None
+    states: Tensor = text_encoder(tokens.ids.reshape(-1, window), attention_mask=mask)[0]
+    return states.reshape(rows, length, -1)
+
+
+# --------------------------------------------------------------------------- a text model of our own
 
 
 def build_tokenizer(corpus: Iterable[str], folder: Path, *, merges: int, max_length: int) -> Any:
@@ -110,13 +502,5 @@ class TextProbe(nn.Module):
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, int]:
     """Token ids (N, L) padded to the tokenizer's window, and how many texts were longer than it."""
-    full = tokenizer(list(texts), truncation=False, padding=False)["input_ids"]
-    cut = sum(len(ids) > tokenizer.model_max_length for ids in full)
-    ids = tokenizer(
-        list(texts),
-        truncation=True,
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    )["input_ids"]
-    return ids, cut
+    reader = TextReader(tokenizer, tokenizer.model_max_length)
+    return reader.tokens(texts).ids, reader.count(texts).cut

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -11,7 +12,15 @@ from typing import Any
 import torch
 
 from roentgen.errors import UserError
-from roentgen.training.latents import load_vae
+from roentgen.models.text_encoders import (
+    TextReader,
+    encode_text_states,
+    keep_layer,
+    load_text_encoder,
+    make_reader,
+)
+from roentgen.models.text_swap import swap_text_encoder
+from roentgen.training.latents import fingerprint, load_vae
 from roentgen.training.state import replace_folder
 
 # Linear betas reach almost pure noise at the last step, so that sampling may start from pure noise (Lin et al. 2024,
@@ -38,28 +47,54 @@ class Parts:
     text_encoder: Any
     tokenizer: Any
     scheduler: Any
+    reader: TextReader
+    projected: bool = False  # a text encoder of another width was put in: the U-Net has a new projection
+    hash: str = ""  # of the weights that training starts from
+
+
+@dataclass(frozen=True)
+class TextChoice:
+    """Which text encoder a pipeline gets, and how it reads.
+
+    Args:
+        encoder: name in ``ENCODERS``, folder or hub id; None or "clip" keeps the pipeline's own.
+        layer: last or penultimate hidden layer.
+        window: tokens of a chunk, start and end included; None is the encoder's own limit.
+        chunks: chunks of text at most; None is what the pipeline says, else 1.
+    """
+
+    encoder: str | None = None
+    layer: str = "last"
+    window: int | None = None
+    chunks: int | None = None
 
 
 def load_parts(
     *,
     model: str | None,
-    vae: Path | None,
-    text: Path | None,
-    unet: dict[str, Any] | None,
-    prediction_type: str | None,
+    vae: Path | None = None,
+    text: Path | None = None,
+    unet: dict[str, Any] | None = None,
+    prediction_type: str | None = None,
+    zero_terminal_snr: bool = False,
+    choice: TextChoice = TextChoice(),
 ) -> Parts:
     """Parts of the pipeline ``model``, or of a new one around ``vae``, ``text`` and a U-Net configuration.
 
-    All weights float32; the autoencoder is frozen. ``scheduler`` is a DDIMScheduler with the training schedule.
+    All weights float32; the autoencoder is frozen. ``scheduler`` is a DDIMScheduler with the training schedule. A
+    swapped text encoder of another width gets a projection into the U-Net, whose other weights stay.
     """
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
+    chunks, origin = choice.chunks, ""
     if model is not None:
         from roentgen.pipeline import load_model
 
         loaded = load_model(model, device="cpu", dtype="float32")
         config = {**loaded.scheduler.config, "clip_sample": False}
-        parts = Parts(loaded.vae, loaded.unet, loaded.text_encoder, loaded.tokenizer, DDIMScheduler.from_config(config))
+        autoencoder, network, scheduler = loaded.vae, loaded.unet, DDIMScheduler.from_config(config)
+        encoder, tokenizer, origin = loaded.text_encoder, loaded.tokenizer, loaded.hash
+        chunks = loaded.reader.chunks if chunks is None else chunks
     else:
         from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -82,17 +117,35 @@ def load_parts(
         except (TypeError, ValueError) as error:
             raise UserError(f"--unet: {str(error).splitlines()[0]}") from None
         tokenizer = CLIPTokenizer.from_pretrained(text / "tokenizer", local_files_only=True)
-        parts = Parts(autoencoder, network, encoder, tokenizer, DDIMScheduler(**SCHEDULE))
+        scheduler = DDIMScheduler(**SCHEDULE)
     if prediction_type is not None:
         from roentgen.diffusion import TARGETS
 
         if prediction_type not in TARGETS:
             raise UserError(f"--prediction_type {prediction_type} is unknown; use one of {', '.join(TARGETS)}")
-        parts.scheduler.register_to_config(prediction_type=prediction_type)
-    parts.vae.eval().requires_grad_(False)
+        scheduler.register_to_config(prediction_type=prediction_type)
+    if zero_terminal_snr:
+        if scheduler.config.prediction_type != "v_prediction":
+            raise UserError(
+                "--loss.zero_terminal_snr needs --prediction_type v_prediction: pure noise says nothing about epsilon"
+            )
+        # Rebuilt, because the schedule is computed when a scheduler is made; "trailing" starts sampling at the end.
+        config = {**scheduler.config, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        scheduler = DDIMScheduler.from_config(config)
+    projected = False
+    if choice.encoder not in (None, "clip"):
+        own = make_reader(tokenizer, encoder)
+        like = encode_text_states(encoder, own.tokens(["No acute cardiopulmonary process."]), masked=own.masked)
+        tokenizer, encoder = load_text_encoder(str(choice.encoder), layer=choice.layer)
+        projected = swap_text_encoder(network, encoder, like=like)
+    elif choice.layer != "last":
+        encoder = keep_layer(encoder, choice.layer)
+    reader = make_reader(tokenizer, encoder, window=choice.window, chunks=chunks or 1)
+    autoencoder.eval().requires_grad_(False)
     # Dropout, where a text encoder has it, would make a continued run differ from an unbroken one.
-    parts.text_encoder.eval()
-    return parts
+    encoder.eval()
+    mark = hashlib.sha256(f"{origin or fingerprint(autoencoder)} {fingerprint(encoder)}".encode()).hexdigest()[:16]
+    return Parts(autoencoder, network, encoder, tokenizer, scheduler, reader, projected, mark)
 
 
 def as_model(parts: Parts, name: str, device: torch.device) -> Any:
@@ -112,6 +165,7 @@ def as_model(parts: Parts, name: str, device: torch.device) -> Any:
         text_encoder=parts.text_encoder,
         tokenizer=parts.tokenizer,
         scheduler=parts.scheduler,
+        reader=parts.reader,
     )
 
 
@@ -139,6 +193,7 @@ def save_pipeline(folder: Path, parts: Parts, facts: dict[str, Any], *, dtype: t
             values = json.loads(config.read_text())
             values.pop("_name_or_path", None)
             config.write_text(json.dumps(values, indent=2) + "\n")
+        facts = {**facts, "text": {"chunks": parts.reader.chunks}}
         (temporary / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)

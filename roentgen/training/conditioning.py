@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -140,3 +140,32 @@ def reward_loss(
     margin = (side_logits[..., 1] - side_logits[..., 0]) * (sides[..., 1] - sides[..., 0])
     side = (F.softplus(-margin) * one + F.softplus(-side_logits).mean(-1) * both).sum(1)
     return image / weight.sum(1).clamp(min=1) + positive_weight / 4 * side
+
+
+def no_reward(estimate: Tensor, texts: Sequence[str], rows: Tensor, autocast: Callable[[], Any]) -> Tensor:
+    """Zeros (N,): what ``make_reward`` gives where there is no classifier."""
+    return estimate.new_zeros(len(estimate))
+
+
+def make_reward(
+    judge: Any,
+    preview: LinearPreview,
+    labels: Mapping[int, Labels],
+    *,
+    positive_weight: float,
+    device: torch.device,
+) -> Callable[[Tensor, Sequence[str], Tensor, Callable[[], Any]], Tensor]:
+    """``reward_loss`` as a function of estimated latents (before the scaling factor), texts and rows.
+
+    ``judge`` is a ``Classifier``; ``labels`` are those of each row.
+    """
+    net = judge.net.requires_grad_(False).to(device)
+    preview.to(device)
+
+    def reward(estimate: Tensor, texts: Sequence[str], rows: Tensor, autocast: Callable[[], Any]) -> Tensor:
+        said = reward_targets(texts, [labels[row] for row in rows.tolist()], judge.findings)
+        shown = preview(estimate)
+        with autocast():
+            return reward_loss(net, shown, *(x.to(device) for x in said), positive_weight=positive_weight).float()
+
+    return reward

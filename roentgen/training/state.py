@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +43,34 @@ def batch_indices(weights: Tensor | None, count: int, *, size: int, seed: int, b
     return torch.stack([orders[int(e)][p % count] for e, p in zip(epochs, positions, strict=True)])
 
 
+class Order:
+    """Which samples make up which batch: a function of (seed, batch number), whatever was read before.
+
+    Args:
+        count: samples.
+        weights: sampling weight of each sample (count,), drawn with replacement; None goes through permutations.
+        groups: number of the shard that holds each sample, so that an epoch reads nearly in sequence; None for files.
+        seed: of the order.
+    """
+
+    def __init__(self, count: int, *, weights: Tensor | None, groups: Any, seed: int) -> None:
+        from roentgen.data.sources import epoch_order
+
+        self.count = count
+        self.weights = weights
+        self.seed = seed
+        # Batches run across the end of an epoch, so two epochs are in use at a time.
+        self._epoch = lru_cache(maxsize=3)(lambda epoch: epoch_order(count, groups, seed=seed, epoch=epoch))
+
+    def batch(self, number: int, size: int) -> Tensor:
+        """Indices int64 (size,) of global batch ``number``."""
+        if self.weights is not None:
+            return batch_indices(self.weights, self.count, size=size, seed=self.seed, batch=number)
+        positions = torch.arange(number * size, (number + 1) * size)
+        epochs = positions // self.count
+        return torch.cat([self._epoch(int(e))[positions[epochs == e] % self.count] for e in epochs.unique()])
+
+
 def cosine_rate(images: int, *, peak: float, warmup: int, total: int, floor: float = 0.0) -> float:
     """Learning rate after ``images`` images: linear warm-up, then half a cosine down to ``floor * peak``."""
     if images < warmup:
@@ -49,30 +79,53 @@ def cosine_rate(images: int, *, peak: float, warmup: int, total: int, floor: flo
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def constant_rate(images: int, *, peak: float, warmup: int, total: int, floor: float = 0.0) -> float:
+    """Learning rate after ``images`` images: linear warm-up, then ``peak``."""
+    return peak * (images + 1) / (warmup + 1) if images < warmup else peak
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {"cosine": cosine_rate, "constant": constant_rate}
+
+
+def local_part(parameter: Tensor) -> Tensor:
+    """What this process holds of a parameter, sharing its memory: all of it, or its shard under FSDP or ZeRO-3."""
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(parameter, DTensor):
+        local: Tensor = parameter.to_local().detach()
+        return local
+    # DeepSpeed ZeRO-3 leaves an empty tensor and hangs the shard on it.
+    return parameter.ds_tensor.detach() if hasattr(parameter, "ds_tensor") else parameter.detach()
+
+
 class EMA:
     """Exponential moving average of parameters with the warm-up of Karras et al. (2024): decay grows with images.
 
-    ``halflife`` is in images; early in training it is cut to ``rampup`` times the images seen.
+    ``halflife`` is in images; early in training it is cut to ``rampup`` times the images seen. Only parameters that
+    are trained are averaged. Where they are sharded over processes (FSDP), each process averages its own shards.
     """
 
     def __init__(self, modules: Iterable[nn.Module], *, halflife: float, rampup: float = 0.1) -> None:
         self.halflife = halflife
         self.rampup = rampup
         self.source = [p for m in modules for p in m.parameters() if p.requires_grad]
-        self.shadow = [p.detach().clone().float() for p in self.source]
+        self.shadow = [local_part(p).clone().float() for p in self.source]
 
     @torch.no_grad()
     def update(self, images: int, batch_size: int) -> None:
         """Move the average towards the parameters after a batch; ``images`` counts all images seen so far."""
         halflife = min(self.halflife, max(images * self.rampup, 1e-8))
-        torch._foreach_lerp_(self.shadow, [p.float() for p in self.source], 1 - 0.5 ** (batch_size / halflife))
+        torch._foreach_lerp_(
+            self.shadow, [local_part(p).float() for p in self.source], 1 - 0.5 ** (batch_size / halflife)
+        )
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange parameters and averages; call it again to put them back."""
         for p, s in zip(self.source, self.shadow, strict=True):
-            kept = p.detach().clone()
-            p.copy_(s)
+            mine = local_part(p)
+            kept = mine.clone()
+            mine.copy_(s)
             s.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,7 +144,17 @@ class Checkpoints:
         self.keep = keep
 
     def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("state-*.pt"))
+        return sorted([*self.folder.glob("state-*.pt"), *self.folder.glob("state-*.sharded")])
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint, or None where the run has none."""
+        found = self._all()
+        return found[-1] if found else None
+
+    def tidy(self) -> None:
+        """Remove what a killed run left half-written."""
+        for path in self.folder.glob("state-*.tmp"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def save(self, images: int, state: dict[str, Any]) -> Path:
         """Write ``state`` for ``images`` images seen: temporary file, fsync, rename; then drop the oldest."""
@@ -109,22 +172,61 @@ class Checkpoints:
             raise UserError(
                 f"--out {self.folder}: could not write a checkpoint ({error}); older ones are kept"
             ) from None
-        for old in self._all()[: -self.keep]:
-            old.unlink()
+        self._drop()
         return path
 
+    def _drop(self) -> None:
+        for old in self._all()[: -self.keep]:
+            if old.is_dir():
+                # Renamed first: a folder half deleted must not look like a checkpoint.
+                shutil.rmtree(old.replace(old.with_suffix(".tmp")))
+            else:
+                old.unlink()
+
+    def save_sharded(
+        self, images: int, facts: dict[str, Any], *, write: Callable[[Path], None], main: bool, wait: Callable[[], None]
+    ) -> None:
+        """A checkpoint of many processes' shards: a folder that every process writes to, complete when renamed.
+
+        ``write`` saves this process's part into the folder; ``facts`` are JSON values; ``wait`` is a barrier.
+        """
+        path = self.folder / f"state-{images:010d}.sharded"
+        temporary = path.with_suffix(".tmp")
+        if main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        wait()
+        write(temporary)
+        wait()
+        if main:
+            (temporary / "facts.json").write_text(json.dumps({"images": images, **facts}))
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.replace(path)
+            self._drop()
+        wait()
+
     def latest(self) -> dict[str, Any] | None:
-        """The newest checkpoint's state, or None where the run has none."""
-        found = self._all()
-        if not found:
+        """The newest checkpoint's state, or None where the run has none; of a sharded one, its facts and ``folder``."""
+        path = self.newest()
+        if path is None:
             return None
         try:
-            state: dict[str, Any] = torch.load(found[-1], map_location="cpu", weights_only=True)
+            if path.is_dir():
+                return {**json.loads((path / "facts.json").read_text()), "folder": path}
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise UserError(
-                f"{found[-1]}: checkpoint cannot be read ({error}); delete it to use the one before"
-            ) from None
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: checkpoint cannot be read ({reason}); delete it to use the one before") from None
         return state
+
+    def load_into(self, saved: dict[str, Any], module: nn.Module, load: Callable[[nn.Module, Any], None]) -> None:
+        """``load(module, saved["model"])``; UserError where the checkpoint is of another model."""
+        try:
+            load(module, saved["model"])
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"--out {self.folder.parent}: its checkpoint is of another model ({error}); choose a new --out"
+            ) from None
 
     def check_same(self, saved: dict[str, Any], now: dict[str, Any], *, free: frozenset[str]) -> None:
         """Raise ``UserError`` that names every setting that differs from the checkpoint's and is not in ``free``."""
@@ -135,6 +237,19 @@ class Checkpoints:
                 f"--out {self.folder.parent}: its checkpoint was made with other settings: {listed}; "
                 "use the same settings or a new --out"
             )
+
+
+def hold_folder(folder: Path, flag: str) -> IO[str]:
+    """Lock ``folder`` for one run; the lock is held until the returned file is closed or the process ends."""
+    import fcntl
+
+    file = (folder / ".lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{flag} {folder}: another run is writing there; wait for it or choose another") from None
+    return file
 
 
 def replace_folder(source: Path, target: Path) -> None:

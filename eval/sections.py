@@ -1,0 +1,190 @@
+"""How often report sections are found: the 3,955 Open-i reports, written in ten styles and parsed again.
+
+    python eval/sections.py --out eval/results/sections.json
+
+The XML files of Open-i (Indiana University; Demner-Fushman et al., JAMIA 2016) label each section. This script writes
+each report as one flat text, in the styles of header and layout in which hospitals write theirs, parses it with
+``roentgen.data.sections`` and compares every section with the XML's. It measures headers and layout; the words are
+real, the arrangement is not, and a hospital with other headers should look at its own reports.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from roentgen import errors
+from roentgen.data.openi import REPORTS_ARCHIVE, carried_file, openi_reports
+from roentgen.data.sections import BLANKS, clean_text, count_blanks, last_paragraph, split_sections
+from roentgen.metrics.bootstrap import mean_interval
+from roentgen.metrics.result import Context, command_line, file_hash, portable, write_result
+from roentgen.training.settings import as_dict, parse_settings, require_writable
+
+Sections = Mapping[str, str]
+NUMBERED = "numbered impression, cleaned"
+ORDER = ("comparison", "indication", "findings", "impression")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the measurement.
+
+    Args:
+        out: result JSON.
+        reports: NLMCXR_reports.tgz, or the folder it unpacks to (default: the copy in the torchxrayvision package).
+        seed: seed of the bootstrap.
+        show: wrong sections to print.
+    """
+
+    out: Path
+    reports: Path | None = None
+    seed: int = 0
+    show: int = 0
+
+
+def lines(header: Callable[[str], str], joint: str = " ", between: str = "\n\n") -> Callable[[Sections], str]:
+    """A style: each section as header, ``joint`` and text, with ``between`` from one to the next."""
+    return lambda sections: between.join(f"{header(name)}{joint}{text}" for name, text in sections.items())
+
+
+def hospital(sections: Sections) -> str:
+    """As MIMIC-CXR prints its reports: indented, wrapped at 79 columns, with a wet read and a signature."""
+    body = []
+    for name, text in sections.items():
+        header = "REASON FOR EXAM" if name == "indication" else name.upper()
+        body.append(
+            textwrap.fill(f"{header}:  {text}", 78, initial_indent=" ", subsequent_indent=" ", break_on_hyphens=False)
+        )
+    head = "WET READ: ___ ___ ___ 5:12 PM\n   No acute process.\n" + "_" * 78 + "\n" + " " * 33 + "FINAL REPORT"
+    tail = " NOTIFICATION:  Discussed with Dr. ___ at 3:00 p.m.\n\n Electronically signed by: ___"
+    return "\n".join([head, " EXAMINATION:  CHEST (PA AND LAT)\n", "\n\n".join(body) + "\n", tail])
+
+
+def listed(sections: Sections) -> str:
+    """The impression as a numbered list on lines of its own, as many dictation systems write it."""
+    parts = []
+    for name, text in sections.items():
+        items = re.split(r"(?<=[a-z]\.) (?=[A-Z])", clean_text(text)) if name == "impression" else [text]
+        numbered = "\n".join(f" {number}.  {item}" for number, item in enumerate(items, 1))
+        parts.append(f"{name.upper()}:\n\n{numbered}" if len(items) > 1 else f"{name.upper()}: {text}")
+    return "\n\n".join(parts)
+
+
+STYLES: dict[str, Callable[[Sections], str]] = {
+    "IMPRESSION: text": lines(lambda name: f"{name.upper()}:"),
+    "Impression: text": lines(lambda name: f"{name.title()}:", between="\n"),
+    "IMPRESSION:, text on the next line": lines(lambda name: f"{name.upper()}:", "\n"),
+    "IMPRESSION, no colon, on a line of its own": lines(
+        lambda name: name.upper() if name in ("findings", "impression") else f"{name.upper()}:", "\n"
+    ),
+    "CONCLUSION: and HISTORY:": lines(
+        lambda name: {"impression": "CONCLUSION:", "indication": "HISTORY:"}.get(name, f"{name.upper()}:")
+    ),
+    "one paragraph, IMPRESSION:": lines(lambda name: f"{name.upper()}:", between=" "),
+    "one paragraph, Impression:": lines(lambda name: f"{name.title()}:", between=" "),
+    "one paragraph, all in capitals": lambda sections: lines(lambda name: f"{name}:", between=" ")(sections).upper(),
+    "wrapped, wet read, signature": hospital,
+    NUMBERED: listed,
+}
+RENAMED = {"CONCLUSION: and HISTORY:": {"history": "indication"}}
+
+
+def plain(text: str) -> str:
+    """White space as single spaces: layout is not what is compared."""
+    return " ".join(text.split())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    s = parse_settings(Settings, argv, prog="eval/sections.py", description=(__doc__ or "").splitlines()[0])
+    require_writable(s.out.parent, "--out")
+    path = s.reports or carried_file(REPORTS_ARCHIVE)
+    if path is None:
+        raise errors.UserError(
+            f"--reports is missing: name {REPORTS_ARCHIVE}, or install torchxrayvision, which has it"
+        )
+    reports = openi_reports(path)[list(ORDER)].to_dict("records")
+    truth = [{name: plain(report[name]) for name in ORDER if plain(report[name])} for report in reports]
+
+    rows, hits = [], []
+    shown = 0
+    for style, write in STYLES.items():
+        right = {name: [] for name in (*ORDER, "all")}
+        invented = 0
+        for sections in truth:
+            expected = {name: text.upper() if "capitals" in style else text for name, text in sections.items()}
+            found = split_sections(write(sections))
+            found = {RENAMED.get(style, {}).get(name, name): text for name, text in found.items()}
+            if style == NUMBERED:  # the numbers are the style's: without them it must be the report's again
+                for texts in (found, expected):
+                    texts["impression"] = clean_text(texts.get("impression", ""))
+            found = {name: plain(text) for name, text in found.items()}
+            equal = {name: found.get(name, "") == expected.get(name, "") for name in ORDER}
+            for name in sections:
+                right[name].append(equal[name])
+            right["all"].append(all(equal.values()))
+            invented += sum(bool(found.get(name)) and name not in sections for name in ORDER)
+            if not right["all"][-1] and shown < s.show:
+                shown += 1
+                for name in [name for name in ORDER if not equal[name]]:
+                    print(f"{style}: {name}: {expected.get(name)!r}, found {found.get(name)!r}", file=sys.stderr)
+        hits.append(right["impression"])
+        rows.append(
+            {
+                "style": style,
+                **{name: float(np.mean(values)) for name, values in right.items()},
+                "impression_ci": mean_interval(np.array(right["impression"], float), seed=s.seed),
+                "sections_invented": invented,
+            }
+        )
+    both = np.array(hits, dtype=float).mean(axis=0)
+
+    impressions = [report["impression"] for report in truth if "impression" in report]
+    cleaned = [clean_text(text) for text in impressions]
+    words = [len(text.split()) for text in cleaned]
+    # A word that was not in the report would be two joined ones.
+    joined = sum(
+        bool(set(re.findall(r"\w+", after)) - set(re.findall(r"\w+", BLANKS.sub(" ", before))))
+        for before, after in zip(impressions, cleaned, strict=True)
+    )
+    last = [last_paragraph("\n\n".join(report.values())) == list(report.values())[-1] for report in truth if report]
+    details = {
+        "styles": rows,
+        "reports": len(truth),
+        "with": {name: sum(name in report for report in truth) for name in ORDER},
+        "last_paragraph_without_headers": float(np.mean(last)),
+        "impressions": {
+            "with_blanks": sum(count_blanks(text) > 0 for text in impressions),
+            "blanks": sum(count_blanks(text) for text in impressions),
+            "blanks_left": sum(count_blanks(text) for text in cleaned),
+            "nothing_left": sum(not text for text in cleaned),
+            "with_joined_words": joined,
+            "words_percentiles": {str(q): float(np.percentile(words, q)) for q in (5, 25, 50, 75, 95, 99, 100)},
+        },
+    }
+    context = Context(
+        extractor="none", resize="none", seed=s.seed,
+        settings={key: portable(value) for key, value in as_dict(s).items()}, model={},
+        inputs={"reports": {"name": path.name, "sha256": file_hash(path)}}, command=command_line("eval/sections.py", s),
+    )  # fmt: skip
+    write_result(
+        s.out, metric="share of impressions found word for word, mean over styles of report", value=float(both.mean()),
+        ci=mean_interval(both, seed=s.seed), ci_method="95 % percentile, bootstrap by report", n=len(both),
+        context=context, details=details,
+    )  # fmt: skip
+    print("| Style | all four sections | impression | findings | indication | comparison | invented |")
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        shares = [f"{100 * row[name]:.2f} %" for name in ("all", "impression", "findings", "indication", "comparison")]
+        print(f"| {row['style']} | {' | '.join(shares)} | {row['sections_invented']} |")
+    print(details["impressions"], details["with"], details["last_paragraph_without_headers"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="eval/sections.py"))

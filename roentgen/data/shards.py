@@ -1,0 +1,541 @@
+"""WebDataset shards: tar files that hold images, texts and labels side by side, written once and read by offset.
+
+A folder has the tars of each split (``train-000000.tar``, ...), ``manifest.parquet`` (all columns of the manifest, and
+where in which tar each image lies, with its sha256) and ``shards.json`` (what was written, size and sha256 of each
+tar), which is written last: a folder without it is unfinished. A tar holds, for each row, ``KEY.png`` (or jpg, dcm),
+``KEY.json`` (the row) and ``KEY.txt`` (the text); KEY is the row's number in the manifest, from 0.
+
+The bytes depend on the manifest, its images and the options alone, so that writing can be broken off and taken up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+import threading
+import time
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from roentgen.data.manifest import SPLITS, read_manifest, write_atomically
+from roentgen.data.sources import read_together
+from roentgen.errors import UserError
+from roentgen.images import SUFFIXES, _read_dicom, _read_raster, resize_center_crop
+
+FORMAT = 1
+INDEX, ABOUT, PROGRESS = "manifest.parquet", "shards.json", ".progress"
+# Columns of INDEX beside the manifest's own; its ``image`` is TAR/MEMBER, the manifest's cell is ``original_image``.
+ADDED = ("original_image", "shard", "offset", "length", "sha256")
+TAR_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
+STALE_SECONDS = 3600  # a temporary file that nobody has written to for so long was left by a killed run
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything beside the images that the bytes of the shards depend on. ``seed`` None: the manifest's order."""
+
+    manifest_sha256: str
+    size: int | None
+    shard_mb: float
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished tar: its first row's place in the order of its split, and of each row (number in the manifest, member
+    name, offset, length and sha256 of the image)."""
+
+    start: int
+    size: int
+    sha256: str
+    rows: list[tuple[int, str, int, int, str]]
+
+
+def write_shards(
+    manifest: Path,
+    out: Path,
+    *,
+    size: int | None = None,
+    shard_mb: float = 256,
+    seed: int | None = 0,
+    overwrite: bool = False,
+    threads: int | None = None,
+) -> dict[str, tuple[int, int]]:
+    """Write the images, texts and rows of a manifest as tar files; returns (shards, rows) of each split.
+
+    Each image is decoded once, so that none that cannot be read gets in. Finished tars of an earlier run of the same
+    manifest and options are kept after a check of their sha256, and written again where that fails. Images that were
+    changed under an unchanged manifest are not noticed there: overwrite.
+
+    Args:
+        manifest: .csv or .parquet.
+        out: folder; made where it does not exist.
+        size: None stores the files' bytes; else the shorter side is resized to it and the centre stored as PNG.
+        shard_mb: a tar ends with the row that takes it past so many megabytes (10^6 bytes).
+        seed: of the order of rows, so that each tar is a random sample of its split; None keeps the manifest's order.
+        overwrite: remove shards of another manifest or other options.
+        threads: that read and decode; None takes one a core, eight at most.
+
+    Raises:
+        UserError: for a bad manifest or image, a folder of other shards, or a full disk.
+    """
+    from tqdm import tqdm
+
+    table = read_manifest(manifest)
+    taken = [column for column in ADDED if column in table.columns]
+    if taken:
+        raise UserError(f"{manifest}: the column {taken[0]!r} is needed for the shards' own; rename it")
+    plan = Plan(hashlib.sha256(manifest.read_bytes()).hexdigest(), size, shard_mb, seed)
+    known = _known_tars(out, plan, overwrite=overwrite)
+    folder = os.path.join(os.path.abspath(manifest.parent), "")  # noqa: PTH100, PTH118 - as in manifest.typed
+    names = [image.removeprefix(folder) for image in table["image"]]
+    rows_json = _rows_as_json(table.assign(image=names))
+    workers = threads or min(8, os.cpu_count() or 1)
+
+    done: dict[str, Written] = {}
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(table), desc="writing shards", unit="image", file=sys.stderr, leave=False) as bar,
+    ):
+        for split in SPLITS:
+            order = _order_of(table, split, seed)
+            start, number = 0, 0
+            samples: Iterator[_Sample] | None = None
+            while start < len(order):
+                name = f"{split}-{number:06d}.tar"
+                written = known.get(name)
+                if written is None or written.start != start or not _intact(out / name, written):
+                    if samples is None:
+                        paths = [(int(row), table["image"].iat[row]) for row in order[start:]]
+                        samples = _samples(pool, paths, size=size, ahead=4 * workers)
+                    texts = table["text"]
+                    written = _write_tar(out / name, samples, start, limit=shard_mb * 1e6, texts=texts, rows=rows_json)
+                    content = json.dumps(asdict(written)).encode()
+                    write_atomically(out / PROGRESS / f"{name}.json", content, name="shard list")
+                else:
+                    samples = None
+                done[name] = written
+                bar.update(len(written.rows))
+                start += len(written.rows)
+                number += 1
+    _write_index(table.assign(image=names), done, out)
+    counts = {split: [tar for name, tar in done.items() if name.startswith(split)] for split in SPLITS}
+    about = {
+        "format": FORMAT,
+        "manifest": manifest.name,
+        **asdict(plan),
+        "index_sha256": hashlib.sha256((out / INDEX).read_bytes()).hexdigest(),
+        "rows": {split: sum(len(tar.rows) for tar in tars) for split, tars in counts.items()},
+        "shards": {
+            name: {"start": tar.start, "rows": len(tar.rows), "size": tar.size, "sha256": tar.sha256}
+            for name, tar in done.items()
+        },
+    }
+    write_atomically(out / ABOUT, (json.dumps(about, indent=1) + "\n").encode(), name="shard list")
+    shutil.rmtree(out / PROGRESS, ignore_errors=True)
+    for path in out.iterdir():
+        stray = TAR_NAME.fullmatch(path.name) and path.name not in done
+        if stray or (path.name.endswith(".tar.tmp") and time.time() - path.stat().st_mtime > STALE_SECONDS):
+            path.unlink(missing_ok=True)
+    return {split: (len(tars), sum(len(tar.rows) for tar in tars)) for split, tars in counts.items() if tars}
+
+
+def _known_tars(out: Path, plan: Plan, *, overwrite: bool) -> dict[str, Written]:
+    """Tars that earlier runs of the same plan finished; UserError where the folder holds anything else."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
+    tars = [path for path in out.glob("*.tar") if TAR_NAME.fullmatch(path.name)]
+    about = _json(out / ABOUT) or _json(out / PROGRESS / "plan.json")
+    if overwrite:
+        (out / ABOUT).unlink(missing_ok=True)  # first, so that a half-removed folder does not count as finished
+        for path in [out / INDEX, *tars]:
+            path.unlink(missing_ok=True)
+        shutil.rmtree(out / PROGRESS, ignore_errors=True)
+    elif about is None:
+        if tars:
+            raise UserError(f"--out {out} holds tar files of unknown origin; choose another folder or add --overwrite")
+    elif about.get("manifest_sha256") != plan.manifest_sha256:
+        raise UserError(f"--out {out} holds shards of another manifest; choose another folder or add --overwrite")
+    elif any(about.get(key) != value for key, value in asdict(plan).items()):
+        raise UserError(
+            f"--out {out} holds shards written with {_flags(about) or 'no options'}; "
+            "give the same, choose another folder or add --overwrite"
+        )
+    known = _tars_of_index(out) if not overwrite else {}
+    for path in (out / PROGRESS).glob("*.tar.json"):
+        stored = _json(path)
+        if stored is not None:
+            known[path.name.removesuffix(".json")] = Written(**{**stored, "rows": [tuple(r) for r in stored["rows"]]})
+    write_atomically(out / PROGRESS / "plan.json", json.dumps(asdict(plan)).encode(), name="shard list")
+    return known
+
+
+def _tars_of_index(out: Path) -> dict[str, Written]:
+    """The tars of a finished folder; none where its lists are damaged."""
+    about = _json(out / ABOUT)
+    if not _complete(about):
+        return {}
+    assert about is not None
+    if not (out / INDEX).is_file() or hashlib.sha256((out / INDEX).read_bytes()).hexdigest() != about["index_sha256"]:
+        print(f"{out / INDEX}: missing or corrupt; all shards are written again", file=sys.stderr)
+        return {}
+    index = pd.read_parquet(out / INDEX, columns=["image", *ADDED])
+    known = {}
+    for name, part in index.groupby("shard", sort=False):
+        listed = about["shards"][name]
+        members = [Path(image).name for image in part["image"]]
+        places = zip(members, part["offset"], part["length"], part["sha256"], strict=True)
+        rows = [(int(Path(m).stem), m, int(offset), int(length), digest) for m, offset, length, digest in places]
+        known[str(name)] = Written(listed["start"], listed["size"], listed["sha256"], rows)
+    return known
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is no such file or it cannot be read."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _complete(about: dict[str, Any] | None) -> bool:
+    """Whether ``shards.json`` says all that reading needs."""
+    shards = about.get("shards") if about is not None and about.get("format") == FORMAT else None
+    return (
+        isinstance(about, dict)
+        and isinstance(shards, dict)
+        and {"size", "index_sha256"} <= about.keys()
+        and all(isinstance(tar, dict) and {"start", "size", "sha256"} <= tar.keys() for tar in shards.values())
+    )
+
+
+def _intact(path: Path, written: Written) -> bool:
+    """Whether a tar has the bytes that were written; says so where it has not."""
+    if not path.is_file():
+        print(f"{path}: missing; written again", file=sys.stderr)
+        return False
+    if path.stat().st_size == written.size:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == written.sha256:
+                return True
+    print(f"{path}: corrupt; written again", file=sys.stderr)
+    return False
+
+
+def _order_of(table: pd.DataFrame, split: str, seed: int | None) -> list[int]:
+    """Rows of a split in the order of writing; a hash, not a random generator, keeps it the same in all versions."""
+    rows = np.flatnonzero((table["split"] == split).to_numpy()).tolist()
+    if seed is None:
+        return rows
+    return sorted(rows, key=lambda row: hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=16).digest())
+
+
+def _rows_as_json(table: pd.DataFrame) -> Any:
+    """A function from a row's number to its JSON: numbers as numbers, blank as null."""
+    columns = {str(name): table[name].tolist() for name in table.columns}
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, float):
+            return None if value != value else int(value) if value.is_integer() else value
+        return None if value == "" else value
+
+    def one(row: int) -> bytes:
+        return json.dumps({name: cell(values[row]) for name, values in columns.items()}, ensure_ascii=False).encode()
+
+    return one
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """An image as it goes into a tar."""
+
+    row: int
+    ending: str
+    data: bytes
+
+
+def _samples(
+    pool: ThreadPoolExecutor, paths: Sequence[tuple[int, str]], *, size: int | None, ahead: int
+) -> Iterator[_Sample]:
+    """Images in order, at most ``ahead`` of them in memory."""
+    waiting: deque[Future[_Sample]] = deque()
+    try:
+        for row, path in paths:
+            waiting.append(pool.submit(_sample, row, path, size))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _sample(row: int, path: str, size: int | None) -> _Sample:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend the manifest's image column") from error
+    pixels = decode_image(data, path)
+    if size is None:
+        return _Sample(row, _ending(data, path), data)
+    buffer = io.BytesIO()
+    Image.fromarray(resize_center_crop(pixels, size)).save(buffer, "PNG")
+    return _Sample(row, "png", buffer.getvalue())
+
+
+def _ending(data: bytes, path: str) -> str:
+    """The ending that tells WebDataset's decoders what an image is: by its content, else by its name."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if data[:3] == b"\xff\xd8\xff":
+        return "jpg"
+    if _is_dicom(data, path):
+        return "dcm"
+    return Path(path).suffix[1:].lower() or "img"
+
+
+class _Named(io.BytesIO):
+    """A file in memory that calls itself by its name in errors."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
+
+
+def _is_dicom(data: bytes, name: str) -> bool:
+    return data[128:132] == b"DICM" or SUFFIXES.get(Path(name).suffix.lower()) == "dicom"
+
+
+def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
+    """``read_image`` of a file's content; ``name`` tells in errors, and of a bare DICOM file, what it is."""
+    file: Any = _Named(data, name)
+    try:
+        return _read_dicom(file) if _is_dicom(data, name) else _read_raster(file)
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise everything from SyntaxError to struct.error on a bad file
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise UserError(f"{name}: cannot be read as an image ({reason}); replace it or leave it out") from error
+
+
+class _HashedFile:
+    """A file that is written from start to end, and hashed on the way."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+
+    def member(self, name: str, data: bytes) -> int:
+        """Add a file to the tar; returns the offset of its data."""
+        info = tarfile.TarInfo(name)  # TarInfo's own time, owner and mode are constants, so bytes repeat
+        info.size = len(data)
+        self.write(info.tobuf(tarfile.USTAR_FORMAT))
+        offset = self.size
+        self.write(data)
+        self.write(b"\0" * (-len(data) % tarfile.BLOCKSIZE))
+        return offset
+
+    def end(self) -> str:
+        """Close the archive as tar does: two empty blocks, and whole records; returns the sha256."""
+        self.write(b"\0" * (2 * tarfile.BLOCKSIZE))
+        self.write(b"\0" * (-self.size % tarfile.RECORDSIZE))
+        return self._digest.hexdigest()
+
+
+def _write_tar(
+    path: Path, samples: Iterator[_Sample], start: int, *, limit: float, texts: pd.Series, rows: Any
+) -> Written:
+    """Take samples into one tar until it is larger than ``limit`` bytes or there are no more; atomic."""
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tar.tmp")
+    places: list[tuple[int, str, int, int, str]] = []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            tar = _HashedFile(file)
+            for sample in samples:
+                key = f"{sample.row:09d}"
+                member = f"{key}.{sample.ending}"
+                offset = tar.member(member, sample.data)
+                tar.member(f"{key}.json", rows(sample.row))
+                tar.member(f"{key}.txt", texts.iat[sample.row].encode())
+                places.append((sample.row, member, offset, len(sample.data), hashlib.sha256(sample.data).hexdigest()))
+                if tar.size >= limit:
+                    break
+            digest = tar.end()
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); make room and run the same command again "
+            "(finished shards are kept), or choose another --out"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return Written(start, tar.size, digest, places)
+
+
+def _write_index(table: pd.DataFrame, done: dict[str, Written], out: Path) -> None:
+    """``manifest.parquet``: rows in the order of the tars."""
+    places = [(name, *place) for name, tar in done.items() for place in tar.rows]
+    index = table.iloc[[row for _, row, *_ in places]].reset_index(drop=True)
+    index["original_image"] = index["image"]
+    index["image"] = [f"{name}/{member}" for name, _, member, *_ in places]
+    for number, column in ((0, "shard"), (3, "offset"), (4, "length"), (5, "sha256")):
+        index[column] = [place[number] for place in places]
+    write_atomically(out / INDEX, index.to_parquet(index=False), name="shard list")
+
+
+def _flags(about: dict[str, Any]) -> str:
+    """The options that a folder was written with, as flags; those that are the default left out."""
+    flags = [f"--size {about['size']}"] if about.get("size") is not None else []
+    flags += [f"--shard-mb {about['shard_mb']:g}"] if about.get("shard_mb", 256) != 256 else []
+    if about.get("seed", 0) != 0:
+        flags.append("--keep-order" if about["seed"] is None else f"--seed {about['seed']}")
+    return " ".join(flags)
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+class ShardSource:
+    """Images of a folder of shards, read by offset; an ``ImageSource``.
+
+    Tars are looked for and measured here; each image is compared with its sha256 when it is read, which costs little
+    beside decoding it. ``table["image"]`` is FOLDER/TAR/MEMBER; the manifest's own cell is in ``original_image``.
+    """
+
+    def __init__(self, folder: Path, *, splits: Collection[str] | None, size: int) -> None:
+        about = _about(folder)
+        if hashlib.sha256((folder / INDEX).read_bytes()).hexdigest() != about["index_sha256"]:
+            raise UserError(f"{folder / INDEX}: corrupt; {_mend(folder, about)}")
+        if about["size"] is not None and about["size"] < size:
+            raise UserError(
+                f"{folder} holds images of {about['size']} pixels, but {size} are asked for; "
+                f"write it again with --size {size} or without --size"
+            )
+        table = read_manifest(folder / INDEX, splits=splits, check_files=False)
+        names = list(dict.fromkeys(table["shard"]))
+        for name in names:
+            path = folder / name
+            if not path.is_file():
+                raise UserError(f"{path}: missing; {_mend(folder, about)}")
+            if path.stat().st_size != about["shards"].get(name, {}).get("size"):
+                raise UserError(f"{path}: corrupt (its size is wrong); {_mend(folder, about)}")
+        numbers = {name: number for number, name in enumerate(names)}
+        self.size = size
+        self.groups: NDArray[np.int32] | None = table["shard"].map(numbers).to_numpy(np.int32)
+        self.digests: list[str] | None = table["sha256"].tolist()
+        self._tars = [str(folder / name) for name in names]
+        self._offsets = table["offset"].astype(np.int64).to_numpy()
+        self._lengths = table["length"].astype(np.int64).to_numpy()
+        self._files = _OpenFiles()
+        self._advice = _mend(folder, about)
+        self._names = table["image"].tolist()
+        self.table = table.drop(columns=["shard", "offset", "length", "sha256"])
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """See ``ImageSource``."""
+        assert self.groups is not None and self.digests is not None
+        name = self._names[index]
+        tar = self._tars[self.groups[index]]
+        try:
+            data = self._files.read(tar, int(self._offsets[index]), int(self._lengths[index]))
+        except OSError as error:
+            raise UserError(f"{tar}: cannot be read ({error.strerror}); {self._advice}") from error
+        if hashlib.sha256(data).hexdigest() != self.digests[index]:
+            raise UserError(f"{tar}: corrupt at {Path(name).name} (its sha256 is wrong); {self._advice}")
+        return resize_center_crop(decode_image(data, name), self.size)
+
+    def read_many(self, indices: Iterable[int], *, threads: int = 4) -> NDArray[np.uint8]:
+        """See ``ImageSource``."""
+        return read_together(self, indices, threads=threads)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """``shards.json`` of a finished folder."""
+    path = folder / ABOUT
+    if not path.is_file():
+        if (folder / PROGRESS).is_dir():
+            raise UserError(f"{folder}: unfinished shards; run the same `roentgen data shard` command again")
+        raise UserError(
+            f"{folder}: no shards there; name a manifest file, or write shards with "
+            f"`roentgen data shard MANIFEST --out {folder}`"
+        )
+    about = _json(path)
+    if about is None or not _complete(about) or not (folder / INDEX).is_file():
+        raise UserError(f"{path}: corrupt or of another version; {_mend(folder, about or {})}")
+    return about
+
+
+def _mend(folder: Path, about: dict[str, Any]) -> str:
+    """The command that puts a folder right."""
+    command = f"roentgen data shard {about.get('manifest', 'MANIFEST')} --out {folder} {_flags(about)}".rstrip()
+    return f"write it again with `{command}`"
+
+
+class _Descriptor:
+    """An open file; closed when its last user lets go."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if "number" in self.__dict__:
+            os.close(self.number)
+
+
+class _OpenFiles:
+    """At most ``most`` files kept open, the longest unused closed first; for several threads and forked processes."""
+
+    def __init__(self, most: int = 16) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, _Descriptor] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"most": self._most}  # descriptors mean nothing in another process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["most"])  # type: ignore[misc]
+
+    def read(self, path: str, offset: int, length: int) -> bytes:
+        """``length`` bytes at ``offset``, fewer at the end of the file."""
+        with self._lock:
+            file = self._open.pop(path, None) or _Descriptor(path)
+            self._open[path] = file
+            if len(self._open) > self._most:
+                self._open.popitem(last=False)
+        return os.pread(file.number, length, offset)  # has no position that threads could disturb

@@ -1,0 +1,116 @@
+"""Adapter for the data of XREPORT: a CSV with the columns ``id`` and ``text``, and a folder of images named by id.
+
+XREPORT writes its CSV with ``;`` between the columns, and newer versions call the first one ``image``; commas and both
+names are read. An id is an image's file name with or without its ending, in any folder below the root. Nothing is said
+of patients, views or labels, so each image counts as a patient, and splits are random.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from roentgen.data.sections import clean_text
+from roentgen.data.tables import Missing, are_files, check_shares, hashed_splits, keep_present, manifest_columns, walk
+from roentgen.errors import UserError
+
+IDS = ("id", "image")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".dcm")
+
+
+def read_xreport(
+    root: str | Path,
+    csv: str | Path,
+    *,
+    missing: Missing = "error",
+    val_share: float = 0.1,
+    test_share: float = 0.1,
+    source_name: str = "",
+    licence: str = "",
+    seed: int = 0,
+) -> tuple[pd.DataFrame, Counter[str]]:
+    """Read XREPORT's CSV as a manifest table.
+
+    Args:
+        root: folder of the images.
+        csv: the CSV file.
+        missing: what to do when an id has no image below ``root``.
+        val_share, test_share, seed: of the random split by image.
+        source_name, licence: of the collection, written to every row.
+
+    Returns:
+        The table, findings unknown, ``text`` as ``sections.clean_text`` leaves it; and counts of what was left out.
+
+    Raises:
+        UserError: when the CSV, a column or an image is missing, an id is there twice or fits two images.
+    """
+    check_shares(val_share, test_share)
+    root = Path(root).absolute()
+    if not root.is_dir():
+        raise UserError(f"--root {root} is not a folder; name the folder of images")
+    name, rows = _read(Path(csv))
+    twice = rows[name][rows[name].duplicated()]
+    if len(twice):
+        raise UserError(f"--csv {csv} has the {name} {twice.iloc[0]!r} twice; keep one text an image")
+    files = _images(root)
+    table = pd.DataFrame(
+        {
+            "image": [_image(files, key, root) for key in rows[name]],
+            "text": [clean_text(text) for text in rows["text"]],
+            "patient_id": rows[name],
+            "split": hashed_splits(rows[name], val_share, test_share, seed=seed),
+            "view": "",
+            "sex": "",
+            "age": np.nan,
+            "source": source_name,
+            "licence": licence,
+        }
+    )
+    counts: Counter[str] = Counter()
+    table = keep_present(table, are_files(table["image"].tolist()), counts, missing=missing, root=root)
+    return manifest_columns(table), counts
+
+
+def _read(csv: Path) -> tuple[str, pd.DataFrame]:
+    """Name of the id column, and the rows as stripped text cells."""
+    if not csv.is_file():
+        raise UserError(f"--csv {csv} does not exist; name XREPORT's CSV file with the columns id and text")
+    for separator in (";", ","):
+        try:
+            rows = pd.read_csv(csv, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
+        except (OSError, ValueError) as error:  # also where a text holds the wrong separator
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            continue
+        rows.columns = rows.columns.str.strip()
+        reason = f"its columns are {', '.join(rows.columns[:6])}"
+        name = next((column for column in IDS if column in rows.columns), "")
+        if name and "text" in rows.columns:
+            if rows.empty:
+                raise UserError(f"--csv {csv} has no rows; it needs one row an image")
+            rows = rows[[name, "text"]].apply(lambda cells: cells.str.strip())
+            blank = rows[name] == ""
+            if blank.any():
+                raise UserError(f"--csv {csv}, row {int(blank.to_numpy().argmax()) + 1}: the {name} is empty; fill it")
+            return name, rows
+    raise UserError(f"--csv {csv} is no table with the columns id and text ({reason}); mend its header")
+
+
+def _images(root: Path) -> dict[str, list[str]]:
+    """File name, and file name without its ending -> paths."""
+    files: dict[str, list[str]] = {}
+    for folder, names in walk(root):
+        for name in names:
+            if name.lower().endswith(SUFFIXES):
+                for key in (name, Path(name).stem):
+                    files.setdefault(key, []).append(f"{folder}/{name}")
+    return files
+
+
+def _image(files: dict[str, list[str]], key: str, root: Path) -> str:
+    found = files.get(key) or files.get(Path(key).name) or [str(root / key)]
+    if len(found) > 1:
+        raise UserError(f"image {key!r} is there twice, as {found[0]} and {found[1]}; name one folder by --root")
+    return found[0]

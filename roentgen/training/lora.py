@@ -1,0 +1,64 @@
+"""Low-rank adapters (Hu et al. 2022) on a pipeline's parts, saved in the format that stock diffusers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from roentgen.errors import UserError
+
+# Attention projections, as in diffusers' and kohya's training scripts, so that any loader knows the names.
+UNET_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
+CLIP_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def add_lora(unet: Any, text_encoder: Any, *, rank: int, alpha: int | None) -> None:
+    """Add adapters of ``rank`` to the modules that are not None; only the adapters are trainable afterwards.
+
+    ``alpha`` is the numerator of LoRA's scale alpha / rank (None: equal to the rank).
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise UserError("--lora.rank needs the package peft; install it with `pip install peft`") from None
+    if text_encoder is not None and type(text_encoder).__name__ != "CLIPTextModel":
+        raise UserError(
+            f"--lora.text_encoder: diffusers' LoRA format knows CLIP text encoders only, and this one is "
+            f"{type(text_encoder).__name__}; set --lora.text_encoder false"
+        )
+    for module, layers in ((unet, UNET_LAYERS), (text_encoder, CLIP_LAYERS)):
+        if module is not None:
+            module.requires_grad_(False)
+            module.add_adapter(
+                LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(layers), init_lora_weights="gaussian")
+            )
+
+
+def save_lora(folder: Path, unet: Any, text_encoder: Any) -> None:
+    """Write ``pytorch_lora_weights.safetensors`` from the modules that have adapters and are not None."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    given: dict[str, Any] = {}
+    for name, module in (("unet", unet), ("text_encoder", text_encoder)):
+        if module is not None:
+            given[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(get_peft_model_state_dict(module))
+            config = module.peft_config["default"].to_dict()
+            given[f"{name}_lora_adapter_metadata"] = {
+                key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
+            }
+    StableDiffusionPipeline.save_lora_weights(str(folder), **given)
+
+
+def merge_lora(module: Any) -> None:
+    """Add the adapters into the weights and take them off, so that an ordinary module remains."""
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in module.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+    recurse_remove_peft_layers(module)
+    module._hf_peft_config_loaded = False
+    del module.peft_config
