@@ -33,11 +33,20 @@ _SOFTWARE = "roentgen"
 # ---------------------------------------------------------------------------------------- reading
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read an 8/16-bit PNG, a JPEG or a DICOM file as uint8 grey [H, W]; UserError if it cannot be."""
+def read_image(path: str | os.PathLike[str], *, data: bytes | None = None) -> np.ndarray:
+    """Read an 8/16-bit PNG, a JPEG or a DICOM file as uint8 grey [H, W]; UserError if it cannot be.
+
+    ``data`` is the file's content where it is at hand; ``path`` is then its name only.
+    """
     path = Path(path)
     try:
-        return _read_dicom(path) if _is_dicom(path) else _read_raster(path)
+        if data is None:
+            with path.open("rb") as file:
+                head = file.read(132)
+            source: Path | io.BytesIO = path
+        else:
+            head, source = data[:132], io.BytesIO(data)
+        return _read_dicom(path, source) if is_dicom(path, head) else _read_raster(path, source)
     except UserError:
         raise
     except FileNotFoundError:
@@ -48,14 +57,13 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         ) from error
 
 
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(132)
+def is_dicom(path: Path, head: bytes) -> bool:
+    """Whether a file is DICOM, by its first 132 bytes, else (files without a preamble) by its name."""
     return head[128:132] == b"DICM" or SUFFIXES.get(path.suffix.lower()) == "dicom"
 
 
-def _read_raster(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
+def _read_raster(path: Path, source: Path | io.BytesIO) -> np.ndarray:
+    with Image.open(source) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
@@ -78,11 +86,11 @@ def _shrink_depth(pixels: np.ndarray) -> np.ndarray:
     return np.rint(values * (255.0 / top)).astype(np.uint8)
 
 
-def _read_dicom(path: Path) -> np.ndarray:
+def _read_dicom(path: Path, source: Path | io.BytesIO) -> np.ndarray:
     import pydicom
     from pydicom.pixels import apply_modality_lut, apply_voi_lut, convert_color_space
 
-    data = pydicom.dcmread(path)
+    data = pydicom.dcmread(source)
     if "PixelData" not in data:
         raise UserError(f"{path}: this DICOM file has no pixels; leave it out")
     if int(data.get("NumberOfFrames") or 1) != 1:
@@ -329,7 +337,9 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, str]:
     """The provenance that ``save_image`` wrote; UserError where the file has none or cannot be read."""
     path = Path(path)
     try:
-        if _is_dicom(path):
+        with path.open("rb") as file:
+            head = file.read(132)
+        if is_dicom(path, head):
             import pydicom
 
             marks = _from_json(str(pydicom.dcmread(path, stop_before_pixels=True).get("ImageComments", "")))

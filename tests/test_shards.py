@@ -18,7 +18,7 @@ from PIL import Image
 from test_sources import write_manifest
 
 from roentgen.data import shards
-from roentgen.data.shards import ShardSource, decode_image, write_shards
+from roentgen.data.shards import ShardSource, write_shards
 from roentgen.data.sources import epoch_order, open_source
 from roentgen.errors import UserError
 from roentgen.images import read_image, save_image
@@ -100,10 +100,10 @@ def test_dicom_and_deep_png_are_decoded_from_memory_as_from_files(tmp_path: Path
     Image.fromarray(grey.astype(np.uint16) << 4).save(tmp_path / "deep.png")
     save_image(grey, tmp_path / "a.dcm", format="dicom", provenance={})
     for path in (tmp_path / "deep.png", tmp_path / "a.dcm"):
-        assert np.array_equal(decode_image(path.read_bytes(), str(path)), read_image(path))
+        assert np.array_equal(read_image(path, data=path.read_bytes()), read_image(path))
     Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(UserError, match=r"float\.tiff: floating-point"):
-        decode_image((tmp_path / "float.tiff").read_bytes(), "float.tiff")
+        read_image("float.tiff", data=(tmp_path / "float.tiff").read_bytes())
 
 
 KILLED = """

@@ -37,7 +37,7 @@ from PIL import Image
 from roentgen.data.manifest import SPLITS, read_manifest, write_atomically
 from roentgen.data.sources import read_together
 from roentgen.errors import UserError
-from roentgen.images import SUFFIXES, _read_dicom, _read_raster, resize_center_crop
+from roentgen.images import is_dicom, read_image, resize_center_crop
 
 FORMAT = 1
 INDEX, ABOUT, PROGRESS = "manifest.parquet", "shards.json", ".progress"
@@ -297,7 +297,7 @@ def _sample(row: int, path: str, size: int | None) -> _Sample:
         data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); mend the manifest's image column") from error
-    pixels = decode_image(data, path)
+    pixels = read_image(path, data=data)
     if size is None:
         return _Sample(row, _ending(data, path), data)
     buffer = io.BytesIO()
@@ -311,36 +311,9 @@ def _ending(data: bytes, path: str) -> str:
         return "png"
     if data[:3] == b"\xff\xd8\xff":
         return "jpg"
-    if _is_dicom(data, path):
+    if is_dicom(Path(path), data[:132]):
         return "dcm"
     return Path(path).suffix[1:].lower() or "img"
-
-
-class _Named(io.BytesIO):
-    """A file in memory that calls itself by its name in errors."""
-
-    def __init__(self, data: bytes, name: str) -> None:
-        super().__init__(data)
-        self._name = name
-
-    def __str__(self) -> str:
-        return self._name
-
-
-def _is_dicom(data: bytes, name: str) -> bool:
-    return data[128:132] == b"DICM" or SUFFIXES.get(Path(name).suffix.lower()) == "dicom"
-
-
-def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
-    """``read_image`` of a file's content; ``name`` tells in errors, and of a bare DICOM file, what it is."""
-    file: Any = _Named(data, name)
-    try:
-        return _read_dicom(file) if _is_dicom(data, name) else _read_raster(file)
-    except UserError:
-        raise
-    except Exception as error:  # decoders raise everything from SyntaxError to struct.error on a bad file
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-        raise UserError(f"{name}: cannot be read as an image ({reason}); replace it or leave it out") from error
 
 
 class _HashedFile:
@@ -477,7 +450,7 @@ class ShardSource:
             raise UserError(f"{tar}: cannot be read ({error.strerror}); {self._advice}") from error
         if hashlib.sha256(data).hexdigest() != self.digests[index]:
             raise UserError(f"{tar}: corrupt at {Path(name).name} (its sha256 is wrong); {self._advice}")
-        return resize_center_crop(decode_image(data, name), self.size)
+        return resize_center_crop(read_image(name, data=data), self.size)
 
     def read_many(self, indices: Iterable[int], *, threads: int = 4) -> NDArray[np.uint8]:
         """See ``ImageSource``."""
