@@ -182,5 +182,5 @@ def differs(one: Path, other: Path) -> bool:
     first, second = (
         {k: v for f in folder.glob("*.safetensors") for k, v in load_file(f).items()} for folder in (one, other)
     )
-    assert first and set(first) == set(second)
+    assert first and set(first) <= set(second)  # a BERT pooler, which nothing uses, may be left out
     return any(not torch.equal(first[key], second[key]) for key in first)

@@ -379,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ahead=2 * s.workers,
         threads=s.workers,
     )
-    clock = Clock(batches, device)
+    clock = Clock(batches, device, images)
     running: list[torch.Tensor] = []  # (3, n) a part: error, loss, reward loss of each sample
     fed: list[tuple[int, torch.Tensor]] = []  # their batch and rows
     bar = tqdm(total=end, initial=images, unit="img", file=sys.stderr, disable=not on_main)
@@ -467,6 +467,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "settings": settings,
                     },
                 )
+        if any(due.values()):
             clock.pause()
     bar.close()
 

@@ -51,24 +51,24 @@ def finite_means(
 class Clock:
     """Speed in images a second, of which the first window, with its warm-up, does not count in the end."""
 
-    def __init__(self, batches: Prefetcher[Any], device: torch.device) -> None:
+    def __init__(self, batches: Prefetcher[Any], device: torch.device, images: int) -> None:
         self.batches = batches
         self.device = device
-        self.images: int | None = None
+        self.images = images
+        self.warm = False
         self.then = time.perf_counter()
         self.waited = 0.0
         self.total = {"seconds": 0.0, "images": 0, "waited": 0.0}
-        self.first: tuple[float, int] | None = None
 
     def lap(self, images: int) -> float:
         """Images a second since the last lap or pause."""
         now = time.perf_counter()
-        seconds, made = now - self.then, images - (self.images or 0)
-        if self.images is not None:
+        seconds, made = now - self.then, images - self.images
+        if self.warm:
             self.total["seconds"] += seconds
             self.total["images"] += made
             self.total["waited"] += self.batches.waited - self.waited
-        self.then, self.images, self.waited = now, images, self.batches.waited
+        self.then, self.images, self.waited, self.warm = now, images, self.batches.waited, True
         return made / max(seconds, 1e-9)
 
     def pause(self) -> None:
