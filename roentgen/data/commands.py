@@ -305,6 +305,7 @@ def check(
     *,
     out: str | None = None,
     max_words: int = 60,
+    tokenizer: str | None = None,
     thumbnails: int = 24,
     overwrite: bool = False,
 ) -> int:
@@ -313,13 +314,14 @@ def check(
     Errors (exit code 1): rows that training would refuse, a patient in two splits, image files that are
     missing, unreadable, smaller than 64 pixels or near-constant, empty texts, the same image in two splits.
     Warnings (exit code 0): the same image twice, images that do not look like a frontal view, colour images,
-    over-long texts, labels that contradict each other. Notes: near-duplicate images, columns that are not
-    read. A manifest that cannot be read at all gives exit code 2.
+    over-long texts, texts with blanks of a de-identification or not in English, labels that contradict each
+    other. Notes: near-duplicate images, columns that are not read. A manifest that cannot be read at all gives exit code 2.
 
     Args:
         manifest: The manifest, .csv or .parquet.
         out: HTML page to write, or its folder; left out, the manifest's name with .check.html.
         max_words: Texts of more words are named as over-long (CLIP's window of 77 tokens holds about 60).
+        tokenizer: Pipeline or tokenizer folder that counts tokens; left out, they are estimated from words.
         thumbnails: Images to show for each kind of problem.
         overwrite: Replace an existing page at --out.
 
@@ -339,7 +341,7 @@ def check(
         page = page / "check.html"
     if out is not None and page.exists() and not overwrite:
         raise UserError(f"--out {page} exists; choose another name or add --overwrite")
-    report = check_manifest(path, max_words=max_words)
+    report = check_manifest(path, max_words=max_words, tokenizer=None if tokenizer is None else Path(tokenizer))
     for line in summary_lines(report):
         print(line)
     write_page(report, page, thumbnails=thumbnails)
