@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 
 
@@ -18,6 +19,8 @@ def run(main: Callable[[], int | None], *, prog: str) -> int:
     try:
         return main() or 0
     except UserError as error:
+        # What the failed call held is let go first: a progress bar ends its line, so that the sentence has its own.
+        traceback.clear_frames(error.__traceback__)
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

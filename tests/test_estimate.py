@@ -34,7 +34,7 @@ def parts(tiny_pipeline: Path) -> dict[str, Any]:
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline, local_files_only=True)
-    return {"unet": pipe.unet, "text_encoder": pipe.text_encoder, "vae": pipe.vae}
+    return {"unet": pipe.unet, "text_encoder": pipe.text_encoder, "vae": pipe.vae.requires_grad_(False)}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def sd1() -> dict[str, Any]:
                 max_position_embeddings=77,
             )
         )
-    return {"unet": unet, "text_encoder": text_encoder, "vae": vae}
+    return {"unet": unet, "text_encoder": text_encoder, "vae": vae.requires_grad_(False)}
 
 
 def of_tiny(parts: dict[str, Any], **changes: Any) -> est.Estimate:
@@ -132,7 +132,7 @@ def test_items_of_memory_and_disk(parts: dict[str, Any]) -> None:
     assert both.memory["gradients"] == 4 * (unet + text) == both.memory["average (EMA)"]
     assert both.memory["optimiser"] == 8 * (unet + text)
     assert both.memory_total == sum(both.memory.values()) and both.disk_total == sum(both.disk.values())
-    checkpoint = 4 * (unet + text) + buffers + 12 * (unet + text)
+    checkpoint = (4 + 12) * (unet + text)
     assert both.disk["2 checkpoints and one being written"] == 3 * checkpoint
     assert both.disk["latents"] == 100 * 2 * 4 * 8 * 8 * 2
     assert both.disk["pipeline"] == 4 * (unet + text + count(parts["vae"])) + buffers
@@ -161,6 +161,18 @@ def test_changes_go_the_right_way(parts: dict[str, Any]) -> None:
     assert chunked.memory[room] > base.memory[room] and chunked.flops > base.flops
     # Operations are the model's: neither batch nor recomputation changes those of one image.
     assert of_tiny(parts, batch_per_device=4).flops == base.flops == of_tiny(parts, gradient_checkpointing=True).flops
+
+
+def test_a_trained_decoder_counts(parts: dict[str, Any]) -> None:
+    import copy
+
+    vae = copy.deepcopy(parts["vae"]).requires_grad_(False)
+    without = of_tiny({**parts, "vae": vae})
+    vae.decoder.requires_grad_(True)
+    found = of_tiny({**parts, "vae": vae})
+    assert found.memory["gradients"] - without.memory["gradients"] == 4 * count(vae.decoder)
+    assert found.memory["weights"] - without.memory["weights"] == 4 * count(vae)
+    assert found.flops > without.flops and found.memory_total > without.memory_total
 
 
 def test_modules_are_left_as_they_are(parts: dict[str, Any]) -> None:

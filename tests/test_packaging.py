@@ -97,15 +97,22 @@ def test_picture_of_the_readme_is_marked_and_made_by_mini() -> None:
     assert marks["synthetic"] == "true" and marks["model"] == "mini"
 
 
-@pytest.mark.parametrize("page", ["README.md", "roentgen/models/mini/README.md", "CHANGELOG.md"])
+PAGES = ["README.md", "roentgen/models/mini/README.md", "CHANGELOG.md", "train/configs/roentgen/README.md"]
+PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    headings = {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in text.splitlines()}
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif not target.startswith("http"):
-            assert ((ROOT / page).parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / name if name else ROOT / page
+        assert file.exists(), target
+        if anchor:
+            lines = file.read_text(encoding="utf-8").splitlines()
+            headings = {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-") for line in lines}
+            assert anchor in headings, target
 
 
 # ------------------------------------------------------------------------------------ result tables

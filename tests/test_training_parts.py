@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +21,22 @@ from torch import nn
 
 from roentgen.errors import UserError
 from roentgen.prompts import Labels
-from roentgen.training import conditioning, pca_encoder, reconstruction
+from roentgen.training import conditioning, feeding, pca_encoder, reconstruction
+from roentgen.training.denoiser import Denoiser, load_trained_state, trained_state
 from roentgen.training.fast_norm import use_fast_group_norm
-from roentgen.training.state import EMA, Checkpoints, batch_generator, batch_indices, cosine_rate
+from roentgen.training.loader import Prefetcher
+from roentgen.training.state import (
+    EMA,
+    SCHEDULES,
+    Checkpoints,
+    Order,
+    batch_generator,
+    batch_indices,
+    constant_rate,
+    cosine_rate,
+    hold_folder,
+    replace_folder,
+)
 
 
 def test_every_epoch_is_a_permutation_across_batches() -> None:
@@ -208,3 +229,367 @@ def test_the_preview_is_exact_where_latents_are_linear_in_pixels() -> None:
     latents = torch.einsum("ij,njhw->nihw", mixing, cells) + 0.3
     preview = conditioning.fit_preview(latents, images)
     assert torch.allclose(preview(latents), images, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------ order and rates
+
+
+def groups_of(count: int, kind: str) -> np.ndarray | None:
+    return None if kind == "files" else np.arange(count, dtype=np.int32) // 7
+
+
+@pytest.mark.parametrize("kind", ["files", "shards"])
+def test_epochs_are_permutations_across_batches_from_any_start(kind: str) -> None:
+    count, size = 23, 5
+    order = Order(count, weights=None, groups=groups_of(count, kind), seed=3)
+    seen = torch.cat([order.batch(number, size) for number in range(3 * count // size + 1)])
+    epochs = [seen[start : start + count].tolist() for start in (0, count, 2 * count)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    late = Order(count, weights=None, groups=groups_of(count, kind), seed=3)  # a run that goes on at batch 9
+    assert late.batch(9, size).tolist() == seen[9 * size : 10 * size].tolist()
+    other = Order(count, weights=None, groups=groups_of(count, kind), seed=4)
+    assert other.batch(0, size).tolist() != epochs[0][:size]
+
+
+def test_one_batch_can_hold_several_epochs() -> None:
+    order = Order(3, weights=None, groups=None, seed=0)
+    first, second = order.batch(0, 10).tolist(), order.batch(1, 10).tolist()
+    together = [*first, *second]
+    assert all(sorted(together[start : start + 3]) == [0, 1, 2] for start in range(0, 18, 3))
+
+
+def test_a_constant_rate_warms_up_and_stays() -> None:
+    assert SCHEDULES["constant"] is constant_rate
+    rates = [constant_rate(images, peak=2.0, warmup=9, total=100) for images in (0, 4, 9, 50, 1000)]
+    assert rates == pytest.approx([0.2, 1.0, 2.0, 2.0, 2.0])
+
+
+# ------------------------------------------------------------------------------- average, checkpoints
+
+
+def test_only_what_is_trained_is_averaged() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net[0].requires_grad_(False)
+    ema = EMA([net], halflife=10)
+    assert [shadow.shape for shadow in ema.shadow] == [(2, 2), (2,)]
+    before = net[0].weight.clone()
+    net[0].weight.data.add_(1)
+    net[1].weight.data.add_(1)
+    ema.update(100, 10)
+    ema.swap()
+    assert torch.equal(net[0].weight, before + 1)
+
+
+def test_an_average_goes_on_where_it_was_saved() -> None:
+    nets = [nn.Linear(3, 3) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    averages = [EMA([net], halflife=10) for net in nets]
+    nets[0].weight.data.add_(1)
+    averages[0].update(10, 10)
+    averages[1].load_state_dict(averages[0].state_dict())
+    assert torch.equal(averages[0].shadow[0], averages[1].shadow[0])
+    averages[0].shadow[0].add_(1)
+    assert not torch.equal(averages[0].shadow[0], averages[1].shadow[0])  # copied, not shared
+
+
+def test_what_a_killed_run_left_is_tidied(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"x": torch.zeros(1)})
+    (tmp_path / "state-0000000002.tmp").write_bytes(b"half")
+    (tmp_path / "state-0000000003.tmp").mkdir()
+    (tmp_path / "state-0000000003.tmp" / "shard").write_bytes(b"half")
+    newest = checkpoints.newest()
+    assert newest is not None and newest.name == "state-0000000001.pt"  # half a checkpoint is none
+    checkpoints.tidy()
+    assert [path.name for path in tmp_path.iterdir()] == ["state-0000000001.pt"]
+
+
+def test_sharded_checkpoints_are_folders_of_which_two_are_kept(tmp_path: Path) -> None:
+    checkpoints, waits = Checkpoints(tmp_path), []
+    for images in (1, 2, 3):
+        checkpoints.save_sharded(
+            images,
+            {"settings": {"rate": 1}, "processes": 2},
+            write=lambda folder: (folder / "shard").write_bytes(b"x"),
+            main=True,
+            wait=lambda: waits.append(1),
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"state-{n:010d}.sharded" for n in (2, 3)]
+    state = checkpoints.latest()
+    assert state is not None and state["images"] == 3 and state["processes"] == 2
+    assert (state["folder"] / "shard").read_bytes() == b"x"
+    assert len(waits) == 9
+
+
+def test_a_sharded_checkpoint_that_fails_leaves_the_older_one(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    options: dict[str, Any] = {"main": True, "wait": lambda: None}
+    checkpoints.save_sharded(1, {}, write=lambda folder: None, **options)
+
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="older ones are kept"):
+        checkpoints.save_sharded(2, {}, write=full, **options)
+    assert [path.name for path in tmp_path.glob("*.sharded")] == ["state-0000000001.sharded"]
+
+
+def test_a_checkpoint_of_another_model_names_the_folder(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    net, other = nn.Linear(2, 2), nn.Linear(3, 2)
+    saved = {"model": trained_state(net)}
+    checkpoints.load_into(saved, nn.Linear(2, 2), load_trained_state)
+    with pytest.raises(UserError, match=rf"{tmp_path / 'run'}: .*another model.*new --out"):
+        checkpoints.load_into(saved, other, load_trained_state)
+
+
+def test_hashes_that_differ_are_said_in_words(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"settings: the images, texts or splits of --manifest, the weights of --model"):
+        Checkpoints(tmp_path).check_same({"data": "a", "start": "b"}, {"data": "c", "start": "d"}, free=frozenset())
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    for name in ("new", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    replace_folder(tmp_path / "new", tmp_path / "there")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["there", "there/new"]
+
+
+def test_a_folder_belongs_to_one_run_until_its_process_is_dead(tmp_path: Path) -> None:
+    hold = f"from pathlib import Path; from roentgen.training.state import hold_folder as h; f = h(Path({str(tmp_path)!r})"
+    code = f"{hold}, '--out'); print('held', flush=True); import time; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="--out .*another run is writing there"):
+            hold_folder(tmp_path, "--out")
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+    hold_folder(tmp_path, "--out").close()
+
+
+# ----------------------------------------------------------------------------------------- prefetcher
+
+
+def test_batches_come_in_order_whoever_is_fastest() -> None:
+    def make(number: int) -> int:
+        time.sleep(0.01 if number % 2 else 0)
+        return number * number
+
+    assert list(Prefetcher(make, range(20), ahead=4, threads=3)) == [number**2 for number in range(20)]
+    assert list(Prefetcher(make, range(0), ahead=4, threads=3)) == []
+
+
+def test_a_batch_that_fails_is_an_error_at_its_turn() -> None:
+    def make(number: int) -> int:
+        if number == 3:
+            raise UserError("image 3 is broken")
+        return number
+
+    seen = []
+    with pytest.raises(UserError, match="image 3"):
+        for value in Prefetcher(make, range(10), ahead=4, threads=2):
+            seen.append(value)
+    assert seen == [0, 1, 2]
+
+
+def test_no_more_batches_are_made_than_wanted_and_waiting_is_measured() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> int:
+        made.append(number)
+        time.sleep(0.02)
+        return number
+
+    slow = Prefetcher(make, range(100), ahead=2, threads=1)
+    taken: Iterator[int] = iter(slow)
+    for _ in range(5):
+        next(taken)
+    assert 0.04 < slow.waited < 1  # four of five batches, the first does not count
+    assert len(made) <= 7
+    taken.close()  # type: ignore[attr-defined]
+    assert len(made) <= 7 and not [thread for thread in threading.enumerate() if thread.name.startswith("batch")]
+    quick = Prefetcher(lambda number: number, range(5), ahead=2, threads=1)
+    for _ in quick:
+        time.sleep(0.02)
+    assert quick.waited < 0.02
+
+
+# ------------------------------------------------------------------------------------- trained module
+
+
+@pytest.fixture
+def parts(tiny_pipeline: Path) -> Any:
+    from roentgen.training.assembly import load_parts
+
+    return load_parts(model=str(tiny_pipeline))
+
+
+def denoiser_of(parts: Any, *, chunks: int = 1, learn: bool = True, decoder: bool = False) -> Denoiser:
+    return Denoiser(
+        parts.unet,
+        text_encoder=parts.text_encoder if learn else None,
+        decoder=parts.vae if decoder else None,
+        masked=False,
+        chunks=chunks,
+    ).eval()
+
+
+@torch.no_grad()
+def test_padding_chunks_do_not_change_the_output(parts: Any) -> None:
+    from roentgen.models.text_encoders import make_reader
+
+    torch.manual_seed(0)
+    noisy, t = torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
+    texts, outputs = ["left pleural effusion", "no acute process"], []
+    for chunks in (1, 3):
+        tokens = make_reader(parts.tokenizer, parts.text_encoder, chunks=chunks).tokens(texts)
+        outputs.append(denoiser_of(parts, chunks=chunks)(noisy, t, tokens, tokens.used)[0])
+    assert torch.allclose(outputs[0], outputs[1], atol=1e-5)
+    everything = torch.ones_like(tokens.used)
+    assert not torch.allclose(outputs[0], denoiser_of(parts, chunks=3)(noisy, t, tokens, everything)[0], atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_denoiser_decodes_as_the_autoencoder_does(parts: Any) -> None:
+    torch.manual_seed(0)
+    noisy, states, used = torch.randn(1, 4, 8, 8), torch.randn(1, 24, 16), torch.ones(1, 24, dtype=torch.bool)
+    model = denoiser_of(parts, learn=False, decoder=True)
+    assert model(noisy, torch.tensor([5]), states, used)[1] is None
+    decoded = model(noisy, torch.tensor([5]), states, used, noisy)[1]
+    assert torch.allclose(decoded, parts.vae.decode(noisy).sample, atol=1e-6)
+
+
+def test_trained_state_holds_what_is_trained_and_goes_back() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net[0].requires_grad_(False)
+    state = {name: value.clone() for name, value in trained_state(net).items()}
+    assert set(state) == {"1.weight", "1.bias"}
+    net[1].weight.data.zero_()
+    load_trained_state(net, state)
+    assert torch.equal(net[1].weight, state["1.weight"])
+    net[0].requires_grad_(True)
+    with pytest.raises(ValueError, match="parameters"):
+        load_trained_state(net, state)
+
+
+def test_adapters_are_trained_saved_loaded_and_merged(parts: Any, tiny_pipeline: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from diffusers import StableDiffusionPipeline
+
+    from roentgen.training.lora import add_lora, merge_lora, save_lora
+
+    names = set(parts.unet.state_dict())
+    add_lora(parts.unet, parts.text_encoder, rank=2, alpha=6)
+    torch.manual_seed(0)
+    for module in (parts.unet, parts.text_encoder):
+        learning = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        assert learning and all("lora_" in name for name, _ in learning)
+        for _, p in learning:
+            p.data.normal_(std=0.2)
+    inputs = (torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 24, 16))
+    ids = torch.arange(24)[None]
+    with torch.no_grad():
+        adapted = parts.unet(*inputs).sample, parts.text_encoder(ids)[0]
+        save_lora(tmp_path, parts.unet, parts.text_encoder)
+        merge_lora(parts.unet)
+        merge_lora(parts.text_encoder)
+        merged = parts.unet(*inputs).sample, parts.text_encoder(ids)[0]
+        stock = StableDiffusionPipeline.from_pretrained(tiny_pipeline, safety_checker=None)
+        plain = stock.unet(*inputs).sample
+        stock.load_lora_weights(tmp_path)  # with alpha 6 of rank 2, a scale of three
+        loaded = stock.unet(*inputs).sample, stock.text_encoder(ids)[0]
+    assert set(parts.unet.state_dict()) == names
+    assert not torch.allclose(plain, adapted[0], atol=1e-2)
+    for ours, other in ((merged, adapted), (loaded, adapted)):
+        assert all(torch.allclose(x, y, atol=1e-4) for x, y in zip(ours, other, strict=True))
+
+
+# ----------------------------------------------------------------------------------------------- feed
+
+
+@pytest.fixture(scope="module")
+def make_feed(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., feeding.Feed]:
+    """A feed over 10 images that reads pixels and gives tokens; keywords replace fields."""
+    from recipe import few_rows
+
+    from roentgen.data.sources import open_source
+    from roentgen.training.assembly import load_parts
+
+    manifest = few_rows(tmp_path_factory.mktemp("feed"), train=10, val=2)
+    source = open_source(manifest, splits=("train", "val"), size=32)
+    rows = np.flatnonzero(source.table["split"] == "train")
+    reader = load_parts(model=str(tiny_pipeline)).reader
+
+    def make(**changes: Any) -> feeding.Feed:
+        fields: dict[str, Any] = {
+            "source": source,
+            "rows": torch.from_numpy(rows),
+            "order": Order(len(rows), weights=None, groups=None, seed=1),
+            "labels": conditioning.manifest_labels(source.table.iloc[rows]),
+            "weights": torch.arange(len(rows)).float(),
+            "reader": reader,
+            "latents": None,
+            "states": None,
+            "latent_shape": (4, 8, 8),
+            "timesteps": 1000,
+            "batch_size": 8,
+            "share": slice(0, 8),
+            "composed": 0.5,
+            "dropout": 0.3,
+            "noise_offset": 0.2,
+            "seed": 1,
+            "pin": False,
+        }
+        return feeding.Feed(**(fields | changes))
+
+    return make
+
+
+def tensors_of(batch: feeding.Batch) -> list[torch.Tensor]:
+    text = batch.text
+    assert not isinstance(text, torch.Tensor)
+    return [batch.rows, *batch.images, text.ids, text.attention, text.used, batch.used, batch.noise, batch.posterior,
+            batch.t, batch.weight]  # fmt: skip
+
+
+def test_a_batch_is_the_same_in_shares_and_in_parts(make_feed: Callable[..., feeding.Feed]) -> None:
+    whole = make_feed().make(5)
+    assert whole.number == 5 and "" in whole.texts and len(set(whole.texts)) > 3
+    shares = [make_feed(share=slice(start, start + 4)).make(5) for start in (0, 4)]
+    for pieces in (shares, list(whole.parts(4)), [p for share in shares for p in share.parts(2)]):
+        assert [text for piece in pieces for text in piece.texts] == whole.texts
+        for together, alone in zip(zip(*map(tensors_of, pieces), strict=True), tensors_of(whole), strict=True):
+            assert torch.equal(torch.cat(together), alone)
+
+
+def test_a_batch_does_not_depend_on_those_before(make_feed: Callable[..., feeding.Feed]) -> None:
+    feed, late = make_feed(), make_feed()
+    batches = [feed.make(number) for number in range(4)]
+    assert all(torch.equal(x, y) for x, y in zip(tensors_of(batches[3]), tensors_of(late.make(3)), strict=True))
+    assert not torch.equal(batches[2].noise, batches[3].noise)
+    assert torch.equal(batches[3].weight, batches[3].rows.float())  # each row has its own weight
+
+
+def test_only_the_offset_differs_with_its_strength(make_feed: Callable[..., feeding.Feed]) -> None:
+    with_, without = make_feed().make(0), make_feed(noise_offset=0.0).make(0)
+    assert torch.equal(with_.t, without.t) and with_.texts == without.texts
+    moved = with_.noise - without.noise
+    assert torch.allclose(moved, moved.mean((2, 3), keepdim=True).expand_as(moved), atol=1e-5)
+    assert 0.1 < moved.std() < 0.3
+
+
+def test_loss_weights_have_mean_one_and_lift_the_rare() -> None:
+    table = pd.DataFrame({"No Finding": [1, 1, 1, 1, 0], "Hernia": [0, 0, 0, 0, 1]})
+    weights = feeding.balanced_loss_weights(table, 1.0)
+    assert weights.mean().item() == pytest.approx(1) and (weights[4] / weights[0]).item() == pytest.approx(4)
+    assert feeding.balanced_loss_weights(table, 0.0).tolist() == [1] * 5
+
+
+def test_data_is_known_by_its_content(tmp_path: Path) -> None:
+    table = pd.DataFrame({"image": ["/here/a.png"], "text": ["x"], "split": ["train"]})
+    key = feeding.content_key(table)
+    assert feeding.content_key(table.assign(image="C:\\there\\a.png")) == key
+    for column, value in (("image", "/here/b.png"), ("text", "y"), ("split", "val")):
+        assert feeding.content_key(table.assign(**{column: value})) != key

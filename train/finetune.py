@@ -332,9 +332,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Models, optimiser, average.
     if device.type == "cpu":
         use_fast_group_norm(parts.unet)
+    torch.backends.cudnn.benchmark = True  # shapes never change
     sharded = prepare_for_sharding(accelerator, local // s.accumulate)
     if not sharded:  # FSDP takes contiguous weights only
         parts.unet.to(memory_format=torch.channels_last)
+    else:
+        accelerator.print("no sample grids are drawn in this run: no process holds the whole model")
     if s.gradient_checkpointing:
         parts.unet.enable_gradient_checkpointing()
     if s.xformers:
@@ -369,6 +372,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             checkpoints.load_into(saved, denoiser, load_trained_state)
             optimizer.load_state_dict(saved["optimizer"])
             ema.load_state_dict(saved["ema"])
+            if accelerator.scaler is not None:
+                accelerator.scaler.load_state_dict(saved["scaler"])
         images = saved["images"]
         accelerator.print(f"continuing at {images} images")
 
@@ -427,7 +432,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         if due[s.log_every] or due[s.checkpoint_every]:
             # The one place where the loop waits for the device: never a checkpoint of a loss that is not finite.
-            level, total, missing = finite_means(accelerator, running, fed, source.table, checkpoints)
+            level, total, missing = finite_means(accelerator, running, fed, source.table, checkpoints, ema)
             speed = clock.lap(images)
             if on_main:
                 left = (end - images) / speed / 60
@@ -464,6 +469,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "model": trained_state(denoiser),
                         "optimizer": optimizer.state_dict(),
                         "ema": ema.state_dict(),
+                        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
                         "settings": settings,
                     },
                 )

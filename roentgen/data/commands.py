@@ -315,7 +315,8 @@ def check(
     missing, unreadable, smaller than 64 pixels or near-constant, empty texts, the same image in two splits.
     Warnings (exit code 0): the same image twice, images that do not look like a frontal view, colour images,
     over-long texts, texts with blanks of a de-identification or not in English, labels that contradict each
-    other. Notes: near-duplicate images, columns that are not read. A manifest that cannot be read at all gives exit code 2.
+    other. Notes: near-duplicate images, columns that are not read. A manifest that cannot be read at all
+    gives exit code 2.
 
     Args:
         manifest: The manifest, .csv or .parquet.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.bootstrap import percentile_interval
+from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
 
 Floats = NDArray[np.float64]
 
@@ -44,34 +44,104 @@ def moments(features: NDArray[np.floating]) -> Moments:
     return Moments(len(x), mean, centred.T @ centred)
 
 
+class MomentsBuilder:
+    """Moments of features (n, D) that come in batches of any sizes; memory does not grow with their number.
+
+    Rows are gathered into blocks of one size before they are merged, so the result does not depend on the batches,
+    and a D x D product is made once a block.
+    """
+
+    BLOCK = 1024
+
+    def __init__(self, dim: int) -> None:
+        self._block = np.empty((self.BLOCK, dim))
+        self._used = 0
+        self._total: Moments | None = None
+
+    def add(self, features: NDArray[np.floating]) -> None:
+        """Take in (n, D); n may be 0."""
+        start = 0
+        while start < len(features):
+            count = min(self.BLOCK - self._used, len(features) - start)
+            self._block[self._used : self._used + count] = features[start : start + count]
+            self._used, start = self._used + count, start + count
+            if self._used == self.BLOCK:
+                self._merge()
+
+    def finish(self) -> Moments:
+        """Moments of everything that was added; ValueError if that was nothing."""
+        if self._used:
+            self._merge()
+        if self._total is None:
+            raise ValueError("no features")
+        return self._total
+
+    def _merge(self) -> None:
+        part = moments(self._block[: self._used])
+        self._total = part if self._total is None else self._total.merge(part)
+        self._used = 0
+
+
 def streaming_moments(batches: Iterable[NDArray[np.floating]]) -> Moments:
-    """Moments of all ``batches`` of (n, D) together, one in memory at a time."""
-    total: Moments | None = None
+    """Moments of all ``batches`` of (n, D) together, few in memory at a time."""
+    builder: MomentsBuilder | None = None
     for batch in batches:
-        part = moments(batch)
-        total = part if total is None else total.merge(part)
-    if total is None:
+        if builder is None:
+            builder = MomentsBuilder(_checked(batch).shape[1])
+        builder.add(_checked(batch))
+    if builder is None:
         raise ValueError("no batches")
+    return builder.finish()
+
+
+def merge_across_processes(own: Moments) -> Moments:
+    """Moments of all processes of ``accelerate launch`` or ``torchrun`` together, the same in each of them.
+
+    Merged in the order of ranks. Without a process group, ``own``.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return own
+    everybody: list[Moments | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everybody, own)
+    total, *others = [part for part in everybody if part is not None]
+    for part in others:
+        total = total.merge(part)
     return total
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) for covariances A and B.
+def trace_root(a: Moments, b: Moments) -> float:
+    """trace (A B)^(1/2) of the covariances A and B: the sum of the roots of the eigenvalues of R' B R, A = R R'.
 
-    trace (A B)^(1/2) is the sum of the roots of the eigenvalues of the symmetric A^(1/2) B A^(1/2): no matrix
-    root of a product that is not symmetric, and no imaginary parts to drop.
+    R is the Cholesky factor where A has full rank, else the symmetric root. R' B R is symmetric, so its eigenvalues
+    come without vectors, without imaginary parts to drop, and about twenty times faster than ``scipy.linalg.sqrtm``.
     """
+    cov_a, cov_b = a.covariance, b.covariance
+    root = _root(cov_a, full_rank=a.n > a.mean.size)
+    product = root.T @ cov_b @ root
+    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
+    return float(np.sqrt(np.clip(eigenvalues, 0, None)).sum())
+
+
+def _root(covariance: Floats, *, full_rank: bool) -> Floats:
+    """R (D, D) with R R' = ``covariance``."""
+    if full_rank:
+        try:
+            return np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
+        except np.linalg.LinAlgError:
+            pass  # repeated or constant features: full rank by their number only
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray(vectors * np.sqrt(np.clip(values, 0, None)))
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """|mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) for unbiased covariances A and B; at least 0."""
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"feature dimensions differ: {a.mean.size} and {b.mean.size}")
-    cov_a, cov_b = a.covariance, b.covariance
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    product = root @ cov_b @ root
-    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
-    trace_root = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
     difference = a.mean - b.mean
-    distance = difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * trace_root
-    return float(max(distance, 0.0))  # rounding can take the distance of a set to itself below zero
+    spread = (np.trace(a.scatter) / (a.n - 1) + np.trace(b.scatter) / (b.n - 1)) - 2 * trace_root(a, b)
+    return float(max(difference @ difference + spread, 0.0))  # rounding can take it just below zero
 
 
 def weighted_frechet(x: Floats, y: Floats, cross: Floats, u: Floats, v: Floats) -> float:
@@ -85,7 +155,10 @@ def weighted_frechet(x: Floats, y: Floats, cross: Floats, u: Floats, v: Floats) 
     rows, columns = np.flatnonzero(u), np.flatnonzero(v)
     centred = cross - (cross @ v / m)[:, None] - u @ cross / n + u @ cross @ v / (n * m)
     scaled = np.sqrt(u[rows])[:, None] * centred[np.ix_(rows, columns)] * np.sqrt(v[columns])
-    trace_root = np.linalg.svd(scaled, compute_uv=False).sum() / np.sqrt((n - 1) * (m - 1))
+    # Singular values by the eigenvalues of the smaller Gram matrix: several times faster than an SVD.
+    gram = scaled @ scaled.T if len(scaled) <= scaled.shape[1] else scaled.T @ scaled
+    nuclear = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0, None)).sum()
+    trace_root = nuclear / np.sqrt((n - 1) * (m - 1))
     trace_x = (u @ (x * x).sum(axis=1) - n * mean_x @ mean_x) / (n - 1)
     trace_y = (v @ (y * y).sum(axis=1) - m * mean_y @ mean_y) / (m - 1)
     difference = mean_x - mean_y
@@ -97,14 +170,17 @@ def frechet_interval(
     b: NDArray[np.floating],
     *,
     paired: bool = False,
+    groups_a: Sequence[object] | None = None,
+    groups_b: Sequence[object] | None = None,
     resamples: int = 100,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % interval of the distance of ``a`` (N, D) to ``b`` (M, D) at these sizes, by bootstrap over images.
+    """95 % interval of the distance of ``a`` (N, D) to ``b`` (M, D) at these sizes, by bootstrap.
 
-    A resample repeats images, which raises the distance; its spread is right, its centre is not. So the draws
-    are shifted to the distance of the full sets before their percentiles are taken. ``paired``: draw the same
-    rows of both (image and its reconstruction).
+    ``groups_a`` (N,) and ``groups_b`` (M,) name the patient (or prompt) of each image, which are drawn whole; None:
+    each image is its own. A resample repeats images, which raises the distance; its spread is right, its centre is
+    not. So the draws are shifted to the distance of the full sets before their percentiles are taken. ``paired``:
+    draw the same rows of both (image and its reconstruction).
     """
     x, y = _checked(a), _checked(b)
     if paired and len(x) != len(y):
@@ -112,15 +188,49 @@ def frechet_interval(
     middle = y.mean(axis=0)  # a common shift changes nothing but the rounding
     x, y = x - middle, y - middle
     cross = x @ y.T
-    rng = np.random.default_rng(seed)
-    draws = np.empty(resamples)
-    for number in range(resamples):
-        u = np.bincount(rng.integers(len(x), size=len(x)), minlength=len(x)).astype(np.float64)
-        v = np.bincount(rng.integers(len(y), size=len(y)), minlength=len(y)).astype(np.float64)
-        draws[number] = weighted_frechet(x, y, cross, u, u if paired else v)
+    weights_a = cluster_weights(range(len(x)) if groups_a is None else groups_a, resamples, seed)
+    weights_b = cluster_weights(range(len(y)) if groups_b is None else groups_b, resamples, seed + 1)
+    # Where few patients have many images, a resample can hold fewer than the two images that a covariance needs.
+    pairs = [(u, u if paired else v) for u, v in zip(weights_a, weights_b, strict=True)]
+    draws = np.array([weighted_frechet(x, y, cross, u, v) for u, v in pairs if min(u.sum(), v.sum()) > 1])
     value = weighted_frechet(x, y, cross, np.ones(len(x)), np.ones(len(y)))
     low, high = percentile_interval(draws - draws.mean() + value)
     return max(low, 0.0), max(high, 0.0)
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """A straight line through distances against 1/n: ``value`` at 1/n = 0, ``slope``, and its points (n, distance)."""
+
+    value: float
+    slope: float
+    points: list[tuple[int, float]]
+
+
+def fd_infinity(
+    synthetic: NDArray[np.floating],
+    real: NDArray[np.floating],
+    *,
+    points: int = 15,
+    smallest: float = 0.1,
+    seed: int = 0,
+) -> Extrapolation:
+    """Frechet distance for infinitely many generated images (Chong & Forsyth 2020).
+
+    A finite sample raises the distance by a term in 1/n. The distances of random subsets of ``synthetic`` (N, D), of
+    ``points`` sizes evenly spaced from ``smallest`` * N to N, to the whole of ``real`` (M, D) lie near a straight
+    line over 1/n; its intercept is the value. The bias of the finite ``real`` stays: compare at equal M. It may be
+    negative for sets that are alike. The law holds for n well above D only.
+    """
+    x, reference = _checked(synthetic), moments(real)
+    first = max(2, round(smallest * len(x)))
+    if points < 2 or first >= len(x):
+        raise ValueError(f"{len(x)} images are too few for {points} sizes")
+    rng = np.random.default_rng(seed)
+    sizes = np.unique(np.linspace(first, len(x), points).round().astype(int))
+    found = [(int(n), frechet_distance(moments(x[rng.choice(len(x), n, replace=False)]), reference)) for n in sizes]
+    slope, value = np.polyfit([1 / n for n, _ in found], [distance for _, distance in found], 1)
+    return Extrapolation(float(value), float(slope), found)
 
 
 def _checked(features: NDArray[np.floating]) -> Floats:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from roentgen.errors import UserError
 from roentgen.models.text_encoders import (
@@ -140,7 +141,7 @@ def load_parts(
         projected = swap_text_encoder(network, encoder, like=like)
     elif choice.layer != "last":
         encoder = keep_layer(encoder, choice.layer)
-    reader = make_reader(tokenizer, encoder, window=choice.window, chunks=chunks or 1)
+    reader = make_reader(tokenizer, encoder, window=choice.window, chunks=1 if chunks is None else chunks)
     autoencoder.eval().requires_grad_(False)
     # Dropout, where a text encoder has it, would make a continued run differ from an unbroken one.
     encoder.eval()
@@ -195,9 +196,10 @@ def save_pipeline(folder: Path, parts: Parts, facts: dict[str, Any], *, dtype: t
             config.write_text(json.dumps(values, indent=2) + "\n")
         facts = {**facts, "text": {"chunks": parts.reader.chunks}}
         (temporary / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"--out {folder.parent}: cannot write the pipeline ({error.strerror}); checkpoints are kept"
+            f"--out {folder.parent}: cannot write the pipeline ({error}); checkpoints are kept, so free some space and "
+            "run the same command again"
         ) from None
     replace_folder(temporary, folder)

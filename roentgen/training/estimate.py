@@ -98,7 +98,7 @@ def estimate(
     Args:
         unet: UNet2DConditionModel; on any device, meta included. Modules are read, never changed.
         text_encoder: CLIP or BERT text model of transformers.
-        vae: AutoencoderKL.
+        vae: AutoencoderKL; its parameters that require gradients (the decoder's) are trained.
         batch_per_device: images that one device holds at once (after accumulation).
         latent_shape: channels, height, width of the latents.
         text_shape: chunks of a text, tokens in a chunk.
@@ -122,8 +122,9 @@ def estimate(
         raise ValueError(f"precision {precision!r} must be of {list(DTYPES)}, optimizer {optimizer!r} of {OPTIMIZERS}")
     net = _meta_copy(unet, train_unet)
     encoder = _meta_copy(text_encoder, train_text_encoder)
-    trained = [p for module in (net, encoder) for p in module.parameters() if p.requires_grad]
-    learns_text = any(p.requires_grad for p in encoder.parameters())
+    decoder = _meta_copy(vae, None)
+    trained = [p for module in (net, encoder, decoder) for p in module.parameters() if p.requires_grad]
+    learns_text, decodes = (any(p.requires_grad for p in module.parameters()) for module in (encoder, decoder))
     if not trained:
         raise ValueError("no parameter is trained")
     dtype = DTYPES[precision]
@@ -132,6 +133,7 @@ def estimate(
         return _peak(
             net,
             encoder if text_online or learns_text else None,
+            decoder if decodes else None,
             batch=batch,
             latent_shape=latent_shape,
             text_shape=text_shape,
@@ -154,7 +156,7 @@ def estimate(
     gradients = _size(trained)
     if latents_online:
         peak = max(peak, _encoding_peak(_meta_copy(vae, False), batch_per_device, latent_shape, dtype))
-    resident = [net, *([encoder] if text_online or learns_text else []), *([vae] if latents_online else [])]
+    resident = [net, *([encoder] if text_online or learns_text else []), *([vae] if latents_online or decodes else [])]
     memory = {
         "weights": sum(map(_module_size, resident)),
         "gradients": gradients,
@@ -167,7 +169,7 @@ def estimate(
     channels, height, width = latent_shape
     states = math.prod(text_shape) * encoder.config.hidden_size
     parts = _module_size(net) + _module_size(encoder)
-    checkpoint_size = parts + memory["optimiser"] + memory["average (EMA)"]
+    checkpoint_size = gradients + memory["optimiser"] + memory["average (EMA)"]  # of the weights, the trained ones
     disk = {
         "latents": 0 if latents_online else images * 2 * channels * height * width * 2,  # mean and deviation, float16
         "text states": 0 if text_online or learns_text else (images if texts is None else texts) * states * 2,
@@ -378,6 +380,7 @@ class Autocast(TorchFunctionMode):
 def _peak(
     net: nn.Module,
     encoder: nn.Module | None,
+    decoder: Any,
     *,
     batch: int,
     latent_shape: tuple[int, int, int],
@@ -391,8 +394,9 @@ def _peak(
     learns_text = encoder is not None and any(p.requires_grad for p in encoder.parameters())
     with PeakMemory() as tracker, torch.device("meta"):
         if with_gradients:  # those of an earlier part of the batch
-            for p in [*net.parameters(), *(encoder.parameters() if encoder is not None else ())]:
-                p.grad = torch.zeros_like(p) if p.requires_grad else None
+            for module in filter(None, (net, encoder, decoder)):
+                for p in module.parameters():
+                    p.grad = torch.zeros_like(p) if p.requires_grad else None
         latents = torch.zeros(batch, *latent_shape)
         steps = torch.zeros(batch, dtype=torch.long)
         with Autocast(dtype):
@@ -403,10 +407,11 @@ def _peak(
                 with nullcontext() if learns_text else torch.no_grad():
                     states = encoder(ids).last_hidden_state.reshape(batch, chunks * tokens, width)
             loss = (net(latents, steps, states).sample.float() - latents).square().mean()
+            if decoder is not None:
+                loss = loss + decoder.decode(latents).sample.float().abs().mean()
         loss.backward()
-        for module in (net, encoder):
-            if module is not None:
-                module.zero_grad(set_to_none=True)
+        for module in filter(None, (net, encoder, decoder)):
+            module.zero_grad(set_to_none=True)
     return tracker.peak
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from roentgen.errors import UserError
 
 # Attention projections, as in diffusers' and kohya's training scripts, so that any loader knows the names.
@@ -48,7 +50,13 @@ def save_lora(folder: Path, unet: Any, text_encoder: Any) -> None:
             given[f"{name}_lora_adapter_metadata"] = {
                 key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
             }
-    StableDiffusionPipeline.save_lora_weights(str(folder), **given)
+    try:
+        StableDiffusionPipeline.save_lora_weights(str(folder), **given)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"--out {folder.parent}: cannot write the adapters ({error}); checkpoints are kept, so free some space and "
+            "run the same command again"
+        ) from None
 
 
 def merge_lora(module: Any) -> None:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from roentgen.errors import UserError
 from roentgen.training.estimate import device_name
 from roentgen.training.loader import Prefetcher
-from roentgen.training.state import Checkpoints
+from roentgen.training.state import EMA, Checkpoints
 
 
 def finite_means(
@@ -23,29 +23,35 @@ def finite_means(
     fed: list[tuple[int, torch.Tensor]],
     table: pd.DataFrame,
     checkpoints: Checkpoints,
+    ema: EMA,
 ) -> list[float]:
     """Means over all processes of what has been gathered since the last call, which is emptied.
 
     Raises:
-        UserError: where a loss is not finite, with the step, its samples and the last checkpoint.
+        UserError: where a loss is not finite, with the step, its samples and the last checkpoint; or where the weights
+            are not, which a step of a finite loss can leave behind. The average shows it: it has seen all of them.
     """
-    means = accelerator.reduce(torch.cat(running, dim=1).mean(1), "mean")
-    values: list[float] = means.tolist()
+    size = torch.stack(torch._foreach_norm(ema.shadow)).sum()
+    values: list[float] = accelerator.reduce(
+        torch.cat([torch.cat(running, dim=1).mean(1), size.to(running[0].device)[None]]), "mean"
+    ).tolist()
     if not np.isfinite(values).all():
+        newest = checkpoints.newest()
+        kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
         for (number, rows), losses in zip(fed, running, strict=True):
             bad = ~torch.isfinite(losses).all(0).cpu()
             if bad.any():
                 names = [Path(table["image"].iat[int(row)]).name for row in rows[bad]]
-                newest = checkpoints.newest()
-                kept = f"the last good checkpoint is {newest}" if newest else "there is no checkpoint yet"
                 raise UserError(
                     f"the loss is not finite in step {number + 1}, samples {', '.join(names[:8])}"
                     f"{' and more' if len(names) > 8 else ''}; {kept}; lower --rate or look at these samples"
                 )
+        if not np.isfinite(values[-1]):
+            raise UserError(f"the weights are not finite after step {fed[-1][0] + 1}; {kept}; lower --rate")
         raise UserError("the loss is not finite in another process; see its message")
     running.clear()
     fed.clear()
-    return values
+    return values[:-1]
 
 
 class Clock:

@@ -136,6 +136,13 @@ class EMA:
             mine.copy_(saved)
 
 
+# Settings of a checkpoint that are hashes, in words.
+HASHES = {
+    "data": "the images, texts or splits of --manifest",
+    "start": "the weights of --model, --text_encoder, --vae or --text",
+}
+
+
 class Checkpoints:
     """Numbered checkpoints in one folder; a checkpoint is either whole or not there."""
 
@@ -232,7 +239,7 @@ class Checkpoints:
         """Raise ``UserError`` that names every setting that differs from the checkpoint's and is not in ``free``."""
         differ = [k for k in sorted(set(saved) | set(now)) if k not in free and saved.get(k) != now.get(k)]
         if differ:
-            listed = ", ".join(f"{k} ({saved.get(k)} there, {now.get(k)} now)" for k in differ)
+            listed = ", ".join(HASHES.get(k) or f"{k} ({saved.get(k)} there, {now.get(k)} now)" for k in differ)
             raise UserError(
                 f"--out {self.folder.parent}: its checkpoint was made with other settings: {listed}; "
                 "use the same settings or a new --out"
