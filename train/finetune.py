@@ -28,11 +28,10 @@ from roentgen.data.sources import open_source
 from roentgen.images import make_grid, save_image
 from roentgen.models.classifier import load_classifier
 from roentgen.pipeline import SAMPLERS, generate
-from roentgen.training import conditioning, estimate, feeding
+from roentgen.training import conditioning, estimate, feeding, speed
 from roentgen.training.assembly import Parts, TextChoice, as_model, load_parts, save_pipeline
 from roentgen.training.cache import latent_cache, text_cache
 from roentgen.training.denoiser import Denoiser, load_trained_state, trained_state
-from roentgen.training.fast_norm import use_fast_group_norm
 from roentgen.training.loader import Prefetcher
 from roentgen.training.lora import add_lora, merge_lora, save_lora
 from roentgen.training.optim import make_optimizer, use_xformers
@@ -244,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="train/finetune.py", description=(__doc__ or "").splitlines()[0])
     check(s)
     accelerator = Accelerator(mixed_precision=s.precision, gradient_accumulation_steps=s.accumulate)
+    speed.keep_freed_memory()
     device, processes, on_main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
     require(
         s.batch_size % (processes * s.accumulate) == 0,
@@ -314,12 +314,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=s.seed,
         pin=device.type == "cuda",
     )
-    parts.vae.to(device if s.latents == "online" or s.train.vae_decoder else "cpu")
-    parts.text_encoder.to(device if states is None else "cpu")
-    clean = feeding.clean_latents(parts.vae, online=s.latents == "online")
-    condition = feeding.text_conditions(
-        None if learns_text or states is not None else parts.text_encoder, masked=parts.reader.masked
-    )
+    frozen_vae = frozen_text = None
+    if s.latents == "online":
+        frozen_vae = speed.frozen_copy(parts.vae, device, s.precision)
+    if not learns_text and states is None:
+        frozen_text = speed.frozen_copy(parts.text_encoder, device, s.precision)
+    clean = feeding.clean_latents(frozen_vae, scale=parts.vae.config.scaling_factor)
+    condition = feeding.text_conditions(frozen_text, masked=parts.reader.masked)
     reward = conditioning.no_reward
     if s.reward is not None:
         # The classifier reads small grey images: a linear map shows it the latents.
@@ -330,8 +331,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         reward = conditioning.make_reward(judge, preview, said, positive_weight=s.reward_positive, device=device)
 
     # Models, optimiser, average.
-    if device.type == "cpu":
-        use_fast_group_norm(parts.unet)
     torch.backends.cudnn.benchmark = True  # shapes never change
     sharded = prepare_for_sharding(accelerator, local // s.accumulate)
     if not sharded:  # FSDP takes contiguous weights only
@@ -395,7 +394,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with accelerator.accumulate(model):
                 x0 = clean(part)
                 xt = diffusion.add_noise(x0, part.noise, abar, part.t)
-                with accelerator.autocast():
+                with accelerator.autocast(), speed.attention(device, side**2):
                     output, pictures = model(
                         xt.contiguous(memory_format=torch.channels_last),
                         part.t,
@@ -414,7 +413,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if pictures is not None:
                     # Neither network is in the other's loss: the sum trains each as if alone.
                     each = each + pyramid_l1(pictures.float(), feeding.shown(part, source, device))
-                accelerator.backward(each.mean())
+                with speed.attention(device, side**2):  # gradient checkpointing runs the forward pass again
+                    accelerator.backward(each.mean())
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
@@ -433,19 +433,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if due[s.log_every] or due[s.checkpoint_every]:
             # The one place where the loop waits for the device: never a checkpoint of a loss that is not finite.
             level, total, missing = finite_means(accelerator, running, fed, source.table, checkpoints, ema)
-            speed = clock.lap(images)
+            rate = clock.lap(images)
             if on_main:
-                left = (end - images) / speed / 60
+                left = (end - images) / rate / 60
                 print(
                     f"{images} images, error {level:.4f}, loss {total:.4f}, reward loss {missing:.4f}, "
-                    f"{speed:.1f} images/s, {left:.0f} min left",
+                    f"{rate:.1f} images/s, {left:.0f} min left",
                     flush=True,
                 )
                 for key, value in (
                     ("train/error", level),
                     ("train/loss", total),
                     ("train/reward_loss", missing),
-                    ("train/images_per_second", speed),
+                    ("train/images_per_second", rate),
                 ):
                     log.add_scalar(key, value, images)
         if due[s.validate_every]:

@@ -92,8 +92,7 @@ def load_parts(
         from roentgen.pipeline import load_model
 
         loaded = load_model(model, device="cpu", dtype="float32")
-        config = {**loaded.scheduler.config, "clip_sample": False}
-        autoencoder, network, scheduler = loaded.vae, loaded.unet, DDIMScheduler.from_config(config)
+        autoencoder, network, scheduler = loaded.vae, loaded.unet, _changed(loaded.scheduler, clip_sample=False)
         encoder, tokenizer, origin = loaded.text_encoder, loaded.tokenizer, loaded.hash
         chunks = loaded.reader.chunks if chunks is None else chunks
     else:
@@ -124,15 +123,14 @@ def load_parts(
 
         if prediction_type not in TARGETS:
             raise UserError(f"--prediction_type {prediction_type} is unknown; use one of {', '.join(TARGETS)}")
-        scheduler.register_to_config(prediction_type=prediction_type)
+        scheduler = _changed(scheduler, prediction_type=prediction_type)
     if zero_terminal_snr:
         if scheduler.config.prediction_type != "v_prediction":
             raise UserError(
                 "--loss.zero_terminal_snr needs --prediction_type v_prediction: pure noise says nothing about epsilon"
             )
-        # Rebuilt, because the schedule is computed when a scheduler is made; "trailing" starts sampling at the end.
-        config = {**scheduler.config, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        scheduler = DDIMScheduler.from_config(config)
+        # "trailing" starts sampling at the end, where there is nothing but noise.
+        scheduler = _changed(scheduler, rescale_betas_zero_snr=True, timestep_spacing="trailing")
     projected = False
     if choice.encoder not in (None, "clip"):
         own = make_reader(tokenizer, encoder)
@@ -149,11 +147,21 @@ def load_parts(
     return Parts(autoencoder, network, encoder, tokenizer, scheduler, reader, projected, mark)
 
 
+def _changed(scheduler: Any, **changes: Any) -> Any:
+    """A DDIMScheduler of the same configuration but for ``changes``."""
+    from diffusers import DDIMScheduler
+
+    # diffusers drops from a configuration what it lists as left at its default, even where it was set since.
+    defaults = [key for key in scheduler.config.get("_use_default_values", ()) if key not in changes]
+    return DDIMScheduler.from_config({**scheduler.config, **changes, "_use_default_values": defaults})
+
+
 def as_model(parts: Parts, name: str, device: torch.device) -> Any:
     """The parts as a ``roentgen.pipeline.Model`` for sampling during training."""
     from roentgen.pipeline import Model
 
     parts.vae.to(device)
+    parts.text_encoder.to(device)
     parts.unet.eval()
     return Model(
         name=name,

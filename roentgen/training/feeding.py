@@ -173,12 +173,12 @@ class Feed:
         return Batch(number, rows, texts, images, text, tokens.used, noise, posterior, t, weight)
 
 
-def clean_latents(vae: Any, *, online: bool) -> Callable[[Batch], Tensor]:
-    """A function from a batch to its clean latents (n, C, h, w), float32, times the scaling factor.
+def clean_latents(vae: Any, *, scale: float) -> Callable[[Batch], Tensor]:
+    """A function from a batch to its clean latents (n, C, h, w), float32, times ``scale``, the scaling factor.
 
-    Both ways draw from the same posterior with the batch's own noise; they differ by the cache's rounding to float16.
+    ``vae`` encodes images in its own dtype; None takes latents from the cache. Both draw from the same posterior with
+    the batch's own noise; they differ by rounding.
     """
-    scale = vae.config.scaling_factor
 
     def cached(batch: Batch) -> Tensor:
         mean, std = batch.images
@@ -187,12 +187,11 @@ def clean_latents(vae: Any, *, online: bool) -> Callable[[Batch], Tensor]:
     @torch.no_grad()
     def encoded(batch: Batch) -> Tensor:
         (pixels,) = batch.images
-        x = to_autoencoder(pixels).expand(-1, vae.config.in_channels, -1, -1)
-        with torch.autocast(x.device.type, torch.bfloat16):
-            posterior = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
+        x = to_autoencoder(pixels).to(vae.dtype).expand(-1, vae.config.in_channels, -1, -1)
+        posterior = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
         return (posterior.mean.float() + posterior.std.float() * batch.posterior) * scale
 
-    return encoded if online else cached
+    return cached if vae is None else encoded
 
 
 def text_conditions(text_encoder: Any, *, masked: bool) -> Callable[[Tokens | Tensor], Tokens | Tensor]:

@@ -203,7 +203,12 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         wait()
-        write(temporary)
+        try:
+            write(temporary)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"--out {self.folder}: could not write a checkpoint ({error}); older ones are kept"
+            ) from None
         wait()
         if main:
             (temporary / "facts.json").write_text(json.dumps({"images": images, **facts}))
