@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -269,3 +270,13 @@ def test_autocast_as_cuda_does_it() -> None:
     assert not mode._casts and linear(x).dtype == torch.float32
     with est.Autocast(torch.float32):
         assert linear(x).dtype == torch.float32
+
+
+def test_memory_table_is_that_of_its_result() -> None:
+    root = Path(__file__).resolve().parent.parent
+    spec = importlib.util.spec_from_file_location("benchmark_memory", root / "benchmarks" / "memory.py")
+    assert spec is not None and spec.loader is not None
+    memory = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(memory)
+    result = json.loads((root / "benchmarks" / "results" / "memory-sd1.json").read_text())
+    assert memory.table(result) in (root / "docs" / "training.md").read_text()

@@ -1,0 +1,135 @@
+"""Estimated memory of fine-tuning Stable Diffusion 1.x on one GPU, by walking through a step without weights.
+
+    python benchmarks/memory.py --out benchmarks/results/memory-sd1.json --update docs/training.md
+    python benchmarks/memory.py --result benchmarks/results/memory-sd1.json --update docs/training.md
+
+Nothing is computed and nothing downloaded: the networks are built from their configurations on PyTorch's meta device.
+What a GPU really takes is more by the device's context, workspaces and fragmentation.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from roentgen import errors
+from roentgen.config import parse
+from roentgen.metrics.report import replace_between_markers
+from roentgen.metrics.result import Context, git_state, read_result, write_result
+
+ROOT = Path(__file__).resolve().parent.parent
+SETUPS = {
+    "neither": {"gradient_checkpointing": False, "optimizer": "adamw"},
+    "gradient checkpointing": {"gradient_checkpointing": True, "optimizer": "adamw"},
+    "gradient checkpointing, 8-bit AdamW": {"gradient_checkpointing": True, "optimizer": "adamw8bit"},
+}
+
+
+def measure(
+    *, out: str | None = None, result: str | None = None, update: str | None = None, batch: int = 8, side: int = 64
+) -> int:
+    """Estimate the memory of training the U-Net and CLIP of Stable Diffusion 1.x in bf16 with an EMA.
+
+    Args:
+        out: JSON file for the result.
+        result: Estimate nothing, take this JSON file of an earlier run.
+        update: Document in which the region results:memory is replaced by the table.
+        batch: Images that the GPU holds at once.
+        side: Side of the latents; 64 is 512 pixels.
+    """
+    found = estimate_all(batch, side, Path(out) if out else None) if result is None else read_result(Path(result))
+    lines = table(found)
+    print(lines)
+    if update is not None:
+        replace_between_markers(Path(update), "memory", lines)
+    return 0
+
+
+def estimate_all(batch: int, side: int, out: Path | None) -> Mapping[str, Any]:
+    """One estimate a setup; written to ``out`` where that is given."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from roentgen.training.estimate import estimate
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=side, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8
+        )
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+            )
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+        ).requires_grad_(False)
+    setups = {}
+    for name, options in SETUPS.items():
+        needs = estimate(
+            unet,
+            text,
+            vae,
+            batch_per_device=batch,
+            latent_shape=(4, side, side),
+            text_shape=(1, 77),
+            train_unet=True,
+            train_text_encoder=True,
+            **options,  # type: ignore[arg-type]
+        )
+        setups[name] = {"bytes": needs.memory_total, "items": needs.memory, "flops_per_image": needs.flops}
+    last = list(setups.values())[-1]["bytes"]
+    context = Context(
+        extractor="roentgen.training.estimate: one step on PyTorch's meta device",
+        resize="none",
+        seed=0,
+        settings={"batch": batch, "pixels": 8 * side, "precision": "bf16", "ema": True, "trained": "U-Net and CLIP"},
+        model={"name": "Stable Diffusion 1.x", "hash": "none (no weights)"},
+        inputs={},
+        command=f"python benchmarks/memory.py --batch={batch} --side={side}",
+        git=git_state(ROOT),
+    )
+    entry = {
+        "metric": "estimated device memory of training, bytes (checkpointing, 8-bit AdamW)",
+        "value": last,
+        "ci": (last, last),
+        "ci_method": "none: computed, not sampled",
+        "n": 1,
+        "warnings": ["an estimate: without the device's context, workspaces and fragmentation; not measured on a GPU"],
+        "details": {"setups": setups},
+    }
+    if out is not None:
+        return write_result(out, context=context, **entry)
+    return {**entry, "settings": context.settings, "command": context.command}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The Markdown table of a result."""
+    settings = result["settings"]
+    lines = ["| saving memory by | estimate (GB) |", "|---|---:|"]
+    lines += [f"| {name} | {one['bytes'] / 1e9:.1f} |" for name, one in result["details"]["setups"].items()]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Stable Diffusion 1.x, U-Net and CLIP trained at {settings['pixels']} px, batch {settings['batch']}, "
+            f"{settings['precision']}, EMA, cached latents; GB are 10^9 bytes, so a 24 GiB card has 25.8. "
+            f"{result['warnings'][0][0].upper()}{result['warnings'][0][1:]}. Made by `{result['command']}`.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    settings = parse(measure, sys.argv[1:] if argv is None else argv, prog="benchmarks/memory.py")
+    return measure(**settings)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="benchmarks/memory.py"))
