@@ -56,15 +56,15 @@ def estimate_all(batch: int, side: int, out: Path | None) -> Mapping[str, Any]:
     from roentgen.training.estimate import estimate
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
+        unet: Any = UNet2DConditionModel(
             sample_size=side, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8
         )
-        text = CLIPTextModel(
+        text: Any = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
             )
         )
-        vae = AutoencoderKL(
+        vae: Any = AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
@@ -96,7 +96,7 @@ def estimate_all(batch: int, side: int, out: Path | None) -> Mapping[str, Any]:
         command=f"python benchmarks/memory.py --batch={batch} --side={side}",
         git=git_state(ROOT),
     )
-    entry = {
+    entry: dict[str, Any] = {
         "metric": "estimated device memory of training, bytes (checkpointing, 8-bit AdamW)",
         "value": last,
         "ci": (last, last),
