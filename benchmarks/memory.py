@@ -70,7 +70,8 @@ def estimate_all(batch: int, side: int, out: Path | None) -> Mapping[str, Any]:
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=2,
             latent_channels=4,
-        ).requires_grad_(False)
+        )
+    vae.requires_grad_(False)
     setups = {}
     for name, options in SETUPS.items():
         needs = estimate(
