@@ -39,14 +39,14 @@ def module() -> Any:
     return recipe
 
 
-def finetune(*flags: object) -> Result:
-    """Run the recipe on the CPU as its command line does."""
+def finetune(*flags: object, cpu: bool = True) -> Result:
+    """Run the recipe as its command line does, on the CPU unless told otherwise."""
     import torch
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.environ["ACCELERATE_USE_CPU"] = str(cpu).lower()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more only get in each other's way in so small a model
     out, err = io.StringIO(), io.StringIO()
@@ -59,9 +59,9 @@ def finetune(*flags: object) -> Result:
     return Result(code, out.getvalue(), err.getvalue())
 
 
-def good(*flags: object) -> Result:
+def good(*flags: object, cpu: bool = True) -> Result:
     """A run that must end well."""
-    result = finetune(*flags)
+    result = finetune(*flags, cpu=cpu)
     assert result.code == 0, result.err[-2000:]
     return result
 

@@ -1,49 +1,32 @@
-"""The recipes run for real: launched, killed, resumed, in two processes, and what they save is loaded."""
+"""The recipes as users start them, in processes of their own, and what they save is loaded.
+
+Options, resuming and many processes of train/finetune.py have files of their own.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from recipe import ROOT, few_rows
 
-ROOT = Path(__file__).parents[1]
-SAMPLE = ROOT / "data" / "sample" / "manifest.csv"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 ENV["ACCELERATE_USE_CPU"] = "true"
 
 
-def command(script: str, *flags: object, processes: int = 1) -> list[str]:
-    # `accelerate launch --cpu` starts one process whatever it is told; several CPU processes are torchrun's.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    start = [sys.executable] if processes == 1 else launch
-    return [*start, str(ROOT / "train" / script), *(str(flag) for flag in flags)]
-
-
-def run(script: str, *flags: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(script, *flags, processes=processes), env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
+def run(script: str, *flags: object, start: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *start, str(ROOT / "train" / script), *(str(flag) for flag in flags)]
+    return subprocess.run(command, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A manifest of 24 training and 8 validation images of the sample, with absolute paths."""
-    import pandas as pd
-
-    table = pd.read_csv(SAMPLE, dtype=str, keep_default_na=False)
-    table["image"] = [str(SAMPLE.parent / name) for name in table["image"]]
-    rows = pd.concat([table[table["split"] == "train"][:24], table[table["split"] == "val"][:8]])
-    path = tmp_path_factory.mktemp("few") / "manifest.csv"
-    rows.to_csv(path, index=False)
-    return path
+    return few_rows(tmp_path_factory.mktemp("few"))
 
 
 @pytest.fixture(scope="module")
@@ -57,55 +40,10 @@ def finetune_flags(few: Path, make_pipeline, tmp_path_factory: pytest.TempPathFa
     ]
 
 
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    parts = ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors")
-    return {f"{part}:{k}": v for part in parts for k, v in load_file(out / "pipeline" / part).items()}
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_weights(finetune_flags, tmp_path: Path) -> None:
-    flags = [*finetune_flags, "--images", 16 * 4, "--checkpoint_every", 8]
-    whole = run("finetune.py", *flags, "--out", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    broken = tmp_path / "broken"
-    process = subprocess.Popen(
-        command("finetune.py", *flags, "--out", broken), env=ENV, cwd=ROOT, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not list((broken / "checkpoints").glob("state-*.pt")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (broken / "pipeline").exists(), "it was done before it could be killed: use more images"
-    resumed = run("finetune.py", *flags, "--out", broken)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "continuing at" in resumed.stdout
-    for key, value in weights(tmp_path / "whole").items():
-        assert torch.equal(value, weights(broken)[key]), key
-
-
-@pytest.mark.slow
-def test_two_processes_train_like_one(finetune_flags, tmp_path: Path) -> None:
-    flags = [*finetune_flags, "--images", 16, "--checkpoint_every", 16]
-    one = run("finetune.py", *flags, "--out", tmp_path / "one")
-    two = run("finetune.py", *flags, "--out", tmp_path / "two", processes=2)
-    accumulated = run("finetune.py", *flags, "--out", tmp_path / "parts", "--accumulate", 4)
-    for result in (one, two, accumulated):
-        assert result.returncode == 0, result.stderr[-2000:]
-    assert "on 1 process(es)" in one.stdout and "on 2 process(es)" in two.stdout
-    first = weights(tmp_path / "one")
-    start = load_file(Path(str(finetune_flags[3])) / "unet" / "diffusion_pytorch_model.safetensors")
-    moved = max((v - start[k.split(":")[1]]).abs().max().item() for k, v in first.items() if k.startswith("unet"))
-    assert moved > 1e-3
-    for other in ("two", "parts"):
-        for key, value in weights(tmp_path / other).items():
-            assert torch.allclose(value, first[key], atol=moved / 50), (other, key)
-
-
 @pytest.mark.slow
 def test_the_tuned_pipeline_runs_in_roentgen_and_in_stock_diffusers(finetune_flags, tmp_path: Path) -> None:
-    result = run("finetune.py", *finetune_flags, "--images", 8, "--out", tmp_path, "--sample_every", 8)
+    start = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
+    result = run("finetune.py", *finetune_flags, "--images", 8, "--out", tmp_path, "--sample_every", 8, start=start)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().endswith(str(tmp_path / "pipeline"))
     assert list((tmp_path / "samples").glob("*.png"))
@@ -118,50 +56,6 @@ def test_the_tuned_pipeline_runs_in_roentgen_and_in_stock_diffusers(finetune_fla
     assert "effusion" in model.vocabulary
     stock = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")
     assert stock("left pleural effusion", num_inference_steps=2).images[0].size == (32, 32)
-
-
-@pytest.mark.slow
-def test_resuming_with_another_rate_says_so(finetune_flags, tmp_path: Path) -> None:
-    flags = [*finetune_flags, "--images", 8, "--out", tmp_path]
-    assert run("finetune.py", *flags).returncode == 0
-    again = run("finetune.py", *flags, "--rate", 0.5)
-    assert again.returncode == 2
-    assert "rate (0.001 there, 0.5 now)" in again.stderr and "Traceback" not in again.stderr
-
-
-@pytest.mark.parametrize(
-    ("flags", "word"),
-    [
-        (["--images", "0"], "--images"),
-        (["--batch_size", "3", "--accumulate", "2"], "--batch_size"),
-        (["--model", "no-such-model"], "no-such-model"),
-        (["--prediction_type", "sample"], "--prediction_type"),
-        (["--no_such_key", "1"], "no_such_key"),
-        (["--rate", "fast"], "rate"),
-    ],
-)
-@pytest.mark.slow
-def test_bad_settings_are_one_sentence(flags, word, finetune_flags, tmp_path: Path) -> None:
-    result = run("finetune.py", *finetune_flags, "--out", tmp_path, *flags)
-    assert result.returncode == 2
-    assert word in result.stderr and "Traceback" not in result.stderr
-
-
-@pytest.mark.slow
-def test_unknown_yaml_key_and_missing_manifest(few: Path, tmp_path: Path) -> None:
-    config = tmp_path / "bad.yaml"
-    config.write_text("imges: 3\n")
-    result = run("finetune.py", "--config", config, "--manifest", few, "--out", tmp_path / "run")
-    assert result.returncode == 2 and "imges" in result.stderr and "Traceback" not in result.stderr
-    result = run("finetune.py", "--manifest", tmp_path / "none.csv", "--model", "mini", "--out", tmp_path / "run")
-    assert result.returncode == 2 and "none.csv" in result.stderr
-
-
-@pytest.mark.slow
-def test_dry_run_writes_nothing(finetune_flags, tmp_path: Path) -> None:
-    result = run("finetune.py", *finetune_flags, "--out", tmp_path / "run", "--dry-run")
-    assert result.returncode == 0 and "24 training" in result.stdout
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

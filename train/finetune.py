@@ -411,7 +411,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 missed = reward(estimate_of, part.texts, part.rows, accelerator.autocast)
                 each = part.weight * loss_weight[part.t] * (error + s.reward_weight * missed)
                 if pictures is not None:
-                    # Neither network is in the other's loss: the sum trains each as if alone.
+                    # Neither network is in the other's loss; only the clipping of gradients sees both.
                     each = each + pyramid_l1(pictures.float(), feeding.shown(part, source, device))
                 with speed.attention(device, side**2):  # gradient checkpointing runs the forward pass again
                     accelerator.backward(each.mean())
@@ -691,6 +691,9 @@ def save_result(s: Settings, parts: Parts, train: pd.DataFrame, images: int) -> 
     ]
     if any(module is not None for module in adapted):
         save_lora(s.out / "lora", *adapted)
+        whole = (s.train.text_encoder and adapted[1] is None) or (s.train.unet and adapted[0] is None)
+        if whole or parts.projected or s.train.vae_decoder or s.text_encoder not in (None, "clip"):
+            print(f"{s.out / 'lora'} holds the adapters only; what else is new is in {s.out / 'pipeline'}")
         for module in adapted:
             if module is not None:
                 merge_lora(module)

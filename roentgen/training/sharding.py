@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch.distributed.checkpoint.api import CheckpointException
 
 from roentgen.training.settings import require
 from roentgen.training.state import EMA, Checkpoints
@@ -46,7 +47,10 @@ def save_shards(
     rank = accelerator.process_index
 
     def write(folder: Path) -> None:
-        accelerator.save_state(str(folder))
+        try:
+            accelerator.save_state(str(folder))
+        except CheckpointException as error:  # what went wrong with a file, and no Exception by birth
+            raise OSError(" ".join(str(error).split())[:200]) from error
         torch.save(ema.state_dict(), folder / f"average-{rank}.pt")
 
     checkpoints.save_sharded(
