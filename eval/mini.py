@@ -441,7 +441,7 @@ def measure_ms_ssim(s: Settings, study: Study) -> dict[str, Any]:
     }
     conditions = []
     for name, images in groups.items():
-        values = ms_ssim.within_group_ms_ssim(images)
+        values = ms_ssim.within_group_ms_ssim(images, edges="mirror")  # as torchmetrics, and as the committed figures
         conditions.append(
             {
                 "condition": name,

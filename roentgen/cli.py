@@ -310,6 +310,12 @@ def _data_shard() -> Callable[..., int]:
     return shard
 
 
+def _eval() -> Callable[..., int]:
+    from roentgen.eval_command import evaluate
+
+    return evaluate
+
+
 @dataclass(frozen=True)
 class Command:
     """How a command is found (a thunk, so that only the one asked for is imported) and parsed."""
@@ -323,6 +329,7 @@ COMMANDS = {
     "generate": Command(lambda: generate, ("prompt",), "make synthetic chest X-rays from text"),
     "models": Command(lambda: models, (), "list the named models and what is on this disk"),
     "info": Command(lambda: info, ("image",), "print the provenance of an image"),
+    "eval": Command(_eval, ("folders",), "measure generated images against real ones, with an HTML report"),
     "data prepare": Command(_data_prepare, ("source",), "write a manifest from a collection of images"),
     "data check": Command(_data_check, ("manifest",), "check a manifest and its images"),
     "data shard": Command(_data_shard, ("manifest",), "write a manifest and its images as WebDataset tar files"),

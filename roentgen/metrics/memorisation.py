@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roentgen.metrics import damage
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, mean_interval, percentile_interval
 from roentgen.metrics.laterality import wilson_interval
 
@@ -29,6 +30,8 @@ QUANTILE = 0.01
 """Share of unseen real images that the threshold of a near-duplicate flags."""
 FEW = 100
 """Below this many images a share is too rough to say more than "all" or "none"."""
+VIEWS = (1.0, 0.92, 0.84)
+"""Central crops of each training image, as shares of its sides, in which a cropped copy is searched."""
 OFTEN = 10
 """A prompt that occurs more often than this in training is one seen often."""
 
@@ -304,7 +307,7 @@ def authenticity(
         }
     return {
         "value": float(authentic.mean()),
-        "ci": mean_interval(authentic, groups, resamples=resamples, seed=seed),
+        "ci": _interval(authentic, groups, resamples=resamples, seed=seed),
         "ci_method": f"95 % percentile, bootstrap by {'image' if groups is None else 'patient'}, {resamples} resamples",
         "n": len(queries),
         "warnings": _few(len(queries), "queries"),
@@ -328,12 +331,14 @@ def near_duplicates(
     unseen: NDArray[np.floating],
     *,
     quantile: float = QUANTILE,
+    views: int = 1,
     listed: int = 50,
 ) -> dict[str, Any]:
     """Share of ``queries`` nearer to a training image than all but ``quantile`` of ``unseen`` real images are.
 
     A model that memorises nothing is expected to have about ``quantile``; ``details["pairs"]`` holds the nearest
-    ``listed`` pairs, nearest first, (query, train, distance, whether below the threshold), for looking at.
+    ``listed`` pairs, nearest first, (query, train, distance, whether below the threshold), for looking at. With
+    ``views`` V, ``train`` is (A * V, D), the rows of one image one after the other, as ``train_views`` gives them.
     """
     threshold = near_duplicate_threshold(unseen, train, quantile=quantile)
     numbers, distance = nearest(queries, train)
@@ -361,7 +366,7 @@ def near_duplicates(
             "pairs": [
                 {
                     "query": int(row),
-                    "train": int(numbers[row, 0]),
+                    "train": int(numbers[row, 0]) // views,
                     "distance": float(distance[row, 0]),
                     "near_duplicate": bool(below[row]),
                 }
@@ -377,18 +382,19 @@ def planted_recall(
     train: NDArray[np.floating],
     *,
     threshold: float,
+    views: int = 1,
 ) -> dict[str, dict[str, Any]]:
     """How many copies ``near_duplicates`` would find, by kind of copy (exact, cropped, blurred, brightness-shifted).
 
     ``planted[kind]`` (K, D) are features of copies of the training items ``sources[kind]`` (K,), made with
     ``damage.plant``. ``value`` is the share below ``threshold``; ``details["right_source"]`` the share that is and
-    whose nearest training item is the one copied.
+    whose nearest training item is the one copied. ``views`` as in ``near_duplicates``.
     """
     result = {}
     for kind, features in planted.items():
         numbers, distance = nearest(features, train)
         found = distance[:, 0] < threshold
-        right = found & (numbers[:, 0] == np.asarray(sources[kind]))
+        right = found & (numbers[:, 0] // views == np.asarray(sources[kind]))
         n = len(features)
         result[kind] = {
             "value": float(found.mean()),
@@ -412,7 +418,7 @@ def prompt_counts(prompts: Sequence[Hashable], training: Sequence[Hashable]) -> 
 
 
 def by_frequency(
-    values: NDArray[np.floating],
+    values: Floats,
     counts: NDArray[np.integer],
     *,
     groups: Groups | None = None,
@@ -441,11 +447,15 @@ def by_frequency(
                 "value": float("nan") if empty else float(np.mean(values[rows])),
                 "ci": (float("nan"), float("nan"))
                 if empty
-                else mean_interval(values[rows], names[rows], resamples=resamples, seed=seed),
+                else _interval(values[rows], names[rows], resamples=resamples, seed=seed),
                 "n": len(rows),
             }
         )
     return result
+
+
+def _interval(values: Floats, groups: Groups | None, *, resamples: int, seed: int) -> tuple[float, float]:
+    return mean_interval(values, None if groups is None else list(groups), resamples=resamples, seed=seed)
 
 
 def _plain(prompt: Hashable) -> Hashable:
@@ -472,3 +482,24 @@ def thumbnails(images: NDArray[np.uint8], side: int = 32) -> NDArray[np.float32]
         small = exact.resize((side, side), Image.Resampling.BOX)
         result[number] = np.asarray(small).ravel() / 255
     return result
+
+
+def standardise(points: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Rows (N, D) less their mean, over their standard deviation; a flat row gives zeros.
+
+    Thumbnails so treated do not change with brightness and contrast, and neither does the distance of a copy.
+    """
+    x = np.asarray(points, dtype=np.float64)
+    x = x - x.mean(axis=1, keepdims=True)
+    spread = x.std(axis=1, keepdims=True)
+    return np.divide(x, spread, out=np.zeros_like(x), where=spread > 1e-9).astype(np.float32)
+
+
+def train_views(images: NDArray[np.uint8], *, keeps: Sequence[float] = VIEWS, side: int = 32) -> NDArray[np.float32]:
+    """Standardised thumbnails (N * V, side * side) of central crops of uint8 (N, H, W), V = ``len(keeps)`` an image.
+
+    Search them with ``standardise(thumbnails(queries))``: a copy is found also where it is brighter, or cropped about
+    the centre. Copies that are shifted, turned or cropped at one side only are not.
+    """
+    crops = [thumbnails(np.stack([damage.crop(image, keep) for image in images]), side) for keep in keeps]
+    return standardise(np.stack(crops, axis=1).reshape(-1, side * side))

@@ -1,0 +1,190 @@
+"""Time and memory of FID, beside torch-fidelity and clean-fid on the same images in the same run.
+
+    python benchmarks/eval.py --out benchmarks/results/eval-cpu.json --update docs/metrics.md
+    python benchmarks/eval.py --result benchmarks/results/eval-cpu.json --update docs/metrics.md
+
+The images are those of data/sample, cropped, darkened and made noisy at random but always the same, as PNG files in
+two folders of half the number each. The network is torch-fidelity's Inception-v3 with random weights, which costs what
+the real ones cost. Every measurement is a process of its own, so that imports, loading, reading, resizing and the
+matrix root count; the tools take turns, ours first, when only the making of the images has filled the file cache. Each
+peer is held against ours with the peer's own resize, and the distances must agree. Memory is the largest resident set
+of a tool's main process; the processes that decode for the peers come on top.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from generate import machine, summarised, timed
+from PIL import Image
+
+from roentgen import errors
+from roentgen.config import parse
+from roentgen.errors import UserError
+from roentgen.images import read_image, write_atomic
+from roentgen.metrics.report import replace_between_markers
+from roentgen.metrics.result import git_state, versions
+from roentgen.models.loading import read_json
+
+ROOT = Path(__file__).resolve().parent.parent
+SIDES = Path(__file__).with_name("fid_sides.py")
+SAMPLE = ROOT / "data" / "sample" / "images"
+PEERS = {"torch-fidelity": "roentgen", "clean-fid": "roentgen-clean"}  # peer -> ours with the peer's resize
+GOALS = {"fid": 1.5, "root": 10.0}
+AGREE = {"fid": 1e-3, "root": 1e-6}  # relative
+DIM = 2048
+
+
+def measure(
+    *,
+    images: int = 5000,
+    side: int = 256,
+    repeats: int = 1,
+    workers: int = 2,
+    dim: int = DIM,
+    out: str | None = None,
+    result: str | None = None,
+    update: str | None = None,
+    scratch: str | None = None,
+) -> int:
+    """Measure the FID of two folders by roentgen, torch-fidelity and clean-fid on this machine's CPU.
+
+    Args:
+        images: Images in both folders together.
+        side: Pixels a side of each.
+        repeats: Runs of each tool; the table shows medians.
+        workers: Threads that decode for ours, processes that do for clean-fid; torch-fidelity uses its own number.
+        dim: Dimensions for the matrix root.
+        out: JSON file for the result.
+        result: Measure nothing, take this JSON file of an earlier run.
+        update: Document in which the region results:eval-speed is replaced by the table.
+        scratch: Folder for images and weights (default: a temporary one, removed at the end).
+    """
+    if update is not None:  # before minutes of measuring
+        replace_between_markers(Path(update), "eval-speed", "", write=False)
+    if result is not None:
+        found = read_json(Path(result))
+    else:
+        if images < 4 or min(side, repeats, workers) < 1 or dim < 2:
+            raise UserError("--images must be at least 4, --side, --repeats and --workers at least 1, --dim at least 2")
+        for package in ("torch-fidelity", "clean-fid", "scipy"):
+            try:
+                importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                raise UserError(f"the comparison needs {package}: pip install {package}") from None
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            found = measured(Path(folder), images=images, side=side, repeats=repeats, workers=workers, dim=dim)
+    if out is not None:
+        write_atomic(Path(out), (json.dumps(found, indent=1) + "\n").encode())
+    lines = table(found)
+    print(lines)
+    if update is not None:
+        replace_between_markers(Path(update), "eval-speed", lines)
+    return 0
+
+
+def measured(folder: Path, *, images: int, side: int, repeats: int, workers: int, dim: int) -> dict[str, Any]:
+    """Run everything and return the result: values, summary, ratios, settings and machine."""
+    make_images(folder, images, side=side)
+    call(folder, {"side": "weights"})
+    tools = [tool for peer, own in PEERS.items() for tool in (own, peer)]
+    values: dict[str, dict[str, list[float]]] = {tool: {} for tool in tools}
+    for repeat in range(repeats):
+        for tool in tools:
+            print(f"{tool}, run {repeat + 1} of {repeats}", file=sys.stderr, flush=True)
+            job = {"side": tool, "a": str(folder / "a"), "b": str(folder / "b"), "workers": workers}
+            answer, seconds, memory = call(folder, job)
+            for name, value in (("seconds", seconds), ("memory", memory), ("fid", answer["fid"])):
+                values[tool].setdefault(name, []).append(value)
+            values[tool].setdefault("without_start", []).append(answer["seconds"])
+    root, _, _ = call(folder, {"side": "roots", "dim": dim})
+
+    summary = {tool: {name: summarised(each) for name, each in of.items()} for tool, of in values.items()}
+    compared: dict[str, dict[str, float]] = {}
+    for peer, own in PEERS.items():
+        a, b = summary[own], summary[peer]
+        compared[peer] = {
+            "ratio": b["seconds"]["median"] / a["seconds"]["median"],
+            "ratio_without_start": b["without_start"]["median"] / a["without_start"]["median"],
+            "difference": abs(a["fid"]["median"] - b["fid"]["median"]) / abs(b["fid"]["median"]),
+        }
+    git = git_state(ROOT)
+    return {
+        "metric": "eval-speed",
+        "settings": {"images": images, "side": side, "repeats": repeats, "workers": workers, "dim": dim},
+        "tools": summary,
+        "compared": compared,
+        "root": root | {"ratio": root["scipy"] / root["roentgen"]},
+        "goals": GOALS,
+        "agreement": AGREE,
+        "machine": machine(),
+        "git_commit": git["commit"],
+        "git_modified": git["modified"],
+        "versions": versions() | {name: importlib.metadata.version(name) for name in (*PEERS, "scipy")},
+    }
+
+
+def make_images(folder: Path, count: int, *, side: int) -> None:
+    """Two folders, a and b, of ``count`` PNG files together: the sample's images, jittered by their number."""
+    sources = sorted(path for path in SAMPLE.iterdir() if path.suffix == ".jpg")
+    for number in range(count):
+        name = "ab"[number % 2]
+        rng = np.random.default_rng(number)
+        picture = Image.fromarray(read_image(sources[number // 2 % len(sources)]))
+        width, height = picture.size
+        left, top, right, low = rng.uniform(0, 0.15, 4) * (width, height, width, height)
+        cut = picture.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, width - right, height - low))
+        grey = (np.asarray(cut) / 255) ** rng.uniform(0.8, 1.2 if name == "a" else 1.8)  # b is darker: a real distance
+        pixels = np.clip(255 * grey + rng.normal(0, 4, grey.shape), 0, 255).astype(np.uint8)
+        place = folder / name / f"{number:05}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place, compress_level=1)
+
+
+def call(folder: Path, job: dict[str, Any]) -> tuple[dict[str, float], float, float]:
+    """Run one side: what it wrote, its seconds and its GB."""
+    answer = folder / "answer.json"
+    answer.unlink(missing_ok=True)
+    whole = {**job, "weights": str(folder / "inception.pth"), "out": str(answer)}
+    seconds, memory = timed([sys.executable, str(SIDES), json.dumps(whole)])
+    return json.loads(answer.read_text()), seconds, memory
+
+
+def table(result: dict[str, Any]) -> str:
+    """The Markdown table of a result, with its conditions below."""
+    lines = ["| FID | seconds | GB | peer : ours | relative difference |", "|---|---|---|---|---|"]
+    for peer, own in PEERS.items():
+        resize = "TensorFlow-1 resize" if own == "roentgen" else "clean resize"
+        for tool, words in ((own, f"roentgen, {resize}"), (peer, peer)):
+            of, compared = result["tools"][tool], result["compared"][peer]
+            last = f"{compared['ratio']:.2f} | {compared['difference']:.1e}" if tool == peer else " | "
+            lines.append(f"| {words} | {of['seconds']['median']:.0f} | {of['memory']['median']:.2f} | {last} |")
+    root, settings, facts = result["root"], result["settings"], result["machine"]
+    packages = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", *PEERS, "scipy"))
+    lines += [
+        "",
+        f"Trace of the root of a product of two covariances in {settings['dim']} dimensions: {root['roentgen']:.2f} s, "
+        f"`scipy.linalg.sqrtm` {root['scipy']:.2f} s, {root['ratio']:.1f} times as long, relative difference "
+        f"{root['difference']:.0e}.",
+        "",
+        f"{settings['images']} images of {settings['side']} px in two folders, Inception-v3 with random weights, "
+        f"{facts['cores']} cores of {facts['cpu']}; {packages}; median of "
+        f"{settings['repeats']} run(s), whole processes.",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    return measure(**parse(measure, arguments, prog="benchmarks/eval.py"))
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="benchmarks/eval.py"))

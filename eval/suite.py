@@ -1,0 +1,24 @@
+"""Measure generated images against real ones: the same as ``roentgen eval``.
+
+    python eval/suite.py --real data/sample/manifest.csv --synthetic out --out runs/eval
+
+Writes one JSON file a measure and ``report.html`` under OUT; ``--help`` lists the settings.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from roentgen import errors
+from roentgen.config import parse
+from roentgen.eval_command import evaluate
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    return evaluate(**parse(evaluate, words, prog="eval/suite.py", positional=("folders",)))
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="eval/suite.py"))

@@ -1,0 +1,234 @@
+"""Thresholds and calibration of a classifier's scores, always from real validation images, never from test.
+
+A threshold of 0.5 calls findings several times too often or never, so each finding gets its own: the one that calls as
+many images of ``val`` positive as are ("prevalence", the default), or the one with the best F1 there ("f1"). The best
+F1 of a classifier that hardly knows a finding is had by calling nearly every image: so it is not the default.
+Thresholds are fitted on one set and applied to others; nothing here fits and scores the same images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roentgen.metrics.auroc import MIN_CASES
+from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
+from roentgen.metrics.laterality import wilson_interval
+
+Floats = NDArray[np.float64]
+
+METHODS = ("prevalence", "f1")
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Score from which ``finding`` counts as called; NaN with fewer than ``MIN_CASES`` positives or negatives.
+
+    f1, called, prevalence: on the images that it was fitted on, where F1 is too good by construction.
+    """
+
+    finding: str
+    threshold: float
+    method: str
+    f1: float
+    called: float
+    prevalence: float
+    positives: int
+    negatives: int
+
+
+def weighted_f1(called: NDArray[np.bool_], labels: Floats, weights: Floats) -> Floats:
+    """F1 (B,) of ``called`` (N,) for ``labels`` (N,) in {0, 1} under B sets of ``weights`` (B, N).
+
+    2 TP / (2 TP + FP + FN): 0 where nothing is both called and there, NaN where there is neither.
+    """
+    if called.shape != labels.shape or weights.shape[1:] != labels.shape:
+        raise ValueError(f"shapes differ: {called.shape}, {labels.shape}, weights {weights.shape}")
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError("labels must be 0 or 1")
+    hits = weights @ (called * labels)
+    wrong = weights @ (called != labels).astype(np.float64)
+    below = 2 * hits + wrong
+    return np.asarray(np.divide(2 * hits, below, out=np.full(len(weights), np.nan), where=below > 0))
+
+
+def f1_score(called: NDArray[np.bool_], labels: Floats) -> float:
+    """F1 of ``called`` (N,) for ``labels`` (N,) in {0, 1}; see ``weighted_f1``."""
+    return float(weighted_f1(called, labels, np.ones((1, len(labels))))[0])
+
+
+def best_f1_threshold(scores: Floats, labels: Floats) -> float:
+    """The threshold with the highest F1, halfway between two scores; of equals the highest, which calls fewest.
+
+    ``scores`` (N,) finite, ``labels`` (N,) in {0, 1} with at least one positive.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked, truth = scores[order], labels[order]
+    if not truth.sum() > 0:
+        raise ValueError("no positive to find a threshold for")
+    hits, called = np.cumsum(truth), np.arange(1, len(truth) + 1)
+    f1 = 2 * hits / (called + truth.sum())
+    ends = np.append(np.diff(ranked) < 0, True)  # equal scores are called together
+    last = int(np.argmax(np.where(ends, f1, -1.0)))
+    return _cut(ranked, last)
+
+
+def prevalence_threshold(scores: Floats, labels: Floats) -> float:
+    """The threshold that calls as many of ``scores`` (N,) as ``labels`` (N,) are positive, as nearly as ties allow."""
+    ranked = np.sort(scores)[::-1]
+    wanted = round(float(labels.sum()))
+    if wanted < 1:
+        raise ValueError("no positive to find a threshold for")
+    ends = np.flatnonzero(np.append(np.diff(ranked) < 0, True))
+    return _cut(ranked, int(ends[np.argmin(np.abs(ends + 1 - wanted))]))
+
+
+def _cut(ranked: Floats, last: int) -> float:
+    """Halfway below falling score number ``last``; below all of them if it is the last."""
+    if last + 1 == len(ranked):
+        return float(ranked[last])
+    middle = (ranked[last] + ranked[last + 1]) / 2
+    return float(middle if ranked[last + 1] < middle <= ranked[last] else ranked[last])
+
+
+def calibrate(
+    scores: Floats, labels: Floats, findings: Sequence[str], *, method: str = "prevalence", min_cases: int = MIN_CASES
+) -> list[Threshold]:
+    """One threshold a finding from real validation ``scores`` (N, F) and ``labels`` (N, F) in {0, 1, NaN = unknown}.
+
+    Raises:
+        ValueError: unknown method, shapes that differ, scores that are not finite.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r}: choose one of {', '.join(METHODS)}")
+    if scores.shape != labels.shape or scores.shape[1] != len(findings):
+        raise ValueError(f"shapes differ: {scores.shape}, {labels.shape}, {len(findings)} findings")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores hold NaN or infinity")
+    fit = best_f1_threshold if method == "f1" else prevalence_threshold
+    rows = []
+    for column, finding in enumerate(findings):
+        known = np.isfinite(labels[:, column])
+        score, truth = scores[known, column].astype(np.float64), labels[known, column]
+        positives = int(truth.sum())
+        negatives = len(truth) - positives
+        threshold = f1 = called = float("nan")
+        if min(positives, negatives) >= min_cases:
+            threshold = fit(score, truth)
+            f1, called = f1_score(score >= threshold, truth), float((score >= threshold).mean())
+        prevalence = positives / len(truth) if len(truth) else float("nan")
+        rows.append(Threshold(finding, threshold, method, f1, called, prevalence, positives, negatives))
+    return rows
+
+
+def reliability_curve(scores: Floats, labels: Floats, *, bins: int = BINS) -> list[dict[str, Any]]:
+    """Mean score against frequency of the label in ``bins`` equal parts of [0, 1]; empty bins are left out.
+
+    ``scores`` (N,) in [0, 1], ``labels`` (N,) in {0, 1}. Each entry: low, high (a score of 1 is in the last bin), n,
+    score, frequency and its Wilson interval ``ci``.
+    """
+    index = _bin(scores, labels, bins)
+    entries = []
+    for number in range(bins):
+        inside = index == number
+        n = int(inside.sum())
+        if n:
+            positives = int(labels[inside].sum())
+            entries.append(
+                {
+                    "low": number / bins,
+                    "high": (number + 1) / bins,
+                    "n": n,
+                    "score": float(scores[inside].mean()),
+                    "frequency": positives / n,
+                    "ci": wilson_interval(positives, n),
+                }
+            )
+    return entries
+
+
+def calibration_error(scores: Floats, labels: Floats, weights: Floats, *, bins: int = BINS) -> Floats:
+    """Expected calibration error (B,) under B sets of ``weights`` (B, N): mean over images of |score - frequency| of
+    their bin (Naeini, Cooper & Hauskrecht 2015, for one class of two). NaN where a set is empty.
+    """
+    index = _bin(scores, labels, bins)
+    gap = scores.astype(np.float64) - labels
+    total = weights.sum(axis=1)
+    error = np.zeros(len(weights))
+    for number in range(bins):
+        inside = index == number
+        error += np.abs(weights[:, inside] @ gap[inside])
+    return np.asarray(np.divide(error, total, out=np.full(len(weights), np.nan), where=total > 0))
+
+
+def _bin(scores: Floats, labels: Floats, bins: int) -> NDArray[np.int64]:
+    if bins < 1 or scores.shape != labels.shape or scores.ndim != 1:
+        raise ValueError(f"expected scores and labels (N,) and bins >= 1, got {scores.shape}, {labels.shape}, {bins}")
+    if not ((scores >= 0) & (scores <= 1)).all() or not np.isin(labels, (0, 1)).all():
+        raise ValueError("scores must be in [0, 1] and labels 0 or 1")
+    return np.minimum((scores * bins).astype(np.int64), bins - 1)
+
+
+def calibration(
+    scores: Floats,
+    labels: Floats,
+    findings: Sequence[str],
+    groups: Sequence[object],
+    *,
+    bins: int = BINS,
+    min_cases: int = MIN_CASES,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Expected calibration error of probabilities ``scores`` (N, F) for ``labels`` (N, F), mean over findings.
+
+    Returns the metric's dictionary; ``details["findings"]`` holds for each finding with ``min_cases`` positives and
+    negatives its value, interval, n and reliability ``curve``. The error of a finite set is above 0 even of a perfect
+    classifier, the more so the smaller it is; a resample, which repeats images, raises it further, so the draws are
+    shifted to the value of the whole set before their percentiles are taken.
+    """
+    if scores.shape != labels.shape or scores.shape[1] != len(findings) or len(groups) != len(scores):
+        raise ValueError(f"shapes differ: {scores.shape}, {labels.shape}, {len(findings)} findings")
+    weights = cluster_weights(groups, resamples, seed)
+    entries, draws, few = [], [], []
+    for column, finding in enumerate(findings):
+        known = np.isfinite(labels[:, column])
+        score, truth = scores[known, column].astype(np.float64), labels[known, column]
+        if min(truth.sum(), len(truth) - truth.sum()) < min_cases:
+            few.append(finding)
+            continue
+        value = float(calibration_error(score, truth, np.ones((1, len(truth))), bins=bins)[0])
+        sample = calibration_error(score, truth, weights[:, known], bins=bins)
+        draws.append(sample)
+        entries.append(
+            {
+                "finding": finding,
+                "value": value,
+                "ci": _shifted_interval(sample, value),
+                "n": len(truth),
+                "curve": reliability_curve(score, truth, bins=bins),
+            }
+        )
+    warnings = [f"fewer than {min_cases} positives or negatives, left out: {', '.join(few)}"] if few else []
+    value = float(np.mean([entry["value"] for entry in entries])) if entries else float("nan")
+    return {
+        "value": value,
+        "ci": _shifted_interval(np.mean(draws, axis=0), value) if draws else (float("nan"), float("nan")),
+        "ci_method": f"95 % percentile, bootstrap by patient shifted to the value, {resamples} resamples",
+        "n": len(scores),
+        "warnings": warnings,
+        "details": {"bins": bins, "findings": entries},
+    }
+
+
+def _shifted_interval(draws: Floats, value: float) -> tuple[float, float]:
+    known = draws[np.isfinite(draws)]
+    if not known.size:
+        return float("nan"), float("nan")
+    low, high = percentile_interval(known - known.mean() + value)
+    return max(low, 0.0), max(high, 0.0)

@@ -1,0 +1,318 @@
+"""Finished evaluations side by side: each measure with its interval, and paired tests where the prompts are the same.
+
+Values of single images pair by prompt and place among the images of that prompt. AUROC by finding pairs through the
+same bootstrap over patients. Everything tested of a pair of models is corrected together (Holm; Benjamini-Hochberg
+beside it). Frechet and kernel distances have no value of a single image: their intervals stand side by side, no more.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from roentgen.errors import UserError
+from roentgen.images import write_atomic
+from roentgen.metrics import plots
+from roentgen.metrics.auroc import MIN_CASES, macro_auroc
+from roentgen.metrics.bootstrap import cluster_weights
+from roentgen.metrics.html_report import Plot, Report, number, render, spelled
+from roentgen.metrics.measures import SHOWN
+from roentgen.metrics.result import plain, portable, read_result, versions
+from roentgen.metrics.statistics import correct, from_draws, paired_bootstrap, permutation_test, verdict
+from roentgen.prompts import NO_FINDING
+
+TESTED = {
+    ("auroc", SHOWN): "How well the image shows what is asked",
+    ("alignment", "cosine of image and prompt"): "Cosine of image and prompt",
+    ("nearest", "distance to training"): "Distance to the nearest training image",
+    ("nearest", "share nearer to training"): "Share nearer to training",
+    ("authenticity", "authentic"): "Authentic share",
+}
+"""Values of single images that are tested: (measure, column) -> name."""
+COMPARISON = "comparison.json"
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation: its index, results by name, and tables of single images by measure."""
+
+    name: str
+    index: Mapping[str, Any]
+    results: Mapping[str, Mapping[str, Any]]
+    images: Mapping[str, pd.DataFrame]
+
+
+def compare_folders(folders: Sequence[Path], out: Path, *, seed: int = 0, resamples: int = 1000) -> Path:
+    """Write ``comparison.json`` and ``report.html`` into ``out``; return the report's path.
+
+    Raises:
+        UserError: fewer than two folders, one that holds no evaluation, or ``out`` holds an evaluation itself.
+    """
+    from roentgen.metrics.suite import INDEX
+
+    if len(folders) < 2:
+        raise UserError("--compare needs at least two evaluations, as in --compare DIR DIR --out DIR")
+    if len({folder.resolve() for folder in folders}) != len(folders):
+        raise UserError("--compare names a folder twice; name each evaluation once")
+    if (out / INDEX).exists():
+        raise UserError(f"--out {out} holds an evaluation; choose another folder for the comparison")
+    evaluations = _load(folders)
+    warnings = _differences(evaluations)
+    tests: dict[str, dict[str, Any]] = {}
+    missing: list[tuple[str, str]] = []
+    for a, b in combinations(evaluations, 2):
+        try:
+            tests[f"{a.name} - {b.name}"] = paired_tests(a, b, seed=seed, resamples=resamples)
+        except UserError as reason:
+            missing.append((f"paired tests of {a.name} and {b.name}", str(reason)))
+    result = {
+        "evaluations": {
+            e.name: {"inputs": e.index.get("inputs"), "model": e.index.get("model"), "command": e.index.get("command")}
+            for e in evaluations
+        },
+        "measures": {name: {e.name: _entry(e.results.get(name)) for e in evaluations} for name in _names(evaluations)},
+        "tests": tests,
+        "warnings": warnings,
+        "not_computed": dict(missing),
+        "seed": seed,
+        "resamples": resamples,
+        "versions": versions(),
+    }
+    text = json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(out / COMPARISON, text.encode())
+    report = _report(evaluations, tests, warnings, missing, seed=seed, resamples=resamples, folders=folders, out=out)
+    write_atomic(out / "report.html", render(report).encode())
+    return out / "report.html"
+
+
+def paired_tests(a: Evaluation, b: Evaluation, *, seed: int, resamples: int) -> dict[str, Any]:
+    """Differences a - b on the same prompts, each with interval, p and corrected p.
+
+    UserError (a reason for the report, no mistake) where no prompt is in both.
+    """
+    tests: dict[str, Any] = {}
+    for (measure, column), name in TESTED.items():
+        if measure in a.images and measure in b.images:
+            x, y = paired(a.images[measure], b.images[measure])
+            if len(x) >= 2 and column in x and column in y:
+                mine, theirs = (part[column].to_numpy(dtype=np.float64) for part in (x, y))
+                if (np.isfinite(mine) & np.isfinite(theirs)).sum() < 2:
+                    continue
+                groups = x["patient"].tolist()
+                found = paired_bootstrap(mine, theirs, groups, resamples=resamples, seed=seed)
+                swapped = permutation_test(mine, theirs, groups, seed=seed)
+                tests[name] = {**found, "p": swapped["p"], "p_method": "permutation within patients"}
+    if "auroc" in a.images and "auroc" in b.images:
+        tests |= _auroc_tests(*paired(a.images["auroc"], b.images["auroc"]), seed=seed, resamples=resamples)
+    if not tests:
+        raise UserError("no prompt with values of single images is in both")
+    known = {name: test for name, test in tests.items() if math.isfinite(test["p"])}
+    corrected = correct(known, level=LEVEL)
+    for test in corrected.values():
+        test["said"] = verdict(test["value"], tuple(test["ci"]), a=a.name, b=b.name)
+    return {**corrected, **{name: test for name, test in tests.items() if name not in known}}
+
+
+def paired(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of both tables that belong together: the same prompt, and the same place among its images."""
+    places: list[dict[tuple[str, int], int]] = []
+    for table in (a, b):
+        seen: dict[str, int] = defaultdict(int)
+        rows: dict[tuple[str, int], int] = {}
+        for row, prompt in enumerate(table["prompt"].fillna("").astype(str)):
+            if prompt:  # images without a prompt are no pairs
+                rows[prompt, seen[prompt]] = row
+                seen[prompt] += 1
+        places.append(rows)
+    common = [key for key in places[0] if key in places[1]]
+    first, second = ([rows[key] for key in common] for rows in places)
+    return a.iloc[first].reset_index(drop=True), b.iloc[second].reset_index(drop=True)
+
+
+def _auroc_tests(a: pd.DataFrame, b: pd.DataFrame, *, seed: int, resamples: int) -> dict[str, Any]:
+    """Difference of AUROC, macro and by finding, on the same prompts under the same bootstrap weights."""
+    names = [str(c).removeprefix("score ") for c in a if str(c).startswith("score ") and c in b]
+    names = [name for name in names if f"label {name}" in a and f"label {name}" in b]
+    if len(a) < 2 or not names:
+        return {}
+    weights = cluster_weights(a["patient"].tolist(), resamples, seed)
+
+    def matrix(table: pd.DataFrame, kind: str) -> NDArray[np.float64]:
+        return table[[f"{kind} {name}" for name in names]].to_numpy(dtype=np.float64)
+
+    labels = matrix(a, "label")
+    other = matrix(b, "label")
+    labels[~((labels == other) | (np.isnan(labels) & np.isnan(other)))] = np.nan  # the two must ask for the same
+    both = [macro_auroc(matrix(t, "score"), labels, names, weights, leave_out=(NO_FINDING,)) for t in (a, b)]
+    found: dict[str, Any] = {}
+    if both[0].names:
+        found["AUROC, macro"] = {
+            **from_draws(both[0].value - both[1].value, both[0].draws - both[1].draws),
+            "n": len(a),
+        }
+    for column, name in enumerate(names):
+        known = labels[:, column]
+        if min((known == 1).sum(), (known == 0).sum()) < MIN_CASES:
+            continue
+        one = [macro_auroc(matrix(t, "score")[:, [column]], labels[:, [column]], [name], weights) for t in (a, b)]
+        difference = one[0].value - one[1].value
+        found[f"AUROC, {name.replace('_', ' ')}"] = {
+            **from_draws(difference, one[0].draws - one[1].draws),
+            "n": int(np.isfinite(known).sum()),
+        }
+    return found
+
+
+def _load(folders: Sequence[Path]) -> list[Evaluation]:
+    from roentgen.metrics.suite import read_index
+
+    found: list[Evaluation] = []
+    for folder in folders:
+        index = read_index(folder)
+        measures = [name for name in index.get("measures", []) if (folder / f"{name}.json").exists()]
+        if not measures:
+            raise UserError(f"{folder} holds no finished measure; run `roentgen eval --out {folder}` again")
+        images = {}
+        for name in measures:
+            table = folder / f"{name}.images.csv"
+            if table.exists():
+                try:
+                    images[name] = pd.read_csv(table, dtype={"prompt": str, "patient": str})
+                except ValueError as error:
+                    raise UserError(f"{table} cannot be read ({error}); run the evaluation again") from None
+        name = _unused(folder.resolve().name, [e.name for e in found])
+        found.append(Evaluation(name, index, {m: read_result(folder / f"{m}.json") for m in measures}, images))
+    return found
+
+
+def _unused(name: str, taken: Sequence[str]) -> str:
+    number, chosen = 2, name
+    while chosen in taken:
+        chosen, number = f"{name} ({number})", number + 1
+    return chosen
+
+
+def _differences(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What keeps values from being comparable at all."""
+    first = evaluations[0]
+    found = []
+    for other in evaluations[1:]:
+        for key, words in (("real", "other real images"), ("version", "another version of roentgen")):
+            if first.index["key"].get(key) != other.index["key"].get(key):
+                found.append(f"{other.name} was measured with {words} than {first.name}: its values do not compare")
+        sizes = [(e.index.get("inputs") or {}).get("synthetic", {}).get("n") for e in (first, other)]
+        if sizes[0] != sizes[1]:
+            found.append(
+                f"{first.name} has {sizes[0]} images and {other.name} {sizes[1]}: Fréchet distances, precision and "
+                "recall depend on n and do not compare"
+            )
+        for name in set(first.results) & set(other.results):
+            if first.results[name]["extractor"] != other.results[name]["extractor"]:
+                found.append(f"{name} was measured with other extractors in {first.name} and {other.name}")
+    return found
+
+
+def _names(evaluations: Sequence[Evaluation]) -> list[str]:
+    return list(dict.fromkeys(name for e in evaluations for name in e.results))
+
+
+def _entry(result: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    bounds = {key: result["details"].get(key) for key in ("floor", "ceiling")}
+    return {key: result[key] for key in ("value", "ci", "n", "warnings")} | bounds
+
+
+def _report(
+    evaluations: Sequence[Evaluation],
+    tests: Mapping[str, Mapping[str, Any]],
+    warnings: Sequence[str],
+    missing: Sequence[tuple[str, str]],
+    *,
+    seed: int,
+    resamples: int,
+    folders: Sequence[Path],
+    out: Path,
+) -> Report:
+    header = ["measure", *(e.name for e in evaluations), "floor", "ceiling", "better"]
+    body, drawn = [], []
+    for name in _names(evaluations):
+        entries = [_entry(e.results.get(name)) for e in evaluations]
+        known = next(entry for entry in entries if entry is not None)
+        result = next(e.results[name] for e in evaluations if name in e.results)
+        extractor = result["extractor"].partition(", sha256")[0]
+        label = f"{result['metric']} · {extractor}"
+        bounds = [number((known.get(key) or {}).get("value")) for key in ("floor", "ceiling")]
+        body.append([label, *(spelled(entry) for entry in entries), *bounds, result["details"].get("better", "")])
+        lines = {
+            key: float(known[key]["value"])
+            for key in ("floor", "ceiling")
+            if (known.get(key) or {}).get("value") is not None
+        }
+        rows = [(e.name, entry or {}) for e, entry in zip(evaluations, entries, strict=True)]
+        drawn.append(
+            Plot(
+                label,
+                plots.side_by_side(rows, axis=f"{result['metric']} ({extractor})", lines=lines),
+                f"95 % intervals; better: {result['details'].get('better', '')}. Floor and ceiling of "
+                f"{_first(evaluations, name)}.",
+                "; ".join(f"{who} {spelled(entry)}" for who, entry in rows),
+            )
+        )
+    tables: list[Any] = [("Side by side", "Brackets: 95 % intervals", header, body)]
+    for pair, found in tests.items():
+        lines_of = [
+            [
+                name,
+                spelled(test),
+                _p(test.get("p")),
+                _p(test.get("p_holm")),
+                _p(test.get("p_bh")),
+                str(test.get("n", "–")),
+            ]
+            for name, test in found.items()
+        ]
+        about = (
+            "Differences on the same prompts, paired bootstrap by patient; p: permutation or bootstrap, then corrected "
+            "over all lines of this table (Holm; Benjamini-Hochberg)"
+        )
+        tables.append((pair, about, ["measure", "difference", "p", "p, Holm", "p, BH", "n"], lines_of))
+    return Report(
+        title="Evaluations side by side",
+        subtitle=f"{', '.join(e.name for e in evaluations)}. Research only, not for diagnosis.",
+        lines=[],
+        warnings=list(warnings),
+        missing=list(missing),
+        plots=drawn,
+        panels=[],
+        tables=tables,
+        conditions={
+            **{e.name: e.index.get("command", "") for e in evaluations},
+            "seed": seed,
+            "resamples": resamples,
+            "versions": versions(),
+        },
+        command=f"roentgen eval --compare {' '.join(str(portable(f.resolve())) for f in folders)} "
+        f"--out {portable(out.resolve())}",
+    )
+
+
+def _first(evaluations: Sequence[Evaluation], name: str) -> str:
+    return next(e.name for e in evaluations if name in e.results)
+
+
+def _p(value: Any) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,406 @@
+"""Feature extractors: images in, features and scores out, each with the exact chain from pixels to network.
+
+A Frechet distance without its resize chain means nothing, so every extractor names its own (``chain``), and the hash
+of its weights. Images are grey uint8 (H, W) of any sizes, as ``roentgen.images.read_image`` gives them; networks made
+for colour get the grey value three times. Weights that are not on this disk are one sentence that says which file,
+from where, and where to put it: nothing is measured with another network instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from roentgen.errors import UserError
+from roentgen.images import resize_center_crop, to_xrv
+from roentgen.metrics.result import file_hash
+from roentgen.models import loading
+from roentgen.models.classifier import SHIPPED, load_classifier
+
+Grey = NDArray[np.uint8]
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network with its preprocessing; make one with ``load_extractor``.
+
+    name: as in results. chain: every step from the decoded image to the network's input. dim: width of "features".
+    hash: of the weights. outputs: names of what a call gives; "features" (n, dim) is always there, "probabilities"
+    (n, F) are of ``findings`` in their order, "sides" (n, F, 2) are the same by side, 0 the patient's right.
+    prepare: one image -> its part of a batch, C x H x W; called from several threads. forward: a batch on ``device``
+    -> its outputs.
+    """
+
+    name: str
+    chain: str
+    dim: int
+    hash: str
+    outputs: tuple[str, ...]
+    findings: tuple[str, ...]
+    device: str
+    prepare: Callable[[Grey], NDArray[np.float32]]
+    forward: Callable[[Tensor], dict[str, Tensor]]
+
+    def run(self, prepared: Sequence[NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """Outputs (n, ...) of images that went through ``prepare``, all in one batch."""
+        if len({image.shape for image in prepared}) > 1:  # a processor that keeps the aspect and does not crop
+            parts = [self.run([image]) for image in prepared]
+            return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.stack(prepared)).to(self.device)
+            found = self.forward(batch)
+            return {name: found[name].float().cpu().numpy() for name in self.outputs}
+
+    def __call__(self, images: Sequence[Grey], *, batch_size: int = BATCH) -> dict[str, NDArray[np.float32]]:
+        """Outputs (n, ...) of grey uint8 images (H, W) of any sizes, ``batch_size`` at a time."""
+        if len(images) == 0:
+            raise ValueError("no images")
+        parts = [
+            self.run([self.prepare(checked(image)) for image in images[start : start + batch_size]])
+            for start in range(0, len(images), batch_size)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+
+    @property
+    def key(self) -> str:
+        """Folder name of this extractor's features: another chain or other weights give another."""
+        chain = hashlib.sha256(self.chain.encode()).hexdigest()[:8]
+        plain = "".join(letter if letter.isalnum() else "-" for letter in Path(self.name).name)
+        return f"{plain}-{self.hash}-{chain}"
+
+
+def checked(image: Grey) -> Grey:
+    """``image`` if it is uint8 (H, W), not empty; ValueError else."""
+    if image.dtype != np.uint8 or image.ndim != 2 or 0 in image.shape:
+        raise ValueError(f"expected a grey uint8 (H, W) image, got {image.dtype} {image.shape}")
+    return image
+
+
+def load_extractor(name: str, *, device: str = "cpu") -> Extractor:
+    """The extractor ``name`` of ``EXTRACTORS``, else a hub id or a folder of a transformers vision model.
+
+    Raises:
+        UserError: when it is unknown, its package is not installed, or its weights are not on this disk.
+    """
+    if name in EXTRACTORS:
+        return EXTRACTORS[name](device=device)
+    config = Path(name) / "config.json"
+    if config.is_file() and "blocks" in loading.read_json(config):  # written by train/classifier.py
+        return classifier_extractor(name, device=device)
+    if Path(name).is_dir() or "/" in name:
+        return hub_extractor(name, device=device)
+    raise UserError(
+        f"extractor {name!r} does not exist; choose from {', '.join(EXTRACTORS)}, a hub id such as "
+        "facebook/dinov2-base, or a folder"
+    )
+
+
+# ------------------------------------------------------------------------------- the classifier that ships
+
+
+def classifier_extractor(path: str | Path | None = None, *, device: str = "cpu") -> Extractor:
+    """The classifier that ships (None), or a folder made by train/classifier.py: the offline default."""
+    judge = load_classifier(path)
+    net, size = judge.net.to(device), judge.size
+    # One pass for both: the features are what the image head is given.
+    seen: list[Tensor] = []
+    net.image.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+
+    def prepare(image: Grey) -> NDArray[np.float32]:
+        return resize_center_crop(image, size)[None].astype(np.float32) / 127.5 - 1
+
+    def forward(batch: Tensor) -> dict[str, Tensor]:
+        logits, sides = net(batch)
+        return {"features": seen.pop(), "probabilities": logits.sigmoid(), "sides": sides.sigmoid()}
+
+    return Extractor(
+        name="classifier" if path is None else Path(path).resolve().name,
+        chain=f"grey uint8; shorter side to {size} px by antialiased bicubic (PIL, uint8), centre crop; [-1, 1]",
+        dim=4 * net.width,
+        hash=file_hash(SHIPPED if path is None else Path(path)),
+        outputs=("features", "probabilities", "sides"),
+        findings=tuple(judge.findings),
+        device=device,
+        prepare=prepare,
+        forward=forward,
+    )
+
+
+# --------------------------------------------------------------------------------------------- Inception-v3
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+INCEPTION_SIDE = 299
+
+
+def inception_extractor(*, weights: Path | None = None, resize: str = "tf1", device: str = "cpu") -> Extractor:
+    """The FID network (Heusel et al. 2017): torch-fidelity's class and weights, 2048 features of the last pooling.
+
+    Args:
+        weights: its .pth file; None: where torch.hub keeps it.
+        resize: "tf1", as torch-fidelity does it, or "clean", as clean-fid does it.
+        device: of the network.
+    """
+    name = "inception" if resize == "tf1" else f"inception-{resize}"
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError:
+        raise UserError(f"extractor {name} needs torch-fidelity: pip install 'roentgen[eval]'") from None
+    file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE if weights is None else weights
+    if not file.is_file():
+        raise UserError(f"extractor {name}: its weights are not on this disk; put {INCEPTION_URL} at {file}")
+    try:
+        whole = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
+    except Exception as error:  # whatever unpickling raises
+        raise UserError(
+            f"extractor {name}: {file} cannot be loaded ({_first_line(error)}); fetch {INCEPTION_URL} again"
+        ) from None
+    net = fused(nn_sequence(whole)).to(device)
+    chains = {
+        "tf1": (resize_tf1, "bilinear without antialiasing as TensorFlow 1 (torch-fidelity)"),
+        "clean": (resize_clean, "antialiased bicubic by PIL in float32, clipped to [0, 255] (clean-fid)"),
+    }
+    resizer, words = chains[resize]
+
+    def prepare(image: Grey) -> NDArray[np.float32]:
+        return (resizer(image, INCEPTION_SIDE)[None] - np.float32(128)) / np.float32(128)
+
+    def forward(batch: Tensor) -> dict[str, Tensor]:
+        colour = batch.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        return {"features": net(colour).flatten(1)}
+
+    return Extractor(
+        name=name,
+        chain=f"grey uint8 three times; to {INCEPTION_SIDE} x {INCEPTION_SIDE} without regard to the aspect, {words}; "
+        "(x - 128) / 128",
+        dim=2048,
+        hash=file_hash(file),
+        outputs=("features",),
+        findings=(),
+        device=device,
+        prepare=prepare,
+        forward=forward,
+    )
+
+
+def nn_sequence(whole: torch.nn.Module) -> torch.nn.Sequential:
+    """The layers of torch-fidelity's Inception-v3 up to the last pooling, without its resize (ours runs in workers)."""
+    stem = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1")
+    middle = ("Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2")
+    mixed = tuple(f"Mixed_{name}" for name in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c"))
+    return torch.nn.Sequential(*(whole.get_submodule(name) for name in (*stem, *middle, *mixed, "AvgPool")))
+
+
+def fused(net: torch.nn.Module) -> torch.nn.Module:
+    """``net`` in evaluation mode with each batch norm folded into the convolution before it, channels last.
+
+    The same function to rounding (1e-6), a third faster on a CPU.
+    """
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    net = net.eval().requires_grad_(False)
+    for module in list(net.modules()):
+        children = dict(module.named_children())
+        conv, norm = children.get("conv"), children.get("bn")
+        if isinstance(conv, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
+            module.add_module("conv", fuse_conv_bn_eval(conv, norm))
+            module.add_module("bn", torch.nn.Identity())
+    return net.to(memory_format=torch.channels_last)
+
+
+def resize_tf1(image: Grey, side: int) -> NDArray[np.float32]:
+    """uint8 (H, W) -> float32 (side, side) in [0, 255], as ``resize_bilinear`` of TensorFlow 1 did.
+
+    No half-pixel centres and no antialiasing: pixel i of the result is taken at i * H / side.
+    """
+    pixels = image.astype(np.float32)
+    rows, next_rows, down = _tf1_places(image.shape[0], side)
+    columns, next_columns, right = _tf1_places(image.shape[1], side)
+    left_part, right_part = pixels[:, columns], pixels[:, next_columns]
+    across = left_part + (right_part - left_part) * right
+    upper, lower = across[rows], across[next_rows]
+    return upper + (lower - upper) * down[:, None]
+
+
+def _tf1_places(length: int, side: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Lower and upper neighbour and the weight of the upper one, for each of ``side`` places."""
+    places = np.arange(side, dtype=np.float32) * np.float32(length / side)
+    lower = places.astype(np.int64)
+    return lower, np.minimum(lower + 1, length - 1), places - lower.astype(np.float32)
+
+
+def resize_clean(image: Grey, side: int) -> NDArray[np.float32]:
+    """uint8 (H, W) -> float32 (side, side) in [0, 255]: clean-fid's resize (Parmar et al. 2022), never rounded."""
+    exact = Image.fromarray(image.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(exact, dtype=np.float32).clip(0, 255)
+
+
+# ------------------------------------------------------------------------------------------- torchxrayvision
+
+XRV_WEIGHTS = "densenet121-res224-all"
+XRV_SIDE = 224
+XRV_CHAINS = {
+    "xrv": "to 299 x 299 without regard to the aspect, antialiased bicubic by PIL in float32, clipped to [0, 255]; "
+    "RGB to grey (weights 0.2989, 0.587, 0.114); [-1024, 1024]; to 224 x 224 by antialiased bilinear (torch): "
+    "RoentGen's script with torchvision 0.17 or later",
+    "xrv-2022": "as xrv, but to 224 x 224 by bilinear without antialiasing (torch): RoentGen's script with the "
+    "torchvision of its time",
+    "xrv-native": "[-1024, 1024]; centre crop to a square; to 224 x 224 by antialiased bilinear (torch)",
+}
+
+
+def xrv_extractor(chain: str = "xrv", *, folder: Path | None = None, device: str = "cpu") -> Extractor:
+    """torchxrayvision's DenseNet-121 (``densenet121-res224-all``): 1024 features and 18 findings.
+
+    Args:
+        chain: a key of ``XRV_CHAINS``. RoentGen's own script also crops, but on the wrong axes of a square image,
+            which changes nothing; and it takes "antialias" from the torchvision that happens to be installed.
+        folder: where the weights lie; None: torchxrayvision's own ~/.torchxrayvision/models_data.
+        device: of the network.
+    """
+    try:
+        import torchxrayvision as xrv
+    except ImportError:
+        raise UserError(f"extractor {chain} needs torchxrayvision: pip install 'roentgen[eval]'") from None
+    url = str(xrv.models.model_urls[XRV_WEIGHTS]["weights_url"])
+    file = (Path.home() / ".torchxrayvision" / "models_data" if folder is None else folder) / url.rpartition("/")[2]
+    if not file.is_file():
+        raise UserError(f"extractor {chain}: its weights are not on this disk; put {url} at {file}")
+    try:
+        net = xrv.models.DenseNet(weights=XRV_WEIGHTS, cache_dir=str(file.parent)).eval().requires_grad_(False)
+    except Exception as error:  # whatever unpickling raises
+        raise UserError(
+            f"extractor {chain}: {file} cannot be loaded ({_first_line(error)}); fetch {url} again"
+        ) from None
+    net = net.to(device)
+    seen: list[Tensor] = []
+    net.classifier.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+
+    def prepare(image: Grey) -> NDArray[np.float32]:
+        if chain == "xrv-native":
+            side = min(image.shape)
+            top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+            scaled = to_xrv(image[None, top : top + side, left : left + side])
+        else:
+            grey = resize_clean(image, INCEPTION_SIDE) * np.float32(0.2989 + 0.587 + 0.114)
+            scaled = torch.from_numpy(2048 * (grey / 255) - 1024)[None, None]
+        if scaled.shape[-2:] != (XRV_SIDE, XRV_SIDE):
+            size = (XRV_SIDE, XRV_SIDE)
+            scaled = F.interpolate(scaled, size, mode="bilinear", align_corners=False, antialias=chain != "xrv-2022")
+        return scaled[0].numpy()
+
+    def forward(batch: Tensor) -> dict[str, Tensor]:
+        probabilities = net(batch)
+        return {"features": seen.pop(), "probabilities": probabilities}
+
+    return Extractor(
+        name=chain,
+        chain=f"grey uint8; {XRV_CHAINS[chain]}",
+        dim=1024,
+        hash=file_hash(file),
+        outputs=("features", "probabilities"),
+        findings=tuple(net.targets),
+        device=device,
+        prepare=prepare,
+        forward=forward,
+    )
+
+
+# ---------------------------------------------------------------------------- any vision model of transformers
+
+HUB = {"clip": "openai/clip-vit-base-patch32", "rad-dino": "microsoft/rad-dino"}
+
+
+def hub_extractor(model: str, *, name: str | None = None, device: str = "cpu") -> Extractor:
+    """A vision model of transformers with its own processor: a folder, a hub id in the cache, or downloaded.
+
+    Features are the image embedding of a dual encoder (CLIP), else the pooled output (DINOv2, RAD-DINO: the class
+    token), else the mean of the last hidden states.
+    """
+    from transformers import AutoImageProcessor, AutoModel
+
+    processor = _from_hub(AutoImageProcessor, model, name or model)
+    net = _from_hub(AutoModel, model, name or model)
+    # Only the text tower of a model that has one needs tokens.
+    embed = net.get_image_features if hasattr(net, "get_image_features") else net
+    net = net.eval().requires_grad_(False).to(device)
+
+    def prepare(image: Grey) -> NDArray[np.float32]:
+        colour = Image.fromarray(image).convert("RGB")
+        return np.asarray(processor(images=colour, return_tensors="np")["pixel_values"][0], dtype=np.float32)
+
+    def forward(batch: Tensor) -> dict[str, Tensor]:
+        found = embed(pixel_values=batch)
+        if not isinstance(found, Tensor):
+            found = found.last_hidden_state.mean(1) if found.get("pooler_output") is None else found["pooler_output"]
+        return {"features": found.flatten(1)}
+
+    with torch.inference_mode():
+        probe = prepare(np.zeros((64, 64), np.uint8))
+        dim = forward(torch.from_numpy(probe[None]).to(device))["features"].shape[1]
+    settings = {key: value for key, value in processor.to_dict().items() if value is not None}
+    words = json.dumps(settings, default=str, sort_keys=True)
+    return Extractor(
+        name=name or (Path(model).resolve().name if Path(model).is_dir() else model),
+        chain=f"grey uint8 three times; {type(processor).__name__} {words}",
+        dim=dim,
+        hash=state_hash(net.state_dict().items()),
+        outputs=("features",),
+        findings=(),
+        device=device,
+        prepare=prepare,
+        forward=forward,
+    )
+
+
+def _from_hub(loader: Any, model: str, name: str) -> Any:
+    """``loader.from_pretrained(model)``: this disk first, then the network; one sentence if neither has it."""
+    try:
+        return loader.from_pretrained(model, local_files_only=True)
+    except Exception as error:
+        if Path(model).is_dir():
+            raise UserError(f"extractor {name}: the folder cannot be loaded ({_first_line(error)})") from None
+    try:
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+            raise OSError("HF_HUB_OFFLINE is set")
+        return loader.from_pretrained(model)
+    except Exception as error:
+        raise UserError(
+            f"extractor {name}: {model} is neither on this disk nor can it be fetched ({_first_line(error)}); run "
+            f"`hf download {model}` where there is a network and copy ~/.cache/huggingface/hub here, or give its folder"
+        ) from None
+
+
+def state_hash(state: Iterable[tuple[str, Tensor]]) -> str:
+    """First 16 hex digits of the SHA-256 over names and bytes of weights."""
+    digest = hashlib.sha256()
+    for name, value in state:
+        digest.update(f"{name}\0".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
+    "classifier": classifier_extractor,
+    "inception": inception_extractor,
+    "inception-clean": lambda **given: inception_extractor(resize="clean", **given),
+    **{name: lambda name=name, **given: xrv_extractor(name, **given) for name in XRV_CHAINS},
+    **{name: lambda name=name, **given: hub_extractor(HUB[name], name=name, **given) for name in HUB},
+}

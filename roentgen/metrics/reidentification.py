@@ -1,0 +1,158 @@
+"""Re-identification: does a network that tells patients apart take generated images for training patients?
+
+The network is not ours: any siamese model that scores pairs, high for "same patient". It is measured on real pairs
+first, as one that cannot tell real patients apart says nothing about generated ones.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roentgen.metrics.auroc import weighted_auroc
+from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
+from roentgen.metrics.memorisation import Groups, Ints, nearest
+
+Images = Sequence[NDArray[np.uint8]]
+Siamese = Callable[[Images, Images], NDArray[np.floating]]
+"""Scores (n,) of n pairs of grey uint8 images, higher for "same patient"; any scale."""
+
+POWER = 0.8
+"""A siamese model below this AUROC on real pairs is too weak to find anything."""
+FALSE_ALARMS = 0.01
+
+
+def patient_pairs(patients: Groups, *, count: int, seed: int = 0) -> tuple[Ints, Ints]:
+    """Numbers (P, 2) of pairs of images of the same patient and of different patients, at most ``count`` of each.
+
+    One pair a patient at a time, so that patients with many images are not most of the pairs. A set in which no
+    patient has two images gives no same-patient pair, (0, 2).
+    """
+    rng = np.random.default_rng(seed)
+    of: dict[str, list[int]] = defaultdict(list)
+    for number, patient in enumerate(patients):
+        of[str(patient)].append(number)
+    queues = []
+    for numbers in of.values():
+        pairs = [(a, b) for place, a in enumerate(numbers) for b in numbers[place + 1 :]]
+        queues.append([pairs[place] for place in rng.permutation(len(pairs))])
+    same: list[tuple[int, int]] = []
+    turn = 0
+    while len(same) < count and any(len(queue) > turn for queue in queues):
+        round_of = [queue[turn] for queue in queues if len(queue) > turn]
+        same += [round_of[place] for place in rng.permutation(len(round_of))]
+        turn += 1
+    names = [str(patient) for patient in patients]
+    different: set[tuple[int, int]] = set()
+    possible = len(names) * (len(names) - 1) // 2 - sum(len(queue) for queue in queues)
+    while len(different) < min(count, possible):
+        a, b = sorted(int(number) for number in rng.integers(len(names), size=2))
+        if names[a] != names[b]:
+            different.add((a, b))
+    return (
+        np.array(same[:count], dtype=np.int64).reshape(-1, 2),
+        np.array(sorted(different), dtype=np.int64).reshape(-1, 2),
+    )
+
+
+def nearest_pairs(queries: NDArray[np.floating], train: NDArray[np.floating]) -> Ints:
+    """Each of ``queries`` (N, D) with its nearest training image, (N, 2): the pairs worth showing to the siamese.
+
+    Nearest pairs are likelier "same" than random ones, so their control is ``nearest_pairs(unseen real, train)``.
+    """
+    numbers, _ = nearest(queries, train)
+    return np.column_stack([np.arange(len(queries)), numbers[:, 0]])
+
+
+def scores(
+    siamese: Siamese, first: Images, second: Images, pairs: Ints, *, batch_size: int = 32
+) -> NDArray[np.float64]:
+    """Scores (P,) of ``pairs`` (P, 2), numbers in ``first`` and ``second``; ValueError if the model gives others."""
+    found = np.empty(len(pairs))
+    for start in range(0, len(pairs), batch_size):
+        part = pairs[start : start + batch_size]
+        given = np.asarray(siamese([first[a] for a, _ in part], [second[b] for _, b in part]), dtype=np.float64)
+        if given.shape != (len(part),) or not np.isfinite(given).all():
+            raise ValueError(f"the siamese model must give one finite score a pair: {len(part)} pairs, {given.shape}")
+        found[start : start + batch_size] = given
+    return found
+
+
+def reidentification(
+    generated: NDArray[np.floating],
+    same: NDArray[np.floating],
+    different: NDArray[np.floating],
+    *,
+    groups: Groups | None = None,
+    same_groups: Groups | None = None,
+    different_groups: Groups | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How like a training patient generated images score, between different (0.5) and same patients (the ceiling).
+
+    Args:
+        generated: scores (G,) of generated images, each with its nearest training image.
+        same: scores (S,) of pairs of real images of one patient.
+        different: scores (D,) of pairs of real images of two patients, chosen as the generated pairs were: unseen
+            real images, each with its nearest training image.
+        groups, same_groups, different_groups: the cluster of each pair for the bootstrap, as a rule the training
+            patient; None: each pair its own.
+
+    Returns:
+        ``value``: AUROC of generated against different pairs (0.5: no more like the training patient than strangers
+        are; 1: all more like). ``details``: ``power``, AUROC of same against different (the siamese itself);
+        ``against_same``, AUROC of same against generated pairs (0.5: generated pairs look like one patient);
+        ``reidentified``, share of generated pairs above the 99 % quantile of different ones, expected 1 %.
+    """
+    g, s, d = (np.asarray(part, dtype=np.float64) for part in (generated, same, different))
+    if min(len(g), len(s), len(d)) == 0:
+        raise ValueError("scores of generated, same-patient and different-patient pairs are all needed")
+    parts = (groups, same_groups, different_groups)
+    weights = [
+        cluster_weights(range(len(part)) if group is None else group, resamples, seed + number)
+        for number, (part, group) in enumerate(zip((g, s, d), parts, strict=True))
+    ]
+
+    def compare(high: int, low: int) -> dict[str, Any]:
+        both = (g, s, d)[high], (g, s, d)[low]
+        values = np.concatenate(both)
+        labels = np.concatenate([np.ones(len(both[0])), np.zeros(len(both[1]))])
+        draws = weighted_auroc(values, labels, np.concatenate([weights[high], weights[low]], axis=1))
+        whole = weighted_auroc(values, labels, np.ones((1, len(values))))
+        return {"value": float(whole[0]), "ci": percentile_interval(draws)}
+
+    power, value = compare(1, 2), compare(0, 2)
+    alarm = float(np.quantile(d, 1 - FALSE_ALARMS))
+    hits = (g > alarm).astype(np.float64)
+    warnings = []
+    if power["value"] < POWER:
+        warnings.append(
+            f"the siamese model tells real patients apart with AUROC {power['value']:.2f} only: that it finds nothing "
+            "means nothing"
+        )
+    if len(d) * FALSE_ALARMS < 1:
+        warnings.append(f"{len(d)} different-patient pairs cannot tell the {1 - FALSE_ALARMS:.0%} quantile")
+    return {
+        "value": value["value"],
+        "ci": value["ci"],
+        "ci_method": f"95 % percentile, bootstrap by {'pair' if groups is None else 'patient'}, {resamples} resamples",
+        "n": len(g),
+        "warnings": warnings,
+        "details": {
+            "power": power,
+            "against_same": compare(1, 0),
+            "reidentified": {
+                "value": float(hits.mean()),
+                "ci": percentile_interval(weights[0] @ hits / weights[0].sum(axis=1)),
+                "expected": FALSE_ALARMS,
+                "threshold": alarm,
+            },
+            "same_pairs": len(s),
+            "different_pairs": len(d),
+        },
+    }

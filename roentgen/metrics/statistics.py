@@ -1,0 +1,299 @@
+"""Is one model better than another? Paired tests, correction over findings, several seeds, and careful words.
+
+Everything is paired by prompt (the same prompts and seeds for both models) and clusters by patient: prompts made from
+one patient's images are not independent. numpy alone is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from roentgen.metrics.bootstrap import LEVEL, RESAMPLES, cluster_weights, percentile_interval
+
+Floats = NDArray[np.float64]
+Groups = Sequence[object] | NDArray[np.generic]
+Statistic = Callable[[Floats], float]
+
+PERMUTATIONS = 10_000
+EXACT = 12
+"""Up to so many clusters all sign patterns are gone through (4096) and the p-value is exact."""
+FEW = 20
+"""Below so many clusters a bootstrap's intervals are known to be too narrow."""
+
+
+def paired_bootstrap(
+    a: ArrayLike,
+    b: ArrayLike,
+    groups: Groups | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Difference of means a - b of values (N,) on the same prompts, by bootstrap over ``groups`` (None: prompts).
+
+    See ``from_draws`` for the p-value. Rows in which either is NaN are left out of both and counted.
+    """
+    x, y, names, lost = _paired(a, b, groups)
+    weights = cluster_weights(names, resamples, seed)
+    difference = x - y
+    draws = weights @ difference / weights.sum(axis=1)
+    result = from_draws(float(difference.mean()), draws)
+    clusters = len(np.unique(names))
+    return result | {
+        "ci_method": f"95 % percentile, paired bootstrap over {clusters} "
+        f"{'prompts' if groups is None else 'patients'}, {resamples} resamples",
+        "n": len(x),
+        "warnings": _warnings(clusters, lost),
+        "details": {
+            "a": float(x.mean()),
+            "b": float(y.mean()),
+            "clusters": clusters,
+            "left_out": lost,
+            # Where a model has no second seed the spread over prompts is the only scale there is.
+            "standardised": _ratio(float(difference.mean()), float(difference.std(ddof=1)) if len(x) > 1 else math.nan),
+        },
+    }
+
+
+def from_draws(value: float, draws: ArrayLike, null: float = 0.0) -> dict[str, Any]:
+    """``value`` of a difference with its interval and two-sided p from bootstrap ``draws`` (R,) of that difference.
+
+    For any statistic (AUROC, F1, a distance): take the draws of both models under the same weights and subtract them.
+    p is the share of draws, centred on the value, at least as far from it as the value is from ``null``, with one
+    added above and below the line so that it is never 0 (Davison & Hinkley 1997, section 4.4).
+    """
+    values = np.asarray(draws, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if values.size == 0 or not math.isfinite(value):
+        return {"value": value, "ci": (math.nan, math.nan), "p": math.nan}
+    far = np.abs(values - values.mean()) >= abs(value - null) * (1 - 1e-12)
+    return {"value": value, "ci": percentile_interval(values), "p": float((1 + far.sum()) / (1 + values.size))}
+
+
+def permutation_test(
+    a: ArrayLike,
+    b: ArrayLike,
+    groups: Groups | None = None,
+    *,
+    statistic: Statistic | None = None,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Two-sided p that a and b (N, ...) come from models that are alike: swaps the two within patients at random.
+
+    ``statistic`` takes all rows of one model, (N, ...) in order, and gives a number, such as an AUROC against labels
+    that it knows; the difference between the models is tested. None: the difference of means of (N,). With at most
+    ``EXACT`` patients every swap is tried and p is exact; else one is added above and below the line.
+    """
+    if statistic is None:
+        x, y, names, lost = _paired(a, b, groups)
+    else:
+        x, y, lost = np.asarray(a, np.float64), np.asarray(b, np.float64), 0
+        if x.shape != y.shape or len(x) == 0:
+            raise ValueError(f"a and b must be of one shape and not empty, got {x.shape} and {y.shape}")
+        names = _names(groups, len(x))
+    _, index = np.unique(names, return_inverse=True)
+    clusters = int(index.max()) + 1
+    exact = clusters <= EXACT
+    if exact:
+        swaps = (np.arange(2**clusters)[:, None] >> np.arange(clusters)) & 1
+    else:
+        swaps = np.random.default_rng(seed).integers(2, size=(permutations, clusters))
+    if statistic is None:
+        sums = np.bincount(index, weights=x - y) / len(x)
+        value, draws = float(sums.sum()), (1 - 2 * swaps) @ sums
+    else:
+        shape = (-1, *([1] * (x.ndim - 1)))
+
+        def difference(swap: NDArray[np.integer]) -> float:
+            rows = swap[index].astype(bool).reshape(shape)
+            return statistic(np.where(rows, y, x)) - statistic(np.where(rows, x, y))
+
+        value = difference(np.zeros(clusters, dtype=np.int64))
+        draws = np.array([difference(swap) for swap in swaps])
+    far = int((np.abs(draws) >= abs(value) * (1 - 1e-12) - 1e-15).sum())
+    return {
+        "value": value,
+        "p": far / len(draws) if exact else (1 + far) / (1 + len(draws)),
+        "method": f"{'exact' if exact else f'{permutations} random swaps'}, {clusters} "
+        f"{'prompts' if groups is None else 'patients'}",
+        "n": len(x),
+        "warnings": _warnings(clusters, lost),
+    }
+
+
+def holm(p: ArrayLike) -> Floats:
+    """Holm's (1979) adjusted p-values: their chance of one false find among all is below the level. NaN stays NaN."""
+    return _adjusted(p, lambda ranked: np.maximum.accumulate(ranked * np.arange(len(ranked), 0, -1)))
+
+
+def benjamini_hochberg(p: ArrayLike) -> Floats:
+    """Benjamini & Hochberg's (1995) adjusted p-values: the expected share of false finds. NaN stays NaN."""
+
+    def step_up(ranked: Floats) -> Floats:
+        scaled = ranked * len(ranked) / np.arange(1, len(ranked) + 1)
+        return np.minimum.accumulate(scaled[::-1])[::-1]
+
+    return _adjusted(p, step_up)
+
+
+def _adjusted(p: ArrayLike, rule: Callable[[Floats], Floats]) -> Floats:
+    values = np.asarray(p, dtype=np.float64)
+    known = np.flatnonzero(np.isfinite(values))
+    if ((values[known] < 0) | (values[known] > 1)).any():
+        raise ValueError("p-values must lie in [0, 1]")
+    order = known[np.argsort(values[known], kind="stable")]
+    result = np.full(values.shape, np.nan)
+    if len(order):
+        result[order] = np.minimum(rule(values[order]), 1.0)
+    return result
+
+
+def correct(tests: Mapping[str, Mapping[str, Any]], *, level: float = 1 - LEVEL) -> dict[str, dict[str, Any]]:
+    """``tests`` (a finding -> a result with ``p``) with ``p_holm``, ``p_bh`` and ``significant`` (by Holm) added.
+
+    All findings that were tested count, so give all of them, not those that look promising.
+    """
+    names = list(tests)
+    p = [float(tests[name]["p"]) for name in names]
+    strict, mild = holm(p), benjamini_hochberg(p)
+    return {
+        name: {**tests[name], "p_holm": float(h), "p_bh": float(b), "significant": bool(h < level)}
+        for name, h, b in zip(names, strict, mild, strict=True)
+    }
+
+
+def over_seeds(values: ArrayLike, draws: ArrayLike | None = None, *, level: float = LEVEL) -> dict[str, Any]:
+    """Mean, sd and t interval of a figure measured with S >= 1 seeds.
+
+    ``draws`` (R,): bootstrap draws over patients of the mean over seeds. The seeds share their prompts, so the sd over
+    seeds holds nothing of the luck of which patients were drawn; with ``draws`` the interval covers both (variances
+    added, degrees of freedom by Satterthwaite 1946).
+    """
+    x = np.asarray(values, dtype=np.float64)
+    x = x[np.isfinite(x)]
+    count = len(x)
+    if count == 0:
+        raise ValueError("no finite value")
+    mean, sd = float(x.mean()), float(x.std(ddof=1)) if count > 1 else math.nan
+    between = sd**2 / count if count > 1 else math.nan
+    within = 0.0
+    if draws is not None:
+        within = float(np.var(np.asarray(draws, dtype=np.float64), ddof=1))
+    if count == 1:
+        half = t_quantile((1 + level) / 2, math.inf) * math.sqrt(within) if draws is not None else math.nan
+    else:
+        freedom = (between + within) ** 2 / (between**2 / (count - 1)) if between > 0 else math.inf
+        half = t_quantile((1 + level) / 2, freedom) * math.sqrt(between + within)
+    warnings = [f"{count} seed(s): at least 3 are needed for a spread worth reading"] if count < 3 else []
+    source = "seeds and patients" if draws is not None else "seeds"
+    return {
+        "value": mean,
+        "ci": (mean - half, mean + half),
+        "ci_method": f"{level:.0%} t interval over {source}" if count > 1 else "one seed: no spread over seeds in it",
+        "n": count,
+        "sd": sd,
+        "warnings": warnings,
+        "details": {"values": x.tolist()},
+    }
+
+
+def t_quantile(probability: float, freedom: float) -> float:
+    """Quantile of Student's t with ``freedom`` >= 1 (any real number, or infinity for the normal distribution)."""
+    if not 0 < probability < 1 or not freedom >= 1:
+        raise ValueError(f"probability in (0, 1) and freedom of at least 1 are needed, got {probability} and {freedom}")
+    if probability < 0.5:
+        return -t_quantile(1 - probability, freedom)
+    if probability == 0.5:
+        return 0.0
+    low, high = 0.0, 1.0
+    while _t_cdf(high, freedom) < probability:
+        low, high = high, 2 * high
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_cdf(middle, freedom) < probability else (low, middle)
+    return (low + high) / 2
+
+
+def _t_cdf(t: float, freedom: float) -> float:
+    """P(T <= t) for t >= 0. With t = sqrt(v) tan(u) the density is a constant times cos(u)^(v - 1)."""
+    if freedom > 1e7:
+        return 0.5 * (1 + math.erf(t / math.sqrt(2)))
+    constant = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    nodes, weights = _gauss()
+    end = math.atan(t / math.sqrt(freedom))
+    # In pieces no wider than the bell, which narrows as 1 / sqrt(v).
+    edges = np.linspace(0, end, 2 + math.ceil(end * math.sqrt(freedom) / 4))
+    total = 0.0
+    for left, right in pairwise(edges):
+        u = (right - left) / 2 * nodes + (left + right) / 2
+        total += (right - left) / 2 * float(weights @ np.cos(u) ** (freedom - 1))
+    return 0.5 + constant * total
+
+
+@lru_cache(maxsize=1)
+def _gauss() -> tuple[Floats, Floats]:
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    return np.asarray(nodes), np.asarray(weights)
+
+
+def verdict(
+    value: float, ci: tuple[float, float], *, margin: float | None = None, a: str = "A", b: str = "B", unit: str = ""
+) -> str:
+    """What may be said of a difference a - b with its 95 % interval, in words: "no difference" is never among them.
+
+    ``margin`` > 0: the smallest difference that would matter. Equivalence is claimed only where the whole interval
+    lies within it (stricter than two one-sided tests at 5 %, which need the 90 % interval only; Schuirmann 1987).
+    """
+    if margin is not None and not margin > 0:
+        raise ValueError(f"margin must be above 0, got {margin}")
+    low, high = ci
+    if not all(math.isfinite(number) for number in (value, low, high)):
+        return f"{a} and {b} cannot be compared: no interval"
+    shown = f"{value:+.3g}{unit} [{low:+.3g}, {high:+.3g}]"
+    within = margin is not None and -margin < low and high < margin
+    if low > 0 or high < 0:
+        size = f", by less than the margin of {margin:g}{unit}" if within else ""
+        return f"{a} is {'higher' if low > 0 else 'lower'} than {b}{size}: {shown}"
+    if within:
+        return f"{a} and {b} are equivalent within a margin of {margin:g}{unit}: {shown}"
+    if margin is None:
+        return f"a difference between {a} and {b} was not shown, nor that there is none: {shown}"
+    return f"neither a difference between {a} and {b} nor equivalence within {margin:g}{unit} was shown: {shown}"
+
+
+def _names(groups: Groups | None, n: int) -> NDArray[np.str_]:
+    names = np.asarray([str(group) for group in (range(n) if groups is None else groups)])
+    if len(names) != n:
+        raise ValueError(f"{len(names)} groups for {n} values")
+    return names
+
+
+def _paired(a: ArrayLike, b: ArrayLike, groups: Groups | None) -> tuple[Floats, Floats, NDArray[np.str_], int]:
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"a and b must be (N,) of the same prompts, got {x.shape} and {y.shape}")
+    keep = np.isfinite(x) & np.isfinite(y)
+    if not keep.any():
+        raise ValueError("no prompt has a value of both models")
+    return x[keep], y[keep], _names(groups, len(x))[keep], int((~keep).sum())
+
+
+def _warnings(clusters: int, lost: int) -> list[str]:
+    found = []
+    if clusters < FEW:
+        found.append(f"{clusters} patients or prompts: intervals of a bootstrap of fewer than {FEW} are too narrow")
+    if lost:
+        found.append(f"{lost} prompts without a value of both models left out")
+    return found
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if math.isfinite(b) and b > 0 else math.nan

@@ -1,0 +1,377 @@
+"""A whole evaluation: image sets in, one result file a measure out, kept as they come and never computed twice.
+
+``roentgen eval`` and ``python eval/suite.py`` both end here. The folder holds ``evaluation.json`` (what was measured,
+with what, and what could not be computed and why), a result file for each measure and extractor, the values of single
+images beside it (``NAME.images.csv``, what paired tests read), and the report. A run that was killed goes on with the
+measures that are missing; a folder of other inputs is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from roentgen import __version__
+from roentgen.errors import UserError
+from roentgen.images import write_atomic
+from roentgen.metrics.extractors import Extractor, load_extractor
+from roentgen.metrics.features import extract, file_hashes
+from roentgen.metrics.image_set import ImageSet
+from roentgen.metrics.measures import MEASURES, VALIDATION, Case, Measure, Unavailable, match_to_real
+from roentgen.metrics.result import Context, plain, portable, read_result, versions, write_result
+
+DEFAULT_EXTRACTOR = "classifier"
+FULL_EXTRACTORS = (DEFAULT_EXTRACTOR, "inception", "xrv", "xrv-native", "clip", "rad-dino")
+SUITES = ("quick", "standard", "full")
+INDEX = "evaluation.json"
+"""The file that says what a folder holds."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure: which measures with which extractors, and what every random choice starts from.
+
+    metrics: names of ``MEASURES``; asked: whether the user named them (then one that cannot be computed is an error).
+    missing: extractors of the suite that are not on this disk, name -> reason.
+    """
+
+    out: Path
+    suite: str
+    metrics: tuple[str, ...]
+    asked: bool
+    extractors: tuple[Extractor, ...]
+    missing: Mapping[str, str]
+    seed: int
+    resamples: int
+    workers: int
+    batch_size: int
+    skip_bad: bool
+    device: str
+    dual_encoder: str
+    image_to_text: str | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave: results by name in the order of the report, and (name, reason) of what was not computed."""
+
+    results: dict[str, dict[str, Any]]
+    missing: list[tuple[str, str]]
+    refused: list[str]
+    case: Case
+
+
+def choose_measures(suite: str, metrics: str | None) -> tuple[str, ...]:
+    """Names of measures, in the order of ``MEASURES``; UserError for an unknown suite or name."""
+    if suite not in SUITES:
+        raise UserError(f"--suite {suite}: unknown; choose one of {', '.join(SUITES)}")
+    if metrics is None:
+        return tuple(name for name, measure in MEASURES.items() if SUITES.index(measure.suite) <= SUITES.index(suite))
+    named = [name.strip() for name in metrics.split(",") if name.strip()]
+    for name in named:
+        if name not in MEASURES:
+            raise UserError(f"--metrics {name}: unknown; choose from {', '.join(MEASURES)}")
+    if not named:
+        raise UserError(f"--metrics is empty; choose from {', '.join(MEASURES)}")
+    return tuple(name for name in MEASURES if name in named)
+
+
+def choose_extractors(suite: str, extractors: str | None, device: str) -> tuple[tuple[Extractor, ...], dict[str, str]]:
+    """Loaded extractors, the shipped classifier first, and why others of the suite could not be loaded.
+
+    An extractor that the user names must load; those of ``--suite full`` that are not on this disk are listed.
+    """
+    if extractors is not None:
+        named = list(dict.fromkeys(name.strip() for name in extractors.split(",") if name.strip()))
+        if not named:
+            raise UserError("--extractors is empty; name at least one, such as classifier")
+        return tuple(load_extractor(name, device=device) for name in named), {}
+    found, missing = [], {}
+    for name in FULL_EXTRACTORS if suite == "full" else (DEFAULT_EXTRACTOR,):
+        try:
+            found.append(load_extractor(name, device=device))
+        except UserError as error:
+            missing[name] = str(error)
+    return tuple(found), missing
+
+
+def set_hash(images: ImageSet, workers: int) -> str:
+    """First 16 hex digits of the SHA-256 over the set's files and what the table says of them, paths left out."""
+    digest = hashlib.sha256()
+    for key in file_hashes(images.paths, workers):
+        digest.update(bytes.fromhex(key))
+    # Where nothing names a patient, the path stands for one: a moved folder is the same set.
+    alone = images.table["patient_id"] == images.table["image"]
+    table = images.table.drop(columns=["image"]).assign(patient_id=images.table["patient_id"].where(~alone, ""))
+    digest.update(table.to_csv(index=False).encode())
+    return digest.hexdigest()[:16]
+
+
+def run_suite(
+    sets: Sequence[ImageSet],
+    plan: Plan,
+    *,
+    command: str,
+    model: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> Outcome:
+    """Measure ``sets`` (real, synthetic and perhaps train) and write the results into ``plan.out``.
+
+    Results that are there already, of the same images, extractor and settings, are kept and not computed again.
+
+    Raises:
+        UserError: the folder holds another evaluation, or a bad image. Measures that could not be computed are in
+            ``Outcome.refused``, so that the caller can report all others first.
+    """
+    from tqdm import tqdm
+
+    hashes = {images.name: set_hash(images, plan.workers) for images in sets}
+    _claim(plan, hashes)
+    began = time.monotonic()
+    features = extract(
+        sets,
+        plan.extractors,
+        cache=plan.out / "cache",
+        workers=plan.workers,
+        batch_size=plan.batch_size,
+        skip_bad=plan.skip_bad,
+    )
+    measured = {images.name: images for images in features.sets}
+    synthetic, partner, notes = match_to_real(measured["synthetic"].table, measured["real"].table)
+    case = Case(
+        real=measured["real"],
+        synthetic=dataclasses.replace(measured["synthetic"], table=synthetic),
+        train=measured.get("train"),
+        validation=measured.get(VALIDATION),
+        partner=partner,
+        notes=notes,
+        features=features,
+        extractors=plan.extractors,
+        seed=plan.seed,
+        resamples=plan.resamples,
+        device=plan.device,
+        dual_encoder=plan.dual_encoder,
+        image_to_text=plan.image_to_text,
+    )
+    inputs = {name: _described(images, hashes[name]) for name, images in measured.items()}
+    contexts = {
+        extractor.name: Context(
+            extractor=f"{portable(extractor.name)}, sha256 {extractor.hash}",
+            resize=extractor.chain,
+            seed=plan.seed,
+            settings=settings,
+            model=model,
+            inputs=inputs,
+            command=command,
+        )
+        for extractor in plan.extractors
+    }
+    jobs: list[tuple[str, Measure, Extractor]] = []
+    missing = [(f"everything with {name}", reason) for name, reason in plan.missing.items()]
+    for name in plan.metrics:
+        output = MEASURES[name].output
+        fit = [extractor for extractor in plan.extractors if output in extractor.outputs or not output]
+        fit = fit if MEASURES[name].each_extractor else fit[:1]
+        jobs += [(result_name(name, extractor, fit), MEASURES[name], extractor) for extractor in fit]
+        if not fit:
+            missing.append((name, f"none of the extractors gives {output}; name classifier in --extractors"))
+    results: dict[str, dict[str, Any]] = {}
+    refused: list[str] = []
+    # A run that goes on where another was killed adds to what that one took.
+    seconds: dict[str, float] = dict(read_index(plan.out).get("seconds", {}))
+    seconds["features"] = seconds.get("features", 0.0) + time.monotonic() - began
+    bar = tqdm(jobs, desc="measures", file=sys.stderr)
+    for name, measure, extractor in bar:
+        bar.set_description(name)
+        began = time.monotonic()
+        context = contexts[extractor.name]
+        try:
+            if measure.judge is not None:
+                judge, chain = measure.judge(case)
+                context = dataclasses.replace(context, extractor=judge, resize=chain)
+            kept = _kept(plan.out / f"{name}.json", context, measure)
+            if kept is not None:
+                results[name] = kept
+                continue
+            found = measure.compute(case, extractor)
+        except Unavailable as reason:
+            missing.append((name, str(reason)))
+            if reason.bad_input or plan.asked:
+                refused.append(f"{name} ({reason})")
+            continue
+        results[name] = _write(plan.out / f"{name}.json", measure, found, context, case)
+        seconds[name] = time.monotonic() - began
+        _write_index(plan.out, {**read_index(plan.out), "seconds": seconds})
+        with tqdm.external_write_mode(file=sys.stderr):
+            print(f"{name}: {_line(results[name])}", file=sys.stderr)
+    results = _in_order({**_earlier(plan.out, results, inputs), **results})
+    index = {
+        "key": _key(plan, hashes),
+        "model": model,
+        "inputs": inputs,
+        "suite": plan.suite,
+        "measures": list(results),
+        "missing": [{"measure": name, "reason": reason} for name, reason in missing],
+        "extractors": {
+            str(portable(e.name)): {"hash": e.hash, "chain": e.chain, "dim": e.dim} for e in plan.extractors
+        },
+        "settings": settings,
+        "command": command,
+        "versions": versions(),
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+    }
+    _write_index(plan.out, index)
+    return Outcome(results, missing, refused, case)
+
+
+def result_name(measure: str, extractor: Extractor, extractors: Sequence[Extractor]) -> str:
+    """Stem of the result's file: the measure, and the extractor where it is not the first."""
+    if extractor.name == extractors[0].name:
+        return measure
+    plain_name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in Path(extractor.name).name)
+    return f"{measure}-{plain_name}"
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """``evaluation.json`` of a finished or broken-off evaluation; UserError if there is none."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} holds no evaluation ({INDEX}); make one with `roentgen eval --out {folder}`"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / INDEX} cannot be read ({error}); run the evaluation again") from None
+    if not isinstance(index, dict) or "key" not in index:
+        raise UserError(f"{folder / INDEX} is no index of an evaluation; run the evaluation again")
+    return dict(index)
+
+
+def _key(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """What all results of a folder share; the training images matter to single measures only."""
+    return {
+        "real": hashes["real"],
+        "synthetic": hashes["synthetic"],
+        "seed": plan.seed,
+        "resamples": plan.resamples,
+        "version": __version__,
+    }
+
+
+def _claim(plan: Plan, hashes: Mapping[str, str]) -> None:
+    """Make ``plan.out`` the folder of this evaluation; UserError if it is another's."""
+    key = _key(plan, hashes)
+    if (plan.out / INDEX).exists():
+        found = read_index(plan.out)["key"]
+        different = [name for name in key if found.get(name) != key[name]]
+        if different:
+            words = {"real": "real images", "synthetic": "synthetic images", "version": "roentgen version"}
+            what = ", ".join(words.get(name, f"--{name}") for name in different)
+            raise UserError(f"--out {plan.out} holds an evaluation with other {what}; choose another folder")
+        return
+    strange = [name for name in MEASURES if (plan.out / f"{name}.json").exists()]
+    if strange:
+        raise UserError(f"--out {plan.out} holds {strange[0]}.json of something else; choose another folder")
+    _write_index(plan.out, {"key": key, "measures": [], "missing": []})
+
+
+def _write_index(out: Path, index: Mapping[str, Any]) -> None:
+    text = json.dumps(plain(index), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(out / INDEX, text.encode())
+
+
+def _earlier(
+    out: Path, results: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Results of earlier runs into the same folder that this one did not ask for, such as those of a larger suite."""
+    found = {}
+    for name in read_index(out).get("measures", []):
+        path = out / f"{name}.json"
+        measure = MEASURES.get(name.partition("-")[0])
+        if name in results or measure is None or not path.exists():
+            continue
+        result = read_result(path)
+        if _same_inputs(result, inputs, measure):
+            found[name] = result
+    return found
+
+
+def _in_order(results: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    places = {name: place for place, name in enumerate(MEASURES)}
+    return dict(sorted(results.items(), key=lambda item: places[item[0].partition("-")[0]]))
+
+
+def _described(images: ImageSet, digest: str) -> dict[str, Any]:
+    """A set as results name it: where from, how many, hash of images and labels, what was left out."""
+    return {
+        "source": portable(images.source.resolve()) if images.source else None,
+        "n": len(images),
+        "patients": len(set(images.patients)),
+        "hash": digest,
+        "left_out": [Path(line.partition(": ")[0]).name + ": " + line.partition(": ")[2] for line in images.bad],
+    }
+
+
+def _kept(path: Path, context: Context, measure: Measure) -> dict[str, Any] | None:
+    """The result of an earlier run of the same evaluation, or None if it is missing, damaged or of other inputs."""
+    if not path.exists():
+        return None
+    try:
+        result = read_result(path)
+    except UserError:
+        return None
+    same = (result["extractor"], result["resize"], result["seed"]) == (context.extractor, context.resize, context.seed)
+    return result if same and _same_inputs(result, context.inputs, measure) else None
+
+
+def _same_inputs(result: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]], measure: Measure) -> bool:
+    sets = ("real", "synthetic", *measure.reads)
+    return all((result["inputs"].get(name) or {}).get("hash") == inputs.get(name, {}).get("hash") for name in sets)
+
+
+def _write(path: Path, measure: Measure, found: dict[str, Any], context: Context, case: Case) -> dict[str, Any]:
+    per_image = found.pop("per_image", None)
+    if per_image:  # before the result: a result that is there is whole
+        table = pd.DataFrame(
+            {
+                "image": [Path(image).name for image in case.synthetic.table["image"]],
+                "prompt": case.synthetic.table["text"].to_numpy(),
+                "patient": case.bootstrap_groups,
+                **{name: np.asarray(values) for name, values in per_image.items()},
+            }
+        )
+        write_atomic(path.with_suffix(".images.csv"), table.to_csv(index=False).encode())
+    left_out = [
+        f"{len(images.bad)} bad image(s) of --{images.name} left out"
+        for images in case.features.sets
+        if images.bad and images.name in ("real", "synthetic", *measure.reads)
+    ]
+    return write_result(
+        path,
+        metric=measure.label,
+        value=found["value"],
+        ci=found["ci"],
+        ci_method=found["ci_method"],
+        n=found["n"],
+        context=context,
+        warnings=[*found["warnings"], *left_out],
+        details={"better": measure.better, "unit": measure.unit, **found["details"]},
+    )
+
+
+def _line(result: Mapping[str, Any]) -> str:
+    if result["value"] is None:
+        return f"no value, n = {result['n']}"
+    low, high = result["ci"]
+    span = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+    return f"{result['value']:.4g}{span}, n = {result['n']}"

@@ -1,0 +1,290 @@
+"""From the results of a suite to its report: which lines, plots and pictures, and how pictures were chosen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from roentgen.errors import UserError
+from roentgen.images import read_image, write_atomic
+from roentgen.metrics import plots
+from roentgen.metrics.html_report import Line, Panel, Picture, Plot, Report, number, render, spelled
+from roentgen.metrics.image_set import ImageSet
+from roentgen.metrics.measures import MEASURES, SHOWN
+from roentgen.metrics.suite import Outcome
+
+REPORT = "report.html"
+SHOWING = 12  # pictures of a panel
+ALIKE = 2  # of the same findings in the panels of best and worst
+PAIRS = 8  # pairs of a panel
+Result = Mapping[str, Any]
+
+
+def write_report(out: Path, outcome: Outcome, *, command: str, title: str) -> Path:
+    """Write ``report.html`` into ``out`` and return its path."""
+    case = outcome.case
+    first = next(iter(outcome.results.values()), None)
+    counted = f"{len(case.synthetic):,} generated images against {len(case.real):,} real ones"
+    if case.train is not None:
+        counted += f"; {len(case.train):,} training images"
+    report = Report(
+        title=title,
+        subtitle=f"{counted}. Research only, not for diagnosis.",
+        lines=lines(outcome.results),
+        warnings=case.notes,
+        missing=[(_label(name), reason) for name, reason in outcome.missing],
+        plots=drawings(outcome.results),
+        panels=panels(out, outcome),
+        tables=tables(outcome.results),
+        conditions={} if first is None else conditions(outcome, first),
+        command=command,
+    )
+    path = out / REPORT
+    write_atomic(path, render(report).encode())
+    return path
+
+
+def lines(results: Mapping[str, Result]) -> list[Line]:
+    """Lines of the summary: one a result, or one for each of its rows (such as precision at 5, 10 and 50)."""
+    found = []
+    for name, result in results.items():
+        details = result["details"]
+        extractor = name.partition("-")[2] or _short(result["extractor"])
+        rows = details.get("rows") or [{**result, "floor": details.get("floor"), "ceiling": details.get("ceiling")}]
+        for row in rows:
+            label = f"{result['metric']} {row['name']}" if "name" in row else result["metric"]
+            found.append(
+                Line(
+                    measure=label,
+                    group=extractor,
+                    entry=row,
+                    floor=row.get("floor"),
+                    ceiling=row.get("ceiling"),
+                    better=details.get("better", ""),
+                    warnings=result["warnings"],
+                )
+            )
+    return found
+
+
+def drawings(results: Mapping[str, Result]) -> list[Plot]:
+    """All plots that the results have data for, in their order."""
+    found: list[Plot] = []
+    curves: dict[str, Any] = {}
+    for name, result in results.items():
+        details, measure = result["details"], name.partition("-")[0]
+        features = _short(result["extractor"])
+        of = "" if "-" not in name else f", {features}"
+        if measure in ("auroc", "f1", "laterality", "fid_by_finding") and details.get("findings"):
+            found.append(_finding_plot(measure, result, of))
+        if details.get("by_n"):
+            curves = details["by_n"]
+            limit = results.get(name.replace("fid", "fd_infinity", 1), {}).get("value")
+            limits = {"generated": limit} if limit is not None else {}
+            axis = f"Fréchet distance ({features} features)"
+            found.append(
+                Plot(
+                    f"Fréchet distance against n{of}",
+                    plots.against_n(curves, axis=axis, limits=limits),
+                    "Random subsets of n images on each side. The distance falls with n for real images too: what lies "
+                    "between the curves at one n is the model's. Distances at different n cannot be compared.",
+                    "; ".join(
+                        f"{curve}: {number(points[-1]['value'])} at n = {points[-1]['n']}"
+                        for curve, points in curves.items()
+                    ),
+                )
+            )
+        if details.get("reliability"):
+            bins = {
+                who: [{"predicted": b["score"], "observed": b["frequency"], "ci": b["ci"], "n": b["n"]} for b in curve]
+                for who, curve in details["reliability"].items()
+            }
+            found.append(
+                Plot(
+                    f"Reliability of the classifier{of}",
+                    plots.reliability(bins),
+                    "All findings together, in ten bins of the predicted probability; vertical lines: 95 % intervals "
+                    "(Wilson). Below: how many labels are in each bin. On generated images a label is what the prompt "
+                    "says.",
+                    "observed share of positives against predicted probability",
+                )
+            )
+        if histogram := details.get("histogram"):
+            found.append(
+                Plot(
+                    f"Distance to the nearest image{of}",
+                    plots.histograms(
+                        histogram["edges"], histogram["shares"], axis=f"{histogram['unit']} ({features} features)"
+                    ),
+                    "Copies of training images would show as generated images far to the left of the others. A "
+                    "training set larger than the held-out one has nearer neighbours by chance; the share in the "
+                    "summary is taken at equal size.",
+                    f"share nearer to training {number(result['value'])}",
+                )
+            )
+    return found
+
+
+def _finding_plot(measure: str, result: Result, of: str) -> Plot:
+    words = {
+        "auroc": ("AUROC by finding", "AUROC (0.5 is chance)", 0.5),
+        "f1": ("F1 by finding", "F1 at the threshold fitted on validation images", None),
+        "laterality": ("Left and right by finding", "share on the side that the prompt asks for", 0.5),
+        "fid_by_finding": ("Fréchet distance by finding", "Fréchet distance to real images with the finding", None),
+    }
+    title, axis, chance = words[measure]
+    rows = result["details"]["findings"]
+    known = [row for row in rows if row.get("value") is not None]
+    without = [row["finding"].replace("_", " ") for row in rows if row.get("value") is None]
+    caption = "Bars: generated images; lines: 95 % intervals; n: images with the finding."
+    if any(row.get("ceiling") for row in known):
+        caption += " Diamonds: real images."
+    if any(row.get("floor") for row in known):
+        caption += " Ticks: two halves of the real images."
+    if without:
+        caption += f" Without a value (no cases or no controls): {', '.join(without)}."
+    told = "; ".join(f"{row['finding']} {number(row['value'])}" for row in known)
+    return Plot(f"{title}{of}", plots.finding_bars(known, axis=axis, chance=chance), caption, told)
+
+
+def tables(results: Mapping[str, Result]) -> list[tuple[str, str, Sequence[str], Sequence[Sequence[str]]]]:
+    """Figures by finding, and memorisation by how often a prompt was seen."""
+    found: list[tuple[str, str, Sequence[str], Sequence[Sequence[str]]]] = []
+    for name, result in results.items():
+        rows = result["details"].get("findings")
+        if rows and name.partition("-")[0] in ("auroc", "f1", "laterality", "fid_by_finding"):
+            body = [
+                [
+                    row["finding"].replace("_", " "),
+                    spelled(row),
+                    spelled(row.get("ceiling")),
+                    str(row.get("positives", row.get("n", "–"))),
+                ]
+                for row in rows
+                if row.get("value") is not None
+            ]
+            about = f"By finding; brackets: {result['ci_method'].replace('none for the mean; by finding: ', '')}"
+            title = f"{result['metric']}, {_short(result['extractor'])}"
+            found.append((title, about, ["finding", "generated", "real images", "n"], body))
+        if seen := result["details"].get("by_frequency"):
+            body = [[row["seen"], spelled(row), str(row["n"])] for row in seen]
+            about = "By how often the prompt's text occurs among the training texts (rarely: up to ten times)"
+            found.append((result["metric"], about, ["prompt seen", "share", "n"], body))
+    return found
+
+
+def panels(out: Path, outcome: Outcome) -> list[Panel]:
+    """Random images, the best and the worst by adherence, and the nearest training images."""
+    case = outcome.case
+    images, texts = case.synthetic.paths, [str(text) for text in case.synthetic.table["text"]]
+    rng = np.random.default_rng(case.seed)
+    chosen = np.sort(rng.permutation(len(images))[:SHOWING])
+
+    def one(row: int, note: str = "") -> Picture:
+        said = texts[row] or images[row].name
+        return Picture([read_image(images[row])], [""], f"{said} {note}".strip())
+
+    found = [Panel("Random", f"{len(chosen)} generated images, drawn with seed {case.seed}.", [one(i) for i in chosen])]
+    shown = _column(out / "auroc.images.csv", SHOWN, len(images))
+    if shown is not None:
+        known = np.flatnonzero(np.isfinite(shown))
+        order = known[np.argsort(-shown[known], kind="stable")]
+        half = len(order) // 2
+        asked = [tuple(np.flatnonzero(labels == 1)) for labels in case.synthetic.labels(case.synthetic.findings)]
+        about = (
+            "By the share of real images without the finding that the classifier scores lower, mean over the findings "
+            f"that the prompt names (in brackets); at most {ALIKE} of the same findings. The classifier can be wrong, "
+            "so look."
+        )
+        for title, rows in (("Best by adherence", order[:half]), ("Worst by adherence", order[::-1][:half])):
+            picked = _varied(rows, asked)
+            if picked:
+                found.append(Panel(title, about, [one(i, f"[{shown[i]:.2f}]") for i in picked]))
+    gap = _column(out / "nearest.images.csv", "distance to training", len(images))
+    place = _column(out / "nearest.images.csv", "nearest training row", len(images))
+    if case.train is not None and gap is not None and place is not None:
+        found.append(_neighbours(case.synthetic, case.train, gap, place.astype(int)))
+    return found
+
+
+def _varied(rows: NDArray[np.integer], kinds: Sequence[Hashable]) -> list[int]:
+    """The first ``SHOWING`` of ``rows`` with no more than ``ALIKE`` of a kind."""
+    taken: Counter[Hashable] = Counter()
+    chosen: list[int] = []
+    for row in rows.tolist():
+        if taken[kinds[row]] < ALIKE and len(chosen) < SHOWING:
+            taken[kinds[row]] += 1
+            chosen.append(row)
+    return chosen
+
+
+def _neighbours(synthetic: ImageSet, train: ImageSet, gap: Any, place: Any) -> Panel:
+    pictures = []
+    for row in np.argsort(gap, kind="stable")[:PAIRS]:
+        near = int(place[row])
+        pair = [read_image(synthetic.paths[row]), read_image(train.paths[near])]
+        said, other = (str(images.table["text"].iloc[i]) for images, i in ((synthetic, row), (train, near)))
+        note = f"Distance {number(gap[row])} · prompt: {said or '–'} · training text: {other or '–'}"
+        pictures.append(Picture(pair, ["generated", "nearest training image"], note))
+    about = f"The {len(pictures)} generated images that are nearest to a training image in the classifier's features."
+    return Panel("Nearest training neighbours", about, pictures)
+
+
+def _column(path: Path, name: str, n: int) -> NDArray[np.float64] | None:
+    """Values (N,) of single images from a measure's table; None where that measure was not computed."""
+    if not path.exists():
+        return None
+    try:
+        values = pd.read_csv(path)[name].to_numpy(dtype=np.float64)
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{path} is damaged; delete it and {path.name.partition('.')[0]}.json, and run again") from None
+    return values if len(values) == n else None
+
+
+def conditions(outcome: Outcome, first: Result) -> dict[str, Any]:
+    """What a reader needs to repeat the run."""
+    found: dict[str, Any] = {}
+    for name, said in first["inputs"].items():
+        found[name] = f"{said['source']}; {said['n']:,} images of {said['patients']:,} patients; sha256 {said['hash']}"
+        if said["left_out"]:
+            found[f"{name}, left out"] = said["left_out"]
+    if first["model"]:
+        found["model"] = first["model"]
+    for extractor in outcome.case.extractors:
+        found[f"extractor {_base(extractor.name)}"] = (
+            f"sha256 {extractor.hash}; {extractor.dim:,} features; {extractor.chain}"
+        )
+    found["intervals"] = {
+        MEASURES[name.partition("-")[0]].label: result["ci_method"]
+        for name, result in outcome.results.items()
+        if "-" not in name
+    }
+    commit = first["git_commit"] or "not from a checkout"
+    found |= {
+        "settings": first["settings"],
+        "seed": first["seed"],
+        "git commit": f"{commit}{' (with changes)' if first['git_modified'] else ''}",
+        "versions": first["versions"],
+    }
+    return found
+
+
+def _label(name: str) -> str:
+    measure, _, extractor = name.partition("-")
+    if measure not in MEASURES:
+        return name
+    return MEASURES[measure].label.rstrip(",") + (f", {extractor}" if extractor else "")
+
+
+def _base(name: str) -> str:
+    return Path(name).name if "/" in name and Path(name).is_absolute() else name
+
+
+def _short(extractor: str) -> str:
+    return extractor.partition(", sha256")[0]

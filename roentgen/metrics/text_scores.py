@@ -1,0 +1,370 @@
+"""Report-based scores: an image-to-text model describes each image, and its text is scored against the prompt.
+
+The score is that of generator and describer together, so it is read beside the same describer on real images with
+their own texts (ceiling) and beside shuffled prompts (floor; word overlap of two unrelated reports is far above 0).
+
+BLEU and ROUGE are computed here, on lower-case runs of letters and digits, so that they need no package. METEOR is
+nltk's with exact and stem matches; its synonym stage needs WordNet, which is not used, and that is in its name.
+BERTScore needs the weights of its model only. CheXbert F1, RadGraph F1 and RaTEScore come from their own packages and
+weights. What cannot be computed is in the result with its reason: nothing is skipped in silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roentgen.errors import UserError
+from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
+from roentgen.models.registry import cached_snapshot
+from roentgen.vocabulary import words
+
+Floats = NDArray[np.float64]
+ImageToText = Callable[[Sequence[NDArray[np.uint8]]], list[str]]
+"""Grey uint8 images (H, W) of any sizes -> one text each."""
+
+BLEU_ORDER = 4
+FEW = 100
+BERT_SCORE_MODEL = "roberta-large"
+BERT_SCORE_LAYERS = {"roberta-large": 17}
+
+
+class NotComputed(Exception):
+    """A score cannot be had here; the message says why and what would mend it."""
+
+
+# ----------------------------------------------------------------------------------- scores of their own
+
+
+def bleu_counts(candidates: Sequence[str], references: Sequence[str]) -> Floats:
+    """Counts (N, 2 + 2 * 4) that BLEU is made of: lengths of both, then matches and n-grams for n = 1 to 4."""
+    rows = []
+    for candidate, reference in zip(candidates, references, strict=True):
+        mine, theirs = words(candidate), words(reference)
+        row = [len(mine), len(theirs)]
+        for n in range(1, BLEU_ORDER + 1):
+            one, other = _ngrams(mine, n), _ngrams(theirs, n)
+            row += [(one & other).total(), one.total()]
+        rows.append(row)
+    return np.array(rows, dtype=np.float64).reshape(-1, 2 + 2 * BLEU_ORDER)
+
+
+def corpus_bleu(totals: Floats, order: int = BLEU_ORDER) -> Floats:
+    """BLEU (B,) up to ``order`` of summed ``bleu_counts`` (B, 10) (Papineni et al. 2002, section 2.3), no smoothing."""
+    hits, grams = totals[:, 2::2][:, :order], totals[:, 3::2][:, :order]
+    usable = (hits > 0).all(axis=1)
+    logs = np.log(np.where(hits > 0, hits, 1) / np.where(grams > 0, grams, 1)).mean(axis=1)
+    length = np.maximum(totals[:, 0], 1)
+    brevity = np.minimum(1 - totals[:, 1] / length, 0)
+    return np.where(usable, np.exp(logs + brevity), 0.0)
+
+
+def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+
+
+def rouge(candidates: Sequence[str], references: Sequence[str], kind: str) -> Floats:
+    """ROUGE F1 (N,) of pairs (Lin 2004): ``kind`` "1" or "2" for n-grams, "L" for the longest common subsequence."""
+    values = []
+    for candidate, reference in zip(candidates, references, strict=True):
+        mine, theirs = words(candidate), words(reference)
+        if kind == "L":
+            hits, sizes = _common(mine, theirs), (len(mine), len(theirs))
+        else:
+            one, other = _ngrams(mine, int(kind)), _ngrams(theirs, int(kind))
+            hits, sizes = (one & other).total(), (one.total(), other.total())
+        values.append(2 * hits / sum(sizes) if hits else 0.0)
+    return np.array(values, dtype=np.float64)
+
+
+def _common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(b) + 1)
+    for word in a:
+        before = 0
+        for j, other in enumerate(b, start=1):
+            before, row[j] = row[j], before + 1 if word == other else max(row[j], row[j - 1])
+    return row[-1]
+
+
+# ------------------------------------------------------------------------- scores of other people's making
+
+
+class _NoWordNet:
+    """Stands for WordNet where nltk's METEOR looks for synonyms: it knows none."""
+
+    def synsets(self, word: str) -> list[Any]:
+        return []
+
+
+def meteor(candidates: Sequence[str], references: Sequence[str]) -> Floats:
+    """METEOR (N,) (Banerjee & Lavie 2005) of exact and stem matches, by nltk; no synonyms."""
+    _need("nltk", "nltk")
+    from nltk.translate.meteor_score import single_meteor_score
+
+    pairs = zip(candidates, references, strict=True)
+    return np.array([single_meteor_score(words(r), words(c), wordnet=_NoWordNet()) for c, r in pairs])
+
+
+def bert_score(
+    candidates: Sequence[str], references: Sequence[str], *, model: str = BERT_SCORE_MODEL, batch_size: int = 16
+) -> Floats:
+    """BERTScore F1 (N,) (Zhang et al. 2020, section 3): greedy cosine matches of token states, no idf, no rescaling.
+
+    ``model``: folder or cached hub id; layer 17 of roberta-large, as the paper's authors advise, the last of others.
+    Written here because torchmetrics 1.9 sorts candidates and references by length and puts them back in a wrong order,
+    so that it compares texts that do not belong together.
+    """
+    folder = _local_folder(model)
+    if folder is None:
+        raise NotComputed(
+            f"{model} is not on this disk; where there is a network run `hf download {model} --local-dir FOLDER` and "
+            "give the folder as BERTScore's model"
+        )
+    import torch
+    import torch.nn.functional as F
+
+    tokenizer, encoder = _weights(str(model), lambda: _load_bert(folder))
+    layer = min(BERT_SCORE_LAYERS.get(model, encoder.config.num_hidden_layers), encoder.config.num_hidden_layers)
+    window = min(int(tokenizer.model_max_length), 512)
+
+    def states(texts: Sequence[str]) -> tuple[Any, Any]:
+        """Unit states (n, L, D) and which of them are words (n, L): neither padding nor the start and end token."""
+        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=window, return_tensors="pt")
+        mask = tokens["attention_mask"]
+        found = encoder(input_ids=tokens["input_ids"], attention_mask=mask, output_hidden_states=True).hidden_states[
+            layer
+        ]
+        inside = mask.bool()
+        inside[:, 0] = False
+        inside[torch.arange(len(mask)), mask.sum(1) - 1] = False
+        return F.normalize(found.float(), dim=2), inside
+
+    values = []
+    with torch.inference_mode():
+        for start in range(0, len(candidates), batch_size):
+            one, mine = states(candidates[start : start + batch_size])
+            other, theirs = states(references[start : start + batch_size])
+            cosine = one @ other.transpose(1, 2)
+            cosine = cosine.masked_fill(~(mine[:, :, None] & theirs[:, None]), -torch.inf)
+            for matrix, a, b in zip(cosine, mine, theirs, strict=True):
+                if a.any() and b.any():
+                    precision, recall = matrix.amax(1)[a].mean(), matrix.amax(0)[b].mean()
+                    values.append(float(2 * precision * recall / (precision + recall)))
+                else:  # an empty text matches nothing
+                    values.append(0.0)
+    return np.array(values)
+
+
+def _load_bert(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return tokenizer, AutoModel.from_pretrained(folder, local_files_only=True).eval()
+
+
+def chexbert_labels(texts: Sequence[str]) -> NDArray[np.int64]:
+    """CheXbert's 14 labels (N, 14) in {0, 1}, uncertain counting as present, by the package f1chexbert."""
+    _need("f1chexbert", "f1chexbert")
+    from f1chexbert import F1CheXbert
+
+    labeller = _weights("chexbert.pth of StanfordAIMI/RRG_scorers", F1CheXbert)
+    return np.array([labeller.get_label(text.strip()) for text in texts], dtype=np.int64)
+
+
+def radgraph_f1(candidates: Sequence[str], references: Sequence[str]) -> Floats:
+    """RadGraph F1 (N,), entities with relations ("partial" reward), by the package radgraph (radgraph-xl)."""
+    _need("radgraph", "radgraph")
+    from radgraph import F1RadGraph
+
+    scorer = _weights(
+        "radgraph-xl.tar.gz of StanfordAIMI/RRG_scorers",
+        lambda: F1RadGraph(reward_level="partial", model_type="radgraph-xl"),
+    )
+    return np.array(scorer(hyps=list(candidates), refs=list(references))[1], dtype=np.float64)
+
+
+def rate_score(candidates: Sequence[str], references: Sequence[str]) -> Floats:
+    """RaTEScore (N,) (Zhao et al. 2024), by the package RaTEScore."""
+    _need("RaTEScore", "RaTEScore")
+    from RaTEScore import RaTEScore
+
+    scorer = _weights("Angelakeke/RaTE-NER-Deberta and FremyCompany/BioLORD-2023-C", RaTEScore)
+    return np.array(scorer.compute_score(list(candidates), list(references)), dtype=np.float64)
+
+
+def _need(module: str, package: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise NotComputed(f"the package {package} is not installed; run `pip install {package}`")
+
+
+def _weights(what: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except Exception as error:  # hub, HTTP, OS and pickle errors: each package has its own way to fail
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise NotComputed(f"its weights ({what}) cannot be loaded: {reason}") from error
+
+
+def _local_folder(name: str) -> Path | None:
+    path = Path(name).expanduser()
+    return path if path.is_dir() else cached_snapshot(name, having=("config.json",))
+
+
+# ---------------------------------------------------------------------------------------------- the hook
+
+
+@dataclass(frozen=True)
+class Described:
+    """Texts of an image-to-text model (N,), the texts that they should say (N,), patients or prompts (N,)."""
+
+    texts: Sequence[str]
+    references: Sequence[str]
+    groups: Sequence[object]
+
+    def __post_init__(self) -> None:
+        if not len(self.texts) == len(self.references) == len(self.groups):
+            raise ValueError(f"{len(self.texts)} texts, {len(self.references)} references, {len(self.groups)} groups")
+        if not len(self.texts):
+            raise ValueError("no texts")
+
+
+PAIRWISE: dict[str, Callable[[Sequence[str], Sequence[str]], Floats]] = {
+    "ROUGE-1": lambda c, r: rouge(c, r, "1"),
+    "ROUGE-2": lambda c, r: rouge(c, r, "2"),
+    "ROUGE-L": lambda c, r: rouge(c, r, "L"),
+    "METEOR (exact and stem)": meteor,
+    "BERTScore": bert_score,
+    "RadGraph F1": radgraph_f1,
+    "RaTEScore": rate_score,
+}
+"""Scores that are means over pairs, by name; (candidates, references) -> (N,)."""
+BLEU = tuple(f"BLEU-{order}" for order in range(1, BLEU_ORDER + 1))
+CHEXBERT = "CheXbert F1 (micro, 14)"
+SCORES = (*BLEU, *PAIRWISE, CHEXBERT)
+
+
+def text_scores(
+    described: Described,
+    *,
+    real: Described | None = None,
+    scores: Sequence[str] = SCORES,
+    bert_score_model: str = BERT_SCORE_MODEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Every one of ``scores`` (names of ``SCORES``), each as a metric's dictionary.
+
+    ``details`` holds ``floor`` (the references permuted once, with its interval), ``real`` (the ceiling) where real
+    images were described too, and ``not_computed``: the reason, or None. A score that is not computed has the value
+    NaN, n = 0 and the reason among its warnings.
+    """
+    unknown = [name for name in scores if name not in SCORES]
+    if unknown:
+        raise ValueError(f"unknown score {unknown[0]!r}; known are {', '.join(SCORES)}")
+    order = np.random.default_rng(seed).permutation(len(described.texts))
+    shuffled = Described(described.texts, [described.references[i] for i in order], described.groups)
+    cases = {"value": described, "floor": shuffled} | ({} if real is None else {"real": real})
+    weights = {name: cluster_weights(case.groups, resamples, seed) for name, case in cases.items()}
+    results = {}
+    for name in scores:
+        pairwise = (
+            (lambda c, r: bert_score(c, r, model=bert_score_model)) if name == "BERTScore" else PAIRWISE.get(name)
+        )
+        entries: dict[str, dict[str, Any]] = {}
+        reason = None
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # these packages talk on stdout, which is for results
+                for place, case in cases.items():
+                    entries[place] = _score(name, pairwise, case, weights[place])
+        except NotComputed as error:
+            reason = f"{name} not computed: {error}"
+        n = 0 if reason else len(described.texts)
+        warnings = [reason] if reason else [f"n = {n}: use at least {FEW} pairs"] if n < FEW else []
+        value = {"value": math.nan, "ci": (math.nan, math.nan)} if reason else entries.pop("value")
+        results[name] = {
+            **value,
+            "ci_method": f"95 % percentile, bootstrap by patient or prompt, {resamples} resamples",
+            "n": n,
+            "warnings": warnings,
+            "details": {"not_computed": reason, **({} if reason else entries)},
+        }
+    return results
+
+
+def _score(
+    name: str, pairwise: Callable[[Sequence[str], Sequence[str]], Floats] | None, case: Described, weights: Floats
+) -> dict[str, Any]:
+    """Value and interval of one score on one set."""
+    if pairwise is not None:
+        values = pairwise(case.texts, case.references)
+        return {"value": float(values.mean()), "ci": percentile_interval(weights @ values / weights.sum(axis=1))}
+    if name in BLEU:
+        counts, order = bleu_counts(case.texts, case.references), BLEU.index(name) + 1
+        value = corpus_bleu(counts.sum(axis=0, keepdims=True), order)[0]
+        return {"value": float(value), "ci": percentile_interval(corpus_bleu(weights @ counts, order))}
+    mine, theirs = chexbert_labels(case.texts), chexbert_labels(case.references)
+    hits, wrong = (mine & theirs).sum(axis=1), (mine ^ theirs).sum(axis=1)
+    below = weights @ (2 * hits + wrong)
+    draws = np.divide(weights @ (2.0 * hits), below, out=np.full(len(below), np.nan), where=below > 0)
+    total = 2 * hits.sum() + wrong.sum()
+    return {"value": float(2 * hits.sum() / total) if total else math.nan, "ci": percentile_interval(draws)}
+
+
+def load_image_to_text(name: str, *, device: str = "cpu", max_tokens: int = 128, batch_size: int = 8) -> ImageToText:
+    """A hook from an image-to-text model of transformers (BLIP, GIT, VisionEncoderDecoder ...), greedy and repeatable.
+
+    Args:
+        name: folder or cached hub id with weights, image processor and tokenizer.
+        device: cpu, cuda or mps.
+        max_tokens: length of a text at most.
+        batch_size: images at a time.
+
+    Raises:
+        UserError: not on this disk, or no image-to-text model.
+    """
+    folder = _local_folder(name)
+    if folder is None or not (folder / "config.json").is_file():
+        if folder is None and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+            raise UserError(f"--image_to_text {name}: no such folder; give one, or a hub id such as owner/name")
+        raise UserError(
+            f"--image_to_text {name}: not on this disk; where there is a network run `hf download {name} --local-dir "
+            "FOLDER`, then pass --image_to_text FOLDER"
+        )
+    import torch
+    from PIL import Image
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True).eval().to(device)
+    except Exception as error:  # config, tokenizer, processor and weight errors alike mean a bad folder
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise UserError(
+            f"--image_to_text {name}: {folder} cannot be loaded as an image-to-text model ({reason}); it needs "
+            "config.json, weights, preprocessor_config.json and the tokenizer"
+        ) from error
+
+    @torch.inference_mode()
+    def describe(images: Sequence[NDArray[np.uint8]]) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(images), batch_size):
+            pictures = [Image.fromarray(image).convert("RGB") for image in images[start : start + batch_size]]
+            pixels = processor(pictures, return_tensors="pt")["pixel_values"].to(device)
+            ids = model.generate(pixel_values=pixels, max_new_tokens=max_tokens, do_sample=False, num_beams=1)
+            texts += [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        return texts
+
+    return describe

@@ -1,0 +1,480 @@
+"""Dual encoders: images and texts as unit vectors in one space, for image-text alignment and retrieval.
+
+The one that ships reads the shipped classifier's features and the states of ``mini``'s text encoder, both frozen, and
+learned two small heads on openchest (``train/alignment.py``). BioViL-T, BiomedCLIP and any CLIP of transformers are
+loaded by name, folder or hub id; their weights are never fetched here, so that a measurement needs no network.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from roentgen.errors import UserError
+from roentgen.images import resize_center_crop, write_atomic
+from roentgen.metrics.result import file_hash
+from roentgen.models import classifier, loading
+from roentgen.models.registry import NAMED, cached_snapshot
+from roentgen.models.text_encoders import TextReader, load_text_encoder, make_reader
+from roentgen.prompts import FINDINGS, Labels
+
+SHIPPED = Path(__file__).parent / "alignment"
+TEXT_MODEL = "mini"
+BATCH = 32
+SAME_AGE = 5.0
+"""Years by which a text may miss the age of an image and still be true of it: images do not show more."""
+
+BIOVIL_T, BIOVIL_T_WEIGHTS = "microsoft/BiomedVLP-BioViL-T", "biovil_t_image_model_proj_size_128.pt"
+BIOMEDCLIP = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
+BIOMEDCLIP_WEIGHTS = ("open_clip_pytorch_model.bin", "open_clip_model.safetensors")
+
+
+class DualEncoder(Protocol):
+    """Images and texts into one space; make one with ``load_dual_encoder``."""
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+
+    @property
+    def chain(self) -> str:
+        """Every step from a grey image to the network's input."""
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of the weights."""
+
+    def images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Unit vectors (N, D) of grey uint8 images (H, W) of any sizes."""
+
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors (N, D) of texts."""
+
+
+# ------------------------------------------------------------------------------------ the one that ships
+
+
+class AlignmentHeads(nn.Module):
+    """Two-layer heads from frozen image and text features into one space, and the temperature of their cosine.
+
+    Features are standardised by ``image_mean`` and ``image_scale``, ``text_mean`` and ``text_scale``, which the recipe
+    sets from the training set.
+    """
+
+    image_mean: Tensor
+    image_scale: Tensor
+    text_mean: Tensor
+    text_scale: Tensor
+
+    def __init__(self, image_width: int, text_width: int, *, hidden: int, dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        for name, width in (("image", image_width), ("text", text_width)):
+            self.register_buffer(f"{name}_mean", torch.zeros(width))
+            self.register_buffer(f"{name}_scale", torch.ones(width))
+        self.image = _head(image_width, hidden, dim, dropout)
+        self.text = _head(text_width, hidden, dim, dropout)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # Radford et al. 2021, section 2.5
+
+    def image_vectors(self, features: Tensor) -> Tensor:
+        """Features (N, image_width) -> unit vectors (N, D)."""
+        return F.normalize(self.image((features - self.image_mean) / self.image_scale), dim=1)
+
+    def text_vectors(self, features: Tensor) -> Tensor:
+        """Features (N, text_width) -> unit vectors (N, D)."""
+        return F.normalize(self.text((features - self.text_mean) / self.text_scale), dim=1)
+
+
+def _head(width: int, hidden: int, dim: int, dropout: float) -> nn.Sequential:
+    drop = nn.Dropout(dropout)
+    return nn.Sequential(drop, nn.Linear(width, hidden), nn.GELU(), drop, nn.Linear(hidden, dim))
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, true: Tensor) -> Tensor:
+    """Symmetric InfoNCE of N pairs of unit vectors (N, D), false negatives removed; a scalar.
+
+    ``true`` (N, N) bool: whether text j (column) also describes image i (row). Such a pair is no negative and leaves
+    both sums; the pairs themselves, on the diagonal, stay whatever it says.
+    """
+    logits = scale * images @ texts.T
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    logits = logits.masked_fill(true & ~own, -math.inf)
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@dataclass(frozen=True)
+class Sayings:
+    """What N texts say, or what is known of N images, as arrays: see ``sayings``.
+
+    findings: (N, F) 1 where named. sides: (N, F) 0 unknown, 1 left, 2 right, 3 both. view: (N,) 0 unknown, 1 PA, 2 AP.
+    sex: (N,) 0 unknown, 1 M, 2 F. age: (N,) years or NaN.
+    """
+
+    findings: NDArray[np.float32]
+    sides: NDArray[np.int8]
+    view: NDArray[np.int8]
+    sex: NDArray[np.int8]
+    age: NDArray[np.float32]
+
+    def __getitem__(self, rows: Any) -> Sayings:
+        return Sayings(self.findings[rows], self.sides[rows], self.view[rows], self.sex[rows], self.age[rows])
+
+
+def sayings(labels: Sequence[Labels]) -> Sayings:
+    """Labels, of images or parsed from texts, as arrays."""
+    names = list(FINDINGS)
+    codes = {None: 0, "left": 1, "right": 2, "bilateral": 3}
+    return Sayings(
+        np.array([[name in one.findings for name in names] for one in labels], dtype=np.float32),
+        np.array([[codes[one.sides.get(name)] for name in names] for one in labels], dtype=np.int8),
+        np.array([(None, "PA", "AP").index(one.view) for one in labels], dtype=np.int8),
+        np.array([(None, "M", "F").index(one.sex) for one in labels], dtype=np.int8),
+        np.array([math.nan if one.age is None else one.age for one in labels], dtype=np.float32),
+    )
+
+
+def describes(images: Sayings, texts: Sayings) -> NDArray[np.bool_]:
+    """(N, M) whether text j is true of image i: it names no finding that the image lacks and contradicts nothing.
+
+    What one of the two does not know contradicts nothing; ages may differ by ``SAME_AGE``. A text that leaves findings
+    out is still true.
+    """
+    true = (1 - images.findings) @ texts.findings.T == 0
+    both = (images.sides > 0).astype(np.float32) @ (texts.sides > 0).astype(np.float32).T
+    equal = sum(
+        (images.sides == code).astype(np.float32) @ (texts.sides == code).astype(np.float32).T for code in (1, 2, 3)
+    )
+    true &= both == equal
+    for mine, theirs in ((images.view, texts.view), (images.sex, texts.sex)):
+        true &= (mine[:, None] == theirs[None]) | (mine[:, None] == 0) | (theirs[None] == 0)
+    apart = np.abs(images.age[:, None] - texts.age[None])
+    return np.asarray(true & ~(apart > SAME_AGE))
+
+
+@torch.inference_mode()
+def text_features(text_encoder: Any, reader: TextReader, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Features (N, 2W) of ``texts``: mean over the states of a text's tokens, and the state of its last one.
+
+    Texts are encoded by length, without padding beyond the longest of a batch; a causal encoder gives the same with it.
+    """
+    tokens = reader.tokens(texts)
+    lengths = tokens.attention.sum(1)
+    order = torch.argsort(lengths, stable=True)
+    result = np.empty((len(texts), 2 * int(text_encoder.config.hidden_size)), dtype=np.float32)
+    for start in range(0, len(texts), 4 * BATCH):
+        rows = order[start : start + 4 * BATCH]
+        longest = int(lengths[rows].max())
+        part = tokens[rows]
+        states = text_encoder(part.ids[:, :longest])[0].float()
+        inside = part.attention[:, :longest].unsqueeze(2)
+        last = states[torch.arange(len(rows)), lengths[rows] - 1]
+        mean = (states * inside).sum(1) / inside.sum(1)
+        result[rows.numpy()] = torch.cat([mean, last], 1).numpy()
+    return result
+
+
+@dataclass(frozen=True)
+class ShippedEncoder:
+    """The dual encoder of ``train/alignment.py``."""
+
+    name: str
+    chain: str
+    hash: str
+    heads: AlignmentHeads
+    judge: classifier.Classifier
+    text_encoder: Any
+    reader: TextReader
+
+    def images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        return self.from_features(
+            np.concatenate(
+                [
+                    self.judge.features(np.stack([resize_center_crop(image, self.judge.size) for image in part]))
+                    for part in _batches(images)
+                ]
+            )
+        )
+
+    @torch.inference_mode()
+    def from_features(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Unit vectors (N, D) of the shipped classifier's features (N, 2048), where they are at hand."""
+        vectors: NDArray[np.float32] = self.heads.image_vectors(torch.from_numpy(np.asarray(features)).float()).numpy()
+        return vectors
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        features = torch.from_numpy(text_features(self.text_encoder, self.reader, texts))
+        vectors: NDArray[np.float32] = self.heads.text_vectors(features).numpy()
+        return vectors
+
+
+def frozen_parts() -> tuple[classifier.Classifier, Any, TextReader, dict[str, str]]:
+    """What the heads stand on: classifier, text encoder, its reader, and the hashes of both weights."""
+    folder = NAMED[TEXT_MODEL].folder
+    if folder is None:
+        raise UserError(f"{TEXT_MODEL}: its weights are missing; reinstall roentgen")
+    tokenizer, text_encoder = load_text_encoder(str(folder))
+    hashes = {
+        "classifier": file_hash(classifier.SHIPPED / "model.safetensors"),
+        "text_encoder": file_hash(folder / "text_encoder" / "model.safetensors"),
+    }
+    return classifier.load_classifier(), text_encoder, make_reader(tokenizer, text_encoder), hashes
+
+
+def save_heads(folder: Path, heads: AlignmentHeads, info: dict[str, Any]) -> None:
+    """Write ``model.safetensors`` (fp16) and ``config.json``; ``info`` holds the widths and the hashes."""
+    from safetensors.torch import save
+
+    state = {name: value.detach().half().contiguous() for name, value in heads.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
+    write_atomic(folder / "config.json", (json.dumps(info, indent=1) + "\n").encode())
+
+
+def load_shipped(folder: Path | None = None) -> ShippedEncoder:
+    """The dual encoder in ``folder``, as ``train/alignment.py`` wrote it; None is the one that ships.
+
+    Raises:
+        UserError: a file is missing or damaged, or the classifier or text encoder is another one than in training.
+    """
+    from safetensors.torch import load_file
+
+    folder = SHIPPED if folder is None else folder
+    for file in ("config.json", "model.safetensors"):
+        if not (folder / file).is_file():
+            raise UserError(f"{folder}: no dual encoder there ({file} is missing); make it with train/alignment.py")
+    info = loading.read_json(folder / "config.json")
+    judge, text_encoder, reader, hashes = frozen_parts()
+    try:
+        widths = {key: int(info[key]) for key in ("image_width", "text_width", "hidden", "dim")}
+        trained_on = info["hashes"]
+        heads = AlignmentHeads(**widths)
+        heads.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+    except Exception as error:  # key, JSON type, safetensors and shape errors alike mean a bad folder
+        raise UserError(f"{folder}: cannot be loaded ({loading.short(error)}); train or copy it again") from None
+    for part, found in hashes.items():
+        if trained_on.get(part) != found:
+            raise UserError(
+                f"{folder}: its heads were trained on another {part.replace('_', ' ')} ({trained_on.get(part)}, here "
+                f"{found}); run train/alignment.py again"
+            )
+    return ShippedEncoder(
+        name="roentgen",
+        chain=f"shorter side to {judge.size} px by antialiased bicubic, centre crop, [-1, 1]",
+        hash=file_hash(folder / "model.safetensors"),
+        heads=heads.eval(),
+        judge=judge,
+        text_encoder=text_encoder,
+        reader=reader,
+    )
+
+
+# ------------------------------------------------------------------------------------------ other ones
+
+
+@dataclass(frozen=True)
+class FunctionEncoder:
+    """A dual encoder made of two functions that take a batch and return vectors (n, D), of any length."""
+
+    name: str
+    chain: str
+    hash: str
+    encode_images: Callable[[Sequence[NDArray[np.uint8]]], Tensor]
+    encode_texts: Callable[[Sequence[str]], Tensor]
+
+    def images(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        return _unit_vectors(self.encode_images, images)
+
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return _unit_vectors(self.encode_texts, texts)
+
+
+@torch.inference_mode()
+def _unit_vectors(encode: Callable[[Any], Tensor], items: Sequence[Any]) -> NDArray[np.float32]:
+    parts = [F.normalize(encode(part).float(), dim=1).cpu() for part in _batches(items)]
+    vectors: NDArray[np.float32] = torch.cat(parts).numpy()
+    return vectors
+
+
+def _batches(items: Sequence[Any]) -> list[Sequence[Any]]:
+    if not len(items):
+        raise ValueError("nothing to encode")
+    return [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+
+
+def _colour(image: NDArray[np.uint8]) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(image).convert("RGB")
+
+
+def load_clip(name: str, folder: Path, *, device: str = "cpu") -> FunctionEncoder:
+    """Any CLIPModel of transformers, with its own processor (grey is repeated to three channels)."""
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    weights = [*sorted(folder.glob("model*.safetensors")), *sorted(folder.glob("pytorch_model*.bin"))]
+    if not weights:
+        raise UserError(f"--dual_encoder {name}: no weights in {folder} (model.safetensors); fetch them as well")
+    try:
+        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval().to(device)
+    except Exception as error:  # config, tokenizer, image processor and weight errors alike mean a bad folder
+        raise UserError(
+            f"--dual_encoder {name}: {folder} cannot be loaded as a CLIPModel ({loading.short(error)}); it needs "
+            "config.json, weights, tokenizer and preprocessor_config.json"
+        ) from error
+    window = int(model.config.text_config.max_position_embeddings)
+
+    def encode_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        pixels = processor([_colour(image) for image in images], return_tensors="pt")["pixel_values"]
+        return model.visual_projection(model.vision_model(pixels.to(device)).pooler_output)
+
+    def encode_texts(texts: Sequence[str]) -> Tensor:
+        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=window, return_tensors="pt")
+        pooled = model.text_model(
+            tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
+        ).pooler_output
+        return model.text_projection(pooled)
+
+    chain = f"grey to RGB, CLIPImageProcessor of the model (size {processor.size}, crop {processor.crop_size})"
+    return FunctionEncoder(name, chain, file_hash(weights[0]), encode_images, encode_texts)
+
+
+def load_biovil_t(name: str, folder: Path | None, *, device: str = "cpu") -> FunctionEncoder:
+    """BioViL-T (Bannur et al., CVPR 2023) on single images, by Microsoft's own ``hi-ml-multimodal``."""
+    files = f"{BIOVIL_T_WEIGHTS}, config.json, vocab.txt and pytorch_model.bin"
+    _need_package(name, "health_multimodal", "hi-ml-multimodal")
+    folder = _need_weights(name, folder, BIOVIL_T, having=(BIOVIL_T_WEIGHTS,), files=files)
+    from health_multimodal.image.data.transforms import create_chest_xray_transform_for_inference
+    from health_multimodal.image.model.model import ImageModel
+    from health_multimodal.image.model.types import ImageEncoderType
+    from health_multimodal.text.model import CXRBertModel, CXRBertTokenizer
+    from PIL import Image
+
+    try:
+        image_model = ImageModel(
+            img_encoder_type=ImageEncoderType.RESNET50_MULTI_IMAGE,
+            joint_feature_size=128,
+            pretrained_model_path=folder / BIOVIL_T_WEIGHTS,
+        )
+        tokenizer = CXRBertTokenizer.from_pretrained(folder, local_files_only=True)
+        text_model = CXRBertModel.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # pickle, config and shape errors alike mean files that are not whole
+        raise UserError(
+            f"--dual_encoder {name}: {folder} cannot be loaded ({loading.short(error)}); it needs {files}"
+        ) from error
+    image_model, text_model = image_model.eval().to(device), text_model.eval().to(device)
+    transform = create_chest_xray_transform_for_inference(resize=512, center_crop_size=448)
+
+    def encode_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        pixels = torch.stack([transform(Image.fromarray(image)) for image in images])
+        vectors: Tensor = image_model(pixels.to(device)).projected_global_embedding
+        return vectors
+
+    def encode_texts(texts: Sequence[str]) -> Tensor:
+        tokens = tokenizer(list(texts), padding=True, truncation=True, max_length=512, return_tensors="pt")
+        vectors: Tensor = text_model.get_projected_text_embeddings(
+            input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
+        )
+        return vectors
+
+    chain = "shorter side to 512 px by antialiased bilinear, centre crop 448, [0, 1], three equal channels"
+    return FunctionEncoder(name, chain, file_hash(folder / BIOVIL_T_WEIGHTS), encode_images, encode_texts)
+
+
+def load_biomedclip(name: str, folder: Path | None, *, device: str = "cpu") -> FunctionEncoder:
+    """BiomedCLIP (Zhang et al. 2023) by ``open_clip``."""
+    files = f"open_clip_config.json, the tokenizer and {BIOMEDCLIP_WEIGHTS[0]}"
+    _need_package(name, "open_clip", "open-clip-torch")
+    folder = _need_weights(name, folder, BIOMEDCLIP, having=BIOMEDCLIP_WEIGHTS, files=files)
+    import open_clip
+
+    try:
+        model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}", device=device)
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    except Exception as error:  # open_clip also wants the text model's configuration, by its hub id
+        raise UserError(
+            f"--dual_encoder {name}: {folder} cannot be loaded by open_clip ({loading.short(error)}); it needs {files} "
+            "and the configuration of the text model that open_clip_config.json names in the Hugging Face cache"
+        ) from error
+    model = model.eval()
+
+    def encode_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        vectors: Tensor = model.encode_image(torch.stack([transform(_colour(image)) for image in images]).to(device))
+        return vectors
+
+    def encode_texts(texts: Sequence[str]) -> Tensor:
+        vectors: Tensor = model.encode_text(tokenizer(list(texts), context_length=256).to(device))
+        return vectors
+
+    weights = next(folder / file for file in BIOMEDCLIP_WEIGHTS if (folder / file).is_file())
+    chain = "grey to RGB, open_clip's transform of the model (224 px)"
+    return FunctionEncoder(name, chain, file_hash(weights), encode_images, encode_texts)
+
+
+def _need_package(name: str, module: str, package: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"--dual_encoder {name} needs the package {package}; run `pip install {package}`")
+
+
+def _need_weights(name: str, folder: Path | None, hub_id: str, *, having: Sequence[str], files: str) -> Path:
+    found = cached_snapshot(hub_id, having=having) if folder is None else folder
+    if found is None or not any((found / file).is_file() for file in having):
+        where = "not on this disk" if found is None else f"not in {found}"
+        raise UserError(
+            f"--dual_encoder {name}: {having[0]} is {where}; where there is a network run `hf download {hub_id} "
+            f"--local-dir FOLDER`, which fetches {files}, then pass --dual_encoder {name.partition('=')[0]}=FOLDER"
+        )
+    return found
+
+
+_LOADERS: dict[str, Callable[..., DualEncoder]] = {"biovil-t": load_biovil_t, "biomedclip": load_biomedclip}
+DUAL_ENCODERS = ("roentgen", *_LOADERS)
+"""Names of ``--dual_encoder``; "roentgen" is the one that ships."""
+
+
+def load_dual_encoder(name: str = "roentgen", *, device: str = "cpu") -> DualEncoder:
+    """A dual encoder by name.
+
+    Args:
+        name: "roentgen" (ships, runs on the CPU), "biovil-t" or "biomedclip" (from the Hugging Face cache, or
+            "biovil-t=FOLDER"), a folder that ``train/alignment.py`` wrote, or a CLIPModel's folder or hub id.
+        device: cpu, cuda or mps.
+
+    Raises:
+        UserError: unknown name, a package or weights that are not here, a damaged folder.
+    """
+    kind, equals, path = name.partition("=")
+    if kind in _LOADERS:
+        return _LOADERS[kind](name, Path(path).expanduser() if equals else None, device=device)
+    if name == "roentgen":
+        return load_shipped()
+    folder: Path | None = Path(name).expanduser()
+    if folder is not None and not folder.is_dir():
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+            raise UserError(
+                f"--dual_encoder {name}: unknown; choose one of {', '.join(DUAL_ENCODERS)}, a CLIPModel's folder, or "
+                "a hub id such as owner/name"
+            )
+        folder = cached_snapshot(name, having=("config.json",))
+    if folder is None or not (folder / "config.json").is_file():
+        raise UserError(
+            f"--dual_encoder {name}: {'not on this disk' if folder is None else f'no config.json in {folder}'}; where "
+            f"there is a network run `hf download OWNER/NAME --local-dir FOLDER`, then pass --dual_encoder FOLDER"
+        )
+    if "hashes" in loading.read_json(folder / "config.json"):
+        return load_shipped(folder)
+    return load_clip(name, folder, device=device)

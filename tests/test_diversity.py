@@ -1,0 +1,137 @@
+"""MS-SSIM against the usual libraries, groups and pairs, distances in feature space."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from roentgen.metrics import diversity
+from roentgen.metrics.ms_ssim import pair_ms_ssim, within_group_ms_ssim
+
+
+def pictures(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """Two smooth pictures, a noisy copy and a negative: MS-SSIM from 0.9 down to 0."""
+    rng = np.random.default_rng(seed)
+    smooth = rng.normal(size=(2, *shape)).cumsum(1).cumsum(2)
+    low = smooth.min((1, 2), keepdims=True)
+    base = (smooth - low) / np.ptp(smooth, axis=(1, 2), keepdims=True) * 200 + rng.uniform(0, 55, smooth.shape)
+    noisy = np.clip(base[0] + rng.normal(0, 20, shape), 0, 255)
+    return np.stack([base[0], base[1], noisy, 255 - base[1]]).astype(np.uint8)
+
+
+PAIRS = np.array([(0, 1), (0, 2), (1, 3), (2, 3)])
+
+
+@pytest.mark.parametrize("shape", [(176, 176), (192, 208)])
+def test_ms_ssim_equals_pytorch_msssim(shape: tuple[int, int]) -> None:
+    torch = pytest.importorskip("torch")
+    reference = pytest.importorskip("pytorch_msssim")
+    images = pictures(shape)
+    x, y = (torch.from_numpy(images[PAIRS[:, side]]).float()[:, None] / 255 for side in (0, 1))
+    expected = reference.ms_ssim(x, y, data_range=1.0, size_average=False).numpy()
+    assert np.ptp(expected) > 0.5
+    np.testing.assert_allclose(pair_ms_ssim(images, PAIRS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(176, 176), (181, 199)])
+def test_ms_ssim_equals_torchmetrics_with_its_mirrored_edges(shape: tuple[int, int]) -> None:
+    torch = pytest.importorskip("torch")
+    image = pytest.importorskip("torchmetrics.functional.image")
+    images = pictures(shape)
+    x, y = (torch.from_numpy(images[PAIRS[:, side]]).float()[:, None] / 255 for side in (0, 1))
+    expected = image.multiscale_structural_similarity_index_measure(x, y, reduction="none", data_range=1.0).numpy()
+    np.testing.assert_allclose(pair_ms_ssim(images, PAIRS, edges="mirror"), expected, atol=1e-5)
+
+
+def test_ms_ssim_does_not_depend_on_batches_or_order() -> None:
+    images = pictures((176, 176))
+    whole = pair_ms_ssim(images, PAIRS)
+    np.testing.assert_allclose(pair_ms_ssim(images, PAIRS, batch_size=1), whole, atol=1e-6)
+    np.testing.assert_allclose(pair_ms_ssim(images, PAIRS[:, ::-1]), whole, atol=1e-6)
+    groups = np.stack([images, images[::-1]])
+    values = within_group_ms_ssim(groups, batch_size=7)
+    every = np.array([(i, j) for i in range(4) for j in range(i + 1, 4)])
+    np.testing.assert_allclose(values, pair_ms_ssim(images, every).mean(), atol=1e-6)
+    assert pair_ms_ssim(images, np.array([(2, 2)]))[0] == pytest.approx(1, abs=1e-6)
+    with pytest.raises(ValueError, match="edges"):
+        pair_ms_ssim(images, PAIRS, edges="zeros")
+    with pytest.raises(ValueError, match="176"):
+        pair_ms_ssim(images[:, :100], PAIRS)
+
+
+def test_groups_are_whole_apart_and_spread() -> None:
+    keys = ["a"] * 9 + ["b"] * 4 + ["c"] * 3 + [None] * 5
+    groups = diversity.groups_of(keys)
+    assert groups.shape == (3, 4) and len(np.unique(groups)) == 12
+    assert all(len({keys[i] for i in group}) == 1 for group in groups)
+    assert {keys[group[0]] for group in diversity.groups_of(keys, most=2)} == {"a", "b"}
+    patients = [f"p{i // 3}" for i in range(9)]
+    assert diversity.groups_of(["a"] * 9, size=4, apart=patients).shape == (0, 4)  # three patients cannot make four
+    for group in diversity.groups_of(["a"] * 9, size=3, apart=patients):
+        assert len({patients[i] for i in group}) == 3
+
+
+def test_pairs_across_prompts_differ_and_do_not_repeat() -> None:
+    keys = [i % 50 for i in range(300)]
+    for wanted in (200, 10**6):
+        pairs = diversity.pairs_across(keys, pairs=wanted)
+        assert all(keys[i] != keys[j] for i, j in pairs)
+        assert len({tuple(sorted(pair)) for pair in pairs.tolist()}) == len(pairs)
+    assert len(pairs) == 300 * 299 // 2 - 50 * 15
+    assert len(diversity.pairs_across(["a", "a"])) == 0
+
+
+def test_distances_by_hand() -> None:
+    x = np.array([[1.0, 0], [0, 2], [-3, 0], [1, 0]])
+    found = diversity.pair_distances(x, np.array([(0, 1), (0, 2), (0, 3)]))
+    np.testing.assert_allclose(found["cosine"], [1, 2, 0], atol=1e-12)
+    np.testing.assert_allclose(found["l2"], [np.sqrt(5 / 2), np.sqrt(16 / 2), 0], atol=1e-12)
+
+
+def test_standardised_by_the_reference() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.normal(3, 2, (500, 3))
+    reference[:, 1] = 7.0  # does not vary
+    z = diversity.standardised(reference, reference)
+    assert z.shape == (500, 2)
+    np.testing.assert_allclose([z.mean(), z.std()], [0, 1], atol=1e-9)
+    with pytest.raises(ValueError, match="NaN"):
+        diversity.standardised(np.full((2, 3), np.nan), reference)
+    with pytest.raises(ValueError, match="no dimension"):
+        diversity.standardised(reference[:, 1:2], reference[:, 1:2])
+
+
+def test_a_collapsed_generator_is_seen() -> None:
+    rng = np.random.default_rng(0)
+    real = rng.normal(size=(400, 16))
+    kinds, patients = [i % 10 for i in range(400)], list(range(400))
+    keys = [i // 4 for i in range(120)]
+    varied = diversity.feature_diversity(
+        rng.normal(size=(120, 16)), keys, real, real=(real, kinds, patients), resamples=100
+    )
+    one = rng.normal(size=(30, 16))[keys] + 0.1 * rng.normal(size=(120, 16))
+    collapsed = diversity.feature_diversity(one, keys, real, resamples=100)
+    assert varied["value"] == pytest.approx(1, abs=0.1) and varied["n"] == 30
+    assert varied["details"]["within"]["l2"]["value"] == pytest.approx(np.sqrt(2), abs=0.1)
+    assert varied["details"]["real_within"]["value"] == pytest.approx(1, abs=0.1)
+    assert collapsed["value"] < 0.05 and collapsed["details"]["across"]["value"] == pytest.approx(1, abs=0.1)
+    assert collapsed["ci"][0] <= collapsed["value"] <= collapsed["ci"][1]
+
+
+def test_ms_ssim_within_and_across_beside_real() -> None:
+    rng = np.random.default_rng(0)
+    made = np.repeat(np.stack([pictures((176, 176), seed)[0] for seed in range(3)]), 4, axis=0)
+    made = np.clip(made + rng.normal(0, 5, made.shape), 0, 255).astype(np.uint8)
+    keys = [i // 4 for i in range(12)]
+    real = np.concatenate([pictures((176, 176), seed)[:2] for seed in range(8, 12)])
+    result = diversity.ms_ssim_diversity(
+        made, keys, real=(real, ["a"] * 4 + ["b"] * 4, list(range(8))), pairs=6, resamples=20
+    )
+    details = result["details"]
+    assert details["within"]["value"] > 0.9 > 0.5 > details["across"]["value"]
+    assert details["real_within"]["n"] == 2 and details["real_within"]["value"] < details["within"]["value"]
+    assert len(result["warnings"]) == 2
+    with pytest.raises(ValueError, match="size"):
+        diversity.ms_ssim_diversity(made, keys, real=(real[:, :, :170], ["a"] * 8, list(range(8))))
+    with pytest.raises(ValueError, match="no prompt has 4"):
+        diversity.ms_ssim_diversity(made, list(range(12)))

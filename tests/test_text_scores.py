@@ -1,0 +1,216 @@
+"""Scores of texts by hand and against libraries, the image-to-text hook, and what is not computed."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_tokenizer
+from tiny import write_bert
+
+from roentgen.errors import UserError
+from roentgen.metrics import text_scores as t
+from roentgen.metrics.text_scores import Described
+
+CANDIDATES = [
+    "Small left pleural effusion.",
+    "No acute process. The heart is normal in size.",
+    "Right effusion with the heart enlarged, a small one",
+    "normal",
+]
+REFERENCES = [
+    "small left effusion",
+    "No acute cardiopulmonary process; heart size is normal.",
+    "The heart is enlarged with a small right pleural effusion",
+    "pneumothorax",
+]
+GROUPS = ["a", "b", "c", "d"]
+
+
+def plain(texts: list[str]) -> list[str]:
+    return [" ".join(t.words(text)) for text in texts]
+
+
+def test_rouge_by_hand() -> None:
+    one, other = ["a b c d"], ["a c b e d f"]
+    assert t.rouge(one, other, "1")[0] == pytest.approx(2 * 4 / (4 + 6))
+    assert t.rouge(one, other, "2")[0] == 0.0
+    assert t.rouge(one, other, "L")[0] == pytest.approx(2 * 3 / (4 + 6))  # a b d or a c d
+    assert t.rouge(["a b b"], ["b b a"], "2")[0] == pytest.approx(2 * 1 / (2 + 2))
+    np.testing.assert_array_equal(t.rouge(["", "x"], ["x", ""], "L"), [0, 0])
+
+
+def test_rouge_agrees_with_rouge_score() -> None:
+    scorer = pytest.importorskip("rouge_score.rouge_scorer")
+    names = {"1": "rouge1", "2": "rouge2", "L": "rougeL"}
+    reference = scorer.RougeScorer(list(names.values()))
+    for kind, name in names.items():
+        expected = [reference.score(r, c)[name].fmeasure for c, r in zip(CANDIDATES, REFERENCES, strict=True)]
+        np.testing.assert_allclose(t.rouge(CANDIDATES, REFERENCES, kind), expected, atol=1e-12)
+
+
+def test_bleu_by_hand() -> None:
+    totals = t.bleu_counts(["the cat sat on mat"], ["the cat sat on the mat"]).sum(axis=0, keepdims=True)
+    precisions = np.array([5 / 5, 3 / 4, 2 / 3, 1 / 2])
+    for order in range(1, 5):
+        expected = np.exp(1 - 6 / 5) * precisions[:order].prod() ** (1 / order)
+        assert t.corpus_bleu(totals, order)[0] == pytest.approx(expected)
+    longer = t.corpus_bleu(t.bleu_counts(["a b c d"], ["a b"]), 1)[0]
+    assert longer == pytest.approx(1 / 2)  # length is punished below the reference only
+    assert t.corpus_bleu(t.bleu_counts(["a b"], ["a b"]))[0] == 0.0  # no 4-gram, no smoothing
+    assert t.corpus_bleu(t.bleu_counts(["a b c d e"], ["a b c d e"]))[0] == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_bleu_agrees_with_torchmetrics() -> None:
+    text = pytest.importorskip("torchmetrics.functional.text")
+    totals = t.bleu_counts(CANDIDATES, REFERENCES).sum(axis=0, keepdims=True)
+    for order in (1, 2):
+        expected = text.bleu_score(plain(CANDIDATES), [[r] for r in plain(REFERENCES)], n_gram=order)
+        assert t.corpus_bleu(totals, order)[0] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_meteor_by_hand() -> None:
+    pytest.importorskip("nltk")
+    # Equal texts of m words: one chunk, so 1 - 0.5 (1 / m)^3.
+    values = t.meteor(["a b c d", "effusions", "x"], ["a b c d", "effusion", "y"])
+    np.testing.assert_allclose(values, [1 - 0.5 / 64, 0.5, 0.0], atol=1e-12)
+
+
+@pytest.mark.slow
+def test_bert_score_equals_torchmetrics_pair_by_pair(tmp_path: Path) -> None:
+    folder = str(write_bert(tmp_path / "bert", window=512))
+    values = t.bert_score(CANDIDATES, REFERENCES, model=folder)
+    np.testing.assert_allclose(t.bert_score(CANDIDATES, REFERENCES, model=folder, batch_size=1), values, atol=1e-6)
+    np.testing.assert_allclose(t.bert_score(CANDIDATES, CANDIDATES, model=folder), 1, atol=1e-6)
+    assert t.bert_score(["", "left"], ["left", ""], model=folder).tolist() == [0, 0]
+    theirs = pytest.importorskip("torchmetrics.functional.text.bert")
+    for value, candidate, reference in zip(values, CANDIDATES, REFERENCES, strict=True):
+        # One pair at a time: in a list it pairs texts that do not belong together.
+        expected = theirs.bert_score([candidate], [reference], model_name_or_path=folder)
+        assert value == pytest.approx(float(expected["f1"]), abs=1e-5)
+
+
+def test_every_score_is_there_computed_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("f1chexbert", "radgraph", "RaTEScore", "nltk"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(t.importlib.util, "find_spec", lambda name: None if sys.modules.get(name, 1) is None else 1)
+    monkeypatch.setenv("HF_HOME", "/nowhere")
+    described = Described(CANDIDATES, REFERENCES, GROUPS)
+    results = t.text_scores(described, real=Described(REFERENCES, REFERENCES, GROUPS), resamples=50)
+    assert set(results) == set(t.SCORES)
+    missing = {name for name, result in results.items() if result["details"]["not_computed"]}
+    assert missing == {"METEOR (exact and stem)", "BERTScore", "RadGraph F1", "RaTEScore", t.CHEXBERT}
+    for name in missing:
+        assert np.isnan(results[name]["value"]) and results[name]["n"] == 0
+        assert "not computed" in results[name]["warnings"][0]
+    assert "pip install radgraph" in results["RadGraph F1"]["warnings"][0]
+    assert "hf download roberta-large" in results["BERTScore"]["warnings"][0]
+    rouge = results["ROUGE-L"]
+    assert rouge["details"]["floor"]["value"] < rouge["value"] < rouge["details"]["real"]["value"] == 1
+    assert rouge["ci"][0] <= rouge["value"] <= rouge["ci"][1]
+    assert results["BLEU-1"]["value"] == pytest.approx(
+        t.corpus_bleu(t.bleu_counts(CANDIDATES, REFERENCES).sum(axis=0, keepdims=True), 1)[0]
+    )
+
+
+def test_packages_are_called_as_they_want(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins with the packages' own signatures: argument order decides what RadGraph and RaTEScore say."""
+
+    class Label:
+        def get_label(self, report: str) -> list[int]:
+            builtins.print("a package that talks")
+            return [int("effusion" in report.lower()), int("heart" in report.lower()), *[0] * 12]
+
+    class Graph:
+        def __init__(self, reward_level: str, model_type: str) -> None:
+            assert (reward_level, model_type) == ("partial", "radgraph-xl")
+
+        def __call__(self, refs: list[str], hyps: list[str]) -> tuple[float, list[float], list[Any], list[Any]]:
+            return 0.0, [len(hyp) / len(ref) for hyp, ref in zip(hyps, refs, strict=True)], [], []
+
+    class Rate:
+        def compute_score(self, candidate_list: list[str], reference_list: list[str]) -> list[float]:
+            return [float(len(c) > len(r)) for c, r in zip(candidate_list, reference_list, strict=True)]
+
+    modules = {"f1chexbert": {"F1CheXbert": Label}, "radgraph": {"F1RadGraph": Graph}, "RaTEScore": {"RaTEScore": Rate}}
+    for package, content in modules.items():
+        monkeypatch.setitem(sys.modules, package, SimpleNamespace(**content))
+    monkeypatch.setattr(t.importlib.util, "find_spec", lambda name: 1)
+    names = [t.CHEXBERT, "RadGraph F1", "RaTEScore"]
+    results = t.text_scores(Described(CANDIDATES, REFERENCES, GROUPS), scores=names, resamples=20)
+    # effusion: 2 agree; heart: 2 agree; nothing else is named by either.
+    assert results[t.CHEXBERT]["value"] == 1
+    longer = [len(c) / len(r) for c, r in zip(CANDIDATES, REFERENCES, strict=True)]
+    assert results["RadGraph F1"]["value"] == pytest.approx(np.mean(longer))
+    assert results["RaTEScore"]["value"] == np.mean([value > 1 for value in longer])
+
+    def fails() -> None:
+        raise OSError("no network")
+
+    monkeypatch.setitem(sys.modules, "f1chexbert", SimpleNamespace(F1CheXbert=fails))
+    broken = t.text_scores(Described(CANDIDATES, REFERENCES, GROUPS), scores=[t.CHEXBERT], resamples=20)
+    assert "chexbert.pth" in broken[t.CHEXBERT]["warnings"][0] and "no network" in broken[t.CHEXBERT]["warnings"][0]
+
+
+def test_nothing_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def talks(candidates: Any, references: Any) -> np.ndarray:
+        print("Using device: cpu")
+        return np.ones(len(candidates))
+
+    monkeypatch.setitem(t.PAIRWISE, "RaTEScore", talks)
+    t.text_scores(Described(CANDIDATES, REFERENCES, GROUPS), scores=["RaTEScore"], resamples=5)
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Using device" in captured.err
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="4 texts, 3 references"):
+        Described(CANDIDATES, REFERENCES[:3], GROUPS)
+    with pytest.raises(ValueError, match="unknown score 'CIDEr'"):
+        t.text_scores(Described(CANDIDATES, REFERENCES, GROUPS), scores=["CIDEr"])
+
+
+def write_describer(folder: Path) -> Path:
+    """A tiny BLIP with random weights, its image processor and a tokenizer."""
+    import torch
+    from transformers import BlipConfig, BlipForConditionalGeneration, CLIPTokenizer
+
+    write_tokenizer(folder)
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    text = small | ends | {"sep_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text |= {"vocab_size": len(tokenizer), "encoder_hidden_size": 16, "max_position_embeddings": 24}
+    vision = small | {"image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    settings = {"image_processor_type": "BlipImageProcessor", "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.slow
+def test_hook_describes_images(tmp_path: Path, grey: np.ndarray) -> None:
+    describe = t.load_image_to_text(str(write_describer(tmp_path / "blip")), max_tokens=5, batch_size=2)
+    images = [grey, grey[:20], 255 - grey]
+    texts = describe(images)
+    assert len(texts) == 3 and any(texts) and describe(images) == texts
+    assert describe(images[:1])[0] == texts[0]
+
+
+def test_hook_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="hf download owner/name"):
+        t.load_image_to_text("owner/name")
+    with pytest.raises(UserError, match="no such folder"):
+        t.load_image_to_text("/no/such/folder")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be loaded as an image-to-text model"):
+        t.load_image_to_text(str(tmp_path))
