@@ -95,7 +95,7 @@ def evaluate(
     from roentgen.metrics.measures import VALIDATION
     from roentgen.metrics.suite import Plan, choose_extractors, choose_measures, run_suite
     from roentgen.metrics.suite_report import write_report
-    from roentgen.pipeline import _device
+    from roentgen.pipeline import pick_device
     from roentgen.training.settings import require_writable
     from roentgen.training.state import hold_folder
 
@@ -107,7 +107,7 @@ def evaluate(
         split = "train" if _is_manifest(train) else None
         sets.append(open_set(Path(train), name="train", split=split, **options))
     validation = _validation(real, real_split, skip_bad=skip_bad) if "f1" in names else None
-    where = _device(device)
+    where = pick_device(device)
     chosen, missing = choose_extractors(suite, extractors, where)
     require_writable(target, "--out")
     lock = hold_folder(target, "--out")

@@ -121,7 +121,7 @@ def load_model(
         raise UserError(f"--dtype {dtype}: unknown; choose one of {', '.join(DTYPES)}")
     if source.folder is not None:
         loading.check_folder(source.folder)  # before seconds of imports
-    device = _device(device)
+    device = pick_device(device)
     folder = loading.find_folder(source)
     classes = loading.check_folder(folder)
 
@@ -172,7 +172,7 @@ def _roentgen_json(folder: Path) -> dict[str, Any]:
     return loading.read_json(file) if file.is_file() else {}
 
 
-def _device(device: str | None) -> str:
+def pick_device(device: str | None) -> str:
     import torch
 
     if device in (None, "auto"):

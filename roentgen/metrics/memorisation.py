@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,31 @@ def distances(queries: NDArray[np.floating], pool: NDArray[np.floating], *, chun
     return result
 
 
+def _blocks(
+    queries: NDArray[np.floating], pool: NDArray[np.floating], memory: int
+) -> Iterator[tuple[slice, slice, Floats]]:
+    """Squared distances of blocks of ``queries`` to blocks of ``pool``, with the rows and columns they are of.
+
+    Rows come in order, and for each block of them all columns in order; about ``memory`` bytes at a time.
+    """
+    if queries.ndim != 2 or pool.ndim != 2 or queries.shape[1] != pool.shape[1]:
+        raise ValueError(f"expected features of one width, got {queries.shape} and {pool.shape}")
+    centre = pool.mean(axis=0, dtype=np.float64)  # less is lost where norms cancel
+    if not np.isfinite(centre).all():
+        raise ValueError("features hold NaN or infinity")
+    # Three arrays of a block's size live at once: products, squares and the order.
+    side = max(1, min(4096, math.isqrt(memory // 24)))
+    for top in range(0, len(queries), side):
+        x = np.asarray(queries[top : top + side], dtype=np.float64) - centre
+        norms = (x * x).sum(axis=1)[:, None]
+        if not np.isfinite(norms).all():
+            raise ValueError("features hold NaN or infinity")
+        for start in range(0, len(pool), side):
+            y = np.asarray(pool[start : start + side], dtype=np.float64) - centre
+            squared = np.clip(norms + (y * y).sum(axis=1) - 2 * x @ y.T, 0, None)
+            yield slice(top, top + side), slice(start, start + side), squared
+
+
 def nearest(
     queries: NDArray[np.floating],
     pool: NDArray[np.floating],
@@ -86,37 +111,25 @@ def nearest(
     the queries are from the pool; -1: none); with ``pool_groups`` (M,) numbers a group, such as a patient's images.
     Where fewer than k items are left the number is -1 and the distance infinite.
     """
-    if queries.ndim != 2 or pool.ndim != 2 or queries.shape[1] != pool.shape[1]:
-        raise ValueError(f"expected features of one width, got {queries.shape} and {pool.shape}")
     if len(pool) == 0 or k < 1:
         raise ValueError("the pool must hold an item and k be at least 1")
-    if not (np.isfinite(queries).all() and np.isfinite(pool).all()):
-        raise ValueError("features hold NaN or infinity")
     left_out = np.full(len(queries), -1) if without is None else np.asarray(without)
     groups = np.arange(len(pool)) if pool_groups is None else np.asarray(pool_groups)
-    centre = np.asarray(pool, dtype=np.float64).mean(axis=0)  # less is lost where norms cancel
-    # Three arrays of a block's size live at once: products, squares and the order.
-    side = max(1, min(4096, math.isqrt(memory // 24)))
     numbers = np.full((len(queries), k), -1, dtype=np.int64)
     found = np.full((len(queries), k), np.inf)
-    for top in range(0, len(queries), side):
-        x = np.asarray(queries[top : top + side], dtype=np.float64) - centre
-        norms = (x * x).sum(axis=1)[:, None]
-        for start in range(0, len(pool), side):
-            y = np.asarray(pool[start : start + side], dtype=np.float64) - centre
-            squared = np.clip(norms + (y * y).sum(axis=1) - 2 * x @ y.T, 0, None)
-            squared[groups[start : start + side] == left_out[top : top + side, None]] = np.inf
-            best = squared.argmin(axis=1)[:, None] if k == 1 else np.argsort(squared, axis=1, kind="stable")[:, :k]
-            value = np.take_along_axis(squared, best, axis=1)
-            both = np.concatenate([found[top : top + side], value], axis=1)
-            names = np.concatenate([numbers[top : top + side], np.where(np.isinf(value), -1, best + start)], axis=1)
-            order = np.argsort(both, axis=1, kind="stable")[:, :k]
-            found[top : top + side] = np.take_along_axis(both, order, axis=1)
-            numbers[top : top + side] = np.take_along_axis(names, order, axis=1)
+    for rows, columns, squared in _blocks(queries, pool, memory):
+        squared[groups[columns] == left_out[rows, None]] = np.inf
+        best = squared.argmin(axis=1)[:, None] if k == 1 else np.argsort(squared, axis=1, kind="stable")[:, :k]
+        value = np.take_along_axis(squared, best, axis=1)
+        both = np.concatenate([found[rows], value], axis=1)
+        names = np.concatenate([numbers[rows], np.where(np.isinf(value), -1, best + columns.start)], axis=1)
+        order = np.argsort(both, axis=1, kind="stable")[:, :k]
+        found[rows] = np.take_along_axis(both, order, axis=1)
+        numbers[rows] = np.take_along_axis(names, order, axis=1)
     # Squares that cancel leave rounding of their own size; the difference itself is exact.
     for column in range(k):
-        rows = np.flatnonzero(numbers[:, column] >= 0)
-        for part in np.array_split(rows, max(1, len(rows) // 1024)):
+        known = np.flatnonzero(numbers[:, column] >= 0)
+        for part in np.array_split(known, max(1, len(known) // 1024)):
             gap = np.asarray(queries[part], np.float64) - np.asarray(pool[numbers[part, column]], np.float64)
             found[part, column] = np.linalg.norm(gap, axis=1)
     return numbers, found
@@ -174,13 +187,15 @@ def nearer_to_train(
 
 def _subset_distances(queries: NDArray[np.floating], pool: NDArray[np.floating], subsets: Sequence[Ints]) -> Floats:
     """Distance (S, N) of each query to its nearest among each of the ``subsets`` of ``pool``."""
-    result = np.empty((len(subsets), len(queries)))
-    step = max(1, MEMORY // (8 * len(pool)))
-    for start in range(0, len(queries), step):
-        to_pool = distances(queries[start : start + step], pool)
-        for number, rows in enumerate(subsets):
-            result[number, start : start + step] = to_pool[:, rows].min(axis=1)
-    return result
+    members = np.zeros((len(subsets), len(pool)), dtype=bool)
+    for number, chosen in enumerate(subsets):
+        members[number, chosen] = True
+    result = np.full((len(subsets), len(queries)), np.inf)
+    for rows, columns, squared in _blocks(queries, pool, MEMORY):
+        for number, member in enumerate(members[:, columns]):
+            if member.any():
+                result[number, rows] = np.minimum(result[number, rows], squared[:, member].min(axis=1))
+    return np.asarray(np.sqrt(result))
 
 
 def membership_test(
