@@ -218,3 +218,8 @@ def test_ours_runs_for_real(bench: ModuleType, job: Any) -> None:
         found = bench.run(job, arm, 6)
         assert found.seconds > 0 and found.cpu > 0 and found.memory > 10**8
         assert found.speed is not None and found.speed["device"]
+
+
+def test_readme_holds_the_committed_result(bench: ModuleType) -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "train-cpu.json").read_text(encoding="utf-8"))
+    assert bench.table(result) in (ROOT / "README.md").read_text(encoding="utf-8")
