@@ -51,6 +51,7 @@ VALIDATION = "validation"
 SHOWN = "shows what is asked"
 """Column of single images by which the best and the worst are chosen."""
 PIXELS = 256
+COPY_PIXELS = 128  # before thumbnails of 32: small enough for large training sets
 """Shorter side at which images are compared pixel by pixel."""
 PAIRS = 400
 """Pairs of different prompts for MS-SSIM."""
@@ -491,8 +492,45 @@ def measure_authenticity(case: Case, extractor: Extractor) -> Found:
 
 
 def measure_near_duplicates(case: Case, extractor: Extractor) -> Found:
+    """Near-duplicates in features; brighter and cropped copies are for ``measure_near_copies``."""
+    return near_result(
+        case,
+        memorisation.near_duplicates(*(case.of(name, extractor) for name in ("synthetic", "train", "real"))),
+    )
+
+
+def measure_near_copies(case: Case, extractor: Extractor) -> Found:
+    """Near-duplicates in standardised 32 x 32 pixels, against central crops of each training image."""
+
+    def small(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return memorisation.standardise(memorisation.thumbnails(images))
+
+    def points(images: ImageSet, make: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> NDArray[np.float32]:
+        blocks = np.array_split(np.arange(len(images)), -(-len(images) // 256))
+        return np.concatenate([make(pixels(images, block, COPY_PIXELS)) for block in blocks])
+
+    return near_result(
+        case,
+        memorisation.near_duplicates(
+            points(case.synthetic, small),
+            points(case.training(), memorisation.train_views),
+            points(case.real, small),
+            views=len(memorisation.VIEWS),
+        ),
+    )
+
+
+def by_views(case: Case) -> tuple[str, str]:
+    return (
+        "pixels",
+        f"grey uint8; shorter side to at most {COPY_PIXELS} px, centre crop; box to 32 x 32, standardised; training "
+        f"images as central crops of {', '.join(f'{keep:g}' for keep in memorisation.VIEWS)}",
+    )
+
+
+def near_result(case: Case, found: Found) -> Found:
+    """What ``memorisation.near_duplicates`` found, with names and with what is expected of unseen images."""
     train = case.training()
-    found = memorisation.near_duplicates(*(case.of(name, extractor) for name in ("synthetic", "train", "real")))
     details = found["details"]
     names = [Path(image).name for image in case.synthetic.table["image"]]
     seen = [Path(image).name for image in train.table["image"]]
@@ -768,6 +806,7 @@ def measure_repeats(case: Case, extractor: Extractor) -> Found:
         hashes[1],
         case.of("real", extractor),
         hashes[1],
+        groups=case.real.patients,
         real_groups=case.real.patients,
     )
     found["details"]["floor"] = {"value": real["value"], "n": real["n"], "what": "real images among themselves"}
@@ -918,6 +957,16 @@ MEASURES: dict[str, Measure] = {
         "share",
         measure_near_duplicates,
         each_extractor=True,
+        reads=("train",),
+    ),
+    "near_copies": Measure(
+        "Near-copies of training images",
+        "standard",
+        "lower",
+        "share",
+        measure_near_copies,
+        output="",
+        judge=by_views,
         reads=("train",),
     ),
     "text_scores": Measure(
