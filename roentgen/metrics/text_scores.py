@@ -337,10 +337,10 @@ def load_image_to_text(name: str, *, device: str = "cpu", max_tokens: int = 128,
     folder = _local_folder(name)
     if folder is None or not (folder / "config.json").is_file():
         if folder is None and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-            raise UserError(f"--image_to_text {name}: no such folder; give one, or a hub id such as owner/name")
+            raise UserError(f"--image-to-text {name}: no such folder; give one, or a hub id such as owner/name")
         raise UserError(
-            f"--image_to_text {name}: not on this disk; where there is a network run `hf download {name} --local-dir "
-            "FOLDER`, then pass --image_to_text FOLDER"
+            f"--image-to-text {name}: not on this disk; where there is a network run `hf download {name} --local-dir "
+            "FOLDER`, then pass --image-to-text FOLDER"
         )
     import torch
     from PIL import Image
@@ -353,7 +353,7 @@ def load_image_to_text(name: str, *, device: str = "cpu", max_tokens: int = 128,
     except Exception as error:  # config, tokenizer, processor and weight errors alike mean a bad folder
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(
-            f"--image_to_text {name}: {folder} cannot be loaded as an image-to-text model ({reason}); it needs "
+            f"--image-to-text {name}: {folder} cannot be loaded as an image-to-text model ({reason}); it needs "
             "config.json, weights, preprocessor_config.json and the tokenizer"
         ) from error
 

@@ -326,14 +326,14 @@ def load_clip(name: str, folder: Path, *, device: str = "cpu") -> FunctionEncode
 
     weights = [*sorted(folder.glob("model*.safetensors")), *sorted(folder.glob("pytorch_model*.bin"))]
     if not weights:
-        raise UserError(f"--dual_encoder {name}: no weights in {folder} (model.safetensors); fetch them as well")
+        raise UserError(f"--dual-encoder {name}: no weights in {folder} (model.safetensors); fetch them as well")
     try:
         processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval().to(device)
     except Exception as error:  # config, tokenizer, image processor and weight errors alike mean a bad folder
         raise UserError(
-            f"--dual_encoder {name}: {folder} cannot be loaded as a CLIPModel ({loading.short(error)}); it needs "
+            f"--dual-encoder {name}: {folder} cannot be loaded as a CLIPModel ({loading.short(error)}); it needs "
             "config.json, weights, tokenizer and preprocessor_config.json"
         ) from error
     window = int(model.config.text_config.max_position_embeddings)
@@ -374,7 +374,7 @@ def load_biovil_t(name: str, folder: Path | None, *, device: str = "cpu") -> Fun
         text_model = CXRBertModel.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # pickle, config and shape errors alike mean files that are not whole
         raise UserError(
-            f"--dual_encoder {name}: {folder} cannot be loaded ({loading.short(error)}); it needs {files}"
+            f"--dual-encoder {name}: {folder} cannot be loaded ({loading.short(error)}); it needs {files}"
         ) from error
     image_model, text_model = image_model.eval().to(device), text_model.eval().to(device)
     transform = create_chest_xray_transform_for_inference(resize=512, center_crop_size=448)
@@ -407,7 +407,7 @@ def load_biomedclip(name: str, folder: Path | None, *, device: str = "cpu") -> F
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except Exception as error:  # open_clip also wants the text model's configuration, by its hub id
         raise UserError(
-            f"--dual_encoder {name}: {folder} cannot be loaded by open_clip ({loading.short(error)}); it needs {files} "
+            f"--dual-encoder {name}: {folder} cannot be loaded by open_clip ({loading.short(error)}); it needs {files} "
             "and the configuration of the text model that open_clip_config.json names in the Hugging Face cache"
         ) from error
     model = model.eval()
@@ -427,7 +427,7 @@ def load_biomedclip(name: str, folder: Path | None, *, device: str = "cpu") -> F
 
 def _need_package(name: str, module: str, package: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise UserError(f"--dual_encoder {name} needs the package {package}; run `pip install {package}`")
+        raise UserError(f"--dual-encoder {name} needs the package {package}; run `pip install {package}`")
 
 
 def _need_weights(name: str, folder: Path | None, hub_id: str, *, having: Sequence[str], files: str) -> Path:
@@ -435,15 +435,15 @@ def _need_weights(name: str, folder: Path | None, hub_id: str, *, having: Sequen
     if found is None or not any((found / file).is_file() for file in having):
         where = "not on this disk" if found is None else f"not in {found}"
         raise UserError(
-            f"--dual_encoder {name}: {having[0]} is {where}; where there is a network run `hf download {hub_id} "
-            f"--local-dir FOLDER`, which fetches {files}, then pass --dual_encoder {name.partition('=')[0]}=FOLDER"
+            f"--dual-encoder {name}: {having[0]} is {where}; where there is a network run `hf download {hub_id} "
+            f"--local-dir FOLDER`, which fetches {files}, then pass --dual-encoder {name.partition('=')[0]}=FOLDER"
         )
     return found
 
 
 _LOADERS: dict[str, Callable[..., DualEncoder]] = {"biovil-t": load_biovil_t, "biomedclip": load_biomedclip}
 DUAL_ENCODERS = ("roentgen", *_LOADERS)
-"""Names of ``--dual_encoder``; "roentgen" is the one that ships."""
+"""Names of ``--dual-encoder``; "roentgen" is the one that ships."""
 
 
 def load_dual_encoder(name: str = "roentgen", *, device: str = "cpu") -> DualEncoder:
@@ -466,14 +466,14 @@ def load_dual_encoder(name: str = "roentgen", *, device: str = "cpu") -> DualEnc
     if folder is not None and not folder.is_dir():
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
             raise UserError(
-                f"--dual_encoder {name}: unknown; choose one of {', '.join(DUAL_ENCODERS)}, a CLIPModel's folder, or "
+                f"--dual-encoder {name}: unknown; choose one of {', '.join(DUAL_ENCODERS)}, a CLIPModel's folder, or "
                 "a hub id such as owner/name"
             )
         folder = cached_snapshot(name, having=("config.json",))
     if folder is None or not (folder / "config.json").is_file():
         raise UserError(
-            f"--dual_encoder {name}: {'not on this disk' if folder is None else f'no config.json in {folder}'}; where "
-            f"there is a network run `hf download OWNER/NAME --local-dir FOLDER`, then pass --dual_encoder FOLDER"
+            f"--dual-encoder {name}: {'not on this disk' if folder is None else f'no config.json in {folder}'}; where "
+            f"there is a network run `hf download OWNER/NAME --local-dir FOLDER`, then pass --dual-encoder FOLDER"
         )
     if "hashes" in loading.read_json(folder / "config.json"):
         return load_shipped(folder)
