@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from roentgen.config import parse
 from roentgen.errors import UserError
 from roentgen.images import write_atomic
 from roentgen.metrics.report import replace_between_markers
-from roentgen.metrics.result import git_state, versions
+from roentgen.metrics.result import git_state, processor, versions
 from roentgen.models import loading, registry
 from roentgen.pipeline import FALLBACKS, SAMPLERS
 
@@ -188,13 +187,8 @@ def timed(command: Sequence[str]) -> tuple[float, float]:
 
 def machine() -> dict[str, Any]:
     """CPU model and the cores that this process may use; nothing that names the machine."""
-    model = platform.processor() or platform.machine()
-    facts = Path("/proc/cpuinfo")
-    if facts.is_file():
-        lines = [line for line in facts.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].split(":", 1)[1].strip() if lines else model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": model, "cores": cores}
+    return {"cpu": processor(), "cores": cores}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
@@ -27,7 +26,9 @@ from roentgen import diffusion, errors
 from roentgen.data.sources import open_source
 from roentgen.images import make_grid, save_image
 from roentgen.models.classifier import load_classifier
+from roentgen.models.text_encoders import LongTexts
 from roentgen.pipeline import SAMPLERS, generate
+from roentgen.prompts import Labels
 from roentgen.training import conditioning, estimate, feeding, speed
 from roentgen.training.assembly import Parts, TextChoice, as_model, load_parts, save_pipeline
 from roentgen.training.cache import latent_cache, text_cache
@@ -264,8 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     train = source.table.iloc[train_rows]
     groups = trainable(s, parts)
+    read = parts.reader.count(train["text"].tolist())
     if on_main:
-        describe(s, parts, source, processes)
+        describe(s, parts, source, read, processes)
     if s.dry_run:
         return 0
     require_writable(s.out, "--out")
@@ -491,14 +493,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 masked=parts.reader.masked,
                 chunks=parts.reader.chunks,
             ).load_state_dict(full)
-        save_result(s, parts, train, images)
+        save_result(s, parts, feed.labels, train["text"], images)
         (s.out / "training.json").write_text(
             json.dumps(
                 {
                     "settings": settings,
                     "images": images,
                     "training_images": len(train),
-                    "text": vars(parts.reader.count(train["text"].tolist())),
+                    "text": vars(read),
                     "speed": clock.summary(processes),
                 },
                 indent=1,
@@ -591,7 +593,7 @@ def trainable(s: Settings, parts: Parts) -> list[dict[str, Any]]:
     return groups
 
 
-def describe(s: Settings, parts: Parts, source: Any, processes: int) -> None:
+def describe(s: Settings, parts: Parts, source: Any, read: LongTexts, processes: int) -> None:
     """What the run will do, in a few lines; with --dry-run also what it will need."""
     table = source.table
     train, val = ((table["split"] == split).sum() for split in ("train", "val"))
@@ -607,7 +609,6 @@ def describe(s: Settings, parts: Parts, source: Any, processes: int) -> None:
         )
         counts.append(f"{name} {total:.1f} M ({learning:.1f} M trained)")
     print(", ".join(counts))
-    read = parts.reader.count(table["text"][table["split"] == "train"].tolist())
     print(
         f"{parts.scheduler.config.prediction_type}; texts of up to {parts.reader.chunks} x {parts.reader.window} "
         f"tokens (longest {read.longest}): {read.chunked} of {read.total} ({read.chunked / read.total:.1%}) take more "
@@ -680,7 +681,7 @@ def validation_error(
     return float(accelerator.reduce(total, "sum")) / count
 
 
-def save_result(s: Settings, parts: Parts, train: pd.DataFrame, images: int) -> None:
+def save_result(s: Settings, parts: Parts, labels: Sequence[Labels], texts: Sequence[str], images: int) -> None:
     """Write ``OUT/pipeline`` and, where adapters were trained, ``OUT/lora``; the pipeline has them merged in."""
     adapted = [
         module if s.lora.rank and wanted and lora else None
@@ -700,9 +701,9 @@ def save_result(s: Settings, parts: Parts, train: pd.DataFrame, images: int) -> 
     facts = {
         "name": s.name,
         "images_seen": images,
-        "training_images": len(train),
+        "training_images": len(texts),
         "defaults": {"steps": s.steps, "guidance": s.guidance, "sampler": s.sampler},
-        "vocabulary": seen_words(conditioning.manifest_labels(train), train["text"], s.composed),
+        "vocabulary": seen_words(labels, texts, s.composed),
     }
     save_pipeline(s.out / "pipeline", parts, facts)
 

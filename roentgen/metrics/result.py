@@ -129,6 +129,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def processor() -> str:
+    """Model of the CPU, nothing that names the machine."""
+    facts = Path("/proc/cpuinfo")
+    if facts.is_file():
+        for line in facts.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
 def git_state(folder: Path) -> dict[str, Any]:
     """``commit`` of the checkout at ``folder`` and whether its tracked files differ; None outside git."""
 

@@ -30,7 +30,7 @@ from roentgen.data.dataset import CHAIN
 from roentgen.data.manifest import write_atomically
 from roentgen.data.sources import ImageSource
 from roentgen.errors import UserError
-from roentgen.images import to_autoencoder
+from roentgen.training import latents
 from roentgen.training.latents import fingerprint
 
 # Changing how texts become states must change this, or old caches would be taken for new.
@@ -345,11 +345,7 @@ def latent_cache(
     @torch.inference_mode()
     def encode(loaded: tuple[list[int], NDArray[np.uint8]]) -> NDArray[np.float16]:
         items, pixels = loaded
-        vae.to(device)
-        x = to_autoencoder(pixels).to(device).repeat(1, vae.config.in_channels, 1, 1)
-        with torch.autocast(device.type, torch.bfloat16):
-            posterior = vae.encode(x).latent_dist
-        rows = torch.stack([posterior.mean.half(), posterior.std.half()], dim=1)
+        rows = latents.encode(vae, pixels, device=device)
         good = rows.isfinite().flatten(1).all(1).cpu()
         if not bool(good.all()):
             image = source.table["image"].iat[items[int((~good).nonzero()[0])]]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import platform
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -31,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from roentgen.errors import UserError
+from roentgen.metrics.result import processor
 
 DTYPES: dict[str, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIMIZERS = ("adamw", "adamw8bit")
@@ -273,12 +273,7 @@ def device_name(device: torch.device) -> str:
     """The device as results of benchmarks/train.py call it: a GPU's name, or the model of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    facts = Path("/proc/cpuinfo")
-    if facts.is_file():
-        for line in facts.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return processor()
 
 
 def saved_for_backward(forward: Callable[[], Any]) -> int:
