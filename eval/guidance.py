@@ -7,7 +7,6 @@ Prompts are composed from the labels of `val` images, never of `test`. Writes ``
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from roentgen.data.manifest import read_manifest
 from roentgen.metrics import auroc, frechet
 from roentgen.metrics.bootstrap import cluster_weights
 from roentgen.metrics.generated import Job, generated_images, resolve_sampling
+from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.result import Context, command_line, file_hash, portable, write_result
 from roentgen.models.classifier import load_classifier
-from roentgen.prompts import compose, labels_from_row
 from roentgen.training.settings import as_dict, parse_settings, require, require_writable
 
 
@@ -66,15 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_writable(s.out, "--out")
     judge, model = load_classifier(s.classifier), pipeline.load_model(s.model, dtype=s.dtype)
     table = read_manifest(s.manifest, splits=["val"], allow_empty_text=True)
-    rng = random.Random(s.seed)
-    ill = [i for i in range(len(table)) if table["No Finding"].iloc[i] != 1]
-    well = [i for i in range(len(table)) if table["No Finding"].iloc[i] == 1]
-    rng.shuffle(ill)
-    rng.shuffle(well)
-    chosen = ill[: s.images * 2 // 3]
-    chosen += well[: s.images - len(chosen)]
-    rows = table.iloc[chosen].reset_index(drop=True)
-    texts = [compose(labels_from_row(row), rng, complete=True) for row in rows.to_dict("records")]
+    rows, texts = draw_prompts(table, s.images, s.seed)
     labels = rows[judge.findings].to_numpy(dtype=float)
     weights = cluster_weights(rows["patient_id"].tolist(), 1000, s.seed)
     real = load_pixels(rows["image"].tolist(), size=256, cache=s.work / "cache").pixels

@@ -316,6 +316,12 @@ def _eval() -> Callable[..., int]:
     return evaluate
 
 
+def _export() -> Callable[..., int]:
+    from roentgen.export_command import export
+
+    return export
+
+
 @dataclass(frozen=True)
 class Command:
     """How a command is found (a thunk, so that only the one asked for is imported) and parsed."""
@@ -329,6 +335,7 @@ COMMANDS = {
     "generate": Command(lambda: generate, ("prompt",), "make synthetic chest X-rays from text"),
     "models": Command(lambda: models, (), "list the named models and what is on this disk"),
     "info": Command(lambda: info, ("image",), "print the provenance of an image"),
+    "export": Command(_export, (), "make a synthetic data set, filtered and marked, in the format of your training"),
     "eval": Command(_eval, ("folders",), "measure generated images against real ones, with an HTML report"),
     "data prepare": Command(_data_prepare, ("source",), "write a manifest from a collection of images"),
     "data check": Command(_data_check, ("manifest",), "check a manifest and its images"),

@@ -11,6 +11,9 @@ from roentgen.errors import UserError
 if TYPE_CHECKING:
     from roentgen.metrics.image_set import ImageSet
 
+GENERATED_AT_ONCE = 16
+"""Images a forward pass of the generating model at most: memory grows with it."""
+
 
 def evaluate(
     folders: list[str],
@@ -35,6 +38,7 @@ def evaluate(
     generate: str | None = None,
     prompts: str | None = None,
     num_images: int = 1,
+    num_prompts: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
@@ -62,13 +66,14 @@ def evaluate(
         seed: Of every random choice, and of the first image with --generate.
         resamples: Bootstrap resamples of the intervals.
         workers: Threads that read and decode images.
-        batch_size: Images a forward pass.
+        batch_size: Images a forward pass (at most 16 at once with --generate).
         device: auto, cpu, cuda, cuda:N or mps.
         compare: Set finished evaluations side by side, as in --compare DIR DIR --out DIR.
         generate: Model to generate the synthetic images with, into OUT/images: a name, folder or hub id.
         prompts: With --generate, a file of prompts (.txt, .csv, .jsonl; a CSV may have labels), or a manifest, whose
             texts in --real-split are the prompts.
         num_images: With --generate, images for each prompt.
+        num_prompts: With --generate, at most so many prompts, drawn at random by --seed; the other sets stay whole.
         steps: With --generate, denoising steps (default: the model's).
         guidance: With --generate, guidance scale (default: the model's).
         sampler: With --generate, the sampler (default: the model's).
@@ -84,10 +89,14 @@ def evaluate(
         ("--workers", workers, 1),
         ("--batch-size", batch_size, 1),
         ("--num-images", num_images, 1),
+        ("--num-prompts", num_prompts, 1),
+        ("--limit", limit, 1),
         ("--seed", seed, 0),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise UserError(f"{flag} {value}: must be at least {least}")
+    if num_prompts is not None and generate is None:
+        raise UserError("--num-prompts is for --generate MODEL; with --synthetic, --limit cuts the sets")
     _need("matplotlib")
     assert real is not None and out is not None
 
@@ -121,13 +130,14 @@ def evaluate(
                 Path(prompts),
                 name=generate,
                 num_images=num_images,
+                num_prompts=num_prompts,
                 seed=seed,
                 split=real_split,
                 limit=limit,
                 sampling=(steps, guidance, sampler),
                 device=device,
                 dtype=dtype,
-                batch_size=4,
+                batch_size=min(batch_size, GENERATED_AT_ONCE),
             )
         assert source is not None
         sets.insert(1, open_set(Path(source), name="synthetic", **options))
@@ -152,6 +162,7 @@ def evaluate(
             generate=generate,
             prompts=prompts,
             num_images=num_images if generate else None,
+            num_prompts=num_prompts,
             steps=steps,
             guidance=guidance,
             sampler=sampler,
@@ -232,6 +243,7 @@ def _generate(
     *,
     name: str,
     num_images: int,
+    num_prompts: int | None,
     seed: int,
     split: str,
     limit: int | None,
@@ -264,12 +276,12 @@ def _generate(
     records = [record for record in records if record not in long]
     if long:
         print(f"--prompts {prompts}: {len(long)} text(s) longer than {name} reads are left out", file=sys.stderr)
-    if limit is not None and limit < len(records) * num_images:
+    # The images that --limit would leave out need not be made.
+    most = min(len(records), num_prompts or len(records), -(-limit // num_images) if limit else len(records))
+    if most < len(records):
         import random
 
-        # The images that --limit would leave out need not be made.
-        chosen_rows = random.Random(seed).sample(range(len(records)), min(len(records), -(-limit // num_images)))
-        records = [records[row] for row in sorted(chosen_rows)]
+        records = [records[row] for row in sorted(random.Random(seed).sample(range(len(records)), most))]
     for record in records:
         model.check_prompt(str(record["text"]), f"--prompts {prompts}, id {record['prompt_id']}:")
     about = {

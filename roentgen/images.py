@@ -13,9 +13,9 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
@@ -215,38 +215,62 @@ def save_image(
     path = Path(path)
     if format not in FORMATS:
         raise UserError(f"--format {format}: unknown image format; choose one of {', '.join(FORMATS)}")
-    marks = {key: str(value) for key, value in provenance.items()}
-    marks |= {"software": _SOFTWARE, "synthetic": "true"}
-    encode = {"png": _png_bytes, "jpeg": _jpeg_bytes, "dicom": _dicom_bytes}[format]
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already; pass --overwrite to replace it, or choose another --out")
-    write_atomic(path, encode(image, marks))
+    write_atomic(path, encode_image(image, format, provenance))
     return path
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` by a temporary file, fsync and rename; UserError if it cannot be written."""
+def encode_image(image: np.ndarray, format: str, provenance: Mapping[str, str]) -> bytes:
+    """The file that ``save_image`` writes. PNG and JPEG repeat for the same arguments; DICOM has new UIDs and the time
+    (see ``dicom_dataset``)."""
+    _check_grey(image)
+    if format == "dicom":
+        return dicom_bytes(dicom_dataset(image, provenance))
+    return {"png": _png_bytes, "jpeg": _jpeg_bytes}[format](image, _marks(provenance))
+
+
+def _marks(provenance: Mapping[str, str]) -> dict[str, str]:
+    """What is written into a file: the provenance as text, and where it comes from."""
+    return {key: str(value) for key, value in provenance.items()} | {"software": _SOFTWARE, "synthetic": "true"}
+
+
+def write_atomic(path: Path, data: bytes, *, scratch: Path | None = None) -> None:
+    """Write ``data`` to ``path`` by ``open_atomic``; UserError if it cannot be written."""
+    with open_atomic(path, scratch=scratch) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_atomic(path: Path, *, scratch: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write that appears as ``path`` when the block ends well: temporary file, fsync, rename.
+
+    ``scratch``: folder of the temporary file, on the same disk, so that a killed process leaves none beside finished
+    files; None is the folder of ``path``. UserError if it cannot be written.
+    """
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+        (scratch or path.parent).mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=scratch or path.parent, prefix=f".{path.name[:40]}.")
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that nobody else can read
         temporary.replace(path)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"{path}: no space left on the disk; free some or choose another --out "
                 "(everything already written is kept)"
             ) from error
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another --out") from error
+    finally:
+        if temporary is not None:  # gone already where all went well
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -274,13 +298,18 @@ def _jpeg_bytes(image: np.ndarray, marks: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def _dicom_bytes(image: np.ndarray, marks: Mapping[str, str]) -> bytes:
-    """A Secondary Capture Image (PS3.3 A.8.1) of nobody: synthetic in every place the standard has for it."""
+def dicom_dataset(image: np.ndarray, provenance: Mapping[str, str]) -> Any:
+    """A Secondary Capture Image (PS3.3 A.8.1) of nobody: synthetic in every place the standard has for it.
+
+    A ``pydicom.Dataset`` of uint8 grey [H, W] with new random UIDs, dated now, for ``dicom_bytes``.
+    """
     import datetime
 
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+    from pydicom.dataset import Dataset
+    from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
+    _check_grey(image)
+    marks = _marks(provenance)
     now = datetime.datetime.now()
     date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     version, model = marks.get("version", ""), marks.get("model", "")
@@ -326,6 +355,14 @@ def _dicom_bytes(image: np.ndarray, marks: Mapping[str, str]) -> bytes:
     pixels = image.tobytes()
     data.PixelData = pixels + b"\0" * (len(pixels) % 2)
     data["PixelData"].VR = "OB"
+    return data
+
+
+def dicom_bytes(data: Any) -> bytes:
+    """A ``pydicom.Dataset`` as a DICOM file, Explicit VR Little Endian."""
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     buffer = io.BytesIO()

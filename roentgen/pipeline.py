@@ -139,6 +139,8 @@ def load_model(
         lora = f"{lora_file.parent.name if lora_file.name == loading.LORA_FILE else lora_file.stem} {lora_digest[:16]}"
     for part in ("vae", "unet", "text_encoder"):
         parts[part].to(device, kind)
+    if device == "cpu":  # its convolutions decode faster in this layout; the U-Net's do not
+        parts["vae"].to(memory_format=torch.channels_last)
     if compile:
         parts["unet"].compile()
     settings = _roentgen_json(folder)
@@ -259,13 +261,15 @@ def generate(
     sampler: str | None = None,
     negative_prompt: str = "",
     batch_size: int = 4,
+    encode: Callable[[str], torch.Tensor] | None = None,
     on_step: Callable[[float], object] | None = None,
 ) -> Iterator[Sample]:
     """Check everything now, then generate lazily: prompt by prompt, ``num_images`` each.
 
     Image i of a prompt has the seed ``seed + i``; ``seeds`` gives a prompt its own first seed (or None).
-    ``steps``, ``guidance`` and ``sampler`` default to the model's. ``on_step`` is called after each denoising
-    step with its share of the work, in images. UserError on bad settings or prompts, and on NaN images.
+    ``steps``, ``guidance`` and ``sampler`` default to the model's. ``encode``: a ``text_cache`` of the model, for
+    several calls with the same prompts. ``on_step`` is called after each denoising step with its share of the work,
+    in images. UserError on bad settings or prompts, and on NaN images.
     """
     if isinstance(prompts, str):
         prompts = [prompts]
@@ -311,7 +315,13 @@ def generate(
         "synthetic": "true",
     }
     scheduler = make_scheduler(model, sampler)
-    return _run(model, jobs, scheduler, steps, guidance, negative_prompt, batch_size, provenance, on_step)
+    known = text_cache(model) if encode is None else encode
+    return _run(model, jobs, scheduler, steps, guidance, negative_prompt, batch_size, provenance, known, on_step)
+
+
+def text_cache(model: Model, size: int = 256) -> Callable[[str], torch.Tensor]:
+    """``encode_text`` of the model that remembers the last ``size`` prompts."""
+    return lru_cache(maxsize=size)(lambda text: encode_text(model, text))
 
 
 def make_scheduler(model: Model, sampler: str) -> Any:
@@ -333,11 +343,11 @@ def _run(
     negative_prompt: str,
     batch_size: int,
     provenance: Mapping[str, str],
+    encode: Callable[[str], torch.Tensor],
     on_step: Callable[[float], object] | None,
 ) -> Iterator[Sample]:
     import torch
 
-    encode = lru_cache(maxsize=256)(lambda text: encode_text(model, text))
     for batch in _batches(model, jobs, batch_size):
         try:
             with torch.inference_mode():

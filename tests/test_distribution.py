@@ -229,7 +229,7 @@ def test_mode_collapse_is_recall_and_coverage() -> None:
 @pytest.fixture
 def pair() -> Pair:
     patients = np.repeat(np.arange(100), 3).tolist()
-    return Pair(draws(150, 6, shift=2), draws(300, 6, seed=1), None, patients, resamples=50, frechet_resamples=20)
+    return Pair(draws(150, 6, shift=2), draws(300, 6, seed=1), None, patients, resamples=50)
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -265,12 +265,12 @@ def test_fid_is_held_against_the_floor_at_equal_n(pair: Pair) -> None:
 
 
 def test_small_n_is_a_warning() -> None:
-    few = Pair(draws(20, 32), draws(30, 32, seed=1), resamples=20, frechet_resamples=5)
+    few = Pair(draws(20, 32), draws(30, 32, seed=1), resamples=20)
     assert any("not above the feature dimension 32" in line for line in distribution.fid(few)["warnings"])
     assert any("not to be trusted" in line for line in distribution.fd_infinity(few)["warnings"])
     assert any("subsets of 10" in line for line in distribution.kid(few)["warnings"])
     assert any("n = 20" in line for line in distribution.coverage(few)["warnings"])
-    many = Pair(draws(200, 4), draws(300, 4, seed=1), resamples=20, frechet_resamples=5)
+    many = Pair(draws(200, 4), draws(300, 4, seed=1), resamples=20)
     assert distribution.fid(many)["warnings"] == []
 
 
@@ -299,7 +299,7 @@ def test_nan_features_are_refused(name: str, pair: Pair) -> None:
 def test_distances_grow_with_the_damage() -> None:
     for name in ("fid", "kid"):
         values = [
-            METRICS[name](Pair(draws(200, 6, shift=s), draws(200, 6, seed=1), resamples=5, frechet_resamples=5))[
+            METRICS[name](Pair(draws(200, 6, shift=s), draws(200, 6, seed=1), resamples=5))[
                 "value"
             ]
             for s in (0, 0.5, 1)

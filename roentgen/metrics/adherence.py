@@ -299,8 +299,7 @@ def side_adherence(
     groups: Sequence[object],
     *,
     real: tuple[Floats, Sequence[Sequence[str]] | NDArray[np.str_]] | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    real_groups: Sequence[object] | None = None,
 ) -> dict[str, Any]:
     """Share of findings that are on the side their prompt asks for; 0.5 by chance.
 
@@ -308,27 +307,27 @@ def side_adherence(
         leftness: (N, F) left less right for the classifier, above 0 for the patient's left.
         sides: (N, F) "left", "right", or anything else ("bilateral", "") where there is nothing to tell apart.
         findings: names of the columns.
-        groups: (N,) prompt or patient, for the interval over all findings; each finding's is Wilson's.
-        real: leftness and sides of real images: the ceiling.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        groups: (N,) prompt or patient, for the intervals (``laterality.clustered_wilson``; a bootstrap would give no
+            width where all are right).
+        real, real_groups: leftness and sides of real images, the ceiling, and their patients.
     """
     table = _sides(leftness, sides, findings)
-    entries = _side_rows(leftness, table, findings)
+    entries = _side_rows(leftness, table, findings, groups)
     told = np.where(table == "left", leftness > 0, leftness < 0)
     asked = np.isin(table, ("left", "right"))
     right, n = (told & asked).sum(axis=1).astype(np.float64), asked.sum(axis=1).astype(np.float64)
-    value, ci = float("nan"), NAN_INTERVAL
-    if n.sum():
-        weights = cluster_weights(groups, resamples, seed)
-        total = weights @ n
-        draws = np.divide(weights @ right, total, out=np.full(resamples, np.nan), where=total > 0)
-        value, ci = float(right.sum() / n.sum()), percentile_interval(draws)
     details: dict[str, Any] = {"chance": 0.5, "findings": entries}
     if real is not None:
-        details["real"] = _side_rows(real[0], _sides(real[0], real[1], findings), findings)
-    warnings = [] if n.sum() >= 50 else [f"{int(n.sum())} findings with a side: use at least 50"]
-    return _result(value, ci, int(n.sum()), resamples, warnings, details)
+        others = range(len(real[0])) if real_groups is None else real_groups
+        details["real"] = _side_rows(real[0], _sides(real[0], real[1], findings), findings, others)
+    return {
+        "value": float(right.sum() / n.sum()) if n.sum() else float("nan"),
+        "ci": laterality.clustered_wilson(right, n, groups),
+        "ci_method": "95 % Wilson at the effective number of independent findings, by patient or prompt",
+        "n": int(n.sum()),
+        "warnings": [] if n.sum() >= 50 else [f"{int(n.sum())} findings with a side: use at least 50"],
+        "details": details,
+    }
 
 
 def _sides(leftness: Floats, sides: Any, findings: Sequence[str]) -> NDArray[np.str_]:
@@ -338,12 +337,18 @@ def _sides(leftness: Floats, sides: Any, findings: Sequence[str]) -> NDArray[np.
     return table
 
 
-def _side_rows(leftness: Floats, table: NDArray[np.str_], findings: Sequence[str]) -> list[dict[str, Any]]:
+def _side_rows(
+    leftness: Floats, table: NDArray[np.str_], findings: Sequence[str], groups: Sequence[object]
+) -> list[dict[str, Any]]:
     entries = []
     for column, finding in enumerate(findings):
         rows = np.isin(table[:, column], ("left", "right"))
         if rows.any():
-            accuracy = laterality.side_accuracy(leftness[rows, column], table[rows, column].tolist())
+            accuracy = laterality.side_accuracy(
+                leftness[rows, column],
+                table[rows, column].tolist(),
+                groups=[group for group, chosen in zip(groups, rows, strict=True) if chosen],
+            )
             entries.append({"finding": finding, **dataclasses.asdict(accuracy)})
     return entries
 

@@ -22,7 +22,8 @@ from roentgen.metrics.prdc import NEIGHBOURS, Manifolds, manifolds
 Features = NDArray[np.floating]
 LEAST = 50
 """Per-finding figures of fewer images than this on either side are not given: they would be noise."""
-FRECHET_RESAMPLES = 100  # a resample costs a matrix root, so the interval's ends are themselves good to a tenth
+CACHED = 12
+"""Pairs whose intermediate results are kept: two for each of the extractors of a full suite."""
 UNSTABLE = "95 % bootstrap by patient and prompt, {} resamples{}"
 
 
@@ -31,7 +32,8 @@ class Pair:
     """Generated against real features, with what tells which images belong together.
 
     synthetic (N, D), real (M, D), each with its groups: prompt or patient of each image; None: each its own.
-    ``frechet_resamples`` and ``resamples`` set the intervals' work; ``seed`` every draw.
+    resamples: of the intervals; Frechet distances take fewer where the sets are large (``frechet_resamples``). seed:
+    of every draw.
     """
 
     synthetic: Features
@@ -39,13 +41,19 @@ class Pair:
     synthetic_groups: Sequence[object] | None = None
     real_groups: Sequence[object] | None = None
     resamples: int = RESAMPLES
-    frechet_resamples: int = FRECHET_RESAMPLES
     k: int = NEIGHBOURS
     seed: int = 0
 
     @property
     def n(self) -> int:
         return len(self.synthetic)
+
+    @property
+    def frechet_resamples(self) -> int:
+        """Resamples of a Frechet distance, which cost a matrix root each."""
+        return frechet.affordable_resamples(
+            len(self.synthetic), len(self.real), self.synthetic.shape[1], self.resamples
+        )
 
 
 def fid(pair: Pair) -> dict[str, Any]:
@@ -56,7 +64,7 @@ def fid(pair: Pair) -> dict[str, Any]:
         _frechet_interval(pair),
         UNSTABLE.format(pair.frechet_resamples, ", shifted to the value"),
         warnings=_frechet_warnings(pair),
-        details={"feature_dimension": pair.synthetic.shape[1]},
+        details={"feature_dimension": pair.synthetic.shape[1], "resamples": pair.frechet_resamples},
     )
 
 
@@ -77,7 +85,7 @@ def fd_infinity(pair: Pair) -> dict[str, Any]:
         (low - whole + line.value, high - whole + line.value),
         UNSTABLE.format(pair.frechet_resamples, " of the distance at full n, shifted to the extrapolation"),
         warnings=warnings,
-        details={"slope": line.slope, "points": line.points},
+        details={"slope": line.slope, "points": line.points, "resamples": pair.frechet_resamples},
     )
 
 
@@ -176,6 +184,7 @@ def measure(name: str, pair: Pair, *, floor: bool = True) -> dict[str, Any]:
     return found
 
 
+@lru_cache(maxsize=CACHED)  # the same halves for all metrics, so that they share what they compute
 def real_halves(pair: Pair) -> Pair | None:
     """The real images against themselves, cut in halves with no patient in both; None where they are too few."""
     groups = range(len(pair.real)) if pair.real_groups is None else pair.real_groups
@@ -255,7 +264,7 @@ def _result(
     }
 
 
-@lru_cache(maxsize=4)  # FID and FD-infinity share it; ``Pair`` is hashed by identity
+@lru_cache(maxsize=CACHED)  # FID and FD-infinity share it; ``Pair`` is hashed by identity
 def _frechet_interval(pair: Pair) -> tuple[float, float]:
     return frechet.frechet_interval(
         pair.synthetic,
@@ -269,15 +278,22 @@ def _frechet_interval(pair: Pair) -> tuple[float, float]:
 
 def _frechet_warnings(pair: Pair) -> list[str]:
     smaller, dim = min(len(pair.synthetic), len(pair.real)), pair.synthetic.shape[1]
+    few = []
+    if pair.frechet_resamples < pair.resamples:
+        few.append(
+            f"interval of {pair.frechet_resamples} resamples instead of {pair.resamples}: each costs a root of "
+            "matrices of this size"
+        )
     if smaller > dim:
-        return []
+        return few
     return [
+        *few,
         f"n = {smaller} is not above the feature dimension {dim}: covariances are singular and the distance is too "
         "high; compare only at equal n, with the floor beside it"
     ]
 
 
-@lru_cache(maxsize=4)  # four metrics read it
+@lru_cache(maxsize=CACHED)  # four metrics read it
 def _manifolds(pair: Pair) -> tuple[Pair, Manifolds]:
     """The pair cut to equal n at random, and its manifolds."""
     rng = np.random.default_rng(pair.seed)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from roentgen.metrics.auroc import auroc
 
@@ -24,7 +24,7 @@ REGIONS: dict[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class SideAccuracy:
-    """``accuracy`` in [0, 1] with its Wilson interval; ``auroc`` of left against right needs no threshold.
+    """``accuracy`` in [0, 1] with its interval (``clustered_wilson``); ``auroc`` of left against right is without one.
 
     ``left``, ``right``: share told right among images of that side; NaN without any.
     """
@@ -38,8 +38,8 @@ class SideAccuracy:
     auroc: float
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927); (nan, nan) for n = 0."""
+def wilson_interval(successes: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927); (nan, nan) for n = 0. An effective ``n`` need not be whole."""
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials")
     if n == 0:
@@ -50,10 +50,41 @@ def wilson_interval(successes: int, n: int, z: float = 1.959963984540054) -> tup
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def side_accuracy(leftness: NDArray[np.floating], sides: Sequence[str], *, threshold: float = 0.0) -> SideAccuracy:
+def clustered_wilson(right: ArrayLike, asked: ArrayLike, groups: Sequence[object]) -> tuple[float, float]:
+    """95 % interval of sum(right) / sum(asked), both (N,), where what belongs to one of ``groups`` (N,) may be alike.
+
+    Wilson's at the effective number of independent trials: the one at which a proportion would vary as the ratio does
+    over the groups (Korn & Graubard 1998), never more than the trials, never fewer than if all trials of a group were
+    one. Where all are right or all wrong nothing tells how alike they are, and the latter is taken. So it is never of
+    no width, as a bootstrap's is there.
+    """
+    hits, trials = np.asarray(right, dtype=np.float64), np.asarray(asked, dtype=np.float64)
+    if not len(hits) == len(trials) == len(groups) or (hits < 0).any() or (hits > trials).any():
+        raise ValueError("right must lie between 0 and asked, one of each and one group an item")
+    _, index = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
+    s, m = np.bincount(index, weights=hits), np.bincount(index, weights=trials)
+    s, m = s[m > 0], m[m > 0]
+    total = float(m.sum())
+    if total == 0:
+        return float("nan"), float("nan")
+    share = float(s.sum()) / total
+    effective = least = total * total / float((m * m).sum())
+    if 0 < share < 1 and len(m) > 1:
+        variance = len(m) / (len(m) - 1) * float(((s - share * m) ** 2).sum()) / total**2
+        effective = total if variance == 0 else min(total, max(least, share * (1 - share) / variance))
+    return wilson_interval(share * effective, effective)
+
+
+def side_accuracy(
+    leftness: NDArray[np.floating],
+    sides: Sequence[str],
+    *,
+    threshold: float = 0.0,
+    groups: Sequence[object] | None = None,
+) -> SideAccuracy:
     """How often ``leftness`` (N,) above ``threshold`` means ``sides`` (N,) "left" and below it "right".
 
-    A tie is not told apart, so it counts as wrong.
+    A tie is not told apart, so it counts as wrong. ``groups`` (N,) name the patient or prompt; None: each its own.
     """
     values = np.asarray(leftness, dtype=np.float64)
     if len(values) != len(sides) or not set(sides) <= {"left", "right"}:
@@ -67,7 +98,7 @@ def side_accuracy(leftness: NDArray[np.floating], sides: Sequence[str], *, thres
 
     return SideAccuracy(
         accuracy=correct / n if n else float("nan"),
-        ci=wilson_interval(correct, n),
+        ci=clustered_wilson(right_answer, np.ones(n), range(n) if groups is None else groups),
         n=n,
         correct=correct,
         left=share(is_left),

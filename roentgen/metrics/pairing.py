@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from roentgen.errors import UserError
 from roentgen.prompt_lists import read_labels_text
-from roentgen.prompts import FINDINGS, Labels, labels_from_row, read_prompts
+from roentgen.prompts import FINDINGS, NO_FINDING, Labels, compose, labels_from_row, read_prompts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,3 +140,19 @@ def draw_look_alikes(choices: Sequence[Sequence[int]], pool: int, rng: random.Ra
     rng.shuffle(rest)
     others = sum(number is None for number in result)
     return [rest.pop() if number is None else number for number in result], others
+
+
+def draw_prompts(table: pd.DataFrame, count: int, seed: int) -> tuple[pd.DataFrame, list[str]]:
+    """At most ``count`` rows of a manifest, two thirds with findings where there are enough, and a prompt for each.
+
+    Rows (N, ...) are drawn by ``seed``, those with findings first; their prompts say all that the labels do.
+    """
+    rng = random.Random(seed)
+    normal = table[NO_FINDING] == 1
+    ill, well = (np.flatnonzero(mask).tolist() for mask in (~normal, normal))
+    rng.shuffle(ill)
+    rng.shuffle(well)
+    chosen = ill[: count * 2 // 3]
+    chosen += well[: count - len(chosen)]
+    rows = table.iloc[chosen].reset_index(drop=True)
+    return rows, [compose(labels_from_row(row), rng, complete=True) for row in rows.to_dict("records")]

@@ -1,0 +1,291 @@
+"""Quality against denoising steps, by sampler, on the validation split: the curve from which the default is chosen.
+
+    python eval/steps.py --manifest MANIFEST --classifier roentgen/models/classifier --out eval/results/mini \
+        --plot docs/steps.svg
+
+Prompts are composed from the labels of `val` images, never of `test`; every setting gets the same prompts and seeds,
+so differences are paired. The reference is RoentGen's published sampling, PNDM with 75 steps. The default is the
+setting with the fewest network evaluations whose AUROC is not below the reference's by more than chance, whose
+distance to real images is not above it by more than chance (both intervals of the paired difference reach 0), and whose
+images are done: they differ from the same sampler's with the most steps by at most 1 % of the grey range in the mean.
+Without the last, images that are still hazy pass, since neither of the others is sharp at such an n.
+Writes ``OUT/steps.json``. Images are kept in ``--work``, so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roentgen import errors, pipeline
+from roentgen.data.dataset import load_pixels
+from roentgen.data.manifest import read_manifest
+from roentgen.images import write_atomic
+from roentgen.metrics import auroc, frechet
+from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
+from roentgen.metrics.generated import Job, Sampling, generated_images
+from roentgen.metrics.pairing import draw_prompts
+from roentgen.metrics.report import figure, replace_between_markers
+from roentgen.metrics.report import table as markdown
+from roentgen.metrics.result import Context, command_line, file_hash, portable, read_result, write_result
+from roentgen.models.classifier import load_classifier
+from roentgen.training.settings import as_dict, parse_settings, require, require_writable
+
+REFERENCE = ("pndm", 75)
+FID_RESAMPLES = 200
+DONE = 2.55
+"""Mean difference in grey levels of 255 to the images of the most steps at which a setting is done: 1 %."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the curve.
+
+    Args:
+        manifest: manifest with `val` images.
+        classifier: the judge.
+        out: folder for steps.json.
+        model: name, folder or hub id.
+        work: folder for generated images and caches.
+        samplers: samplers to compare.
+        steps: numbers of steps to compare; the reference, pndm with 75, is always measured.
+        guidance: guidance scale, the same for all.
+        images: prompts a setting, two thirds of them with findings.
+        dtype: float32, float16 or bfloat16 (default: float16 on a GPU, else float32).
+        seed: seed of the first image, and of texts.
+        batch_size: images generated at a time.
+        plot: SVG file for the curve (None: no plot).
+        update: document in which the region results:steps is replaced by the table.
+    """
+
+    manifest: Path
+    classifier: Path
+    out: Path
+    model: str = "mini"
+    work: Path = Path("out/steps")
+    samplers: tuple[str, ...] = ("dpm++", "unipc", "ddim", "pndm")
+    steps: tuple[int, ...] = (5, 10, 20, 75)
+    guidance: float = 4.0
+    images: int = 144
+    dtype: str | None = None
+    seed: int = 20_000
+    batch_size: int = 16
+    plot: Path | None = None
+    update: Path | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    s = parse_settings(Settings, argv, prog="eval/steps.py", description=(__doc__ or "").splitlines()[0])
+    require(s.images >= 10, "--images must be at least 10")
+    require(bool(s.samplers) and bool(s.steps), "--samplers and --steps must name at least one each")
+    for sampler in s.samplers:
+        for steps in s.steps:
+            pipeline.check_settings(steps=steps, sampler=sampler, guidance=s.guidance, batch_size=s.batch_size)
+    require_writable(s.out, "--out")
+    judge, model = load_classifier(s.classifier), pipeline.load_model(s.model, dtype=s.dtype)
+
+    # Prompts of val, and what real images of val look like to the judge.
+    val = read_manifest(s.manifest, splits=["val"], allow_empty_text=True)
+    rows, texts = draw_prompts(val, s.images, s.seed)
+    labels = rows[judge.findings].to_numpy(dtype=float)
+    patients = rows["patient_id"].tolist()
+    real = load_pixels(val["image"].tolist(), size=256, cache=s.work / "cache").pixels
+    real_features = judge.features(np.asarray(real)).astype(np.float64)
+    jobs = [Job(text, s.seed + i) for i, text in enumerate(texts)]
+
+    # Every setting, the same prompts and seeds; the reference last, as it takes longest.
+    settings = [(sampler, steps) for sampler in s.samplers for steps in sorted(s.steps)]
+    settings = [one for one in settings if one != REFERENCE] + [REFERENCE]
+    seen: dict[tuple[str, int], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+    images: dict[tuple[str, int], NDArray[np.uint8]] = {}
+    for sampler, steps in settings:
+        folder = s.work / f"{sampler.replace('+', 'p')}-{steps}"
+        sampling = Sampling(steps, s.guidance, sampler)
+        made = generated_images(model, jobs, folder, sampling=sampling, batch_size=s.batch_size)
+        images[sampler, steps] = np.stack(made)
+        seen[sampler, steps] = judge.predict(made).astype(float), judge.features(made).astype(np.float64)
+
+    curve = measured(seen, labels, judge.findings, patients, real_features, val["patient_id"].tolist(), seed=s.seed)
+    for point, (sampler, steps) in zip(curve, settings, strict=True):
+        most = max(count for name, count in settings if name == sampler)
+        point |= {
+            "evaluations": evaluations(model, sampler, steps),
+            "change": mean_difference(images[sampler, steps], images[sampler, most]),
+        }
+        print(f"{sampler} {steps}: AUROC {figure(point['auroc'])}, FID {figure(point['fid'], digits=1)}", flush=True)
+    chosen = choose(curve)
+    context = Context(
+        extractor=f"roentgen classifier {s.classifier.name}, sha256 {file_hash(s.classifier)}",
+        resize="shorter side to 256 px, centre crop; then the classifier's own size", seed=s.seed,
+        settings={key: portable(value) for key, value in as_dict(s).items()},
+        model={"name": portable(model.name), "hash": model.hash, "dtype": str(model.dtype)},
+        inputs={"manifest": s.manifest.name}, command=command_line("eval/steps.py", s),
+    )  # fmt: skip
+    write_result(
+        s.out / "steps.json", metric="network evaluations of the default sampling, by quality on val",
+        value=chosen["evaluations"], ci=(float("nan"), float("nan")), ci_method="none: a count", n=len(rows),
+        context=context,
+        warnings=["chosen on val; Frechet distances at this n are biased upwards and only comparable in this file"],
+        details={"chosen": {key: chosen[key] for key in ("sampler", "steps")}, "reference": list(REFERENCE),
+                 "real_n": len(val), "curve": curve},
+    )  # fmt: skip
+    result = read_result(s.out / "steps.json")
+    print(table(result))
+    if s.plot is not None:
+        write_atomic(s.plot, plot(result).encode())
+    if s.update is not None:
+        replace_between_markers(s.update, "steps", table(result))
+    return 0
+
+
+def measured(
+    seen: Mapping[tuple[str, int], tuple[NDArray[np.float64], NDArray[np.float64]]],
+    labels: NDArray[np.float64],
+    findings: Sequence[str],
+    patients: Sequence[str],
+    real: NDArray[np.float64],
+    real_patients: Sequence[str],
+    *,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """AUROC and Frechet distance of each setting with intervals, and the paired differences to the reference's."""
+    weights = cluster_weights(patients, 1000, seed)
+    middle = real.mean(axis=0)
+    real = real - middle
+    real_weights = cluster_weights(real_patients, FID_RESAMPLES, seed + 1)
+    ones = np.ones(len(labels)), np.ones(len(real))
+    scored, distances = {}, {}
+    for setting, (scores, features) in seen.items():
+        x = features - middle
+        cross = x @ real.T
+        scored[setting] = auroc.macro_auroc(scores, labels, list(findings), weights, leave_out=("No Finding",))
+        draws = np.array(
+            [frechet.weighted_frechet(x, real, cross, u, v) for u, v in zip(weights, real_weights, strict=False)]
+        )
+        distances[setting] = frechet.weighted_frechet(x, real, cross, *ones), draws
+    base, (base_value, base_draws) = scored[REFERENCE], distances[REFERENCE]
+    curve = []
+    for (sampler, steps), found in scored.items():
+        value, draws = distances[sampler, steps]
+        centred = draws - draws.mean()  # resamples repeat images and so lie too high; their spread is right
+        apart = centred - (base_draws - base_draws.mean())
+        curve.append(
+            {
+                "sampler": sampler,
+                "steps": steps,
+                "auroc": {"value": found.value, "ci": found.ci},
+                "findings": found.names,
+                "fid": {"value": value, "ci": percentile_interval(value + centred)},
+                "auroc_less_reference": {
+                    "value": found.value - base.value,
+                    "ci": percentile_interval(found.draws - base.draws),
+                },
+                "fid_less_reference": {
+                    "value": value - base_value,
+                    "ci": percentile_interval(value - base_value + apart),
+                },
+            }
+        )
+    return curve
+
+
+def evaluations(model: pipeline.Model, sampler: str, steps: int) -> int:
+    """Calls of the U-Net, each with both halves of the guidance: PNDM makes one more than its steps."""
+    scheduler = pipeline.make_scheduler(model, sampler)
+    scheduler.set_timesteps(steps)
+    return len(scheduler.timesteps)
+
+
+def mean_difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Mean absolute difference in grey levels, 0 to 255, of images (N, H, W)."""
+    return float(np.abs(a.astype(np.int16) - b).mean())
+
+
+def choose(curve: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The setting with the fewest evaluations that is done and, by its intervals, no worse than the reference."""
+    fit = [
+        p
+        for p in curve
+        if p["auroc_less_reference"]["ci"][1] >= 0 and p["fid_less_reference"]["ci"][0] <= 0 and p["change"] <= DONE
+    ]
+    return min(fit, key=lambda p: (p["evaluations"], p["fid"]["value"]))
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Markdown of the curve with its conditions below."""
+    details = result["details"]
+    head = ["sampler", "steps", "network calls", "AUROC", "less reference", "FID", "less reference", "change"]
+    rows = []
+    for p in sorted(details["curve"], key=lambda p: (p["sampler"], p["steps"])):
+        bold = "**" if {"sampler": p["sampler"], "steps": p["steps"]} == details["chosen"] else ""
+        rows.append(
+            [
+                f"{bold}{p['sampler']}{bold}",
+                str(p["steps"]),
+                str(p["evaluations"]),
+                figure(p["auroc"], digits=3),
+                figure(p["auroc_less_reference"], digits=3),
+                figure(p["fid"], digits=1),
+                figure(p["fid_less_reference"], digits=1),
+                f"{p['change']:.1f}",
+            ]
+        )
+    model, settings = result["model"], result["settings"]
+    names = ", ".join(details["curve"][0]["findings"])
+    return "\n".join(
+        [
+            markdown(head, rows),
+            "",
+            f"`{model['name']}` ({model['hash']}), guidance {settings['guidance']:g}, {result['n']} prompts of `val`, "
+            f"the same prompts and seeds for every row; macro AUROC over {names}; Frechet distance in the classifier's "
+            f"features to {details['real_n']} real `val` images. Reference: {details['reference'][0]} with "
+            f"{details['reference'][1]} steps. Change: mean difference in grey levels of 255 to the images of the same "
+            f"sampler's most steps. Bold: fewest network calls with a change of at most {DONE} and neither measure "
+            "worse beyond its interval.",
+            "",
+            f"Made by `{result['command']}`.",
+        ]
+    )
+
+
+def plot(result: Mapping[str, Any]) -> str:
+    """SVG: AUROC and Frechet distance against network evaluations, a line a sampler."""
+    import io
+
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from roentgen.metrics.plots import COLOURS, LINES, MARKERS, STYLE
+
+    curve = result["details"]["curve"]
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        drawing = Figure(figsize=(7.2, 3.2), layout="constrained")
+        panels = drawing.subplots(1, 2)
+        for axes, key, words in zip(panels, ("auroc", "fid"), ("macro AUROC", "Fréchet distance"), strict=True):
+            for number, sampler in enumerate(dict.fromkeys(p["sampler"] for p in curve)):
+                points = sorted((p for p in curve if p["sampler"] == sampler), key=lambda p: p["evaluations"])
+                x, y = [p["evaluations"] for p in points], [p[key]["value"] for p in points]
+                style: Any = {"marker": MARKERS[number], "linestyle": LINES[number], "color": COLOURS[number]}
+                axes.plot(x, y, label=sampler if key == "auroc" else None, markersize=4, **style)
+            reference = next(p for p in curve if (p["sampler"], p["steps"]) == REFERENCE)
+            axes.axhspan(*reference[key]["ci"], color="#dddddd", zorder=0)
+            axes.set_xscale("log")
+            ticks = sorted({p["steps"] for p in curve})
+            axes.set_xticks(ticks, [str(tick) for tick in ticks])
+            axes.set_xticks([], minor=True)
+            axes.set_xlabel("network calls (grey: interval of PNDM, 75 steps)")
+            axes.set_ylabel(words)
+        drawing.legend(loc="outside upper center", ncols=4, fontsize=8)
+        drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="eval/steps.py"))

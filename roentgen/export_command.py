@@ -1,0 +1,421 @@
+"""``roentgen export``, as a function of its flags; nothing heavy is imported until it runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from roentgen.errors import UserError
+
+if TYPE_CHECKING:
+    from roentgen.pipeline import Model, Sample
+    from roentgen.synthesis.engine import FindRepeats, Process
+    from roentgen.synthesis.filters import Filter
+    from roentgen.synthesis.plan import Plan
+    from roentgen.synthesis.records import SetInfo
+
+DEFAULT_STAGES = "prompt,real,copies,repeats"
+DEFAULT_FORMATS = "folder,webdataset"
+TEXTS = 4096
+"""Prompts whose states are kept, so that rows of one prompt and second tries encode nothing."""
+SHARDS = 64
+"""A plan is cut into about so many shards, of 16 to 1,000 rows: what is lost at most when a run is killed."""
+
+
+def export(
+    plan: str | None = None,
+    per_finding: int | None = None,
+    findings: str | None = None,
+    prompts: str | None = None,
+    num_images: int | None = None,
+    like: str | None = None,
+    balance: str | None = None,
+    split: str | None = None,
+    count: int | None = None,
+    target: int | None = None,
+    by: str | None = None,
+    demographics: str | None = None,
+    name: str | None = None,
+    model: str | None = None,
+    seed: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    max_tries: int | None = None,
+    shard_size: int | None = None,
+    out: str | None = None,
+    format: str = DEFAULT_FORMATS,
+    filter: str = DEFAULT_STAGES,
+    reference: str | None = None,
+    batch_size: int = 16,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: bool = False,
+    lora: str | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Make a synthetic data set: planned, filtered, marked as synthetic; prints its folder.
+
+    The same command again goes on where a killed run ended. Under `accelerate launch` or `torchrun` every process
+    makes its share.
+
+    Args:
+        plan: YAML file with any of the settings down to shard_size; flags win over it.
+        per_finding: So many images of each finding, balanced by sex, view and age.
+        findings: With --per-finding or --balance, only these, with commas.
+        prompts: File of prompts (.txt, .csv, .jsonl); a CSV may have the columns labels, view, sex and age.
+        num_images: With --prompts, images for each (default: 1).
+        like: Manifest of real images whose labels, views, sexes and ages the set shall have.
+        balance: Manifest of real images: make what each finding lacks to be as frequent as the commonest.
+        split: With --like or --balance, which rows of the manifest (default: train).
+        count: With --like, number of images (default: as many as real ones).
+        target: With --balance, images that each finding shall have in all.
+        by: With --balance, level each finding within these, with commas: sex, view, age.
+        demographics: balanced, none, or those of sex, view, age that prompts shall say in equal shares (default:
+            balanced).
+        name: Of the set (default: synthetic).
+        model: mini, another name of `roentgen models`, a diffusers folder, or a Hugging Face id (default: mini).
+        seed: First seed (default: 0).
+        steps: Denoising steps (default: the model's).
+        guidance: Guidance scale (default: the model's); lower gives more varied images that show less of the prompt.
+        sampler: dpm++, unipc, ddim or pndm (default: the model's).
+        max_tries: Seeds at most for one image before it counts as missing (default: 4).
+        shard_size: Images that are made, kept and written together (default: by the number of images, 16 to 1,000).
+        out: Folder of the set.
+        format: folder, parquet, webdataset, dicom, with commas; folder is read by torchxrayvision too.
+        filter: Stages with commas: prompt, view, sex, age, real, copies, repeats; or none. Black images never pass.
+        reference: Reference of the filter, made by train/reference.py from one's own training images (default: that of
+            mini).
+        batch_size: Images computed at once.
+        device: auto, cpu, cuda, cuda:N or mps.
+        dtype: auto (float16 on a CUDA GPU, else float32), float32, float16 or bfloat16.
+        compile: Compile the network first; pays off for thousands of images.
+        lora: LoRA in diffusers' format to merge into the model.
+        dry_run: Print the resolved plan, and the time and disk that a few images let expect; write nothing.
+    """
+    from roentgen.synthesis.plan_sources import read_plan, resolve_plan
+
+    given = {
+        "per_finding": per_finding, "findings": findings, "prompts": prompts, "num_images": num_images, "like": like,
+        "balance": balance, "split": split, "count": count, "target": target, "by": by, "demographics": demographics,
+        "name": name, "model": model, "seed": seed, "steps": steps, "guidance": guidance, "sampler": sampler,
+        "max_tries": max_tries, "shard_size": shard_size,
+    }  # fmt: skip
+    settings = {} if plan is None else read_plan(plan)
+    settings |= {key: value for key, value in given.items() if value is not None}
+    formats = _formats(format)
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: must be at least 1")
+    if out is None and not dry_run:
+        raise UserError("--out is missing; name a folder for the set")
+    resolved = resolve_plan(**settings)
+    if "shard_size" not in settings:
+        resolved = resolve_plan(**settings, shard_size=max(16, min(1000, -(-len(resolved) // SHARDS))))
+
+    from roentgen.synthesis.engine import is_finished
+
+    target_folder = None if out is None else Path(out).expanduser()
+    who, where = _process(device)
+    if who.rank == 0:
+        print("\n".join(resolved.describe()), file=sys.stderr)
+    if target_folder is not None and not dry_run:
+        _refuse_strangers(target_folder)
+    job = _load(resolved, filter=filter, reference=reference, device=where, dtype=dtype, compile=compile, lora=lora,
+                batch_size=batch_size)  # fmt: skip
+    if who.rank == 0:
+        job.say()
+    if dry_run:
+        if who.rank == 0:
+            print("\n".join(job.estimate(formats, target_folder)))
+        return 0
+    assert target_folder is not None
+    if _claim(target_folder, job, formats, who) and is_finished(target_folder):
+        if who.rank == 0:
+            print(f"roentgen: {out} is complete already", file=sys.stderr)
+            print(out)
+        return 0
+    command = _command(settings, plan=plan, out=out, format=format, filter=filter, reference=reference)
+    return _run(job, target_folder, formats, who, command)
+
+
+# ------------------------------------------------------------------------------------------------ the job
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan with everything that makes it: model, filter, and how they are run."""
+
+    plan: Plan
+    model: Model
+    filter: Filter
+    stages: tuple[str, ...]
+    find_repeats: FindRepeats | None
+    batch_size: int
+    encode: Callable[[str], Any]
+
+    def make(self, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Sample]:
+        """Images of prompts and seeds, in order."""
+        from roentgen import pipeline
+
+        return pipeline.generate(
+            self.model,
+            prompts,
+            seeds=seeds,
+            steps=self.plan.steps,
+            guidance=self.plan.guidance,
+            sampler=self.plan.sampler,
+            batch_size=self.batch_size,
+            encode=self.encode,
+        )
+
+    def say(self) -> None:
+        """Warnings and the filter, on stderr."""
+        from roentgen.pipeline import warn_unknown_words
+        from roentgen.synthesis.plan import unknown_demographics
+
+        few = range(min(len(self.plan), 1000))
+        warn_unknown_words(self.model, [self.plan.row(slot).prompt for slot in few])
+        for name in unknown_demographics(self.plan, self.model.vocabulary):
+            print(f"roentgen: warning: {self.model.name} has never seen words of {name} in training", file=sys.stderr)
+        print(f"filter: {', '.join(self.stages)}", file=sys.stderr)
+
+    def settings(self) -> dict[str, str]:
+        """Model and sampling, as in the provenance of its images."""
+        from roentgen.metrics.generated import resolve_sampling
+
+        chosen = resolve_sampling(self.model, self.plan.steps, self.plan.guidance, self.plan.sampler)
+        return {
+            "name": self.model.name,
+            "hash": self.model.hash,
+            **({} if self.model.lora is None else {"lora": self.model.lora}),
+            "sampler": chosen.sampler,
+            "steps": str(chosen.steps),
+            "guidance": f"{chosen.guidance:g}",
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+    def describe_filter(self) -> dict[str, Any] | None:
+        """What the card says of the filter."""
+        if self.stages == ("broken",):
+            return None
+        described = dict(self.filter.describe())
+        if self.find_repeats is not None:
+            from roentgen.synthesis.filters import describe_repeats
+
+            described["stages"] = {**described["stages"], "repeats": describe_repeats(self.filter)}
+        return described
+
+    def estimate(self, formats: Sequence[str], out: Path | None) -> list[str]:
+        """Time and disk, from one batch that is made, judged and thrown away."""
+        from roentgen.images import encode_image
+
+        rows = [self.plan.row(slot) for slot in range(min(self.batch_size, len(self.plan)))]
+        seeds = [self.plan.seed_of(row.slot, 0) for row in rows]
+        list(self.make([row.prompt for row in rows[:1]], seeds[:1]))  # the first call is slower than all others
+        began = time.perf_counter()
+        samples = list(self.make([row.prompt for row in rows], seeds))
+        import numpy as np
+
+        verdicts = self.filter.judge(np.stack([sample.image for sample in samples]), [row.labels for row in rows])
+        size = sum(len(encode_image(sample.image, "png", sample.provenance)) for sample in samples) / len(samples)
+        seconds = (time.perf_counter() - began) / len(samples)
+        kept = sum(not verdict.stage for verdict in verdicts)
+        # Draws go on until one is kept, at most max_tries: the mean of a geometric distribution that is cut off.
+        share = kept / len(samples)
+        tries = self.plan.max_tries if share == 0 else (1 - (1 - share) ** self.plan.max_tries) / share
+        images = len(self.plan)
+        disk = images * size * (len(formats) + 1)
+        lines = [
+            f"from {len(samples)} images: {seconds:.2f} s and {size / 1e3:.0f} kB each, {kept} of them kept; so about "
+            f"{tries:.1f} draws an image",
+            f"time: about {_duration(images * tries * seconds)} in one process; disk: about {_size(disk)} while it is "
+            f"made, {_size(images * size * len(formats))} afterwards",
+        ]
+        existing = next((p for p in [out, *out.parents] if p.exists()), None) if out is not None else None
+        if existing is not None and (free := shutil.disk_usage(existing).free) < disk:
+            lines.append(f"only {_size(free)} are free where --out {out} is: choose another place or fewer --format")
+        return lines
+
+
+def _load(
+    plan: Plan,
+    *,
+    filter: str,
+    reference: str | None,
+    device: str,
+    dtype: str,
+    compile: bool,
+    lora: str | None,
+    batch_size: int,
+) -> Job:
+    from roentgen.pipeline import load_model, text_cache
+    from roentgen.synthesis.filters import load_filter, load_repeats
+
+    stages = () if filter == "none" else tuple(name.strip() for name in filter.split(",") if name.strip())
+    if not stages and filter != "none":
+        raise UserError("--filter is empty; name stages, such as prompt,repeats, or none")
+    where = None if reference is None else Path(reference)
+    judge = load_filter([name for name in stages if name != "repeats"], reference=where)
+    model = load_model(plan.model, device=device, dtype=dtype, compile=compile, lora=lora)
+    repeats = load_repeats(judge, plan_rows=len(plan)) if "repeats" in stages else None
+    return Job(plan, model, judge, (*judge.stages, *(("repeats",) if repeats else ())), repeats, batch_size,
+               text_cache(model, TEXTS))  # fmt: skip
+
+
+def _formats(format: str) -> tuple[str, ...]:
+    from roentgen.synthesis.writers import FORMATS
+
+    named = tuple(dict.fromkeys(name.strip() for name in format.split(",") if name.strip()))
+    for name in named:
+        if name not in FORMATS:
+            raise UserError(f"--format {name}: unknown; choose from {', '.join(FORMATS)}, with commas")
+    if not named:
+        raise UserError(f"--format is empty; choose from {', '.join(FORMATS)}, with commas")
+    return named
+
+
+def _process(device: str) -> tuple[Process, str]:
+    """Which process this is, by the variables of accelerate and torchrun, and its device."""
+    from roentgen.pipeline import pick_device
+    from roentgen.synthesis.engine import Process
+
+    try:
+        who = Process(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        local = int(os.environ.get("LOCAL_RANK", 0))
+    except ValueError:
+        raise UserError("RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers; unset them for one process") from None
+    if not 0 <= who.rank < who.world:
+        raise UserError(f"RANK {who.rank} of WORLD_SIZE {who.world}: ranks count from 0")
+    if device == "auto" and pick_device("auto") == "cuda":
+        import torch
+
+        return who, f"cuda:{local % torch.cuda.device_count()}"
+    return who, device
+
+
+# --------------------------------------------------------------------------------------------- the folder
+
+
+PLAN_FILE = "plan.json"
+
+
+def _refuse_strangers(out: Path) -> None:
+    """Refuse a folder with anything that is no part of a set, before a model is loaded."""
+    if out.is_file():
+        raise UserError(f"--out {out} is a file; name a folder")
+    if out.is_dir() and not (out / PLAN_FILE).exists() and any(out.iterdir()):
+        raise UserError(f"--out {out} holds other files; name a new or an empty folder")
+
+
+def _claim(out: Path, job: Job, formats: Sequence[str], who: Process) -> bool:
+    """Make ``out`` the folder of this job: whether it was before. UserError where it is another's."""
+    import json
+
+    from roentgen import __version__
+    from roentgen.images import write_atomic
+
+    about = {
+        "plan": job.plan.as_dict(),
+        "model": job.settings(),
+        "filter": {"stages": list(job.stages), "hash": job.filter.hash},
+        "format": list(formats),
+        "version": __version__,
+    }
+    about = json.loads(json.dumps(about))
+    path = out / PLAN_FILE
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}); choose another --out") from None
+        different = [key for key in about if found.get(key) != about[key]]
+        if different:
+            inner = [
+                f"{key} ({', '.join(part for part in about[key] if found.get(key, {}).get(part) != about[key][part])})"
+                if isinstance(about[key], dict) and isinstance(found.get(key), dict)
+                else key
+                for key in different
+            ]
+            raise UserError(f"--out {out} holds a set of another {', '.join(inner)}; choose another folder")
+        return True
+    if who.rank == 0:
+        write_atomic(path, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+    return False
+
+
+def _run(job: Job, out: Path, formats: Sequence[str], who: Process, command: str) -> int:
+    from tqdm import tqdm
+
+    from roentgen.synthesis.engine import make_set, say_shortfalls
+
+    plan = job.plan
+    info = _info(job, command)
+    drawn = kept = 0
+    with tqdm(total=len(plan) // who.world, desc="images", file=sys.stderr, disable=who.rank > 0) as bar:
+
+        def on_image(is_kept: bool) -> None:
+            nonlocal drawn, kept
+            drawn, kept = drawn + 1, kept + is_kept
+            bar.set_postfix_str(f"{kept} of {drawn} kept", refresh=False)
+            bar.update(min(is_kept, bar.total - bar.n))
+
+        def on_shard(rows: int) -> None:
+            bar.update(min(rows, bar.total - bar.n))
+
+        outcome = make_set(
+            plan, info, out, formats=formats, make=job.make, judge=job.filter, find_repeats=job.find_repeats,
+            process=who, on_image=on_image, on_kept_shard=on_shard,
+        )  # fmt: skip
+    if outcome is not None:
+        say_shortfalls(outcome.counts, plan.max_tries)
+        print(f"{outcome.images} images", file=sys.stderr)
+        print(out)
+    return 0
+
+
+def _info(job: Job, command: str) -> SetInfo:
+    from roentgen.synthesis.records import SetInfo
+
+    plan = job.plan
+    return SetInfo(
+        name=plan.name,
+        rows=len(plan),
+        findings=plan.findings,
+        model=job.settings(),
+        plan=plan.as_dict(),
+        filter=job.describe_filter(),
+        command=command,
+    )
+
+
+def _command(settings: dict[str, Any], **flags: str | None) -> str:
+    """The command line, paths as they were given but for the folders that lead to them."""
+    import shlex
+
+    usual = {"format": DEFAULT_FORMATS, "filter": DEFAULT_STAGES}
+    words = ["roentgen", "export"]
+    own = {} if flags["plan"] is not None else settings
+    for key, value in {**own, **{k: v for k, v in flags.items() if v is not None and v != usual.get(k)}}.items():
+        is_path = key in ("plan", "prompts", "like", "balance", "out", "reference")
+        words += [f"--{key.replace('_', '-')}", Path(str(value)).name if is_path else str(value)]
+    return shlex.join(words)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _size(count: float) -> str:
+    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= length:
+            return f"{count / length:.1f} {unit}"
+    return f"{count / 1e3:.0f} kB"

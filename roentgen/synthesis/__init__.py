@@ -1,0 +1,1 @@
+"""Synthetic data sets: what to make (plan), which images are kept (filters), how they are written (writers)."""

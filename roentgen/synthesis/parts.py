@@ -1,0 +1,222 @@
+"""What the writers of a synthetic data set share: the columns of its tables, and the parts that shards leave.
+
+A part is a small file below ``OUT/.work/parts/FORMAT/``: the SHA-256 of each file of one shard, and the shard's rows of
+the tables that the whole set gets at the end. It is written last, so a shard without one is unfinished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from roentgen.data.manifest import SIDE_SUFFIX
+from roentgen.errors import UserError
+from roentgen.images import open_atomic, write_atomic
+from roentgen.prompts import FINDINGS, NO_FINDING
+from roentgen.synthesis.records import LICENCE, Record, SetInfo
+
+WORK = ".work"
+FOLDER_SIZE = 1000  # slots a sub-folder, so that a set of a million opens in a file manager
+
+
+class Column(NamedTuple):
+    """A column of every table: ``kind`` is a type of Arrow and Hugging Face; ``blank`` numbers may be unknown."""
+
+    name: str
+    kind: str
+    blank: bool = False
+
+
+def columns(info: SetInfo) -> list[Column]:
+    """The columns of every format: those of ``roentgen.data.manifest``, then where the image comes from."""
+    labels = []
+    for finding in info.findings:
+        labels.append(Column(finding, "int8", blank=True))
+        if FINDINGS[finding].can_have_side:
+            labels.append(Column(finding + SIDE_SUFFIX, "string"))
+    return [
+        *(Column(name, "string") for name in ("image", "text", "patient_id", "split", "view", "sex")),
+        Column("age", "float64", blank=True),
+        *(Column(name, "string") for name in ("source", "licence")),
+        *labels,
+        Column("group", "string"),
+        *(Column(name, "int64") for name in ("slot", "seed", "attempt")),
+        *(Column(name, "string") for name in ("model", "model_hash", "lora", "sampler")),
+        Column("steps", "int64"),
+        Column("guidance", "float64"),
+        *(Column(name, "string") for name in ("negative_prompt", "version", "scores")),
+        Column("synthetic", "bool"),
+    ]
+
+
+def cells(record: Record, info: SetInfo, image: str) -> list[Any]:
+    """One value a column, None for a number that is not known; ``image`` is the path of the record's file.
+
+    Raises ValueError for a label that has no column, KeyError for a provenance that lacks the model or its settings.
+    """
+    row, marks = record.row, record.provenance
+    if missing := {*row.labels.findings, *row.absent} - set(info.findings):
+        raise ValueError(f"slot {row.slot} has the label {min(missing)!r}, which is not among the set's findings")
+    labels: list[Any] = []
+    for finding in info.findings:
+        labels.append(_label(record, finding))
+        if FINDINGS[finding].can_have_side:
+            labels.append(row.labels.sides.get(finding, ""))
+    # Four digits: what the filter measures may differ in the last bits between batches, and the bytes must not.
+    scores = {stage: float(f"{value:.4g}") for stage, value in sorted(record.scores.items())}
+    return [
+        *(image, row.prompt, record.patient_id, "train", row.labels.view or "", row.labels.sex or ""),
+        *(row.labels.age, f"synthetic: {marks['model']}", LICENCE),
+        *labels,
+        *(row.group, row.slot, record.seed, record.attempt),
+        *(marks["model"], marks["model_hash"], marks.get("lora", ""), marks["sampler"]),
+        *(int(marks["steps"]), float(marks["guidance"])),
+        *(marks.get("negative_prompt", ""), marks.get("version", ""), json.dumps(scores), True),
+    ]
+
+
+def _label(record: Record, finding: str) -> int | None:
+    asked = record.row.labels.findings
+    if finding in asked:
+        return 1
+    refuted = finding == NO_FINDING and bool(asked)  # any finding that is asked for refutes it
+    return 0 if refuted or finding in record.row.absent else None
+
+
+def cell_text(value: Any) -> str:
+    """A value as CSV holds it: blank for None, 54 for 54.0."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+@contextlib.contextmanager
+def open_table(path: Path, header: Sequence[str], *, scratch: Path) -> Iterator[Any]:
+    """A ``csv.writer`` of a new table with its header written; atomic as ``open_atomic``."""
+    with open_atomic(path, scratch=scratch) as file:
+        text = io.TextIOWrapper(file, "utf-8", newline="", write_through=False)
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(header)
+        yield table
+        text.flush()
+        text.detach()
+
+
+class HashedFile(io.RawIOBase):
+    """Passes on to ``file`` what is written from start to end, and hashes it on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._file.write(data)
+        self._digest.update(data)
+        self._size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._size
+
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str | None:
+    """SHA-256 of a file, None where there is none; memory does not grow with its size."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); mend the disk or choose another --out") from error
+
+
+@dataclass(frozen=True)
+class Part:
+    """``files``: path below OUT -> SHA-256, in the order of paths. ``rows``: ``cells``, and what a format adds."""
+
+    files: Mapping[str, str]
+    rows: Sequence[Sequence[Any]]
+
+
+class Parts:
+    """The parts of one format, and its folder for unfinished files."""
+
+    def __init__(self, out: Path, format: str) -> None:
+        self.out = out
+        self.folder = out / WORK / "parts" / format
+        self.scratch = out / WORK / "scratch"
+
+    def write(self, shard: int, part: Part) -> None:
+        """Say that a shard is finished; all its files must be written."""
+        body = json.dumps({"files": part.files, "rows": part.rows}, ensure_ascii=False).encode()
+        seal = hashlib.sha256(body).hexdigest().encode()
+        write_atomic(self._path(shard), seal + b"\n" + body, scratch=self.scratch)
+
+    def read(self, shard: int) -> Part | None:
+        """A shard's part; None where there is none or it is damaged."""
+        try:
+            seal, _, body = self._path(shard).read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            return None
+        if hashlib.sha256(body).hexdigest().encode() != seal:
+            return None
+        return Part(**json.loads(body))
+
+    def intact(self, shard: int) -> bool:
+        """Whether a shard's part and all its files have the bytes that were written."""
+        part = self.read(shard)
+        return part is not None and all(file_sha256(self.out / path) == sha for path, sha in part.files.items())
+
+    def rows(self, shards: int) -> Iterator[Sequence[Any]]:
+        """The rows of ``shards`` shards, one shard in memory; UserError where one is unfinished."""
+        for shard in range(shards):
+            part = self.read(shard)
+            if part is None:
+                raise UserError(f"{self._path(shard)}: this shard is unfinished; run the same command again")
+            yield from part.rows
+
+    def sums(self) -> Iterator[tuple[str, str]]:
+        """(path below OUT, SHA-256) of every file of the finished shards, in the order of paths."""
+        for path in sorted(self.folder.glob("*.json")):
+            part = self.read(int(path.stem))
+            if part is not None:
+                yield from part.files.items()
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}.json"
+
+
+class ShardWriter:
+    """What the formats share; alone a ``roentgen.synthesis.writers.Writer`` without tables of the whole set."""
+
+    name: str
+
+    def __init__(self, out: Path, info: SetInfo) -> None:
+        self.out = out
+        self.info = info
+        self.parts = Parts(out, self.name)
+
+    def is_written(self, shard: int) -> bool:
+        """See ``Writer``."""
+        return self.parts.intact(shard)
+
+    def finish(self, shards: int) -> None:
+        """See ``Writer``."""
+        for _ in self.parts.rows(shards):
+            pass  # looks that every shard is there

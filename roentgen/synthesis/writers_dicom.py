@@ -1,0 +1,168 @@
+"""DICOM studies of nobody: a Secondary Capture image and a Basic Text SR that says what the image was asked to show."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Sequence
+
+from pydicom.dataset import Dataset
+from pydicom.uid import BasicTextSRStorage
+
+from roentgen.images import dicom_bytes, dicom_dataset, write_atomic
+from roentgen.synthesis.parts import FOLDER_SIZE, Part, ShardWriter, cell_text, cells, columns, open_table
+from roentgen.synthesis.records import Record
+
+_ADDED = ("report", "study_instance_uid", "sop_instance_uid")
+_NO_DATE, _NO_TIME = "19700101", "000000"  # reports and DICOMDIR need a date, and files made twice must be the same
+# Of the image, for its report: the patient, the study and what both were made by (PS3.3 C.7.1.1, C.7.2.1, C.7.5.1).
+_SHARED = (
+    *("SpecificCharacterSet", "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge"),
+    *("PatientIdentityRemoved", "DeidentificationMethod", "PatientComments"),
+    *("StudyInstanceUID", "StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber"),
+    *("StudyDescription", "Manufacturer", "SoftwareVersions", "ContributingEquipmentSequence"),
+)
+
+
+class DicomWriter(ShardWriter):
+    """A study an image, and ``dicom/index.csv``; see ``roentgen.synthesis.writers.Writer``."""
+
+    name = "dicom"
+
+    def write_shard(self, shard: int, records: Sequence[Record]) -> None:
+        """See ``Writer``."""
+        files, rows = {}, []
+        for record in records:
+            study = f"{record.row.slot // FOLDER_SIZE:05d}/{record.name}"
+            image = make_image(record)
+            for name, dataset in (("image", image), ("report", make_report(record, image))):
+                path = f"dicom/{study}/{name}.dcm"
+                data = dicom_bytes(dataset)
+                write_atomic(self.out / path, data, scratch=self.parts.scratch)
+                files[path] = hashlib.sha256(data).hexdigest()
+            added = [f"{study}/report.dcm", str(image.StudyInstanceUID), str(image.SOPInstanceUID)]
+            rows.append([*cells(record, self.info, f"{study}/image.dcm"), *added])
+        self.parts.write(shard, Part(files, rows))
+
+    def finish(self, shards: int) -> None:
+        """See ``Writer``."""
+        header = [*(column.name for column in columns(self.info)), *_ADDED]
+        with open_table(self.out / "dicom" / "index.csv", header, scratch=self.parts.scratch) as table:
+            for row in self.parts.rows(shards):
+                table.writerow([cell_text(value) for value in row])
+
+
+def make_image(record: Record) -> Dataset:
+    """The record's image with UIDs that follow from it, and ``_NO_DATE``."""
+    labels = record.row.labels
+    data: Dataset = dicom_dataset(record.image, record.provenance)
+    data.PatientName, data.PatientID = f"Synthetic^CXR {record.name}", record.patient_id
+    data.PatientSex = labels.sex or ""
+    if labels.age is not None:
+        data.PatientAge = f"{int(labels.age):03d}Y" if labels.age >= 1 else f"{int(labels.age * 12):03d}M"
+    if labels.view is not None:
+        data.ViewPosition = labels.view
+    data.StudyInstanceUID = _uid(record, "study")
+    data.SeriesInstanceUID = _uid(record, "series of the image")
+    data.SOPInstanceUID = _uid(record, "image")
+    data.StudyDate, data.StudyTime, data.StudyID = _NO_DATE, _NO_TIME, record.name
+    for keyword in ("ContentDate", "ContentTime", "InstanceCreationDate", "InstanceCreationTime"):
+        delattr(data, keyword)
+    return data
+
+
+def make_report(record: Record, image: Dataset) -> Dataset:
+    """A Basic Text SR (PS3.3 A.35.1) of the image's patient and study, built like a report of TID 2000.
+
+    Findings has one text a finding that the prompt asks for, Impressions the prompt itself, inferred from the image.
+    """
+    data = Dataset()
+    for keyword in _SHARED:
+        if keyword in image:
+            data[keyword] = image[keyword]
+    data.SOPClassUID, data.SOPInstanceUID = BasicTextSRStorage, _uid(record, "report")
+    data.Modality, data.SeriesInstanceUID = "SR", _uid(record, "series of the report")
+    data.SeriesNumber, data.InstanceNumber = 2, 1
+    data.SeriesDescription = "Prompt of a synthetic chest X-ray, not for diagnosis"
+    data.ReferencedPerformedProcedureStepSequence = []
+    data.PerformedProcedureCodeSequence = []
+    data.ContentDate, data.ContentTime = _NO_DATE, _NO_TIME
+    data.CompletionFlag, data.VerificationFlag = "COMPLETE", "UNVERIFIED"
+
+    instance = Dataset()
+    instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+    series = Dataset()
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = image.SeriesInstanceUID, [instance]
+    study = Dataset()
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = image.StudyInstanceUID, [series]
+    data.CurrentRequestedProcedureEvidenceSequence = [study]
+
+    source = Dataset()
+    source.RelationshipType, source.ValueType = "INFERRED FROM", "IMAGE"
+    source.ReferencedSOPSequence = [instance]
+    impression = _text("Impression", record.row.prompt)
+    impression.ContentSequence = [source]
+    labels = record.row.labels
+    findings = [
+        _text("Finding", f"{name}, {labels.sides[name]}" if name in labels.sides else name) for name in labels.findings
+    ]
+    origin = json.dumps({**record.provenance, "synthetic": "true"}, ensure_ascii=False, sort_keys=True)
+    comment = _text("Comment", f"Synthetic, of no patient; not for diagnosis. {origin}")
+    sections = [_container("Findings", findings)] if findings else []
+    sections.append(_container("Impressions", [impression]))
+    root = _container("Diagnostic imaging report", [_language(), comment, *sections])
+    del root.RelationshipType
+    data.update(root)
+    return data
+
+
+# Concept names: LOINC's and those of PS3.16 CID 7000, 7001, 7002.
+_CONCEPTS = {
+    "Diagnostic imaging report": ("18748-4", "LN"),
+    "Language of Content Item and Descendants": ("121049", "DCM"),
+    "Comment": ("121106", "DCM"),
+    "Findings": ("121070", "DCM"),
+    "Finding": ("121071", "DCM"),
+    "Impressions": ("121072", "DCM"),
+    "Impression": ("121073", "DCM"),
+}
+
+
+def _code(value: str, scheme: str, meaning: str) -> Dataset:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
+    return code
+
+
+def _item(kind: str, relationship: str, concept: str) -> Dataset:
+    item = Dataset()
+    item.RelationshipType, item.ValueType = relationship, kind
+    item.ConceptNameCodeSequence = [_code(*_CONCEPTS[concept], concept)]
+    return item
+
+
+def _text(concept: str, text: str) -> Dataset:
+    item = _item("TEXT", "CONTAINS", concept)
+    item.TextValue = text
+    return item
+
+
+def _container(concept: str, items: list[Dataset]) -> Dataset:
+    item = _item("CONTAINER", "CONTAINS", concept)
+    item.ContinuityOfContent = "SEPARATE"
+    item.ContentSequence = items
+    return item
+
+
+def _language() -> Dataset:
+    item = _item("CODE", "HAS CONCEPT MOD", "Language of Content Item and Descendants")
+    item.ConceptCodeSequence = [_code("en", "RFC5646", "English")]
+    return item
+
+
+def _uid(record: Record, kind: str) -> str:
+    """A UID below 2.25 (PS3.5 B.2), the same each time: from the slot and all that the image depends on."""
+    origin = json.dumps([kind, record.row.slot, record.seed, sorted(record.provenance.items())])
+    digest = hashlib.sha256(origin.encode()).digest()
+    return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
