@@ -15,10 +15,11 @@ from roentgen.errors import UserError
 
 if TYPE_CHECKING:
     from roentgen.pipeline import Model, Sample
-    from roentgen.synthesis.engine import FindRepeats, Process
+    from roentgen.synthesis.engine import Process
     from roentgen.synthesis.filters import Filter
     from roentgen.synthesis.plan import Plan
     from roentgen.synthesis.records import SetInfo
+    from roentgen.synthesis.repeats import Repeats
 
 DEFAULT_STAGES = "prompt,real,copies,repeats"
 DEFAULT_FORMATS = "folder,webdataset"
@@ -94,7 +95,8 @@ def export(
             mini).
         batch_size: Images computed at once.
         device: auto, cpu, cuda, cuda:N or mps.
-        dtype: auto (float16 on a CUDA GPU, else float32), float32, float16 or bfloat16.
+        dtype: auto (float16 on a CUDA GPU, bfloat16 on a CPU that computes in it, else float32), float32, float16 or
+            bfloat16.
         compile: Compile the network first; pays off for thousands of images.
         lora: LoRA in diffusers' format to merge into the model.
         dry_run: Print the resolved plan, and the time and disk that a few images let expect; write nothing.
@@ -155,7 +157,7 @@ class Job:
     model: Model
     filter: Filter
     stages: tuple[str, ...]
-    find_repeats: FindRepeats | None
+    find_repeats: Repeats | None
     batch_size: int
     encode: Callable[[str], Any]
 
@@ -206,9 +208,7 @@ class Job:
             return None
         described = dict(self.filter.describe())
         if self.find_repeats is not None:
-            from roentgen.synthesis.filters import describe_repeats
-
-            described["stages"] = {**described["stages"], "repeats": describe_repeats(self.filter)}
+            described["stages"] = {**described["stages"], "repeats": self.find_repeats.describe()}
         return described
 
     def estimate(self, formats: Sequence[str], out: Path | None) -> list[str]:
@@ -254,14 +254,18 @@ def _load(
     lora: str | None,
     batch_size: int,
 ) -> Job:
-    from roentgen.pipeline import load_model, text_cache
+    from roentgen.pipeline import load_model, text_cache, throughput_dtype
     from roentgen.synthesis.filters import load_filter, load_repeats
+    from roentgen.training.speed import keep_freed_memory
 
     stages = () if filter == "none" else tuple(name.strip() for name in filter.split(",") if name.strip())
     if not stages and filter != "none":
         raise UserError("--filter is empty; name stages, such as prompt,repeats, or none")
     where = None if reference is None else Path(reference)
-    judge = load_filter([name for name in stages if name != "repeats"], reference=where)
+    judge = load_filter(stages, reference=where)
+    if dtype == "auto":
+        dtype = throughput_dtype(device)
+    keep_freed_memory()
     model = load_model(plan.model, device=device, dtype=dtype, compile=compile, lora=lora)
     repeats = load_repeats(judge, plan_rows=len(plan)) if "repeats" in stages else None
     return Job(plan, model, judge, (*judge.stages, *(("repeats",) if repeats else ())), repeats, batch_size,

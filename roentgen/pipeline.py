@@ -196,6 +196,19 @@ def pick_device(device: str | None) -> str:
     return str(kind)
 
 
+def throughput_dtype(device: str) -> str:
+    """What ``dtype`` auto means for thousands of images: bfloat16 on a CPU that multiplies in it, else ``auto``.
+
+    A single image is made in float32 on every CPU, so that it is the same everywhere but for rounding.
+    """
+    import torch
+
+    if pick_device(device) != "cpu":
+        return "auto"
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from PyTorch 2.11
+    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "auto"
+
+
 # ------------------------------------------------------------------------------------------- checks
 
 

@@ -237,9 +237,7 @@ def _repeats(plan: Plan, store: DrawStore, work: Path, round: int, find_repeats:
 # ------------------------------------------------------------------------------------------------- writing
 
 
-def _write_all(
-    plan: Plan, store: DrawStore, work: Path, rounds: int, writers: Sequence[Writer], who: Process
-) -> None:
+def _write_all(plan: Plan, store: DrawStore, work: Path, rounds: int, writers: Sequence[Writer], who: Process) -> None:
     """Write this process's shards in every format; a shard that is whole already is left as it is."""
     for shard in who.own(shard_count(plan)):
         lacking = [writer for writer in writers if not writer.is_written(shard)]

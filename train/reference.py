@@ -1,0 +1,183 @@
+"""Make the reference of `roentgen export`'s quality filter from real images: what it compares with, and thresholds.
+
+    python train/reference.py --manifest MANIFEST --out runs/reference
+
+What real images look like is fitted on `train`; every threshold is a quantile of images that were not used for a fit:
+`val`, and those training patients whom the classifier has not seen (its `part`). Give the manifest that the generator
+was trained on: its `train` images are those of which near-copies are rejected. Writes ``OUT/reference.json`` and
+``OUT/reference.safetensors``; thumbnails of 32 x 32 pixels of all training images are in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from roentgen import errors
+from roentgen.data.dataset import load_pixels
+from roentgen.data.manifest import read_manifest
+from roentgen.metrics.duplicates import difference_hash
+from roentgen.metrics.extractors import Extractor, classifier_extractor
+from roentgen.metrics.neighbours import thumbnails
+from roentgen.models.classifier import load_classifier
+from roentgen.prompts import labels_from_row
+from roentgen.synthesis import calibration
+from roentgen.synthesis.appearance import fit_appearance
+from roentgen.synthesis.filters import load_filter
+from roentgen.synthesis.reference import save_reference
+from roentgen.synthesis.repeats import pair_counts
+from roentgen.synthesis.stages import nearest_view, thumbnail_views
+from roentgen.training.settings import parse_settings, require, require_writable
+
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the reference.
+
+    Args:
+        manifest: manifest with `train` and `val` images.
+        out: folder for the reference.
+        classifier: folder made by train/classifier.py, copied into the reference (default: the one that ships).
+        sensitivity: share of real images with a finding, a view or a sex that pass the threshold of it.
+        specificity: share of real normal images in which no finding is above its highest probability.
+        least_auroc: a finding that the classifier tells less well on real images is not judged.
+        least_cases: nor one with fewer positives or negatives.
+        real: share of real images that pass as chest radiographs.
+        copies: share of real images of other patients that count as near-copies of a training image.
+        fit_images: training images at most from which it is learned what real images look like.
+        seed: which ones.
+        cache: folder for decoded images and the classifier's outputs (default OUT/cache).
+        dry_run: print what would be done and stop.
+    """
+
+    manifest: Path
+    out: Path
+    classifier: Path | None = None
+    sensitivity: float = 0.85
+    specificity: float = 0.95
+    least_auroc: float = 0.65
+    least_cases: int = 20
+    real: float = 0.995
+    copies: float = 0.01
+    fit_images: int = 2500
+    seed: int = 0
+    cache: Path | None = None
+    dry_run: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    s = parse_settings(Settings, argv, prog="train/reference.py", description=(__doc__ or "").splitlines()[0])
+    for name in ("sensitivity", "specificity", "least_auroc", "real", "copies"):
+        require(0 < getattr(s, name) < 1, f"--{name} {getattr(s, name)}: must be between 0 and 1")
+    require(s.least_cases > 0, f"--least_cases {s.least_cases}: must be at least 1")
+    judge = load_classifier(s.classifier)
+    extractor = classifier_extractor(s.classifier)
+    size = judge.size
+    require(size % 32 == 0, f"--classifier: its images of {size} pixels must have sides that are a multiple of 32")
+
+    table = read_manifest(s.manifest, splits=["train", "val"], allow_empty_text=True)
+    is_train = (table["split"] == "train").to_numpy()
+    unseen = calibration.outside_part(table["patient_id"].tolist(), str(judge.info.get("part", "0-1")))
+    held = np.flatnonzero(~is_train | unseen)
+    inside = np.flatnonzero(is_train & ~unseen)
+    fit = np.sort(np.random.default_rng(s.seed).permutation(inside)[: s.fit_images])
+    require(is_train.any() and not is_train.all(), f"--manifest {s.manifest}: needs images in train and in val")
+    require(len(fit) >= 200, f"--manifest {s.manifest}: needs 200 training images at least, not {len(fit)}")
+    print(
+        f"{is_train.sum()} training images, {len(fit)} of them for the fit; {len(held)} that no fit has seen for the "
+        "thresholds",
+        flush=True,
+    )
+    if s.dry_run:
+        return 0
+    require_writable(s.out, "--out")
+    cache = s.cache or s.out / "cache"
+    pixels = load_pixels(table["image"].tolist(), size=size, cache=cache).pixels
+
+    # What real images look like, from the training images of the fit.
+    fitted = outputs(extractor, pixels[fit], cache)
+    appearance = fit_appearance(fitted["features"], pixels[fit])
+
+    # Thresholds, from images that no fit has seen.
+    found, held_pixels = outputs(extractor, pixels[held], cache), pixels[held]
+    held_table = table.iloc[held].reset_index(drop=True)
+    prompt = calibration.prompt_rules(
+        held_table, found, extractor.findings, sensitivity=s.sensitivity, specificity=s.specificity,
+        least_auroc=s.least_auroc, least_cases=s.least_cases,
+    )  # fmt: skip
+    measures = appearance.measure(found["features"], held_pixels)
+    small = np.rint(thumbnails(np.asarray(pixels[is_train])) * 255).astype(np.uint8)
+    print("looking for the nearest training images of val", flush=True)
+    nearest = nearest_view(np.asarray(pixels[~is_train]), thumbnail_views(small))
+    heads, head_rules = calibration.heads(
+        appearance.coordinates(fitted["features"], pixels[fit]), table.iloc[fit],
+        appearance.coordinates(found["features"], held_pixels), held_table,
+        sensitivity=s.sensitivity, least_cases=s.least_cases,
+    )  # fmt: skip
+    thresholds = {
+        "prompt": prompt,
+        **head_rules,
+        "real": calibration.real_rule(measures, s.real),
+        "copies": calibration.copies_rule(nearest, s.copies),
+    }
+
+    print("comparing the hashes of all pairs", flush=True)
+    hashes = np.packbits(difference_hash(list(pixels)), axis=1)
+    info = {
+        "manifest": {"name": s.manifest.name, "sha256": hashlib.sha256(s.manifest.read_bytes()).hexdigest()},
+        "classifier": {"hash": extractor.hash, "size": size},
+        "images": {"train": int(is_train.sum()), "val": int((~is_train).sum()), "fit": len(fit), "held_out": len(held)},
+        "thresholds": thresholds,
+    }
+    arrays = {
+        **{name: value.astype(np.float16 if value.size > 50_000 else np.float32)
+           for name, value in appearance.arrays.items()},
+        **heads,
+        "thumbnails": small,
+        "pair_counts": pair_counts(hashes, table["patient_id"].tolist()),
+    }  # fmt: skip
+    if s.classifier is not None:
+        shutil.copytree(s.classifier, s.out / "classifier", dirs_exist_ok=True)
+    save_reference(s.out, info, arrays)
+
+    # How the filter treats val images with their own labels, through the code that an export runs.
+    val = table[~is_train]
+    stages = ["prompt", *(name for name in ("view", "sex", "age") if f"head_{name}" in arrays), "real", "copies"]
+    print(f"{'stage':<10}share of {len(val)} val images that pass it alone")
+    labels = [labels_from_row(row) for row in val.to_dict("records")]
+    for name in stages:
+        verdicts = load_filter([name], reference=s.out).judge(np.asarray(pixels[~is_train]), labels)
+        print(f"{name:<10}{np.mean([not verdict.stage for verdict in verdicts]):.3f}", flush=True)
+    written = sum(path.stat().st_size for path in s.out.glob("reference.*"))
+    print(f"{s.out}: {written / 1e6:.1f} MB")
+    return 0
+
+
+def outputs(extractor: Extractor, images: NDArray[np.uint8], cache: Path) -> dict[str, NDArray[np.float32]]:
+    """The classifier's outputs of uint8 images (N, H, W), kept in ``cache`` by content."""
+    digest = hashlib.sha256(f"{extractor.key} {images.shape}".encode())
+    digest.update(np.ascontiguousarray(images).tobytes())
+    file = cache / f"outputs-{digest.hexdigest()[:20]}.npz"
+    if not file.is_file():
+        starts = tqdm(range(0, len(images), BLOCK), desc="classifier", file=sys.stderr, leave=False)
+        parts = [extractor(list(images[start : start + BLOCK])) for start in starts]
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in extractor.outputs}
+        temporary = file.with_name(f".{file.name}")
+        np.savez(temporary, allow_pickle=False, **whole)
+        temporary.replace(file)
+    with np.load(file) as kept:
+        return {name: kept[name] for name in extractor.outputs}
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="train/reference.py"))
