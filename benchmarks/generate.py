@@ -6,10 +6,15 @@
 Every measurement is a process of its own, so that imports, loading and writing the file count; ours and
 theirs take turns, after one warm-up each that fills the file cache. A further image costs a quarter of what
 the same command with five images takes longer than with one. Memory is the process's largest resident set.
+
+A data set is `roentgen export` without a filter beside loops over stock diffusers, the same prompts and seeds: what a
+longer run takes more than a shorter one, over the images it makes more. How far the images are apart says whether the
+speed was bought with quality; for RoentGen's published sampling, eval/steps.py measures that.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import statistics
@@ -20,6 +25,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from roentgen import errors
 from roentgen.config import parse
@@ -35,6 +44,18 @@ PEER = Path(__file__).with_name("stock_diffusers.py")
 PROMPT = "left pleural effusion"
 FURTHER = 4  # images between the short and the long command
 BATCH = {"roentgen": "its default", "diffusers": "all images of a call"}
+SET_BATCH = 16  # images at once when a data set is made
+PUBLISHED = {"steps": 75, "guidance": 4.0, "sampler": "pndm"}
+"""RoentGen's sampling (Bluethgen et al. 2024, doi 10.1038/s41551-024-01246-y)."""
+EXPORT, REFERENCE, ROENTGEN = "roentgen export", "diffusers, batches", "diffusers, RoentGen's sampling"
+ARMS: dict[str, dict[str, Any]] = {
+    EXPORT: {"dtype": "auto"},
+    "roentgen export, float32": {"dtype": "float32"},
+    "diffusers, a call a prompt": {"dtype": "float32", "batch": 1},
+    REFERENCE: {"dtype": "float32", "batch": SET_BATCH},
+    "diffusers, batches, bfloat16": {"dtype": "bfloat16", "batch": SET_BATCH},
+    ROENTGEN: {"dtype": "float32", "batch": SET_BATCH, **PUBLISHED},
+}
 MEASURES = {
     "cold": ("one image, cold start (s)", "{:.1f}"),
     "further": ("each further image (s)", "{:.2f}"),
@@ -53,6 +74,8 @@ def measure(
     sampler: str | None = None,
     repeats: int = 3,
     helps: int = 5,
+    short: int = 16,
+    long: int = 64,
 ) -> int:
     """Measure `roentgen generate` and stock diffusers on this machine's CPU, and print a table.
 
@@ -66,15 +89,20 @@ def measure(
         sampler: dpm++, unipc, ddim or pndm (default: the model's).
         repeats: Runs of each command; the table shows medians.
         helps: Runs of `roentgen --help`; the table shows the fastest.
+        short: Images of the shorter data set.
+        long: Images of the longer data set, at most the lines of prompts/evaluation.csv.
     """
     if repeats < 1 or helps < 1:
         raise UserError("--repeats and --helps must be at least 1")
+    if not 1 <= short < long <= len(prompts(None)):
+        raise UserError(f"--short {short} --long {long}: must rise, from 1 to {len(prompts(None))}")
     if update is not None:  # before minutes of measuring
         replace_between_markers(Path(update), "speed", "", write=False)
     if result is not None:
         found = loading.read_json(Path(result))
     else:
-        found = measured(model, steps=steps, guidance=guidance, sampler=sampler, repeats=repeats, helps=helps)
+        found = measured(model, steps=steps, guidance=guidance, sampler=sampler, repeats=repeats, helps=helps,
+                         short=short, long=long)  # fmt: skip
     if out is not None:
         write_atomic(Path(out), (json.dumps(found, indent=1) + "\n").encode())
     lines = table(found)
@@ -92,6 +120,8 @@ def measured(
     sampler: str | None,
     repeats: int,
     helps: int,
+    short: int,
+    long: int,
 ) -> dict[str, Any]:
     """Run everything and return the result: values, summary, ratios, settings and machine."""
     folder = registry.resolve(model).folder
@@ -113,9 +143,7 @@ def measured(
         return [sys.executable, "-m", "roentgen", "generate", PROMPT, *pairs]
 
     def stock(images: int, target: Path) -> list[str]:
-        job = {"model": str(folder), "prompt": PROMPT, "images": images, "out": str(target)}
-        job |= {key: settings[key] for key in ("steps", "guidance")}
-        return [sys.executable, str(PEER), json.dumps({**job, "scheduler": SAMPLERS[settings["sampler"]]})]
+        return peer(folder, [PROMPT] * images, list(range(images)), target, {**settings, "dtype": "float32"}, images)
 
     sides: dict[str, Callable[[int, Path], list[str]]] = {"roentgen": ours, "diffusers": stock}
     values: dict[str, dict[str, list[float]]] = {side: {name: [] for name in MEASURES} for side in sides}
@@ -130,6 +158,7 @@ def measured(
             values[side]["memory"].append(max(memory_one, memory_many))
     help_times = [timed([sys.executable, "-m", "roentgen", "--help"])[0] for _ in range(helps)]
 
+    sets = data_sets(folder, settings, repeats, short, long)
     git = git_state(ROOT)
     summary = {side: {name: summarised(each) for name, each in of_side.items()} for side, of_side in values.items()}
     median = {side: {name: summary[side][name]["median"] for name in MEASURES} for side in sides}
@@ -142,11 +171,111 @@ def measured(
         **summary,
         "ratio": {name: median["diffusers"][name] / median["roentgen"][name] for name in MEASURES},
         "help": summarised(help_times),
+        "sets": sets,
         "machine": machine(),
         "git_commit": git["commit"],
         "git_modified": git["modified"],
         "versions": versions(),
     }
+
+
+def peer(
+    folder: Path, texts: Sequence[str], seeds: Sequence[int], target: Path, settings: dict[str, Any], batch: int
+) -> list[str]:
+    """The command of stock diffusers for these prompts and seeds."""
+    job = {"model": str(folder), "prompts": list(texts), "seeds": list(seeds), "batch": batch, "out": str(target)}
+    job |= {key: settings[key] for key in ("steps", "guidance", "dtype")}
+    return [sys.executable, str(PEER), json.dumps({**job, "scheduler": SAMPLERS[settings["sampler"]]})]
+
+
+# ------------------------------------------------------------------------------------------ data sets
+
+
+def prompts(count: int | None) -> list[str]:
+    """The first ``count`` prompts of the evaluation set, all with None; no two alike."""
+    with (ROOT / "prompts" / "evaluation.csv").open(encoding="utf-8", newline="") as file:
+        texts = list(dict.fromkeys(row["prompt"] for row in csv.DictReader(file)))
+    return texts[:count]
+
+
+def data_sets(folder: Path, settings: dict[str, Any], repeats: int, short: int, long: int) -> dict[str, Any]:
+    """Seconds an image of every arm, ratios to ours, and how far the images of an arm are from stock diffusers'."""
+    values: dict[str, list[float]] = {name: [] for name in ARMS}
+    memory: dict[str, list[float]] = {name: [] for name in ARMS}
+    with tempfile.TemporaryDirectory() as scratch:
+        images: dict[str, Path] = {}
+        listed: list[dict[str, str]] = []
+        for repeat in range(repeats):
+            for number, (name, own) in enumerate(ARMS.items()):
+                # A slow arm's set need not be longer than the fast ones' difference to be measured as well.
+                most = min(long, 2 * short) if name == ROENTGEN else long
+                seconds = []
+                for count in (short, most):
+                    out = Path(scratch) / f"{number}-{repeat}-{count}"
+                    command = set_command(name, folder, {**settings, **own}, out, count, listed)
+                    took, peak = timed(command)
+                    seconds.append(took)
+                    if name == EXPORT:
+                        listed = listed if count < most else read_rows(out)
+                values[name].append((seconds[1] - seconds[0]) / (most - short))
+                memory[name].append(peak)
+                images[name] = out
+        apart = {name: difference(images[name], images[REFERENCE], long) for name in ARMS if name != ROENTGEN}
+    summary = {name: summarised(each) for name, each in values.items()}
+    return {
+        "short": short,
+        "long": long,
+        "batch": SET_BATCH,
+        "published": PUBLISHED,
+        "arms": {
+            name: {
+                "dtype": own["dtype"],
+                "seconds_per_image": summary[name],
+                "memory": summarised(memory[name]),
+                "ratio": summary[name]["median"] / summary[EXPORT]["median"],
+                **({"difference": apart[name]} if name in apart else {}),
+            }
+            for name, own in ARMS.items()
+        },
+    }
+
+
+def set_command(
+    name: str, folder: Path, settings: dict[str, Any], out: Path, count: int, listed: Sequence[dict[str, str]]
+) -> list[str]:
+    """The command of an arm; stock diffusers gets the prompts and seeds of ours, which is ``listed``."""
+    if name.startswith("diffusers"):
+        out.mkdir()
+        rows = listed[:count]
+        seeds = [int(row["seed"]) for row in rows]
+        return peer(folder, [row["text"] for row in rows], seeds, out, settings, settings["batch"])
+    wanted = out.with_suffix(".txt")
+    wanted.write_text("\n".join(prompts(count)) + "\n", encoding="utf-8")
+    flags = {"--model": folder, "--prompts": wanted, "--out": out, "--format": "folder", "--filter": "none"}
+    flags |= {"--batch-size": SET_BATCH, "--shard-size": count, "--device": "cpu", "--dtype": settings["dtype"]}
+    flags |= {f"--{key}": settings[key] for key in ("steps", "guidance", "sampler")}
+    return [sys.executable, "-m", "roentgen", "export", *(str(part) for pair in flags.items() for part in pair)]
+
+
+def read_rows(out: Path) -> list[dict[str, str]]:
+    """Rows of a set's manifest, in the order of the prompts."""
+    with (out / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def difference(ours: Path, theirs: Path, count: int) -> float:
+    """Mean absolute difference in grey levels (0 to 255) between ``count`` images of two arms."""
+    return float(np.mean([np.abs(_grey(ours, n) - _grey(theirs, n)).mean() for n in range(count)]))
+
+
+def _grey(folder: Path, number: int) -> NDArray[np.float64]:
+    file = folder / f"{number}.png"
+    if not file.exists():
+        file = folder / read_rows(folder)[number]["image"]
+    return np.asarray(Image.open(file).convert("L"), dtype=np.float64)
+
+
+# --------------------------------------------------------------------------------------- measuring
 
 
 def summarised(values: list[float]) -> dict[str, Any]:
@@ -198,14 +327,31 @@ def table(result: dict[str, Any]) -> str:
         cells = [form.format(result[side][name]["median"]) for side in ("roentgen", "diffusers")]
         lines.append(f"| {words} | {cells[0]} | {cells[1]} | {result['ratio'][name]:.2f} |")
     lines.append(f"| `roentgen --help` (s) | {result['help']['min']:.2f} | | |")
+    sets = result["sets"]
+    lines += [
+        "",
+        "| a data set, prompt by prompt | numbers | s an image | times ours | memory (GB) | grey levels apart |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for name, arm in sets["arms"].items():
+        apart = f"{arm['difference']:.2f}" if "difference" in arm else "other sampling"
+        lines.append(
+            f"| {name} | {arm['dtype']} | {arm['seconds_per_image']['median']:.2f} | {arm['ratio']:.2f} | "
+            f"{arm['memory']['median']:.2f} | {apart} |"
+        )
     settings, facts = result["settings"], result["machine"]
+    published = sets["published"]
     packages = [f"{name} {result['versions'][name]}" for name in ("torch", "diffusers")]
     lines += [
         "",
         f"`{result['model']}` ({result['model_hash']}), {settings['steps']} steps of {settings['sampler']}, "
         f"guidance {settings['guidance']:g}, {settings['dtype']}, on {facts['cores']} cores of "
         f"{facts['cpu']}; {', '.join(packages)}; medians of {settings['repeats']} runs each, one process a "
-        f"run, taking turns; the help is the best of {result['help']['n']}.",
+        f"run, taking turns; the help is the best of {result['help']['n']}. Data sets: what {sets['long']} images take "
+        f"more than {sets['short']}, in batches of {sets['batch']}, prompts and seeds alike; auto is bfloat16 on a CPU "
+        f"that computes in it; the last column is the mean absolute difference, of 255, to the images of {REFERENCE}; "
+        f"RoentGen's sampling is {published['steps']} steps of {published['sampler']} at guidance "
+        f"{published['guidance']:g}.",
     ]
     return "\n".join(lines)
 
