@@ -1,0 +1,92 @@
+"""The scripts of examples/ run as a reader would run them, on the sample data."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from roentgen import cli, errors
+
+pytest.importorskip("torchxrayvision")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def example() -> ModuleType:
+    path = ROOT / "examples/augment_with_torchxrayvision.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+EXAMPLE = example()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, make_pipeline: Callable[..., Path]) -> Path:
+    """A set by a tiny random model. Read only."""
+    folder = tmp_path_factory.mktemp("exported")
+    model = make_pipeline(folder / "tiny", window=77)
+    made = ("--per-finding", "6", "--findings", "Effusion,Edema", "--filter", "none")
+    assert not cli.main(["export", "--model", str(model), *made, "--out", str(folder / "set")])
+    return folder / "set"
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A part of the sample data: some train and test images."""
+    table = pd.read_csv(ROOT / "data/sample/manifest.csv")
+    table["image"] = [str(ROOT / "data/sample" / name) for name in table["image"]]
+    path = tmp_path_factory.mktemp("sample") / "manifest.csv"
+    table.groupby("split").head(24).to_csv(path, index=False)
+    return path
+
+
+def test_real_and_exported_images_train_one_network(
+    exported: Path, sample: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ("--size", "32", "--steps", "2", "--batch-size", "4")
+    assert EXAMPLE.main(["--real", str(sample), "--synthetic", str(exported), *tiny]) == 0
+    said = capsys.readouterr().out
+    assert "num_samples=36" in said  # 24 real and 12 synthetic
+    means = [line.split()[1:] for line in said.splitlines() if line.startswith("mean")]
+    assert len(means[0]) == 2 and all(0 <= float(value) <= 1 for value in means[0])
+
+
+def test_images_have_torchxrayvisions_range_and_unknown_labels_stay_unknown(sample: Path) -> None:
+    found = EXAMPLE.ManifestDataset(sample, "train", None)
+    assert all(-1024 <= found[i]["img"].min() < found[i]["img"].max() <= 1024 for i in range(3))
+    assert found[0]["img"].shape[0] == 1
+    assert np.isnan(found.labels).any()
+
+
+def test_unknown_labels_do_not_move_the_network() -> None:
+    """With all labels but one finding's unknown, the other outputs keep their weights."""
+
+    class OneKnown(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            labels = torch.full((len(EXAMPLE.PATHOLOGIES),), math.nan)
+            labels[0] = 1.0
+            return {"img": torch.zeros(1, 32, 32), "lab": labels}
+
+    net = EXAMPLE.train(OneKnown(), steps=1, batch_size=4)
+    start = EXAMPLE.train(OneKnown(), steps=0, batch_size=4)
+    moved = (net.classifier.bias - start.classifier.bias).abs()
+    assert moved[0] > 1e-4 and moved[1:].max() < 1e-4
+
+
+def test_a_folder_that_is_no_export_is_told_in_one_sentence(sample: Path, tmp_path: Path) -> None:
+    with pytest.raises(errors.UserError, match=r"no Data_Entry_synthetic\.csv in it"):
+        EXAMPLE.main(["--real", str(sample), "--synthetic", str(tmp_path)])
