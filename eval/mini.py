@@ -22,7 +22,7 @@ import pandas as pd
 from roentgen import errors, pipeline
 from roentgen.data.dataset import CHAIN, load_pixels
 from roentgen.data.manifest import read_manifest
-from roentgen.metrics import auroc, frechet, laterality, memorisation, ms_ssim, pairing
+from roentgen.metrics import auroc, frechet, laterality, memorisation, ms_ssim, neighbours, pairing
 from roentgen.metrics.bootstrap import cluster_weights, mean_interval, percentile_interval
 from roentgen.metrics.generated import (
     Job,
@@ -380,7 +380,7 @@ def measure_memorisation(s: Settings, study: Study) -> dict[str, Any]:
             name: study.train_features() if name == "train" else study.features(each, name)
             for name, each in images.items()
         },
-        "pixels 32x32": {name: memorisation.thumbnails(each) for name, each in images.items()},
+        "pixels 32x32": {name: neighbours.thumbnails(each) for name, each in images.items()},
     }
     entries, nearest = [], {}
     for space, points in spaces.items():

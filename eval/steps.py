@@ -9,7 +9,10 @@ setting with the fewest network evaluations whose AUROC is not below the referen
 distance to real images is not above it by more than chance (both intervals of the paired difference reach 0), and whose
 images are done: they differ from the same sampler's with the most steps by at most 1 % of the grey range in the mean.
 Without the last, images that are still hazy pass, since neither of the others is sharp at such an n.
-Writes ``OUT/steps.json``. Images are kept in ``--work``, so that a run that was stopped goes on.
+Writes ``OUT/steps.json``. Images are kept in ``--work``, so that a run that was stopped goes on. The plot and the table
+of a document can be made again from that file without a manifest:
+
+    python eval/steps.py --measure false --out eval/results/mini --plot docs/steps.svg --update docs/metrics.md
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ from roentgen.metrics.result import Context, command_line, file_hash, portable, 
 from roentgen.models.classifier import load_classifier
 from roentgen.training.settings import as_dict, parse_settings, require, require_writable
 
+NAME = "steps"
+"""Of the region in a document."""
 REFERENCE = ("pndm", 75)
 FID_RESAMPLES = 200
 DONE = 2.55
@@ -48,9 +53,10 @@ class Settings:
     """Settings of the curve.
 
     Args:
-        manifest: manifest with `val` images.
-        classifier: the judge.
         out: folder for steps.json.
+        manifest: manifest with `val` images (not needed with `--measure false`).
+        classifier: the judge (not needed with `--measure false`).
+        measure: false: take the result that OUT holds.
         model: name, folder or hub id.
         work: folder for generated images and caches.
         samplers: samplers to compare.
@@ -64,9 +70,10 @@ class Settings:
         update: document in which the region results:steps is replaced by the table.
     """
 
-    manifest: Path
-    classifier: Path
     out: Path
+    manifest: Path | None = None
+    classifier: Path | None = None
+    measure: bool = True
     model: str = "mini"
     work: Path = Path("out/steps")
     samplers: tuple[str, ...] = ("dpm++", "unipc", "ddim", "pndm")
@@ -87,7 +94,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     for sampler in s.samplers:
         for steps in s.steps:
             pipeline.check_settings(steps=steps, sampler=sampler, guidance=s.guidance, batch_size=s.batch_size)
-    require_writable(s.out, "--out")
+    if s.update is not None:  # before the hours of work, not after
+        replace_between_markers(s.update, NAME, "", write=False)
+    if s.measure:
+        require(s.manifest is not None, "--manifest is missing; name a manifest with val images")
+        require(s.classifier is not None, "--classifier is missing; name a classifier's folder")
+        require_writable(s.out, "--out")
+        measure(s)
+    result = read_result(s.out / "steps.json")
+    print(table(result))
+    if s.plot is not None:
+        write_atomic(s.plot, plot(result).encode())
+    if s.update is not None:
+        replace_between_markers(s.update, NAME, table(result))
+    return 0
+
+
+def measure(s: Settings) -> None:
+    """Every setting on the same prompts and seeds, to ``OUT/steps.json``."""
+    assert s.manifest is not None and s.classifier is not None
     judge, model = load_classifier(s.classifier), pipeline.load_model(s.model, dtype=s.dtype)
 
     # Prompts of val, and what real images of val look like to the judge.
@@ -135,13 +160,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         details={"chosen": {key: chosen[key] for key in ("sampler", "steps")}, "reference": list(REFERENCE),
                  "real_n": len(val), "curve": curve},
     )  # fmt: skip
-    result = read_result(s.out / "steps.json")
-    print(table(result))
-    if s.plot is not None:
-        write_atomic(s.plot, plot(result).encode())
-    if s.update is not None:
-        replace_between_markers(s.update, "steps", table(result))
-    return 0
 
 
 def measured(
@@ -208,12 +226,17 @@ def mean_difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 
 def choose(curve: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The setting with the fewest evaluations that is done and, by its intervals, no worse than the reference."""
+    """The setting with the fewest evaluations that is done and, by its intervals, no worse than the reference.
+
+    Of equal counts the one nearer to real images; the reference itself where nothing else is done.
+    """
     fit = [
         p
         for p in curve
         if p["auroc_less_reference"]["ci"][1] >= 0 and p["fid_less_reference"]["ci"][0] <= 0 and p["change"] <= DONE
     ]
+    if not fit:
+        return next(p for p in curve if (p["sampler"], p["steps"]) == REFERENCE)
     return min(fit, key=lambda p: (p["evaluations"], p["fid"]["value"]))
 
 
@@ -237,7 +260,7 @@ def table(result: Mapping[str, Any]) -> str:
             ]
         )
     model, settings = result["model"], result["settings"]
-    names = ", ".join(details["curve"][0]["findings"])
+    names = ", ".join(details["curve"][0]["findings"]) or "no finding: too few cases of each"
     return "\n".join(
         [
             markdown(head, rows),
@@ -263,24 +286,26 @@ def plot(result: Mapping[str, Any]) -> str:
 
     from roentgen.metrics.plots import COLOURS, LINES, MARKERS, STYLE
 
-    curve = result["details"]["curve"]
+    curve, reference = result["details"]["curve"], result["details"]["reference"]
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         drawing = Figure(figsize=(7.2, 3.2), layout="constrained")
         panels = drawing.subplots(1, 2)
         for axes, key, words in zip(panels, ("auroc", "fid"), ("macro AUROC", "Fréchet distance"), strict=True):
             for number, sampler in enumerate(dict.fromkeys(p["sampler"] for p in curve)):
-                points = sorted((p for p in curve if p["sampler"] == sampler), key=lambda p: p["evaluations"])
+                points = [p for p in curve if p["sampler"] == sampler and p[key]["value"] is not None]
+                points.sort(key=lambda p: p["evaluations"])
                 x, y = [p["evaluations"] for p in points], [p[key]["value"] for p in points]
                 style: Any = {"marker": MARKERS[number], "linestyle": LINES[number], "color": COLOURS[number]}
                 axes.plot(x, y, label=sampler if key == "auroc" else None, markersize=4, **style)
-            reference = next(p for p in curve if (p["sampler"], p["steps"]) == REFERENCE)
-            axes.axhspan(*reference[key]["ci"], color="#dddddd", zorder=0)
+            low, high = next(p for p in curve if [p["sampler"], p["steps"]] == reference)[key]["ci"]
+            if low is not None and high is not None:  # prompts with too few cases have no AUROC
+                axes.axhspan(low, high, color="#dddddd", zorder=0)
             axes.set_xscale("log")
             ticks = sorted({p["steps"] for p in curve})
             axes.set_xticks(ticks, [str(tick) for tick in ticks])
             axes.set_xticks([], minor=True)
-            axes.set_xlabel("network calls (grey: interval of PNDM, 75 steps)")
+            axes.set_xlabel(f"network calls (grey: interval of {reference[0].upper()}, {reference[1]} steps)")
             axes.set_ylabel(words)
         drawing.legend(loc="outside upper center", ncols=4, fontsize=8)
         drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

@@ -26,6 +26,7 @@ def evaluate(
     extractors: str | None = None,
     dual_encoder: str = "roentgen",
     image_to_text: str | None = None,
+    siamese: str | None = None,
     real_split: str = "test",
     limit: int | None = None,
     skip_bad: bool = False,
@@ -39,6 +40,7 @@ def evaluate(
     prompts: str | None = None,
     num_images: int = 1,
     num_prompts: int | None = None,
+    replicates: int = 1,
     steps: int | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
@@ -60,6 +62,8 @@ def evaluate(
             or a folder.
         dual_encoder: Of the image-text measures: roentgen (ships), biovil-t, biomedclip, or a CLIPModel's folder.
         image_to_text: Model that describes images, for report-based scores (--suite full): a folder or hub id.
+        siamese: Function that tells patients apart, for re-identification (--suite full, with --train), as
+            FILE.py:FUNCTION; it takes two lists of grey images and gives a score a pair, higher for the same patient.
         real_split: Split of the real manifest to measure against.
         limit: At most so many images of each set, drawn at random.
         skip_bad: Leave out images that cannot be read, and say so in the results.
@@ -74,6 +78,8 @@ def evaluate(
             texts in --real-split are the prompts.
         num_images: With --generate, images for each prompt.
         num_prompts: With --generate, at most so many prompts, drawn at random by --seed; the other sets stay whole.
+        replicates: With --generate, draw and measure the same prompts so many times from other seeds, for the spread
+            over seeds; the first goes to OUT, the others to OUT/replicate-2, OUT/replicate-3, ...
         steps: With --generate, denoising steps (default: the model's).
         guidance: With --generate, guidance scale (default: the model's).
         sampler: With --generate, the sampler (default: the model's).
@@ -90,6 +96,7 @@ def evaluate(
         ("--batch-size", batch_size, 1),
         ("--num-images", num_images, 1),
         ("--num-prompts", num_prompts, 1),
+        ("--replicates", replicates, 1),
         ("--limit", limit, 1),
         ("--seed", seed, 0),
     ):
@@ -97,12 +104,18 @@ def evaluate(
             raise UserError(f"{flag} {value}: must be at least {least}")
     if num_prompts is not None and generate is None:
         raise UserError("--num-prompts is for --generate MODEL; with --synthetic, --limit cuts the sets")
+    if replicates > 1 and generate is None:
+        raise UserError("--replicates is for --generate MODEL; evaluate folders of other seeds, then use --compare")
     _need("matplotlib")
     assert real is not None and out is not None
 
+    from dataclasses import replace
+
+    from roentgen.eval_generation import generate_set, made_by
     from roentgen.metrics.image_set import open_set
-    from roentgen.metrics.measures import VALIDATION
-    from roentgen.metrics.suite import Plan, choose_extractors, choose_measures, run_suite
+    from roentgen.metrics.replicates import write_replicates
+    from roentgen.metrics.result import portable
+    from roentgen.metrics.suite import Outcome, Plan, choose_extractors, choose_measures, run_suite
     from roentgen.metrics.suite_report import write_report
     from roentgen.pipeline import pick_device
     from roentgen.training.settings import require_writable
@@ -119,14 +132,58 @@ def evaluate(
     where = pick_device(device)
     chosen, missing = choose_extractors(suite, extractors, where)
     require_writable(target, "--out")
-    lock = hold_folder(target, "--out")
-    with lock:
+    settings = _settings(
+        real=real,
+        synthetic=synthetic,
+        train=train,
+        suite=suite,
+        metrics=metrics,
+        extractors=extractors,
+        dual_encoder=dual_encoder,
+        image_to_text=image_to_text,
+        siamese=None if siamese is None else portable(siamese),  # FILE.py:FUNCTION is no path that exists
+        real_split=real_split,
+        limit=limit,
+        skip_bad=skip_bad or None,
+        seed=seed,
+        resamples=resamples,
+        generate=generate,
+        prompts=prompts,
+        num_images=num_images if generate else None,
+        num_prompts=num_prompts,
+        replicates=replicates if replicates > 1 else None,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+    )
+    plan = Plan(
+        out=target,
+        cache=target / "cache",
+        suite=suite,
+        metrics=names,
+        asked=metrics is not None,
+        extractors=chosen,
+        missing=missing,
+        seed=seed,
+        resamples=resamples,
+        workers=workers,
+        batch_size=batch_size,
+        skip_bad=skip_bad,
+        device=where,
+        dual_encoder=dual_encoder,
+        image_to_text=image_to_text,
+        siamese=siamese,
+    )
+    command = _command(settings, out)
+
+    def measured(folder: Path, replicate: int) -> tuple[Outcome, str]:
+        """The evaluation of one draw of images, into ``folder``, and what it is of."""
         model: dict[str, Any] = {}
         source = synthetic
         if generate is not None:
             assert prompts is not None
-            source, model = _generate(
-                target,
+            source, model = generate_set(
+                folder,
                 Path(prompts),
                 name=generate,
                 num_images=num_images,
@@ -138,55 +195,22 @@ def evaluate(
                 device=device,
                 dtype=dtype,
                 batch_size=min(batch_size, GENERATED_AT_ONCE),
+                replicate=replicate,
             )
         assert source is not None
-        sets.insert(1, open_set(Path(source), name="synthetic", **options))
-        model = model or made_by(sets[1])
-        if validation is not None:
-            sets.append(validation)
-            assert validation.name == VALIDATION
-        settings = _settings(
-            real=real,
-            synthetic=synthetic,
-            train=train,
-            suite=suite,
-            metrics=metrics,
-            extractors=extractors,
-            dual_encoder=dual_encoder,
-            image_to_text=image_to_text,
-            real_split=real_split,
-            limit=limit,
-            skip_bad=skip_bad or None,
-            seed=seed,
-            resamples=resamples,
-            generate=generate,
-            prompts=prompts,
-            num_images=num_images if generate else None,
-            num_prompts=num_prompts,
-            steps=steps,
-            guidance=guidance,
-            sampler=sampler,
-        )
-        plan = Plan(
-            out=target,
-            suite=suite,
-            metrics=names,
-            asked=metrics is not None,
-            extractors=chosen,
-            missing=missing,
-            seed=seed,
-            resamples=resamples,
-            workers=workers,
-            batch_size=batch_size,
-            skip_bad=skip_bad,
-            device=where,
-            dual_encoder=dual_encoder,
-            image_to_text=image_to_text,
-        )
-        command = _command(settings, out)
-        outcome = run_suite(sets, plan, command=command, model=model, settings=settings)
-        subject = model.get("name") or Path(source).resolve().name
-        report = write_report(target, outcome, command=command, title=f"Evaluation of {subject}")
+        made = open_set(Path(source), name="synthetic", **options)
+        model = model or made_by(made)
+        case = [sets[0], made, *sets[1:], *([] if validation is None else [validation])]
+        found = run_suite(case, replace(plan, out=folder), command=command, model=model, settings=settings)
+        return found, str(model.get("name") or Path(source).resolve().name)
+
+    with hold_folder(target, "--out"):
+        outcome, subject = measured(target, 0)
+        draws = [target, *(target / f"replicate-{number + 1}" for number in range(1, replicates))]
+        for number, draw in enumerate(draws[1:], 1):
+            measured(draw, number)
+        spread = None if replicates == 1 else write_replicates(target, draws)
+        report = write_report(target, outcome, command=command, title=f"Evaluation of {subject}", spread=spread)
     for name, reason in outcome.missing:
         print(f"not computed: {name}: {reason}", file=sys.stderr)
     print(report)
@@ -235,193 +259,6 @@ def _validation(real: str, real_split: str, *, skip_bad: bool) -> ImageSet | Non
     if (table["split"] == "val").sum() < 2:
         return None
     return open_set(Path(real), name=VALIDATION, split="val", skip_bad=skip_bad)
-
-
-def _generate(
-    out: Path,
-    prompts: Path,
-    *,
-    name: str,
-    num_images: int,
-    num_prompts: int | None,
-    seed: int,
-    split: str,
-    limit: int | None,
-    sampling: tuple[int | None, float | None, str | None],
-    device: str,
-    dtype: str,
-    batch_size: int,
-) -> tuple[str, dict[str, Any]]:
-    """Make the images of ``prompts`` into OUT/images, those that are there already kept; manifest and model."""
-    import dataclasses
-
-    from roentgen import pipeline
-    from roentgen.metrics.generated import Job, generated_images, image_path, resolve_sampling
-    from roentgen.metrics.result import file_hash, portable
-
-    from_manifest = _is_manifest_file(prompts)
-    records = _manifest_rows(prompts, split) if from_manifest else _prompt_rows(prompts)
-    model = pipeline.load_model(name, device=device, dtype=dtype)
-    chosen = resolve_sampling(model, *sampling)
-    pipeline.check_settings(
-        num_images=num_images,
-        seed=seed,
-        steps=chosen.steps,
-        guidance=chosen.guidance,
-        sampler=chosen.sampler,
-        batch_size=batch_size,
-    )
-    # A prompt of somebody's list is mended there; reports of a manifest are as long as they are.
-    long = [record for record in records if from_manifest and model.reader.count([str(record["text"])]).cut]
-    records = [record for record in records if record not in long]
-    if long:
-        print(f"--prompts {prompts}: {len(long)} text(s) longer than {name} reads are left out", file=sys.stderr)
-    # The images that --limit would leave out need not be made.
-    most = min(len(records), num_prompts or len(records), -(-limit // num_images) if limit else len(records))
-    if most < len(records):
-        import random
-
-        records = [records[row] for row in sorted(random.Random(seed).sample(range(len(records)), most))]
-    for record in records:
-        model.check_prompt(str(record["text"]), f"--prompts {prompts}, id {record['prompt_id']}:")
-    about = {
-        "name": portable(model.name),
-        "hash": model.hash,
-        "dtype": str(model.dtype),
-        **dataclasses.asdict(chosen),
-        "prompts": file_hash(prompts),
-        "prompts_too_long": len(long),
-        "prompts_used": len(records),
-        "num_images": num_images,
-        "first_seed": seed,
-    }
-    _claim_images(out, about)
-    jobs, rows = [], []
-    for number, record in enumerate(records):
-        # A prompt's own seed wins; else every prompt has its own, so that equal prompts give different images.
-        first = record.pop("own_seed")
-        first = seed + number * num_images if first is None else first
-        for index in range(num_images):
-            job = Job(str(record["text"]), first + index)
-            jobs.append(job)
-            path = image_path(out / "images", job)
-            rows.append({**record, "image": str(path), "seed": str(job.seed)})
-    generated_images(model, jobs, out / "images", sampling=chosen, batch_size=batch_size)
-    manifest = _write_rows(rows, out / "synthetic.csv")
-    return str(manifest), about
-
-
-def _claim_images(out: Path, about: dict[str, Any]) -> None:
-    """Refuse a folder with another model's images before one of them is replaced."""
-    import json
-
-    from roentgen.images import write_atomic
-
-    path = out / "generation.json"
-    text = json.dumps(about, indent=1) + "\n"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise UserError(f"--out {out} holds images of another model, prompts or settings; choose another folder")
-    write_atomic(path, text.encode())
-
-
-def _is_manifest_file(path: Path) -> bool:
-    if path.suffix.lower() == ".parquet":
-        return True
-    return path.suffix.lower() == ".csv" and {"image", "text", "split"} <= set(_header(path))
-
-
-def _header(path: Path) -> list[str]:
-    """Column names of a CSV; none where it cannot be read, which its reader will say."""
-    try:
-        first = path.read_text(encoding="utf-8-sig").partition("\n")[0]
-    except (OSError, UnicodeDecodeError):
-        return []
-    return [name.strip().strip('"') for name in first.split(",")]
-
-
-def _manifest_rows(path: Path, split: str) -> list[dict[str, Any]]:
-    """Texts of a manifest's split as prompts; labels are those of the images that the texts belong to."""
-    from roentgen.data.manifest import CORE, read_manifest
-
-    table = read_manifest(path, splits=[split], allow_empty_text=True, check_files=False)
-    table = table[table["text"] != ""]
-    rows = []
-    for row in table.to_dict("records"):
-        kept = {str(key): value for key, value in row.items() if key not in CORE}
-        known = {key: row[key] for key in ("text", "patient_id", "view", "sex", "age")}
-        rows.append({**kept, **known, "split": "test", "prompt_id": Path(str(row["image"])).stem, "own_seed": None})
-    if not rows:
-        raise UserError(f"--prompts {path} has no text in split {split}; give a file of prompts")
-    return rows
-
-
-def _prompt_rows(prompts: Path) -> list[dict[str, Any]]:
-    """A manifest row a prompt: labels from the file's column where it has one, else as the prompt itself says."""
-    from roentgen.metrics.pairing import read_labelled_prompts
-    from roentgen.prompt_files import read_prompts
-    from roentgen.prompts import NO_FINDING, parse
-
-    records = read_prompts(prompts)
-    if prompts.suffix.lower() == ".csv" and "labels" in _header(prompts):
-        labels = [prompt.labels for prompt in read_labelled_prompts(prompts)]
-    else:
-        labels = [parse(record.prompt) for record in records]
-    rows: list[dict[str, Any]] = []
-    for record, said in zip(records, labels, strict=True):
-        row: dict[str, Any] = {
-            "text": record.prompt,
-            "patient_id": f"prompt {record.id}",
-            "split": "test",
-            "view": said.view or "",
-            "sex": said.sex or "",
-            "age": said.age,
-            "prompt_id": record.id,
-            "own_seed": record.seed,
-        }
-        row |= {name: 1.0 for name in said.findings}
-        row |= {f"{name}_side": side for name, side in said.sides.items()}
-        if said.findings and NO_FINDING not in said.findings:
-            row[NO_FINDING] = 0.0
-        rows.append(row)
-    return rows
-
-
-def made_by(images: ImageSet) -> dict[str, Any]:
-    """Model and sampling by roentgen's marks in the files; nothing for other files, a count where they differ."""
-    from roentgen.images import read_provenance
-
-    keys = {"name": "model", "hash": "model_hash", "steps": "steps", "guidance": "guidance", "sampler": "sampler"}
-    found = set()
-    for path in images.paths:
-        try:
-            marks = read_provenance(path)
-        except UserError:  # not made by roentgen
-            return {}
-        found.add(tuple(marks.get(key, "") for key in keys.values()))
-    if len(found) > 1:
-        return {"name": f"{len(found)} different models or settings"}
-    return dict(zip(keys, found.pop(), strict=True))
-
-
-def _write_rows(rows: list[dict[str, Any]], path: Path) -> Path:
-    """Rows as a manifest: one that asks for no finding has 0 in all of them."""
-    import pandas as pd
-
-    from roentgen.data.manifest import write_manifest
-    from roentgen.prompts import FINDINGS, NO_FINDING
-
-    table = pd.DataFrame(rows)
-    for name in FINDINGS:
-        if name not in table:
-            table[name] = float("nan")
-    normal = table[NO_FINDING] == 1
-    for name in FINDINGS:
-        if name != NO_FINDING:
-            table.loc[normal, name] = 0.0
-    for column in [column for column in table if str(column).endswith("_side")]:
-        table[column] = table[column].fillna("")
-    table["image"] = [str(Path(image).resolve()) for image in table["image"]]
-    return write_manifest(table, path.resolve())
 
 
 def _settings(**values: Any) -> dict[str, Any]:

@@ -299,9 +299,7 @@ def test_nan_features_are_refused(name: str, pair: Pair) -> None:
 def test_distances_grow_with_the_damage() -> None:
     for name in ("fid", "kid"):
         values = [
-            METRICS[name](Pair(draws(200, 6, shift=s), draws(200, 6, seed=1), resamples=5))[
-                "value"
-            ]
+            METRICS[name](Pair(draws(200, 6, shift=s), draws(200, 6, seed=1), resamples=5))["value"]
             for s in (0, 0.5, 1)
         ]
         assert all(low < high for low, high in pairwise(values))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from roentgen.metrics import damage, duplicates, memorisation, reidentification
+from roentgen.metrics import damage, duplicates, memorisation, neighbours, reidentification
 
 
 def cloud(n: int, *, dim: int = 6, seed: int = 0) -> np.ndarray:
@@ -29,29 +29,29 @@ def test_nearest_agrees_with_all_distances_whatever_the_memory() -> None:
     everything = np.linalg.norm(queries[:, None] - pool[None], axis=2)
     order = np.argsort(everything, axis=1)[:, :4]
     for memory in (1, 3000, 2**28):  # blocks of one item, of some, of all
-        numbers, distance = memorisation.nearest(queries, pool, k=4, memory=memory)
+        numbers, distance = neighbours.nearest(queries, pool, k=4, memory=memory)
         np.testing.assert_array_equal(numbers, order)
         np.testing.assert_allclose(distance, np.take_along_axis(everything, order, axis=1), rtol=1e-12)
-        np.testing.assert_array_equal(memorisation.nearest(queries, pool, memory=memory)[0][:, 0], order[:, 0])
+        np.testing.assert_array_equal(neighbours.nearest(queries, pool, memory=memory)[0][:, 0], order[:, 0])
 
 
 def test_nearest_leaves_out_the_item_or_its_group_and_says_when_nothing_is_left() -> None:
     pool = np.array([[0.0], [1.0], [10.0], [12.5]])
-    numbers, distance = memorisation.nearest(pool, pool, without=np.arange(4))
+    numbers, distance = neighbours.nearest(pool, pool, without=np.arange(4))
     np.testing.assert_array_equal(numbers[:, 0], [1, 0, 3, 2])
     np.testing.assert_array_equal(distance[:, 0], [1, 1, 2.5, 2.5])
     groups = np.array([0, 0, 1, 1])
-    numbers, distance = memorisation.nearest(pool, pool, without=groups, pool_groups=groups)
+    numbers, distance = neighbours.nearest(pool, pool, without=groups, pool_groups=groups)
     np.testing.assert_array_equal(numbers[:, 0], [2, 2, 1, 1])
-    numbers, distance = memorisation.nearest(pool[:1], pool[:1], without=np.array([0]))
+    numbers, distance = neighbours.nearest(pool[:1], pool[:1], without=np.array([0]))
     assert numbers[0, 0] == -1 and math.isinf(distance[0, 0])
     with pytest.raises(ValueError, match="NaN"):
-        memorisation.nearest(np.array([[np.nan]]), pool)
+        neighbours.nearest(np.array([[np.nan]]), pool)
 
 
 def test_a_copy_far_from_the_origin_is_at_distance_zero() -> None:
     pool = cloud(20) * 1e-3 + 1e6
-    numbers, distance = memorisation.nearest(pool[[7]], pool)
+    numbers, distance = neighbours.nearest(pool[[7]], pool)
     assert numbers[0, 0] == 7 and distance[0, 0] == 0
 
 
@@ -143,9 +143,9 @@ def test_the_threshold_flags_its_quantile_of_unseen_images_and_all_copies() -> N
 def test_recall_on_planted_copies_of_images() -> None:
     images = radiographs(60)
     kinds = damage.plant(images[:20])
-    space = {name: memorisation.thumbnails(np.stack(each)) for name, each in kinds.items()}
-    train = memorisation.thumbnails(np.stack(images))
-    unseen = memorisation.thumbnails(np.stack(radiographs(100, seed=9)))
+    space = {name: neighbours.thumbnails(np.stack(each)) for name, each in kinds.items()}
+    train = neighbours.thumbnails(np.stack(images))
+    unseen = neighbours.thumbnails(np.stack(radiographs(100, seed=9)))
     threshold = memorisation.near_duplicate_threshold(unseen, train)
     numbers = np.arange(20)
     found = memorisation.planted_recall(space, dict.fromkeys(space, numbers), train, threshold=threshold)
@@ -157,20 +157,20 @@ def test_recall_on_planted_copies_of_images() -> None:
 
 def test_copies_that_are_brighter_or_cropped_are_found_among_views() -> None:
     images = np.stack(radiographs(40))
-    kinds = {kind: memorisation.thumbnails(np.stack(each)) for kind, each in damage.plant(list(images[:15])).items()}
-    unseen = memorisation.standardise(memorisation.thumbnails(np.stack(radiographs(150, seed=9))))
-    pool = memorisation.train_views(images)
+    kinds = {kind: neighbours.thumbnails(np.stack(each)) for kind, each in damage.plant(list(images[:15])).items()}
+    unseen = neighbours.standardise(neighbours.thumbnails(np.stack(radiographs(150, seed=9))))
+    pool = neighbours.train_views(images)
     assert pool.shape == (120, 1024)
     threshold = memorisation.near_duplicate_threshold(unseen, pool)
     sources = dict.fromkeys(kinds, np.arange(15))
-    points = {kind: memorisation.standardise(each) for kind, each in kinds.items()}
+    points = {kind: neighbours.standardise(each) for kind, each in kinds.items()}
     found = memorisation.planted_recall(points, sources, pool, threshold=threshold, views=3)
     assert all(entry["details"]["right_source"] > 0.9 for entry in found.values()), found
     listed = memorisation.near_duplicates(points["cropped"], pool, unseen, views=3)["details"]["pairs"]
     assert all(pair["train"] == pair["query"] for pair in listed[:10])
     # A change of brightness and contrast changes nothing; a flat image is no division by zero.
-    np.testing.assert_allclose(memorisation.standardise(0.5 * kinds["exact"] + 0.1), points["exact"], atol=1e-4)
-    assert (memorisation.standardise(np.full((1, 9), 7.0)) == 0).all()
+    np.testing.assert_allclose(neighbours.standardise(0.5 * kinds["exact"] + 0.1), points["exact"], atol=1e-4)
+    assert (neighbours.standardise(np.full((1, 9), 7.0)) == 0).all()
 
 
 def test_prompts_by_frequency() -> None:
@@ -231,7 +231,7 @@ def test_duplicates_within_counts_what_was_repeated() -> None:
     made[49] = damage.noise(made[1], 1, seed=0)
 
     def space(images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        return memorisation.thumbnails(np.stack(images)), duplicates.difference_hash(images)
+        return neighbours.thumbnails(np.stack(images)), duplicates.difference_hash(images)
 
     result = duplicates.duplicates_within(*space(made), *space(real))
     details = result["details"]
@@ -258,7 +258,7 @@ def test_images_of_one_patient_do_not_set_the_threshold() -> None:
     real = radiographs(40, seed=1)
     real += [damage.noise(image, 1, seed=0) for image in real]
     patients = [*range(40), *range(40)]
-    features, hashes = memorisation.thumbnails(np.stack(real)), duplicates.difference_hash(real)
+    features, hashes = neighbours.thumbnails(np.stack(real)), duplicates.difference_hash(real)
     loose, _ = duplicates.thresholds(features, hashes, groups=patients)
     tight, _ = duplicates.thresholds(features, hashes)
     assert loose > 5 * tight

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from roentgen.errors import UserError
-from roentgen.metrics import auroc, frechet, laterality, memorisation, pairing, report, result
+from roentgen.metrics import auroc, frechet, laterality, memorisation, neighbours, pairing, report, result
 from roentgen.metrics.bootstrap import cluster_weights, mean_interval, percentile_interval
 from roentgen.prompts import Labels
 
@@ -220,7 +220,7 @@ def test_ms_ssim_refuses_small_images() -> None:
 def test_distances_are_euclidean() -> None:
     x, y = RNG.normal(size=(300, 7)), RNG.normal(size=(11, 7)) + 100
     expected = np.linalg.norm(x[:, None] - y[None], axis=2)
-    np.testing.assert_allclose(memorisation.distances(x, y), expected, rtol=1e-9)
+    np.testing.assert_allclose(neighbours.distances(x, y), expected, rtol=1e-9)
 
 
 def test_planted_copies_are_found() -> None:
@@ -241,7 +241,7 @@ def test_a_larger_train_set_is_no_memorisation() -> None:
     found = memorisation.nearer_to_train(fresh, train, test, resamples=200)
     assert found.pool == 200 and found.subsets == 20
     assert found.share == pytest.approx(0.5, abs=0.08)  # without equal pools it is about 0.9
-    to_train, to_test = memorisation.distances(fresh, train), memorisation.distances(fresh, test)
+    to_train, to_test = neighbours.distances(fresh, train), neighbours.distances(fresh, test)
     assert (to_train.min(axis=1) < to_test.min(axis=1)).mean() > 0.8
 
 
@@ -252,7 +252,7 @@ def test_ties_count_half() -> None:
 
 def test_thumbnails_are_block_means() -> None:
     images = RNG.integers(0, 256, (2, 64, 64), dtype=np.uint8)
-    small = memorisation.thumbnails(images, 32).reshape(2, 32, 32)
+    small = neighbours.thumbnails(images, 32).reshape(2, 32, 32)
     means = images.reshape(2, 32, 2, 32, 2).mean(axis=(2, 4)) / 255
     np.testing.assert_allclose(small, means, atol=1e-5)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from roentgen import errors
-from roentgen.metrics import damage, memorisation
+from roentgen.metrics import damage, neighbours
 from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.result import KEYS
+from roentgen.metrics.sensitivity import damages, noise, results, samples, scores
 
 ROOT = Path(__file__).resolve().parents[1]
 ON_DISK = 64
@@ -106,22 +107,20 @@ def entries(*outside: str) -> list[dict[str, Any]]:
 
 
 def test_noticed_from_the_first_dose_after_which_all_are() -> None:
-    script = load_script()
-    assert script.noticed_from(entries("", "worse", "worse"), "blur") == 1
-    assert script.noticed_from(entries("worse", "", "worse"), "blur") == 2  # the first was luck
-    assert script.noticed_from(entries("worse", "worse", ""), "blur") is None
-    assert script.noticed_from(entries("better", "better"), "blur") is None
+    assert results.noticed_from(entries("", "worse", "worse"), "blur") == 1
+    assert results.noticed_from(entries("worse", "", "worse"), "blur") == 2  # the first was luck
+    assert results.noticed_from(entries("worse", "worse", ""), "blur") is None
+    assert results.noticed_from(entries("better", "better"), "blur") is None
 
 
 def test_judged_against_the_noise_of_undamaged_images() -> None:
-    script = load_script()
     values = [{"damage": "blur", "dose": 1, "label": "", "value": value} for value in (0.5, 0.7, 0.3, float("nan"))]
-    assert [e["outside"] for e in script.judge_doses(values, (0.4, 0.6), 1)] == ["", "worse", "better", ""]
-    assert [e["outside"] for e in script.judge_doses(values, (0.4, 0.6), -1)] == ["", "better", "worse", ""]
+    assert [e["outside"] for e in results.judge_doses(values, (0.4, 0.6), 1)] == ["", "worse", "better", ""]
+    assert [e["outside"] for e in results.judge_doses(values, (0.4, 0.6), -1)] == ["", "better", "worse", ""]
     draws = np.linspace(0.4, 0.6, 1001)
-    assert script.range_about(0.9, draws, (0.0, 1.0)) == pytest.approx((0.805, 0.995), abs=1e-3)
-    assert script.range_about(0.95, draws, (0.0, 1.0))[1] == 1.0
-    assert np.isnan(script.range_about(float("nan"), draws, (0.0, 1.0))).all()
+    assert noise.range_about(0.9, draws, (0.0, 1.0)) == pytest.approx((0.805, 0.995), abs=1e-3)
+    assert noise.range_about(0.95, draws, (0.0, 1.0))[1] == 1.0
+    assert np.isnan(noise.range_about(float("nan"), draws, (0.0, 1.0))).all()
 
 
 # ------------------------------------------------------------------------------------------------ the whole thing
@@ -192,17 +191,19 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def script() -> Any:
+def script() -> Iterator[Any]:
     module = load_script()
     module.load_extractor = toy_extractor
     module.DAMAGES = tuple(
-        module.Damage(each.name, each.doses[-1:] if each.name != module.COPIES else each.doses[-2:], each.unit)
-        for each in module.DAMAGES
-        if each.name not in (module.JPEG, module.BRIGHTER)
+        damages.Damage(each.name, each.doses[-1:] if each.name != damages.COPIES else each.doses[-2:], each.unit)
+        for each in damages.DAMAGES
+        if each.name not in (damages.JPEG, damages.BRIGHTER)
     )
-    # Not what is tested here, and most of the time.
-    module.pair_ms_ssim = lambda images, pairs: images[pairs].std(axis=1).mean(axis=(1, 2))
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        # Not what is tested here, and most of the time.
+        for place in (scores, noise):
+            patch.setattr(place, "pair_ms_ssim", lambda images, pairs: images[pairs].std(axis=1).mean(axis=(1, 2)))
+        yield module
 
 
 @pytest.fixture(scope="module")
@@ -268,22 +269,22 @@ def test_tables_are_made_again_without_measuring(script: Any, measured: Path) ->
 def test_the_lookup_gives_what_the_metrics_give(script: Any, manifest: Path, tmp_path: Path) -> None:
     s = script.Settings(out=tmp_path, manifest=manifest, images=40, train=40)
     extractor = toy_extractor("classifier")
-    reader = script.Reader(extractor, extractor, tmp_path, 16)
+    reader = samples.Reader(extractor, extractor, tmp_path, 16)
     a, b, train = (
-        reader.sample(script.load_pixels(rows["image"].tolist(), size=script.SIDE).pixels, rows, "x")
+        reader.sample(script.load_pixels(rows["image"].tolist(), size=samples.SIDE).pixels, rows, "x")
         for rows in script.choose_rows(s)
     )
     assert not set(a.patients) & set(b.patients)
-    views = memorisation.train_views(train.pixels)
-    world = script.World(b, train, views, extractor.findings, np.empty((0, 2)), np.empty((0, 2)), 0)
-    far = script.Lookup.of(script.join(a, b), world)
+    views = neighbours.train_views(train.pixels)
+    world = samples.World(b, train, views, extractor.findings, np.empty((0, 2)), np.empty((0, 2)), 0)
+    far = noise.Lookup.of(samples.join(a, b), world)
     first, second = np.arange(40), np.arange(40, 80)
-    for metric in script.METRICS:
+    for metric in scores.METRICS:
         if metric.noise == "lookup":
             assert far.value(metric.key, first, second) == pytest.approx(metric.value(a, world), abs=1e-12), metric.key
     again = reader.sample(a.pixels, script.choose_rows(s)[0], "x")  # from the disk
     np.testing.assert_array_equal(again.features, a.features)
-    np.testing.assert_allclose(a.thumbs, memorisation.thumbnails(a.pixels))
+    np.testing.assert_allclose(a.thumbs, neighbours.thumbnails(a.pixels))
 
 
 def test_mistakes_are_one_sentence(script: Any, manifest: Path, tmp_path: Path) -> None:

@@ -262,10 +262,10 @@ def test_generating_model_is_scored_and_continued(
 
 
 def test_texts_of_a_manifest_are_prompts(world_prompts: Path) -> None:
-    from roentgen.eval_command import _is_manifest_file, _manifest_rows
+    from roentgen.eval_generation import is_manifest_file, manifest_rows
 
-    assert _is_manifest_file(world_prompts)
-    rows = _manifest_rows(world_prompts, "test")
+    assert is_manifest_file(world_prompts)
+    rows = manifest_rows(world_prompts, "test")
     assert [row["prompt_id"] for row in rows] == ["test_0", "test_1"]
     assert rows[1]["text"].endswith("left pleural effusion") and rows[1]["Effusion_side"] == "left"
     assert rows[1]["Effusion"] == 1 and rows[0]["Effusion"] == 0 and rows[0]["own_seed"] is None

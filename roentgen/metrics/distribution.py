@@ -289,7 +289,7 @@ def _frechet_warnings(pair: Pair) -> list[str]:
     return [
         *few,
         f"n = {smaller} is not above the feature dimension {dim}: covariances are singular and the distance is too "
-        "high; compare only at equal n, with the floor beside it"
+        "high; compare only at equal n, with the floor beside it",
     ]
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from roentgen.metrics.memorisation import MEMORY, QUANTILE, Groups, Ints, nearest
+from roentgen.metrics.memorisation import QUANTILE, Groups
+from roentgen.metrics.neighbours import MEMORY, Ints, nearest
 
 SIDE = 16
 """A difference hash has ``SIDE`` x ``SIDE`` bits; 8 x 8 tells photographs apart, not radiographs."""

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PICTURE = 224  # pixels: the longer side of a picture in the report
+LONG = 40  # characters: parts of a condition beyond this stand on lines of their own
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -278,10 +279,14 @@ def _conditions(conditions: Mapping[str, Any]) -> str:
     rows = []
     for name, value in conditions.items():
         if isinstance(value, Mapping):
-            value = "; ".join(f"{key} {item}" for key, item in value.items())
+            parts = [f"{key}: {item}" for key, item in value.items()]
         elif isinstance(value, list | tuple):
-            value = "; ".join(map(str, value))
-        rows.append(f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(str(value))}</dd>")
+            parts = [str(item) for item in value]
+        else:
+            parts = [str(value)]
+        # What has long parts, such as the methods of the intervals, is a list to be looked up in.
+        joint = "<br>" if len(parts) > 1 and max(map(len, parts)) > LONG else "; "
+        rows.append(f"<dt>{html.escape(str(name))}</dt><dd>{joint.join(map(html.escape, parts))}</dd>")
     return f"<dl>{''.join(rows)}</dl>"
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from roentgen.metrics.auroc import weighted_auroc
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
-from roentgen.metrics.memorisation import Groups, Ints, nearest
+from roentgen.metrics.memorisation import Groups
+from roentgen.metrics.neighbours import Ints, nearest
 
 Images = Sequence[NDArray[np.uint8]]
 Siamese = Callable[[Images, Images], NDArray[np.floating]]

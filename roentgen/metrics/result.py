@@ -175,11 +175,12 @@ def portable(value: object, root: Path = ROOT) -> object:
 
 def command_line(script: str, settings: Any) -> str:
     """``python SCRIPT ...`` with the flags that make dataclass ``settings`` again, paths made portable."""
-    flags = [
-        f"--{item.name}={portable(getattr(settings, item.name))}"
-        for item in dataclasses.fields(settings)
-        if getattr(settings, item.name) != item.default
-    ]
+    flags = []
+    for item in dataclasses.fields(settings):
+        value = getattr(settings, item.name)
+        if value != item.default:
+            said = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else portable(value)
+            flags.append(f"--{item.name}={said}")
     return shlex.join(["python", script, *flags])
 
 

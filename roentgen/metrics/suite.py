@@ -42,10 +42,11 @@ class Plan:
     """How to measure: which measures with which extractors, and what every random choice starts from.
 
     metrics: names of ``MEASURES``; asked: whether the user named them (then one that cannot be computed is an error).
-    missing: extractors of the suite that are not on this disk, name -> reason.
+    missing: extractors of the suite that are not on this disk, name -> reason. cache: folder for features.
     """
 
     out: Path
+    cache: Path
     suite: str
     metrics: tuple[str, ...]
     asked: bool
@@ -59,6 +60,7 @@ class Plan:
     device: str
     dual_encoder: str
     image_to_text: str | None
+    siamese: str | None
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def run_suite(
     features = extract(
         sets,
         plan.extractors,
-        cache=plan.out / "cache",
+        cache=plan.cache,
         workers=plan.workers,
         batch_size=plan.batch_size,
         skip_bad=plan.skip_bad,
@@ -162,6 +164,7 @@ def run_suite(
         device=plan.device,
         dual_encoder=plan.dual_encoder,
         image_to_text=plan.image_to_text,
+        siamese=plan.siamese,
     )
     inputs = {name: _described(images, hashes[name]) for name, images in measured.items()}
     contexts = {

@@ -24,10 +24,20 @@ SHOWING = 12  # pictures of a panel
 ALIKE = 2  # of the same findings in the panels of best and worst
 PAIRS = 8  # pairs of a panel
 Result = Mapping[str, Any]
+BY_FINDING = {
+    "auroc": ("AUROC by finding", "AUROC (0.5 is chance)", 0.5),
+    "f1": ("F1 by finding", "F1 at the threshold fitted on validation images", None),
+    "calibration": ("Calibration error by finding", "expected calibration error (0 is perfect)", None),
+    "laterality": ("Left and right by finding", "share on the side that the prompt asks for", 0.5),
+    "fid_by_finding": ("Fréchet distance by finding", "Fréchet distance to real images with the finding", None),
+}
+"""Measures that are drawn and listed by finding: title, axis, and what chance gives."""
 
 
-def write_report(out: Path, outcome: Outcome, *, command: str, title: str) -> Path:
-    """Write ``report.html`` into ``out`` and return its path."""
+def write_report(
+    out: Path, outcome: Outcome, *, command: str, title: str, spread: Mapping[str, Result] | None = None
+) -> Path:
+    """Write ``report.html`` into ``out`` and return its path; ``spread`` as ``write_replicates`` gives it."""
     case = outcome.case
     first = next(iter(outcome.results.values()), None)
     counted = f"{len(case.synthetic):,} generated images against {len(case.real):,} real ones"
@@ -41,7 +51,7 @@ def write_report(out: Path, outcome: Outcome, *, command: str, title: str) -> Pa
         missing=[(_label(name), reason) for name, reason in outcome.missing],
         plots=drawings(outcome.results),
         panels=panels(out, outcome),
-        tables=tables(outcome.results),
+        tables=[*([] if spread is None else [spread_table(spread)]), *tables(outcome.results)],
         conditions={} if first is None else conditions(outcome, first),
         command=command,
     )
@@ -62,7 +72,7 @@ def lines(results: Mapping[str, Result]) -> list[Line]:
             found.append(
                 Line(
                     measure=label,
-                    group=extractor,
+                    group=row.get("group", extractor),
                     entry=row,
                     floor=row.get("floor"),
                     ceiling=row.get("ceiling"),
@@ -81,7 +91,7 @@ def drawings(results: Mapping[str, Result]) -> list[Plot]:
         details, measure = result["details"], name.partition("-")[0]
         features = _short(result["extractor"])
         of = "" if "-" not in name else f", {features}"
-        if measure in ("auroc", "f1", "laterality", "fid_by_finding") and details.get("findings"):
+        if measure in BY_FINDING and details.get("findings"):
             found.append(_finding_plot(measure, result, of))
         if details.get("by_n"):
             curves = details["by_n"]
@@ -132,13 +142,7 @@ def drawings(results: Mapping[str, Result]) -> list[Plot]:
 
 
 def _finding_plot(measure: str, result: Result, of: str) -> Plot:
-    words = {
-        "auroc": ("AUROC by finding", "AUROC (0.5 is chance)", 0.5),
-        "f1": ("F1 by finding", "F1 at the threshold fitted on validation images", None),
-        "laterality": ("Left and right by finding", "share on the side that the prompt asks for", 0.5),
-        "fid_by_finding": ("Fréchet distance by finding", "Fréchet distance to real images with the finding", None),
-    }
-    title, axis, chance = words[measure]
+    title, axis, chance = BY_FINDING[measure]
     rows = result["details"]["findings"]
     known = [row for row in rows if row.get("value") is not None]
     without = [row["finding"].replace("_", " ") for row in rows if row.get("value") is None]
@@ -158,7 +162,7 @@ def tables(results: Mapping[str, Result]) -> list[tuple[str, str, Sequence[str],
     found: list[tuple[str, str, Sequence[str], Sequence[Sequence[str]]]] = []
     for name, result in results.items():
         rows = result["details"].get("findings")
-        if rows and name.partition("-")[0] in ("auroc", "f1", "laterality", "fid_by_finding"):
+        if rows and name.partition("-")[0] in BY_FINDING:
             body = [
                 [
                     row["finding"].replace("_", " "),
@@ -177,6 +181,21 @@ def tables(results: Mapping[str, Result]) -> list[tuple[str, str, Sequence[str],
             about = "By how often the prompt's text occurs among the training texts (rarely: up to ten times)"
             found.append((result["metric"], about, ["prompt seen", "share", "n"], body))
     return found
+
+
+def spread_table(spread: Mapping[str, Result]) -> tuple[str, str, Sequence[str], Sequence[Sequence[str]]]:
+    """Mean and spread over generation seeds, beside the first draw's own interval."""
+    body = [
+        [entry["metric"], number(entry["value"]), number(entry["sd"]), spelled(entry), spelled(entry["first"])]
+        for entry in spread.values()
+    ]
+    n = next((entry["n"] for entry in spread.values()), 0)
+    about = (
+        f"The same prompts drawn {n} times from different seeds. The interval over seeds is Student's t of the mean: "
+        "it holds the luck of the draw, not that of which prompts and real images there are, which is in the first "
+        "draw's own interval. Everything else in this report is of the first draw."
+    )
+    return "Over generation seeds", about, ["measure", "mean", "sd", "over seeds", "first draw"], body
 
 
 def panels(out: Path, outcome: Outcome) -> list[Panel]:

@@ -7,13 +7,22 @@ measure that lacks what it needs raises ``Unavailable`` with the reason, which t
 from __future__ import annotations
 
 from roentgen.metrics.measures.base import VALIDATION, Case, Measure, Unavailable, by_pixels, match_to_real
-from roentgen.metrics.measures.findings import SHOWN, measure_auroc, measure_f1, measure_laterality, shown
+from roentgen.metrics.measures.findings import (
+    SHOWN,
+    measure_auroc,
+    measure_calibration,
+    measure_f1,
+    measure_laterality,
+    shown,
+)
 from roentgen.metrics.measures.memory import (
+    by_siamese,
     by_views,
     measure_authenticity,
     measure_near_copies,
     measure_near_duplicates,
     measure_nearest,
+    measure_planted_copies,
     measure_reidentification,
 )
 from roentgen.metrics.measures.spread import measure_distribution, measure_fid_by_finding
@@ -75,6 +84,15 @@ MEASURES: dict[str, Measure] = {
         "",
         measure_f1,
         reads=(VALIDATION,),
+        output="probabilities",
+        each_extractor=True,
+    ),
+    "calibration": Measure(
+        "Calibration error (ECE), macro",
+        "quick",
+        "as real",
+        "",
+        measure_calibration,
         output="probabilities",
         each_extractor=True,
     ),
@@ -147,11 +165,25 @@ MEASURES: dict[str, Measure] = {
         judge=by_views,
         reads=("train",),
     ),
+    "planted_copies": Measure(
+        "Planted copies found,",
+        "standard",
+        "higher",
+        "share",
+        measure_planted_copies,
+        reads=("train",),
+    ),
     "text_scores": Measure(
         "Described by an image-to-text model,", "full", "higher", "", measure_text_scores, output="", judge=by_describer
     ),
     "reidentification": Measure(
-        "Re-identification", "full", "near floor", "", measure_reidentification, reads=("train",)
+        "Re-identification, AUROC",
+        "full",
+        "near floor",
+        "",
+        measure_reidentification,
+        reads=("train",),
+        judge=by_siamese,
     ),
 }
 """The measures in the order of the report."""

@@ -40,8 +40,8 @@ class Case:
     """Everything that a measure reads; hashed by identity.
 
     ``partner`` (N,): row of the real image whose prompt or text each synthetic image has, -1 without one. ``notes``:
-    how labels of synthetic images came about, where that needs saying. ``dual_encoder``, ``image_to_text``: names of
-    the models that measures of text use.
+    how labels of synthetic images came about, where that needs saying. ``dual_encoder``, ``image_to_text``,
+    ``siamese``: names of the models that measures of text and of re-identification use.
     """
 
     real: ImageSet
@@ -57,6 +57,7 @@ class Case:
     device: str
     dual_encoder: str
     image_to_text: str | None
+    siamese: str | None
 
     def of(self, name: str, extractor: Extractor, output: str = "features") -> NDArray[np.float32]:
         return self.features.of(name, extractor.name, output)

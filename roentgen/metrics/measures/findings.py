@@ -55,10 +55,7 @@ def measure_auroc(case: Case, extractor: Extractor) -> Found:
         adherence.adherence_auroc(mine, findings, real=theirs, resamples=case.resamples, seed=case.seed),
         "real images",
     )
-    found["details"] |= {
-        "chance": 0.5,
-        "reliability": {"generated": reliability(mine), "real": reliability(theirs)},
-    }
+    found["details"]["chance"] = 0.5
     found["warnings"] += case.notes
     scores = {f"score {name}": mine.scores[:, i] for i, name in enumerate(findings)}
     labels = {f"label {name}": mine.labels[:, i] for i, name in enumerate(findings)}
@@ -81,6 +78,36 @@ def measure_f1(case: Case, extractor: Extractor) -> Found:
     )
     found["warnings"] += [*warnings, *case.notes]
     return found
+
+
+def measure_calibration(case: Case, extractor: Extractor) -> Found:
+    """Calibration error of the classifier's probabilities for what the prompts say, beside real images."""
+    mine, theirs, findings = judged(case, extractor)
+    options: dict[str, Any] = {"resamples": case.resamples, "seed": case.seed}
+    found = calibration.calibration(mine.scores, mine.labels, findings, mine.groups, **options)
+    rows = found["details"]["findings"]
+    if not rows:
+        raise Unavailable("no finding has enough prompts with and without it")
+    real = calibration.calibration(theirs.scores, theirs.labels, findings, theirs.groups, **options)
+    of_real = {row["finding"]: row for row in real["details"]["findings"]}
+    for row in rows:
+        if other := of_real.get(row["finding"]):
+            row["ceiling"] = {key: other[key] for key in ("value", "ci", "n")}
+    common = [row["finding"] for row in rows if "ceiling" in row]
+    details: dict[str, Any] = {"reliability": {"generated": reliability(mine), "real": reliability(theirs)}}
+    if common:
+        columns = [findings.index(name) for name in common]
+        ceiling = calibration.calibration(
+            theirs.scores[:, columns], theirs.labels[:, columns], common, theirs.groups, **options
+        )
+        words = f"real images, {len(common)} findings"
+        details["ceiling"] = {key: ceiling[key] for key in ("value", "ci", "n")} | {"what": words}
+    floor = calibration.calibrated_error(
+        mine.scores, mine.labels, [row["finding"] for row in rows], findings, **options
+    )
+    details["floor"] = {**floor, "what": "labels drawn from the probabilities themselves"}
+    found["warnings"] += case.notes
+    return {**found, "details": {**found["details"], **details}}
 
 
 def reliability(images: adherence.Judged) -> list[dict[str, Any]]:

@@ -1,0 +1,415 @@
+"""RoentGen's published evaluation figures beside ours, on the same folders of images.
+
+    python benchmarks/published.py --out benchmarks/results/published.json --update docs/metrics.md
+    python benchmarks/published.py --result benchmarks/results/published.json --update docs/metrics.md
+
+The steps of `eval/calculate_fid.py` (FID in torchxrayvision's features) and `eval/calculate_ms-ssim.py` of the public
+repository StanfordMIMI/RoentGen are carried out here by the packages that it calls (clean-fid, torchvision,
+torchxrayvision, pytorch-msssim), and by roentgen. The same features are then used to say what the figure hangs on.
+Without folders the images of data/sample stand for both sides: ID.jpg as they are, ID_0.jpg to ID_3.jpg four altered
+copies of other ones, in the layout that the scripts read. Without torchxrayvision's weights on this disk its
+architecture gets random ones with a fixed seed: that shows whether two chains agree and how far a change of the chain
+moves the figure, and nothing about images; the result says which it was.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import tempfile
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from roentgen import errors
+from roentgen.config import parse
+from roentgen.errors import UserError
+from roentgen.images import read_image
+from roentgen.metrics import extractors, frechet
+from roentgen.metrics.ms_ssim import MIN_SIDE, pair_ms_ssim
+from roentgen.metrics.report import figure, replace_between_markers
+from roentgen.metrics.report import table as markdown
+from roentgen.metrics.result import Context, portable, read_result, write_result
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "data" / "sample" / "images"
+NAME = "published"
+PACKAGES = {"torchxrayvision": "torchxrayvision", "clean-fid": "cleanfid", "pytorch-msssim": "pytorch_msssim"}
+PER_PROMPT = 4
+SIDE = 352
+"""Shorter side of the images that are made."""
+ORDERS = 50
+"""Random orders of the files, for what a cut of an unsorted list may give."""
+Features = NDArray[np.float32]
+
+
+def measure(
+    *,
+    real: str | None = None,
+    generated: str | None = None,
+    images: int = 48,
+    out: str | None = None,
+    result: str | None = None,
+    update: str | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> int:
+    """RoentGen's XRV FID and MS-SSIM by its scripts' steps and by ours, on the same files.
+
+    Args:
+        real: Folder of real images, ID.jpg (default: of data/sample).
+        generated: Folder of generated images, ID_0.jpg to ID_3.jpg (default: altered images of data/sample).
+        images: At most so many on each side, from the head of the sorted list.
+        out: JSON file for the result.
+        result: Measure nothing, take this JSON file of an earlier run.
+        update: Document in which the region results:published is replaced by the tables.
+        seed: Of the images that are made, of random weights and of random orders of files.
+        batch_size: Images through the network at a time.
+    """
+    if update is not None:  # before minutes of measuring
+        replace_between_markers(Path(update), NAME, "", write=False)
+    if (real is None) != (generated is None):
+        raise UserError("--real and --generated belong together; give both, or none for the images of data/sample")
+    if images < 4 or batch_size < 1 or seed < 0:
+        raise UserError("--images must be at least 4, --batch-size at least 1, --seed at least 0")
+    if result is None:
+        if out is None:
+            raise UserError("--out is missing; name a JSON file for the result")
+        for package in PACKAGES:
+            try:
+                importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                raise UserError(f"the comparison needs {package}: pip install {package}") from None
+        with tempfile.TemporaryDirectory() as scratch:
+            measured(
+                Path(scratch),
+                Path(out),
+                real=None if real is None else Path(real),
+                generated=None if generated is None else Path(generated),
+                images=images,
+                seed=seed,
+                batch_size=batch_size,
+            )
+        result = out
+    text = table(read_result(Path(result)))
+    print(text)
+    if update is not None:
+        replace_between_markers(Path(update), NAME, text)
+    return 0
+
+
+def measured(
+    scratch: Path, out: Path, *, real: Path | None, generated: Path | None, images: int, seed: int, batch_size: int
+) -> None:
+    """Everything, to the result file ``out``."""
+    if real is None or generated is None:
+        real, generated = scratch / "real", scratch / "generated"
+        make_images(real, generated, images, seed=seed)
+        source = "data/sample: real as they are, generated four altered copies of other images of it"
+    else:
+        source = f"{portable(real.resolve())} and {portable(generated.resolve())}"
+    files = {
+        "generated": files_of(generated, "*_0.jpg", "--generated")[:images],
+        "real": files_of(real, "*.jpg", "--real")[:images],
+    }
+    prompts = [prompt_files(first) for first in files["generated"]]
+    weights, words = xrv_weights(scratch, seed)
+
+    theirs = {name: roentgens_features(each, weights, batch_size) for name, each in files.items()}
+    ours: dict[str, dict[str, Features]] = {}
+    for chain in ("xrv", "xrv-2022", "xrv-native"):
+        extractor = extractors.xrv_extractor(chain, folder=weights)
+        ours[chain] = {
+            name: extractor([read_image(path) for path in tqdm(each, desc=f"{chain}, {name}", file=sys.stderr)])[
+                "features"
+            ]
+            for name, each in files.items()
+        }
+    fid_theirs = roentgens_fid(theirs["generated"], theirs["real"])
+    fid_ours = distance(ours["xrv"])
+    scores = roentgens_ms_ssim(prompts)
+    pairs = np.array(list(combinations(range(PER_PROMPT), 2)))
+    pictures = [np.stack([read_image(path) for path in each]) for each in prompts]
+    likeness = np.stack([pair_ms_ssim(each, pairs) for each in pictures])
+    large = [row for row, each in enumerate(pictures) if min(each.shape[1:]) // 2 >= MIN_SIDE]
+    halved = [float(pair_ms_ssim(half(pictures[row]), pairs).mean()) for row in large]
+
+    agreement: list[dict[str, Any]] = [
+        {"figure": "FID, torchxrayvision features", "script": fid_theirs, "ours": fid_ours},
+        {"figure": "MS-SSIM within a prompt, mean", "script": float(scores.mean()), "ours": float(likeness.mean())},
+        {
+            "figure": "MS-SSIM within a prompt, sd over prompts",
+            "script": float(scores.mean(axis=1).std(ddof=1)),
+            "ours": float(likeness.mean(axis=1).std(ddof=1)),
+        },
+    ]
+    for row in agreement:
+        row["difference"] = abs(row["ours"] - row["script"]) / abs(row["script"])
+    count = len(files["real"])
+    orders = cut_orders(ours["xrv"], count // 2, seed)
+    changes = [
+        {
+            "change": "torchvision before 0.17: no antialiasing in the resize to 224 (`xrv-2022`)",
+            **moved(distance(ours["xrv-2022"]), fid_ours),
+        },
+        {
+            "change": "aspect kept: centre crop of the image itself, not squashed to 299 x 299 (`xrv-native`)",
+            **moved(distance(ours["xrv-native"]), fid_ours),
+        },
+        {
+            "change": f"file list cut to the first {count // 2} of {count}: mean of {ORDERS} random orders",
+            **moved(float(np.mean(orders)), fid_ours),
+        },
+        {"change": "the lowest of these orders", **moved(min(orders), fid_ours)},
+        {"change": "the highest of these orders", **moved(max(orders), fid_ours)},
+    ]
+    sizes = {
+        "full": float(likeness[large].mean()) if large else float("nan"),
+        "half": float(np.mean(halved)) if large else float("nan"),
+        "prompts": len(large),
+    }
+    context = Context(
+        extractor=f"torchxrayvision densenet121-res224-all, {words}",
+        resize=f"{extractors.XRV_CHAINS['xrv']}; MS-SSIM: grey in [0, 1] in the files' own size",
+        seed=seed,
+        settings={"images": images, "batch_size": batch_size, "orders": ORDERS},
+        model={"name": source},
+        inputs={name: {"n": len(each)} for name, each in files.items()},
+        command="python benchmarks/published.py --out benchmarks/results/published.json --update docs/metrics.md",
+    )
+    write_result(
+        out,
+        metric="largest relative difference of a figure by roentgen from that of RoentGen's steps on the same files",
+        value=max(row["difference"] for row in agreement),
+        ci=(float("nan"), float("nan")),
+        ci_method="none: both read the same files",
+        n=count,
+        context=context,
+        warnings=[] if "random" not in words else [f"{words}: the size of the distances means nothing"],
+        details={
+            "agreement": agreement,
+            "largest_feature_difference": float(
+                max(np.abs(theirs[name] - ours["xrv"][name]).max() / np.abs(theirs[name]).max() for name in files)
+            ),
+            "changes": changes,
+            "ms_ssim_by_size": sizes,
+            "weights": words,
+            "packages": {name: importlib.metadata.version(name) for name in (*PACKAGES, "torchvision", "scipy")},
+        },
+    )
+
+
+def distance(features: dict[str, Features]) -> float:
+    return float(frechet.feature_distance(features["generated"], features["real"]))
+
+
+def moved(value: float, usual: float) -> dict[str, float]:
+    return {"fid": value, "relative": value / usual - 1}
+
+
+def half(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 (N, H, W) at half the size, by antialiased bicubic."""
+    height, width = images.shape[1] // 2, images.shape[2] // 2
+    return np.stack(
+        [np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)) for image in images]
+    )
+
+
+def cut_orders(features: dict[str, Features], kept: int, seed: int) -> list[float]:
+    """Distances of the first ``kept`` files of each side in ``ORDERS`` random orders of its list."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(ORDERS):
+        chosen = {name: each[rng.permutation(len(each))[:kept]] for name, each in features.items()}
+        found.append(distance(chosen))
+    return found
+
+
+# -------------------------------------------------------------------------------------- the scripts' steps
+
+
+def roentgens_features(files: Sequence[Path], weights: Path, batch_size: int) -> Features:
+    """Features (N, 1024) by the steps of calculate_fid.py, through clean-fid's own loader and torchvision's resize.
+
+    clean-fid reads RGB and resizes to 299 x 299 in float; the batch turns grey by torchvision's weights, goes to
+    [-1024, 1024], through a crop that cuts the channel and row axes of BCHW (nothing, at 299 x 299), and to 224.
+    """
+    import torch
+    import torchxrayvision as xrv
+    from cleanfid import fid
+    from torchvision import transforms
+
+    net = xrv.models.DenseNet(weights=extractors.XRV_WEIGHTS, cache_dir=str(weights))
+    resize = transforms.Resize(224)
+
+    def network(batch: torch.Tensor) -> torch.Tensor:
+        grey = transforms.functional.rgb_to_grayscale(batch, 1)
+        scaled = 2048 * (grey / 255) - 1024
+        side = min(scaled.shape[2:])
+        first, second = scaled.shape[3] // 2 - side // 2, scaled.shape[2] // 2 - side // 2
+        cropped = scaled[:, second : second + side, first : first + side]
+        return net.features2(resize(cropped))
+
+    with torch.inference_mode():
+        found = fid.get_files_features(
+            l_files=[str(path) for path in files],
+            model=network,
+            mode="clean",
+            batch_size=batch_size,
+            num_workers=0,
+            device=torch.device("cpu"),
+            verbose=False,
+        )
+    return np.asarray(found, dtype=np.float32)
+
+
+def roentgens_fid(generated: Features, real: Features) -> float:
+    """clean-fid's distance of two sets of features."""
+    from cleanfid import fid
+
+    return float(fid.fid_from_feats(generated, real))
+
+
+def roentgens_ms_ssim(prompts: Sequence[Sequence[Path]]) -> NDArray[np.float64]:
+    """(P, 6): pytorch-msssim of all pairs of each prompt's images, grey in [0, 1], as calculate_ms-ssim.py."""
+    import pytorch_msssim
+    import torch
+    from torchvision.transforms.functional import to_tensor
+
+    first, second = zip(*combinations(range(PER_PROMPT), 2), strict=True)
+    rows = []
+    for files in prompts:
+        images = torch.stack([to_tensor(Image.open(path).convert("L")) for path in files])
+        rows.append(
+            pytorch_msssim.ms_ssim(images[list(first)], images[list(second)], data_range=1.0, size_average=False)
+        )
+    return torch.stack(rows).numpy().astype(np.float64)
+
+
+# ---------------------------------------------------------------------------------------- files and weights
+
+
+def files_of(folder: Path, pattern: str, flag: str) -> list[Path]:
+    """Sorted files of ``folder``; UserError with fewer than four."""
+    found = sorted(folder.glob(pattern))
+    if len(found) < 4:
+        raise UserError(f"{flag} {folder} has {len(found)} files {pattern}; at least 4 are needed")
+    return found
+
+
+def prompt_files(first: Path) -> list[Path]:
+    """The ``PER_PROMPT`` images of the prompt whose first is ``first``; UserError if one is missing."""
+    files = [first.with_name(first.name.replace("_0.jpg", f"_{number}.jpg")) for number in range(PER_PROMPT)]
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"--generated {first.parent} lacks {path.name}; each prompt needs ID_0.jpg to ID_3.jpg")
+    return files
+
+
+def make_images(real: Path, generated: Path, count: int, *, seed: int) -> None:
+    """``count`` real images ID.jpg and as many times four altered ones of other images, from the sample."""
+    sources = sorted(path for path in SAMPLE.iterdir() if path.suffix == ".jpg")
+    chosen = np.random.default_rng(seed).permutation(len(sources))
+    if 2 * count > len(sources):
+        raise UserError(f"--images {count}: data/sample gives at most {len(sources) // 2} on each side")
+    for folder in (real, generated):
+        folder.mkdir(parents=True)
+    for number in range(count):
+        enlarged(sources[chosen[number]]).save(real / f"{number:05}.jpg", quality=95)
+        picture = enlarged(sources[chosen[count + number]])
+        width, height = picture.size
+        for copy in range(PER_PROMPT):
+            rng = np.random.default_rng([seed, number, copy])
+            left, top, right, low = rng.uniform(0, 0.15, 4) * (width, height, width, height)
+            box = (left, top, width - right, height - low)
+            grey = (np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC, box=box)) / 255) ** 1.3
+            pixels = np.clip(255 * grey + rng.normal(0, 4, grey.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(generated / f"{number:05}_{copy}.jpg", quality=95)
+
+
+def enlarged(path: Path) -> Image.Image:
+    """Grey, shorter side ``SIDE``, aspect kept."""
+    picture = Image.fromarray(read_image(path))
+    scale = SIDE / min(picture.size)
+    size = (max(SIDE, round(picture.width * scale)), max(SIDE, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def xrv_weights(scratch: Path, seed: int) -> tuple[Path, str]:
+    """Folder of torchxrayvision's weights and what they are: its own if they are on this disk, else random ones."""
+    import torch
+    import torchxrayvision as xrv
+
+    name = str(xrv.models.model_urls[extractors.XRV_WEIGHTS]["weights_url"]).rpartition("/")[2]
+    own = Path.home() / ".torchxrayvision" / "models_data"
+    if (own / name).is_file():
+        return own, "its published weights"
+    torch.manual_seed(seed)
+    folder = scratch / "weights"
+    folder.mkdir()
+    # Pickled whole, as the published file is; statistics as after some images, so that features follow the picture.
+    net = xrv.models.DenseNet(weights=None, num_classes=18)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+    settled(net, seed)
+    torch.save(net, folder / name)
+    return folder, f"random weights with seed {seed}"
+
+
+def settled(net: Any, seed: int) -> None:
+    """Batch norms with the statistics of smooth random pictures, so that no layer dies or grows."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand((8, 1, 14, 14), generator=generator)
+    pictures = torch.nn.functional.interpolate(coarse, size=(224, 224), mode="bicubic") * 2048 - 1024
+    net.train()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the plain mean over batches
+    with torch.no_grad():
+        net.features(pictures)
+    net.eval()
+
+
+# --------------------------------------------------------------------------------------------- the tables
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown of a result: agreement, and what the figure hangs on."""
+    details = result["details"]
+    agreement = [
+        [row["figure"], f"{row['script']:.6g}", f"{row['ours']:.6g}", f"{row['difference']:.0e}"]
+        for row in details["agreement"]
+    ]
+    changes = [[row["change"], f"{row['fid']:.4g}", f"{row['relative']:+.0%}"] for row in details["changes"]]
+    sizes = details["ms_ssim_by_size"]
+    packages = ", ".join(f"{name} {version}" for name, version in details["packages"].items())
+    parts = [
+        markdown(["figure", "RoentGen's steps", "ours", "relative difference"], agreement),
+        "What the FID hangs on, in the same features or in those that the change gives:",
+        markdown(["change", "FID", "against RoentGen's steps"], changes),
+        f"MS-SSIM at half the size: {figure(sizes, key='half', digits=3)}, where it was "
+        f"{figure(sizes, key='full', digits=3)} ({sizes['prompts']} prompts).",
+        f"{result['n']} images on each side, {result['model']['name']}; {result['extractor']}; the features themselves "
+        f"differ by at most {details['largest_feature_difference']:.0e} of the largest; {packages}.",
+        *(f"Note: {warning}." for warning in result["warnings"]),
+        f"Made by `{result['command']}`.",
+    ]
+    return "\n\n".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    return measure(**parse(measure, arguments, prog="benchmarks/published.py"))
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="benchmarks/published.py"))

@@ -1,0 +1,204 @@
+"""Images for ``roentgen eval --generate``: prompts of a list or a manifest, and a manifest of what was made."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from roentgen.errors import UserError
+
+if TYPE_CHECKING:
+    from roentgen.metrics.image_set import ImageSet
+
+
+def generate_set(
+    out: Path,
+    prompts: Path,
+    *,
+    name: str,
+    num_images: int,
+    num_prompts: int | None,
+    seed: int,
+    split: str,
+    limit: int | None,
+    sampling: tuple[int | None, float | None, str | None],
+    device: str,
+    dtype: str,
+    batch_size: int,
+    replicate: int = 0,
+) -> tuple[str, dict[str, Any]]:
+    """Make the images of ``prompts`` into OUT/images, those that are there already kept; manifest and model.
+
+    Prompts are drawn by ``seed`` alone; those of ``replicate`` 1, 2, ... get the seeds that follow on the ones before.
+    """
+    import dataclasses
+
+    from roentgen import pipeline
+    from roentgen.metrics.generated import Job, generated_images, image_path, resolve_sampling
+    from roentgen.metrics.result import file_hash, portable
+
+    from_manifest = is_manifest_file(prompts)
+    records = manifest_rows(prompts, split) if from_manifest else prompt_rows(prompts)
+    model = pipeline.load_model(name, device=device, dtype=dtype)
+    chosen = resolve_sampling(model, *sampling)
+    pipeline.check_settings(
+        num_images=num_images,
+        seed=seed,
+        steps=chosen.steps,
+        guidance=chosen.guidance,
+        sampler=chosen.sampler,
+        batch_size=batch_size,
+    )
+    # A prompt of somebody's list is mended there; reports of a manifest are as long as they are.
+    long = [record for record in records if from_manifest and model.reader.count([str(record["text"])]).cut]
+    records = [record for record in records if record not in long]
+    if long:
+        print(f"--prompts {prompts}: {len(long)} text(s) longer than {name} reads are left out", file=sys.stderr)
+    # The images that --limit would leave out need not be made.
+    most = min(len(records), num_prompts or len(records), -(-limit // num_images) if limit else len(records))
+    if most < len(records):
+        import random
+
+        records = [records[row] for row in sorted(random.Random(seed).sample(range(len(records)), most))]
+    for record in records:
+        model.check_prompt(str(record["text"]), f"--prompts {prompts}, id {record['prompt_id']}:")
+    about = {
+        "name": portable(model.name),
+        "hash": model.hash,
+        "dtype": str(model.dtype),
+        **dataclasses.asdict(chosen),
+        "prompts": file_hash(prompts),
+        "prompts_too_long": len(long),
+        "prompts_used": len(records),
+        "num_images": num_images,
+        "first_seed": seed + replicate * len(records) * num_images,
+    }
+    _claim_images(out, about)
+    jobs, rows = [], []
+    for number, record in enumerate(records):
+        # A prompt's own seed wins; else every prompt has its own, so that equal prompts give different images.
+        first = record.pop("own_seed")
+        first = seed + number * num_images if first is None else first
+        first += replicate * len(records) * num_images
+        for index in range(num_images):
+            job = Job(str(record["text"]), first + index)
+            jobs.append(job)
+            path = image_path(out / "images", job)
+            rows.append({**record, "image": str(path), "seed": str(job.seed)})
+    generated_images(model, jobs, out / "images", sampling=chosen, batch_size=batch_size)
+    manifest = _write_rows(rows, out / "synthetic.csv")
+    return str(manifest), about
+
+
+def _claim_images(out: Path, about: dict[str, Any]) -> None:
+    """Refuse a folder with another model's images before one of them is replaced."""
+    import json
+
+    from roentgen.images import write_atomic
+
+    path = out / "generation.json"
+    text = json.dumps(about, indent=1) + "\n"
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise UserError(f"--out {out} holds images of another model, prompts or settings; choose another folder")
+    write_atomic(path, text.encode())
+
+
+def is_manifest_file(path: Path) -> bool:
+    if path.suffix.lower() == ".parquet":
+        return True
+    return path.suffix.lower() == ".csv" and {"image", "text", "split"} <= set(_header(path))
+
+
+def _header(path: Path) -> list[str]:
+    """Column names of a CSV; none where it cannot be read, which its reader will say."""
+    try:
+        first = path.read_text(encoding="utf-8-sig").partition("\n")[0]
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [name.strip().strip('"') for name in first.split(",")]
+
+
+def manifest_rows(path: Path, split: str) -> list[dict[str, Any]]:
+    """Texts of a manifest's split as prompts; labels are those of the images that the texts belong to."""
+    from roentgen.data.manifest import CORE, read_manifest
+
+    table = read_manifest(path, splits=[split], allow_empty_text=True, check_files=False)
+    table = table[table["text"] != ""]
+    rows = []
+    for row in table.to_dict("records"):
+        kept = {str(key): value for key, value in row.items() if key not in CORE}
+        known = {key: row[key] for key in ("text", "patient_id", "view", "sex", "age")}
+        rows.append({**kept, **known, "split": "test", "prompt_id": Path(str(row["image"])).stem, "own_seed": None})
+    if not rows:
+        raise UserError(f"--prompts {path} has no text in split {split}; give a file of prompts")
+    return rows
+
+
+def prompt_rows(prompts: Path) -> list[dict[str, Any]]:
+    """A manifest row a prompt: labels from the file's column where it has one, else as the prompt itself says."""
+    from roentgen.metrics.pairing import read_labelled_prompts
+    from roentgen.prompt_files import read_prompts
+    from roentgen.prompts import NO_FINDING, parse
+
+    records = read_prompts(prompts)
+    if prompts.suffix.lower() == ".csv" and "labels" in _header(prompts):
+        labels = [prompt.labels for prompt in read_labelled_prompts(prompts)]
+    else:
+        labels = [parse(record.prompt) for record in records]
+    rows: list[dict[str, Any]] = []
+    for record, said in zip(records, labels, strict=True):
+        row: dict[str, Any] = {
+            "text": record.prompt,
+            "patient_id": f"prompt {record.id}",
+            "split": "test",
+            "view": said.view or "",
+            "sex": said.sex or "",
+            "age": said.age,
+            "prompt_id": record.id,
+            "own_seed": record.seed,
+        }
+        row |= {name: 1.0 for name in said.findings}
+        row |= {f"{name}_side": side for name, side in said.sides.items()}
+        if said.findings and NO_FINDING not in said.findings:
+            row[NO_FINDING] = 0.0
+        rows.append(row)
+    return rows
+
+
+def made_by(images: ImageSet) -> dict[str, Any]:
+    """Model and sampling by roentgen's marks in the files; nothing for other files, a count where they differ."""
+    from roentgen.images import read_provenance
+
+    keys = {"name": "model", "hash": "model_hash", "steps": "steps", "guidance": "guidance", "sampler": "sampler"}
+    found = set()
+    for path in images.paths:
+        try:
+            marks = read_provenance(path)
+        except UserError:  # not made by roentgen
+            return {}
+        found.add(tuple(marks.get(key, "") for key in keys.values()))
+    if len(found) > 1:
+        return {"name": f"{len(found)} different models or settings"}
+    return dict(zip(keys, found.pop(), strict=True))
+
+
+def _write_rows(rows: list[dict[str, Any]], path: Path) -> Path:
+    """Rows as a manifest: one that asks for no finding has 0 in all of them."""
+    import pandas as pd
+
+    from roentgen.data.manifest import write_manifest
+    from roentgen.prompts import FINDINGS, NO_FINDING
+
+    table = pd.DataFrame(rows)
+    for name in FINDINGS:
+        if name not in table:
+            table[name] = float("nan")
+    normal = table[NO_FINDING] == 1
+    for name in FINDINGS:
+        if name != NO_FINDING:
+            table.loc[normal, name] = 0.0
+    for column in [column for column in table if str(column).endswith("_side")]:
+        table[column] = table[column].fillna("")
+    table["image"] = [str(Path(image).resolve()) for image in table["image"]]
+    return write_manifest(table, path.resolve())

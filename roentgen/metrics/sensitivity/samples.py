@@ -1,0 +1,180 @@
+"""Real images with all that the metrics read of them, and what they are compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from roentgen.metrics import damage, duplicates, neighbours
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.laterality import LEFT, RIGHT
+from roentgen.metrics.pairing import kind_of
+from roentgen.prompts import labels_from_row
+
+Floats = NDArray[np.float64]
+SIDE = 256
+"""All images are brought to this size first, so that a dose means the same whatever the size on disk."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Images and what is known of them, one row an image.
+
+    pixels uint8 (N, SIDE, SIDE); features (N, D); probabilities (N, F) and leftness (N, F) of the classifier's
+    findings; thumbs (N, 1024); hashes (N, 256); labels (N, F) 1, 0, NaN; sides (N, F): 1 left, -1 right, 0 neither;
+    patients, kinds (N,): findings and view as numbers.
+    """
+
+    pixels: NDArray[np.uint8]
+    features: Floats
+    probabilities: Floats
+    leftness: Floats
+    thumbs: Floats
+    hashes: NDArray[np.uint8]
+    labels: Floats
+    sides: NDArray[np.int64]
+    patients: NDArray[np.str_]
+    kinds: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, rows: NDArray[np.integer]) -> Sample:
+        return Sample(**{field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)})
+
+    def with_images(self, rows: NDArray[np.integer], other: Sample, numbers: NDArray[np.integer]) -> Sample:
+        """The sample with the images of ``rows`` taken from ``other``; what was asked for stays."""
+        changed = {}
+        for name in IMAGE_FIELDS:
+            values = np.array(getattr(self, name))
+            values[rows] = getattr(other, name)[numbers]
+            changed[name] = values
+        return replace(self, **changed)
+
+    def with_answers(self, rows: NDArray[np.integer], other: Sample, numbers: NDArray[np.integer]) -> Sample:
+        """The sample with what was asked for in ``rows`` taken from ``other``; the images stay."""
+        changed = {}
+        for name in ("labels", "sides", "kinds"):
+            values = np.array(getattr(self, name))
+            values[rows] = getattr(other, name)[numbers]
+            changed[name] = values
+        return replace(self, **changed)
+
+
+IMAGE_FIELDS = ("pixels", "features", "probabilities", "leftness", "thumbs", "hashes")
+
+
+def join(a: Sample, b: Sample) -> Sample:
+    """Rows of both, ``a`` first."""
+    fields = [field.name for field in dataclasses.fields(Sample)]
+    return Sample(**{name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in fields})
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """What a sample is compared with: unseen real images, training images, pairs for MS-SSIM, and the findings.
+
+    views (V * N, 1024): crops of the training images, for the search of copies.
+    """
+
+    real: Sample
+    train: Sample
+    views: NDArray[np.float32]
+    findings: tuple[str, ...]
+    same_kind: NDArray[np.int64]
+    other_kind: NDArray[np.int64]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Images to samples; what the networks say of a set is kept under ``work`` by its pixels and the weights."""
+
+    classifier: Extractor
+    chosen: Extractor
+    work: Path
+    batch_size: int
+
+    def outputs(self, pixels: NDArray[np.uint8], name: str) -> dict[str, Floats]:
+        both = {extractor.key: extractor for extractor in (self.classifier, self.chosen)}
+        key = hashlib.sha256(f"{pixels.shape} {sorted(both)}".encode())
+        key.update(np.ascontiguousarray(pixels).data)
+        path = self.work / "outputs" / f"{key.hexdigest()[:20]}.npz"
+        if path.is_file():
+            with np.load(path) as stored:
+                return {field: _double(stored[field]) for field in stored.files}
+        parts: dict[str, list[dict[str, NDArray[np.float32]]]] = {extractor_key: [] for extractor_key in both}
+        starts = range(0, len(pixels), self.batch_size)
+        for start in tqdm(starts, desc=name, file=sys.stderr, leave=False):
+            for extractor_key, extractor in both.items():
+                parts[extractor_key].append(extractor(list(pixels[start : start + self.batch_size])))
+
+        def joined(extractor: Extractor, output: str) -> Floats:
+            return np.concatenate([part[output] for part in parts[extractor.key]]).astype(np.float64)
+
+        sides = joined(self.classifier, "sides")
+        found: dict[str, Any] = {
+            "features": joined(self.chosen, "features"),
+            "probabilities": joined(self.classifier, "probabilities"),
+            "leftness": sides[..., LEFT] - sides[..., RIGHT],
+            "thumbs": neighbours.thumbnails(pixels).astype(np.float64),
+            "hashes": duplicates.difference_hash(list(pixels)),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".part.npz")
+        # Everything came in single precision, so nothing is lost, and half of the disk is saved.
+        found = {field: v.astype(np.float32) if v.dtype == np.float64 else v for field, v in found.items()}
+        np.savez(temporary, **found)
+        temporary.replace(path)
+        return {field: _double(values) for field, values in found.items()}
+
+    def sample(self, pixels: NDArray[np.uint8], rows: pd.DataFrame, name: str) -> Sample:
+        """Images with what the manifest's ``rows`` say of them."""
+        findings = self.classifier.findings
+        nothing = pd.Series(np.nan, index=rows.index)
+        blank = pd.Series("", index=rows.index)
+        sides = [rows.get(f"{f}_side", blank).map({"left": 1, "right": -1}).fillna(0) for f in findings]
+        kinds = [str(sorted(map(str, kind_of(labels_from_row(row))))) for row in rows.to_dict("records")]  # type: ignore[call-overload]
+        return Sample(
+            pixels=pixels,
+            **self.outputs(pixels, name),  # type: ignore[arg-type]
+            labels=np.column_stack([rows.get(f, nothing).to_numpy(np.float64) for f in findings]),
+            sides=np.column_stack(sides).astype(np.int64),
+            patients=rows["patient_id"].to_numpy(dtype=str),
+            kinds=np.unique(kinds, return_inverse=True)[1],
+        )
+
+    def again(self, sample: Sample, pixels: NDArray[np.uint8], name: str) -> Sample:
+        """The same rows with other pixels."""
+        return replace(sample, pixels=pixels, **self.outputs(pixels, name))  # type: ignore[arg-type]
+
+
+def _double(values: NDArray[Any]) -> NDArray[Any]:
+    return values.astype(np.float64) if values.dtype == np.float32 else values
+
+
+def changed(pixels: NDArray[np.uint8], change: Callable[[damage.Grey, int], damage.Grey]) -> NDArray[np.uint8]:
+    """``change(image, row)`` of every image, in threads."""
+    with ThreadPoolExecutor(2) as pool:
+        return np.stack(list(pool.map(change, pixels, range(len(pixels)))))
+
+
+def pairs_of(sample: Sample, count: int, *, same: bool, seed: int) -> NDArray[np.int64]:
+    """At most ``count`` pairs (P, 2) of rows of different patients, of one kind or of different kinds."""
+    n = len(sample)
+    first, second = np.triu_indices(n, 1)
+    alike_kind = sample.kinds[first] == sample.kinds[second]
+    good = np.flatnonzero((alike_kind == same) & (sample.patients[first] != sample.patients[second]))
+    chosen = np.random.default_rng(seed).permutation(good)[:count]
+    return np.column_stack([first[chosen], second[chosen]]).astype(np.int64)
