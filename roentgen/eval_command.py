@@ -155,6 +155,7 @@ def evaluate(
         steps=steps,
         guidance=guidance,
         sampler=sampler,
+        dtype=dtype if generate else None,
     )
     plan = Plan(
         out=target,

@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from roentgen.errors import UserError
 from roentgen.images import save_image
 from roentgen.metrics import plots
 from roentgen.metrics.compare import paired
@@ -477,3 +478,20 @@ def test_command_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_readme_holds_the_committed_figures() -> None:
+    from roentgen.metrics.suite_report import markdown
+
+    text = markdown(ROOT / "eval/results/mini-suite")
+    assert text in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "| Planted copies found, exact (pixels) |" in text and "generated at that n" in text
+    assert text.count("is not above the feature dimension") == 2  # one note of many that differ in n alone
+
+
+def test_a_folder_without_results_has_no_table(tmp_path: Path) -> None:
+    from roentgen.metrics.suite_report import markdown
+
+    (tmp_path / "evaluation.json").write_text('{"key": {}, "measures": []}')
+    with pytest.raises(UserError, match="holds no results"):
+        markdown(tmp_path)

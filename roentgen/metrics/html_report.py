@@ -121,7 +121,7 @@ def number(value: Any, digits: int = 3) -> str:
     """``digits`` significant digits without exponents where that can be read; an en dash for nothing."""
     if value is None or isinstance(value, str) or not math.isfinite(value):
         return "–" if not isinstance(value, str) else value
-    if value == 0:
+    if abs(value) < 1e-12:  # what rounding leaves of 0
         return "0"
     size = math.floor(math.log10(abs(value)))
     if size < -4:

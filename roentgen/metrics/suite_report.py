@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +19,9 @@ from roentgen.metrics import plots
 from roentgen.metrics.html_report import Line, Panel, Picture, Plot, Report, number, render, spelled
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measures import MEASURES, SHOWN
-from roentgen.metrics.suite import Outcome
+from roentgen.metrics.report import table
+from roentgen.metrics.result import read_result
+from roentgen.metrics.suite import Outcome, read_index
 
 REPORT = "report.html"
 SHOWING = 12  # pictures of a panel
@@ -81,6 +85,46 @@ def lines(results: Mapping[str, Result]) -> list[Line]:
                 )
             )
     return found
+
+
+def markdown(folder: Path) -> str:
+    """The summary of a finished evaluation in ``folder`` for a document: each value with its floor and ceiling."""
+    names = [name for name in read_index(folder)["measures"] if (folder / f"{name}.json").is_file()]
+    results = {name: read_result(folder / f"{name}.json") for name in names}
+    if not results:
+        raise UserError(f"{folder} holds no results; run the evaluation again")
+    first = next(iter(results.values()))
+    summary = lines(results)
+    often = Counter(line.measure for line in summary)
+    rows = [
+        [
+            f"{line.measure} ({line.group})" if often[line.measure] > 1 else line.measure,
+            spelled(line.entry),
+            *(
+                spelled(bound) + (f" ({bound['what']})" if bound and bound.get("what") else "")
+                for bound in (line.floor, line.ceiling)
+            ),
+        ]
+        for line in summary
+    ]
+    # One note of several that differ in numbers alone.
+    notes = {re.sub(r"\d+", "", note): note for result in reversed(results.values()) for note in result["warnings"]}
+    model, drawn = first["model"], ""
+    if (folder / "generation.json").is_file():
+        how = json.loads((folder / "generation.json").read_text(encoding="utf-8"))
+        drawn = (
+            f", {how['steps']} steps of {how['sampler']}, guidance {how['guidance']:g}, "
+            f"{how['dtype'].removeprefix('torch.')}"
+        )
+    return "\n\n".join(
+        [
+            table(["measure", "generated", "floor", "ceiling"], rows),
+            f"Brackets: 95 % intervals. Model {model['name']}, hash `{model['hash']}`{drawn}; features "
+            f"{', '.join(dict.fromkeys(_short(result['extractor']) for result in results.values()))}.",
+            *(f"Note: {note}." for note in reversed(notes.values())),
+            f"Made by `{first['command']}`.",
+        ]
+    )
 
 
 def drawings(results: Mapping[str, Result]) -> list[Plot]:
