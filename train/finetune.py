@@ -338,6 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not sharded:  # FSDP takes contiguous weights only
         parts.unet.to(memory_format=torch.channels_last)
     else:
+        parts.vae.to(memory_format=torch.contiguous_format)
         accelerator.print("no sample grids are drawn in this run: no process holds the whole model")
     if s.gradient_checkpointing:
         parts.unet.enable_gradient_checkpointing()
