@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +50,8 @@ def evaluate(
 ) -> int:
     """Measure generated images against real ones: one JSON file a measure and an HTML report; prints the report's path.
 
-    The same command again continues a run that was broken off, and measures only what is missing.
+    The same command again continues a run that was broken off, and measures only what is missing. Under `accelerate
+    launch`, processes share the generation and the features.
 
     Args:
         folders: Further evaluations to set beside the one of --compare.
@@ -70,7 +73,7 @@ def evaluate(
         seed: Of every random choice, and of the first image with --generate.
         resamples: Bootstrap resamples of the intervals.
         workers: Threads that read and decode images.
-        batch_size: Images a forward pass (at most 16 at once with --generate).
+        batch_size: Images a forward pass at most (16 of --generate, 8 of the other networks on a CPU).
         device: auto, cpu, cuda, cuda:N or mps.
         compare: Set finished evaluations side by side, as in --compare DIR DIR --out DIR.
         generate: Model to generate the synthetic images with, into OUT/images: a name, folder or hub id.
@@ -112,12 +115,14 @@ def evaluate(
     from dataclasses import replace
 
     from roentgen.eval_generation import generate_set, made_by
+    from roentgen.metrics.features import extract_share
     from roentgen.metrics.image_set import open_set
     from roentgen.metrics.replicates import write_replicates
     from roentgen.metrics.result import portable
     from roentgen.metrics.suite import Outcome, Plan, choose_extractors, choose_measures, run_suite
     from roentgen.metrics.suite_report import write_report
     from roentgen.pipeline import pick_device
+    from roentgen.processes import meeting, this_process
     from roentgen.training.settings import require_writable
     from roentgen.training.state import hold_folder
 
@@ -129,9 +134,11 @@ def evaluate(
         split = "train" if _is_manifest(train) else None
         sets.append(open_set(Path(train), name="train", split=split, **options))
     validation = _validation(real, real_split, skip_bad=skip_bad) if "f1" in names else None
-    where = pick_device(device)
+    who, own_device = this_process(device)
+    where = pick_device(own_device)
     chosen, missing = choose_extractors(suite, extractors, where)
-    require_writable(target, "--out")
+    if who.rank == 0:
+        require_writable(target, "--out")
     settings = _settings(
         real=real,
         synthetic=synthetic,
@@ -177,8 +184,8 @@ def evaluate(
     )
     command = _command(settings, out)
 
-    def measured(folder: Path, replicate: int) -> tuple[Outcome, str]:
-        """The evaluation of one draw of images, into ``folder``, and what it is of."""
+    def measured(folder: Path, replicate: int, wait: Callable[[], None]) -> tuple[Outcome, str] | None:
+        """The evaluation of one draw of images, into ``folder``, and what it is of; None in all processes but one."""
         model: dict[str, Any] = {}
         source = synthetic
         if generate is not None:
@@ -193,23 +200,31 @@ def evaluate(
                 split=real_split,
                 limit=limit,
                 sampling=(steps, guidance, sampler),
-                device=device,
+                device=own_device,
                 dtype=dtype,
                 batch_size=min(batch_size, GENERATED_AT_ONCE),
                 replicate=replicate,
+                who=who,
+                wait=wait,
             )
         assert source is not None
         made = open_set(Path(source), name="synthetic", **options)
         model = model or made_by(made)
         case = [sets[0], made, *sets[1:], *([] if validation is None else [validation])]
-        found = run_suite(case, replace(plan, out=folder), command=command, model=model, settings=settings)
+        if who.rank:
+            extract_share(case, chosen, cache=plan.cache, workers=workers, batch_size=batch_size, who=who)
+            wait()
+            return None
+        here = replace(plan, out=folder)
+        found = run_suite(case, here, command=command, model=model, settings=settings, who=who, wait=wait)
         return found, str(model.get("name") or Path(source).resolve().name)
 
-    with hold_folder(target, "--out"):
-        outcome, subject = measured(target, 0)
-        draws = [target, *(target / f"replicate-{number + 1}" for number in range(1, replicates))]
-        for number, draw in enumerate(draws[1:], 1):
-            measured(draw, number)
+    draws = [target, *(target / f"replicate-{number + 1}" for number in range(1, replicates))]
+    with hold_folder(target, "--out") if who.rank == 0 else nullcontext(), meeting(who) as wait:
+        first, *_ = [measured(draw, number, wait) for number, draw in enumerate(draws)]
+        if first is None:
+            return 0
+        outcome, subject = first
         spread = None if replicates == 1 else write_replicates(target, draws)
         report = write_report(target, outcome, command=command, title=f"Evaluation of {subject}", spread=spread)
     for name, reason in outcome.missing:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roentgen.errors import UserError
+from roentgen.processes import ALONE, Process
 
 if TYPE_CHECKING:
     from roentgen.metrics.image_set import ImageSet
@@ -27,15 +29,18 @@ def generate_set(
     dtype: str,
     batch_size: int,
     replicate: int = 0,
+    who: Process = ALONE,
+    wait: Callable[[], None] = lambda: None,
 ) -> tuple[str, dict[str, Any]]:
     """Make the images of ``prompts`` into OUT/images, those that are there already kept; manifest and model.
 
     Prompts are drawn by ``seed`` alone; those of ``replicate`` 1, 2, ... get the seeds that follow on the ones before.
+    One of several processes (``who``) makes its share and waits for the others (``wait``, a barrier).
     """
     import dataclasses
 
     from roentgen import pipeline
-    from roentgen.metrics.generated import Job, generated_images, image_path, resolve_sampling
+    from roentgen.metrics.generated import Job, image_path, make_images, resolve_sampling
     from roentgen.metrics.result import file_hash, portable
 
     from_manifest = is_manifest_file(prompts)
@@ -53,7 +58,7 @@ def generate_set(
     # A prompt of somebody's list is mended there; reports of a manifest are as long as they are.
     long = [record for record in records if from_manifest and model.reader.count([str(record["text"])]).cut]
     records = [record for record in records if record not in long]
-    if long:
+    if long and not who.rank:
         print(f"--prompts {prompts}: {len(long)} text(s) longer than {name} reads are left out", file=sys.stderr)
     # The images that --limit would leave out need not be made.
     most = min(len(records), num_prompts or len(records), -(-limit // num_images) if limit else len(records))
@@ -86,7 +91,9 @@ def generate_set(
             jobs.append(job)
             path = image_path(out / "images", job)
             rows.append({**record, "image": str(path), "seed": str(job.seed)})
-    generated_images(model, jobs, out / "images", sampling=chosen, batch_size=batch_size)
+    own = [jobs[number] for number in who.own(len(jobs))]
+    make_images(model, own, out / "images", sampling=chosen, batch_size=batch_size, bar=not who.rank)
+    wait()
     manifest = _write_rows(rows, out / "synthetic.csv")
     return str(manifest), about
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roentgen.errors import UserError
+from roentgen.processes import Process, this_process
 
 if TYPE_CHECKING:
     from roentgen.pipeline import Model, Sample
-    from roentgen.synthesis.engine import Process
     from roentgen.synthesis.filters import Filter
     from roentgen.synthesis.plan import Plan
     from roentgen.synthesis.records import SetInfo
@@ -123,7 +122,7 @@ def export(
     from roentgen.synthesis.engine import is_finished
 
     target_folder = None if out is None else Path(out).expanduser()
-    who, where = _process(device)
+    who, where = this_process(device)
     if who.rank == 0:
         print("\n".join(resolved.describe()), file=sys.stderr)
     if target_folder is not None and not dry_run:
@@ -284,25 +283,6 @@ def _formats(format: str) -> tuple[str, ...]:
     return named
 
 
-def _process(device: str) -> tuple[Process, str]:
-    """Which process this is, by the variables of accelerate and torchrun, and its device."""
-    from roentgen.pipeline import pick_device
-    from roentgen.synthesis.engine import Process
-
-    try:
-        who = Process(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
-        local = int(os.environ.get("LOCAL_RANK", 0))
-    except ValueError:
-        raise UserError("RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers; unset them for one process") from None
-    if not 0 <= who.rank < who.world:
-        raise UserError(f"RANK {who.rank} of WORLD_SIZE {who.world}: ranks count from 0")
-    if device == "auto" and pick_device("auto") == "cuda":
-        import torch
-
-        return who, f"cuda:{local % torch.cuda.device_count()}"
-    return who, device
-
-
 # --------------------------------------------------------------------------------------------- the folder
 
 
@@ -374,7 +354,7 @@ def _run(job: Job, out: Path, formats: Sequence[str], who: Process, command: str
 
         outcome = make_set(
             plan, info, out, formats=formats, make=job.make, judge=job.filter, find_repeats=job.find_repeats,
-            process=who, on_image=on_image, on_kept_shard=on_shard,
+            who=who, on_image=on_image, on_kept_shard=on_shard,
         )  # fmt: skip
     if outcome is not None:
         say_shortfalls(outcome.counts, plan.max_tries)

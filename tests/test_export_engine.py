@@ -21,8 +21,9 @@ from roentgen.errors import UserError
 from roentgen.images import read_image, read_provenance
 from roentgen.metrics.duplicates import difference_hash
 from roentgen.pipeline import Sample
+from roentgen.processes import Process
 from roentgen.prompts import Labels
-from roentgen.synthesis.engine import Outcome, Process, is_finished, make_set, say_shortfalls
+from roentgen.synthesis.engine import Outcome, is_finished, make_set, say_shortfalls
 from roentgen.synthesis.filters import Verdict, load_filter
 from roentgen.synthesis.plan import Plan
 from roentgen.synthesis.plan_sources import resolve_plan
@@ -220,7 +221,7 @@ def run_count(plan: Plan, out: Path) -> int:
 @pytest.mark.parametrize("world", [2, 3, 7])
 def test_several_processes_make_the_set_of_one(plan: Plan, tmp_path: Path, whole: dict[str, str], world: int) -> None:
     outcomes = together(
-        [lambda rank=rank: run(plan, tmp_path / "many", process=Process(rank, world)) for rank in range(world)]
+        [lambda rank=rank: run(plan, tmp_path / "many", who=Process(rank, world)) for rank in range(world)]
     )
     assert [outcome is not None for outcome in outcomes] == [True] + [False] * (world - 1)
     assert tree(tmp_path / "many") == whole
@@ -232,8 +233,8 @@ def test_another_number_of_processes_goes_on(plan: Plan, tmp_path: Path, whole: 
         yield
 
     with pytest.raises(Stop):
-        run(plan, tmp_path / "many", process=Process(1, 3), make=dying)
-    together([lambda rank=rank: run(plan, tmp_path / "many", process=Process(rank, 2)) for rank in range(2)])
+        run(plan, tmp_path / "many", who=Process(1, 3), make=dying)
+    together([lambda rank=rank: run(plan, tmp_path / "many", who=Process(rank, 2)) for rank in range(2)])
     assert tree(tmp_path / "many") == whole
 
 
@@ -244,8 +245,8 @@ def test_a_process_that_fails_is_told_to_the_others(plan: Plan, tmp_path: Path) 
 
     errors = together(
         [
-            lambda: run(plan, tmp_path, process=Process(0, 2)),
-            lambda: run(plan, tmp_path, process=Process(1, 2), make=failing),
+            lambda: run(plan, tmp_path, who=Process(0, 2)),
+            lambda: run(plan, tmp_path, who=Process(1, 2), make=failing),
         ]
     )
     assert str(errors[1]) == "the model is ill; mend it"

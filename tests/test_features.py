@@ -19,6 +19,7 @@ from roentgen.metrics import features, frechet
 from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.features import extract, stream_moments
 from roentgen.metrics.image_set import ImageSet, open_set
+from roentgen.processes import Process
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -176,7 +177,7 @@ def test_nan_features_are_a_bad_image(sets: list[ImageSet], tmp_path: Path) -> N
 
 def test_streaming_is_the_same_as_all_at_once(sets: list[ImageSet], tmp_path: Path) -> None:
     whole = frechet.moments(extract(sets, [toy()], cache=tmp_path / "cache").of("real", "toy"))
-    parts = [stream_moments(sets[0], toy(), batch_size=5, process=rank, processes=3)[0] for rank in range(3)]
+    parts = [stream_moments(sets[0], toy(), batch_size=5, who=Process(rank, 3))[0] for rank in range(3)]
     assert [part.n for part in parts] == [4, 4, 4]
     merged = parts[0].merge(parts[1]).merge(parts[2])
     for one in (stream_moments(sets[0], toy(), batch_size=7, workers=3)[0], merged):
@@ -195,12 +196,13 @@ from test_features import toy
 from roentgen.metrics import frechet
 from roentgen.metrics.features import extract, stream_moments
 from roentgen.metrics.image_set import open_set
+from roentgen.processes import Process
 dist.init_process_group("gloo")
 rank, size = dist.get_rank(), dist.get_world_size()
 images = open_set(Path(sys.argv[1]), name="real")
-own, _ = stream_moments(images, toy(), process=rank, processes=size)
+own, _ = stream_moments(images, toy(), who=Process(rank, size))
 whole = frechet.merge_across_processes(own)
-share = dict(process=rank, processes=size, wait=dist.barrier)
+share = dict(who=Process(rank, size), wait=dist.barrier)
 found = extract([images], [toy()], cache=Path(sys.argv[2]) / "cache", **share).of("real", "toy")
 np.savez(Path(sys.argv[2]) / f"{{rank}}.npz", own=own.n, n=whole.n, mean=whole.mean, scatter=whole.scatter, f=found)
 dist.destroy_process_group()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Extractor:
     hash: of the weights. outputs: names of what a call gives; "features" (n, dim) is always there, "probabilities"
     (n, F) are of ``findings`` in their order, "sides" (n, F, 2) are the same by side, 0 the patient's right.
     prepare: one image -> its part of a batch, C x H x W; called from several threads. forward: a batch on ``device``
-    -> its outputs.
+    -> its outputs; on a CPU called from several threads too.
     """
 
     name: str
@@ -82,6 +83,23 @@ class Extractor:
         return f"{plain}-{self.hash}-{chain}"
 
 
+class LastInput:
+    """What a layer is given in forward passes, kept for the thread that made the pass."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        self._of_thread = threading.local()
+        layer.register_forward_pre_hook(self._keep)
+
+    def _keep(self, layer: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
+        self._of_thread.value = given[0]
+
+    def last(self) -> Tensor:
+        """Input of the last pass in this thread, which is then forgotten."""
+        value: Tensor = self._of_thread.value
+        del self._of_thread.value
+        return value
+
+
 def checked(image: Grey) -> Grey:
     """``image`` if it is uint8 (H, W), not empty; ValueError else."""
     if image.dtype != np.uint8 or image.ndim != 2 or 0 in image.shape:
@@ -115,16 +133,14 @@ def classifier_extractor(path: str | Path | None = None, *, device: str = "cpu")
     """The classifier that ships (None), or a folder made by train/classifier.py: the offline default."""
     judge = load_classifier(path)
     net, size = judge.net.to(device), judge.size
-    # One pass for both: the features are what the image head is given.
-    seen: list[Tensor] = []
-    net.image.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    given = LastInput(net.image)  # one pass for both: the features are what the image head is given
 
     def prepare(image: Grey) -> NDArray[np.float32]:
         return resize_center_crop(image, size)[None].astype(np.float32) / 127.5 - 1
 
     def forward(batch: Tensor) -> dict[str, Tensor]:
         logits, sides = net(batch)
-        return {"features": seen.pop(), "probabilities": logits.sigmoid(), "sides": sides.sigmoid()}
+        return {"features": given.last(), "probabilities": logits.sigmoid(), "sides": sides.sigmoid()}
 
     return Extractor(
         name="classifier" if path is None else Path(path).resolve().name,
@@ -286,8 +302,7 @@ def xrv_extractor(chain: str = "xrv", *, folder: Path | None = None, device: str
             f"extractor {chain}: {file} cannot be loaded ({_first_line(error)}); fetch {url} again"
         ) from None
     net = net.to(device)
-    seen: list[Tensor] = []
-    net.classifier.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    given = LastInput(net.classifier)
 
     def prepare(image: Grey) -> NDArray[np.float32]:
         if chain == "xrv-native":
@@ -304,7 +319,7 @@ def xrv_extractor(chain: str = "xrv", *, folder: Path | None = None, device: str
 
     def forward(batch: Tensor) -> dict[str, Tensor]:
         probabilities = net(batch)
-        return {"features": seen.pop(), "probabilities": probabilities}
+        return {"features": given.last(), "probabilities": probabilities}
 
     return Extractor(
         name=chain,

@@ -12,13 +12,14 @@ import sys
 import uuid
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
@@ -26,8 +27,15 @@ from roentgen.images import read_image, write_atomic
 from roentgen.metrics.extractors import BATCH, Extractor
 from roentgen.metrics.frechet import Moments, MomentsBuilder
 from roentgen.metrics.image_set import ImageSet, drop_bad
+from roentgen.processes import ALONE, Process
 
 Floats = NDArray[np.float32]
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+STREAMS = 8
+"""Forward passes at a time on a CPU, at most: each holds its own activations."""
+CPU_BATCH = 8
+"""Images a forward pass on a CPU, at most: of more the activations leave the caches."""
 PART = 512  # images between two writes of the cache: what a killed run can lose
 READER = "r1"  # part of the cache's key: raise it when roentgen.images decodes differently
 
@@ -60,8 +68,7 @@ def extract(
     workers: int = 2,
     batch_size: int = BATCH,
     skip_bad: bool = False,
-    process: int = 0,
-    processes: int = 1,
+    who: Process = ALONE,
     wait: Callable[[], None] = lambda: None,
 ) -> Features:
     """Outputs of all ``extractors`` for all ``sets``.
@@ -73,8 +80,8 @@ def extract(
         workers: threads that read, decode and resize.
         batch_size: images a forward pass; changes nothing but speed (and the last bits).
         skip_bad: leave out images that cannot be decoded or give NaN; else they are an error that lists them.
-        process, processes, wait: under ``accelerate launch``, each process extracts its share, waits for the others
-            (a barrier), and reads the rest from the cache.
+        who, wait: under ``accelerate launch``, each process extracts its share, waits for the others (a barrier), and
+            reads the rest from the cache.
 
     Raises:
         UserError: bad images, or a cache that cannot be written.
@@ -82,19 +89,12 @@ def extract(
     for kind, names in (("sets", [s.name for s in sets]), ("extractors", [e.name for e in extractors])):
         if len(set(names)) != len(names):
             raise ValueError(f"two {kind} have the same name: {names}")
-    hashes = {images.name: file_hashes(images.paths, workers) for images in sets}
-    path_of: dict[str, Path] = {}
-    for images in sets:
-        for path, key in zip(images.paths, hashes[images.name], strict=True):
-            path_of.setdefault(key, path)
-
-    stores = [Store(cache / f"{extractor.key}-{READER}") for extractor in extractors]
-    # Every process does its share, then all do what is still missing, which is only what nobody could decode.
-    reasons = _fill(stores, extractors, path_of, (process, processes), workers=workers, batch_size=batch_size)
-    if processes > 1:
+    hashes, path_of = _files(sets, workers)
+    how: dict[str, Any] = {"workers": workers, "batch_size": batch_size}
+    stores, reasons = _fill(cache, extractors, path_of, who, **how)
+    if who.world > 1:  # what is missing when all have done their share is what nobody could decode
         wait()
-        stores = [Store(cache / f"{extractor.key}-{READER}") for extractor in extractors]
-        reasons = _fill(stores, extractors, path_of, (0, 1), workers=workers, batch_size=batch_size)
+        stores, reasons = _fill(cache, extractors, path_of, ALONE, **how)
 
     kept = []
     for images in sets:
@@ -111,6 +111,19 @@ def extract(
     return Features(tuple(kept), arrays)
 
 
+def extract_share(
+    sets: Sequence[ImageSet],
+    extractors: Sequence[Extractor],
+    *,
+    cache: Path,
+    who: Process,
+    workers: int = 2,
+    batch_size: int = BATCH,
+) -> None:
+    """Put one process's share into ``cache``, for another that calls ``extract``; bad images are left to that one."""
+    _fill(cache, extractors, _files(sets, workers)[1], who, workers=workers, batch_size=batch_size)
+
+
 def stream_moments(
     images: ImageSet,
     extractor: Extractor,
@@ -118,38 +131,22 @@ def stream_moments(
     workers: int = 2,
     batch_size: int = BATCH,
     skip_bad: bool = False,
-    process: int = 0,
-    processes: int = 1,
+    who: Process = ALONE,
 ) -> tuple[Moments, list[str]]:
     """Moments of the "features" of a set, and the bad images: no feature is kept, so memory does not grow with n.
 
-    With several processes each takes every ``processes``-th image; ``frechet.merge_across_processes`` joins them.
+    With several processes each takes its share of the images; ``frechet.merge_across_processes`` joins the moments.
     """
-    rows = range(process, len(images), processes)
+    rows = who.own(len(images))
     builder = MomentsBuilder(extractor.dim)
     reasons: dict[int, str] = {}
-    batch: list[Floats] = []
-    numbers: list[int] = []
-
-    def flush() -> None:
-        found = extractor.run(batch)["features"]
+    prepared = _prepared([images.paths[row] for row in rows], [(extractor,)] * len(rows), workers=workers)
+    for _, places, outputs in _forward(prepared, [(extractor,)] * len(rows), batch_size, reasons):
+        found = outputs["features"]
         finite = np.isfinite(found).all(axis=1)
-        reasons.update((numbers[i], f"extractor {extractor.name} gives NaN") for i in np.flatnonzero(~finite))
+        reasons.update((places[i], f"extractor {extractor.name} gives NaN") for i in np.flatnonzero(~finite))
         builder.add(found[finite])
-        batch.clear()
-        numbers.clear()
-
-    for row, prepared in _prepared([images.paths[row] for row in rows], [(extractor,)] * len(rows), workers=workers):
-        if isinstance(prepared, str):
-            reasons[rows[row]] = prepared
-            continue
-        batch.append(prepared[0])
-        numbers.append(rows[row])
-        if len(batch) == batch_size:
-            flush()
-    if batch:
-        flush()
-    left = drop_bad(images, reasons, skip_bad=skip_bad)
+    left = drop_bad(images, {rows[place]: reason for place, reason in reasons.items()}, skip_bad=skip_bad)
     return builder.finish(), left.bad
 
 
@@ -165,6 +162,16 @@ def file_hashes(paths: Sequence[Path], workers: int) -> list[str]:
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
         return list(pool.map(one, paths))
+
+
+def _files(sets: Sequence[ImageSet], workers: int) -> tuple[dict[str, list[str]], dict[str, Path]]:
+    """The hash of each file by set, and a file for each hash."""
+    hashes = {images.name: file_hashes(images.paths, workers) for images in sets}
+    path_of: dict[str, Path] = {}
+    for images in sets:
+        for key, path in zip(hashes[images.name], images.paths, strict=True):
+            path_of.setdefault(key, path)
+    return hashes, path_of
 
 
 class Store:
@@ -213,34 +220,30 @@ class Store:
 
 
 def _fill(
-    stores: Sequence[Store],
+    cache: Path,
     extractors: Sequence[Extractor],
     path_of: Mapping[str, Path],
-    share: tuple[int, int],
+    who: Process,
     *,
     workers: int,
     batch_size: int,
-) -> dict[str, str]:
-    """Extract what the stores lack, this process's share of it; return why images could not be (key -> reason)."""
+) -> tuple[list[Store], dict[str, str]]:
+    """Extract what the cache lacks, this process's share of it.
+
+    Returns:
+        The cache by extractor, and why images could not be read (key -> reason).
+    """
     from tqdm import tqdm
 
-    missing = [key for key in path_of if any(key not in store for store in stores)][share[0] :: share[1]]
+    stores = [Store(cache / f"{extractor.key}-{READER}") for extractor in extractors]
+    keys = list(path_of)  # shares of all, not of what is missing: that changes while others are at it
+    missing = [key for key in map(keys.__getitem__, who.own(len(keys))) if any(key not in store for store in stores)]
     if not missing:
-        return {}
+        return stores, {}
     places = {extractor.name: place for place, extractor in enumerate(extractors)}
     wanted = [tuple(e for e, s in zip(extractors, stores, strict=True) if key not in s) for key in missing]
-    waiting: dict[str, list[tuple[str, Floats]]] = {extractor.name: [] for extractor in extractors}
     unwritten: dict[str, list[tuple[list[str], dict[str, Floats]]]] = {extractor.name: [] for extractor in extractors}
-    reasons: dict[str, str] = {}
-
-    def run(extractor: Extractor) -> None:
-        keys, prepared = zip(*waiting[extractor.name], strict=True)
-        waiting[extractor.name].clear()
-        found = extractor.run(prepared)
-        finite = np.all([np.isfinite(values).reshape(len(keys), -1).all(axis=1) for values in found.values()], axis=0)
-        reasons.update((keys[i], f"extractor {extractor.name} gives NaN") for i in np.flatnonzero(~finite))
-        good = [key for key, is_good in zip(keys, finite, strict=True) if is_good]
-        unwritten[extractor.name].append((good, {name: values[finite] for name, values in found.items()}))
+    reasons: dict[int, str] = {}
 
     def write(extractor: Extractor) -> None:
         parts = unwritten[extractor.name]
@@ -252,24 +255,20 @@ def _fill(
 
     try:
         paths = [path_of[key] for key in missing]
-        bar = tqdm(_prepared(paths, wanted, workers=workers), total=len(missing), desc="features", file=sys.stderr)
-        for number, prepared in bar:
-            if isinstance(prepared, str):
-                reasons[missing[number]] = prepared
-                continue
-            for extractor, image in zip(wanted[number], prepared, strict=True):
-                waiting[extractor.name].append((missing[number], image))
-                if len(waiting[extractor.name]) == batch_size:
-                    run(extractor)
-                if sum(len(keys) for keys, _ in unwritten[extractor.name]) >= PART:
-                    write(extractor)
-        for extractor in extractors:
-            if waiting[extractor.name]:
-                run(extractor)
+        steps = _prepared(paths, wanted, workers=workers)
+        bar = tqdm(steps, total=len(missing), desc="features", file=sys.stderr, disable=who.rank > 0)
+        for extractor, numbers, found in _forward(bar, wanted, batch_size, reasons):
+            flat = [values.reshape(len(numbers), -1) for values in found.values()]
+            finite = np.all([np.isfinite(values).all(axis=1) for values in flat], axis=0)
+            reasons.update((numbers[i], f"extractor {extractor.name} gives NaN") for i in np.flatnonzero(~finite))
+            good = [missing[number] for number, is_good in zip(numbers, finite, strict=True) if is_good]
+            unwritten[extractor.name].append((good, {name: values[finite] for name, values in found.items()}))
+            if sum(len(keys) for keys, _ in unwritten[extractor.name]) >= PART:
+                write(extractor)
     finally:  # an interrupted run keeps what it has done
         for extractor in extractors:
             write(extractor)
-    return reasons
+    return stores, {missing[number]: reason for number, reason in reasons.items()}
 
 
 def _prepared(
@@ -288,18 +287,85 @@ def _prepared(
             return str(error).removeprefix(f"{paths[number]}: ")
         return [extractor.prepare(image) for extractor in extractors[number]]
 
-    ahead = 2 * BATCH
-    queue: deque[tuple[int, Future[list[Floats] | str]]] = deque()
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        try:
-            for number in range(len(paths)):
-                queue.append((number, pool.submit(one, number)))
-                if len(queue) > ahead:
-                    first, future = queue.popleft()
-                    yield first, future.result()
-            while queue:
-                first, future = queue.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in queue:
-                future.cancel()
+        yield from enumerate(_in_order(pool, one, range(len(paths)), ahead=2 * BATCH))
+
+
+Batch = tuple[Extractor, list[int], list[Floats]]
+Output = tuple[Extractor, list[int], dict[str, Floats]]
+
+
+def _forward(
+    prepared: Iterable[tuple[int, list[Floats] | str]],
+    extractors: Sequence[tuple[Extractor, ...]],
+    batch_size: int,
+    reasons: dict[int, str],
+) -> Iterator[Output]:
+    """Outputs of ``prepared`` images by batches: extractor, numbers of the images, outputs; ``reasons`` gets the
+    unreadable ones.
+
+    On a CPU several batches run at a time, each on one or a few threads of its own, in place of all threads on one
+    batch: those wait for one another after each layer, and all of them when one is busy with decoding.
+    """
+    on_cpu = all(extractor.device == "cpu" for each in extractors for extractor in each)
+    size = min(batch_size, CPU_BATCH) if on_cpu else batch_size
+
+    def batches() -> Iterator[Batch]:
+        waiting: dict[str, Batch] = {}
+        for number, images in prepared:
+            if isinstance(images, str):
+                reasons[number] = images
+                continue
+            for extractor, image in zip(extractors[number], images, strict=True):
+                _, numbers, batch = waiting.setdefault(extractor.name, (extractor, [], []))
+                numbers.append(number)
+                batch.append(image)
+                if len(numbers) == size:
+                    yield waiting.pop(extractor.name)
+        yield from waiting.values()
+
+    def run(batch: Batch) -> Output:
+        extractor, numbers, images = batch
+        return extractor, numbers, extractor.run(images)
+
+    threads = torch.get_num_threads()
+    streams = min(threads, STREAMS) if on_cpu else 1
+    if streams == 1:
+        yield from map(run, batches())
+        return
+    try:
+        with ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(threads // streams,)) as pool:
+            yield from _in_order(pool, run, batches(), ahead=streams)
+    finally:
+        torch.set_num_threads(threads)  # what later threads begin with
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Given], Made], items: Iterable[Given], *, ahead: int
+) -> Iterator[Made]:
+    """``function`` of each of ``items`` by the threads of ``pool``, in order, at most ``ahead`` not yet taken.
+
+    Where ``items`` breaks off with an error, what is under way is finished and given first.
+    """
+    queue: deque[Future[Made]] = deque()
+    source = iter(items)
+    failure: BaseException | None = None
+    try:
+        while True:
+            try:
+                item = next(source)
+            except StopIteration:
+                break
+            except BaseException as error:
+                failure = error
+                break
+            queue.append(pool.submit(function, item))
+            if len(queue) > ahead:
+                yield queue.popleft().result()
+        while queue:
+            yield queue.popleft().result()
+        if failure is not None:
+            raise failure
+    finally:
+        for future in queue:
+            future.cancel()

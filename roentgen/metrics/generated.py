@@ -71,26 +71,34 @@ def generated_images(
     model: pipeline.Model, jobs: Sequence[Job], folder: Path, *, sampling: Sampling, batch_size: int
 ) -> NDArray[np.uint8]:
     """Images of ``jobs`` in order, uint8 (N, H, W); those not in ``folder`` are made and saved there."""
+    make_images(model, jobs, folder, sampling=sampling, batch_size=batch_size)
+    return np.stack([read_image(image_path(folder, job)) for job in jobs])
+
+
+def make_images(
+    model: pipeline.Model, jobs: Sequence[Job], folder: Path, *, sampling: Sampling, batch_size: int, bar: bool = True
+) -> None:
+    """Make the images of ``jobs`` that are not in ``folder`` (``image_path``); with a progress bar on stderr."""
     from tqdm import tqdm
 
     distinct = list(dict.fromkeys(jobs))
     missing = [job for job in distinct if not is_made(image_path(folder, job), job, model.hash, sampling)]
-    if missing:
-        samples = pipeline.generate(
-            model,
-            [job.prompt for job in missing],
-            seeds=[job.seed for job in missing],
-            steps=sampling.steps,
-            guidance=sampling.guidance,
-            sampler=sampling.sampler,
-            batch_size=batch_size,
-        )
-        done = len(distinct) - len(missing)
-        bar = tqdm(samples, total=len(distinct), initial=done, desc="generating", file=sys.stderr)
-        for job, sample in zip(missing, bar, strict=True):
-            path = image_path(folder, job)
-            save_image(sample.image, path, format="png", provenance=sample.provenance, overwrite=True)
-    return np.stack([read_image(image_path(folder, job)) for job in jobs])
+    if not missing:
+        return
+    samples = pipeline.generate(
+        model,
+        [job.prompt for job in missing],
+        seeds=[job.seed for job in missing],
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        sampler=sampling.sampler,
+        batch_size=batch_size,
+    )
+    done = len(distinct) - len(missing)
+    shown = tqdm(samples, total=len(distinct), initial=done, desc="generating", file=sys.stderr, disable=not bar)
+    for job, sample in zip(missing, shown, strict=True):
+        path = image_path(folder, job)
+        save_image(sample.image, path, format="png", provenance=sample.provenance, overwrite=True)
 
 
 def in_batches(

@@ -13,7 +13,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from roentgen.metrics.features import extract, file_hashes
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measures import MEASURES, VALIDATION, Case, Measure, Unavailable, match_to_real
 from roentgen.metrics.result import Context, plain, portable, read_result, versions, write_result
+from roentgen.processes import ALONE, Process
 
 DEFAULT_EXTRACTOR = "classifier"
 FULL_EXTRACTORS = (DEFAULT_EXTRACTOR, "inception", "xrv", "xrv-native", "clip", "rad-dino")
@@ -126,10 +127,13 @@ def run_suite(
     command: str,
     model: Mapping[str, Any],
     settings: Mapping[str, Any],
+    who: Process = ALONE,
+    wait: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Measure ``sets`` (real, synthetic and perhaps train) and write the results into ``plan.out``.
 
-    Results that are there already, of the same images, extractor and settings, are kept and not computed again.
+    Results that are there already, of the same images, extractor and settings, are kept and not computed again. Of
+    several processes one calls this; the others call ``features.extract_share`` and the barrier ``wait``.
 
     Raises:
         UserError: the folder holds another evaluation, or a bad image. Measures that could not be computed are in
@@ -147,6 +151,8 @@ def run_suite(
         workers=plan.workers,
         batch_size=plan.batch_size,
         skip_bad=plan.skip_bad,
+        who=who,
+        wait=wait,
     )
     measured = {images.name: images for images in features.sets}
     synthetic, partner, notes = match_to_real(measured["synthetic"].table, measured["real"].table)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from roentgen.errors import UserError
 from roentgen.images import write_atomic
+from roentgen.processes import ALONE, Process
 from roentgen.synthesis.card import add_tallies, tally, write_card
 from roentgen.synthesis.draws import Drawn, DrawStore, Judge, Make, Tally, draw
 from roentgen.synthesis.parts import WORK
@@ -48,18 +49,6 @@ class FindRepeats(Protocol):
     """Which of these images (slots rising, packed bits uint8 (n, 32) a block) repeat an earlier one that is kept."""
 
     def __call__(self, blocks: Iterable[tuple[Sequence[int], NDArray[np.uint8]]], scratch: Path, /) -> set[int]: ...
-
-
-@dataclass(frozen=True)
-class Process:
-    """Which of how many processes this is."""
-
-    rank: int = 0
-    world: int = 1
-
-    def own(self, shards: int) -> range:
-        """The shards that this process makes."""
-        return range(self.rank, shards, self.world)
 
 
 @dataclass(frozen=True)
@@ -84,7 +73,7 @@ def make_set(
     make: Make,
     judge: Judge,
     find_repeats: FindRepeats | None,
-    process: Process | None = None,
+    who: Process = ALONE,
     on_image: Callable[[bool], object] = lambda kept: None,
     on_kept_shard: Callable[[int], object] = lambda rows: None,
 ) -> Outcome | None:
@@ -98,7 +87,7 @@ def make_set(
         make: gives images.
         judge: says which are kept.
         find_repeats: says which repeat others; None keeps all.
-        process: this one of how many.
+        who: this one of how many.
         on_image: called after each image that is drawn, with whether it was kept.
         on_kept_shard: called with the number of rows of each shard that an earlier run has drawn.
 
@@ -108,7 +97,6 @@ def make_set(
     Raises:
         UserError: nothing can come of it, nothing was kept, the disk is full, or another process failed.
     """
-    who = process or Process()
     work = out / WORK
     store = DrawStore(work / "draws")
     with hold_folder(_made(work / "ranks" / str(who.rank)), "--out"), _shared_failure(work, who):

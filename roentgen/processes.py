@@ -1,0 +1,76 @@
+"""Which of several processes this is, as accelerate and torchrun say it, and how these wait for each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from roentgen.errors import UserError
+
+PATIENCE = timedelta(days=14)
+"""How long a process waits for the slowest: a launcher ends all of them when one has failed."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    world: int = 1
+
+    def own(self, count: int) -> range:
+        """The share of this process in ``count`` things."""
+        return range(self.rank, count, self.world)
+
+
+ALONE = Process()
+
+
+def this_process(device: str) -> tuple[Process, str]:
+    """Which process this is, by the variables of accelerate and torchrun, and its device ("auto": a GPU of its own).
+
+    Raises:
+        UserError: RANK, WORLD_SIZE or LOCAL_RANK is no number, or the rank is not below the number of processes.
+    """
+    from roentgen.pipeline import pick_device
+
+    try:
+        who = Process(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        local = int(os.environ.get("LOCAL_RANK", 0))
+    except ValueError:
+        raise UserError("RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers; unset them for one process") from None
+    if not 0 <= who.rank < who.world:
+        raise UserError(f"RANK {who.rank} of WORLD_SIZE {who.world}: ranks count from 0")
+    if device == "auto" and pick_device("auto") == "cuda":
+        import torch
+
+        return who, f"cuda:{local % torch.cuda.device_count()}"
+    return who, device
+
+
+@contextmanager
+def meeting(who: Process) -> Iterator[Callable[[], None]]:
+    """A function that returns when every process has called it; nothing to wait for where there is one process.
+
+    Raises:
+        UserError: the variables by which processes find each other are missing.
+    """
+    if who.world == 1:
+        yield lambda: None
+        return
+    import torch.distributed as dist
+
+    if "MASTER_ADDR" not in os.environ:
+        raise UserError("MASTER_ADDR is not set but WORLD_SIZE is; start with `accelerate launch`, or unset WORLD_SIZE")
+
+    def wait() -> None:
+        dist.barrier()
+
+    dist.init_process_group("gloo", rank=who.rank, world_size=who.world, timeout=PATIENCE)
+    try:
+        yield wait
+    finally:
+        dist.destroy_process_group()
