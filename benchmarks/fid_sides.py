@@ -22,7 +22,9 @@ def ours(job: Job, resize: str) -> Callable[[], float]:
     from roentgen.metrics.features import stream_moments
     from roentgen.metrics.frechet import frechet_distance
     from roentgen.metrics.image_set import open_set
+    from roentgen.training.speed import keep_freed_memory
 
+    keep_freed_memory()  # as the command does
     extractor = inception_extractor(weights=Path(job["weights"]), resize=resize)
 
     def run() -> float:

@@ -124,6 +124,7 @@ def evaluate(
     from roentgen.pipeline import pick_device
     from roentgen.processes import meeting, this_process
     from roentgen.training.settings import require_writable
+    from roentgen.training.speed import keep_freed_memory
     from roentgen.training.state import hold_folder
 
     names = choose_measures(suite, metrics)
@@ -136,6 +137,8 @@ def evaluate(
     validation = _validation(real, real_split, skip_bad=skip_bad) if "f1" in names else None
     who, own_device = this_process(device)
     where = pick_device(own_device)
+    if where == "cpu":
+        keep_freed_memory()
     chosen, missing = choose_extractors(suite, extractors, where)
     if who.rank == 0:
         require_writable(target, "--out")

@@ -78,7 +78,7 @@ def extract(
         extractors: of different names; they know their device.
         cache: folder of the feature cache; made if missing, shared by any number of runs and processes.
         workers: threads that read, decode and resize.
-        batch_size: images a forward pass; changes nothing but speed (and the last bits).
+        batch_size: images a forward pass (on a CPU at most ``CPU_BATCH``); changes speed and the last bits.
         skip_bad: leave out images that cannot be decoded or give NaN; else they are an error that lists them.
         who, wait: under ``accelerate launch``, each process extracts its share, waits for the others (a barrier), and
             reads the rest from the cache.
