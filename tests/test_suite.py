@@ -205,6 +205,12 @@ def test_comparison_pairs_by_prompt(world: dict[str, Path], tmp_path: Path, run_
     for test in tests.values():
         assert test["n"] > 0 and test["p"] <= test["p_holm"] <= 1 and test["p"] > 0
     assert found["measures"]["fid"]["second"] is None  # not measured there, and listed all the same
+    # What the evaluations warn of stands in the comparison too: once where both say it, with a name where one does.
+    warned = [warning for warning in found["warnings"] if warning.startswith("AUROC")]
+    own = [result(folder, "auroc")["warnings"] for folder in (world["out"], second)]
+    assert own[0] and {warning.partition(": ")[2] for warning in warned} == {*own[0], *own[1]}
+    assert any("FID" in warning and " in evaluation: n = 24" in warning for warning in found["warnings"])
+    assert "n = 24 is not above the feature dimension" in (out / "report.html").read_text()
     # A model against itself differs in nothing.
     code, _, _ = run_cli("eval", "--compare", world["out"], _copy(world["out"], tmp_path / "twin"), "--out", out)
     same = json.loads((out / "comparison.json").read_text())["tests"]["evaluation - twin"]

@@ -68,7 +68,7 @@ def compare_folders(folders: Sequence[Path], out: Path, *, seed: int = 0, resamp
     if (out / INDEX).exists():
         raise UserError(f"--out {out} holds an evaluation; choose another folder for the comparison")
     evaluations = _load(folders)
-    warnings = _differences(evaluations)
+    warnings = [*_differences(evaluations), *_own_warnings(evaluations)]
     tests: dict[str, dict[str, Any]] = {}
     missing: list[tuple[str, str]] = []
     for a, b in combinations(evaluations, 2):
@@ -223,6 +223,26 @@ def _differences(evaluations: Sequence[Evaluation]) -> list[str]:
     return found
 
 
+def _own_warnings(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What the evaluations warn of, measure by measure; once where all of them say the same."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name in _names(evaluations):
+        for evaluation in evaluations:
+            if name in evaluation.results:
+                result = evaluation.results[name]
+                for warning in result["warnings"]:
+                    found[_title(result), warning].append(evaluation.name)
+    everybody = len(evaluations)
+    return [
+        f"{title}{'' if len(who) == everybody else ' in ' + ', '.join(who)}: {warning}"
+        for (title, warning), who in found.items()
+    ]
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    return f"{result['metric']} · {result['extractor'].partition(', sha256')[0]}"
+
+
 def _names(evaluations: Sequence[Evaluation]) -> list[str]:
     return list(dict.fromkeys(name for e in evaluations for name in e.results))
 
@@ -251,8 +271,7 @@ def _report(
         entries = [_entry(e.results.get(name)) for e in evaluations]
         known = next(entry for entry in entries if entry is not None)
         result = next(e.results[name] for e in evaluations if name in e.results)
-        extractor = result["extractor"].partition(", sha256")[0]
-        label = f"{result['metric']} · {extractor}"
+        label = _title(result)
         bounds = [number((known.get(key) or {}).get("value")) for key in ("floor", "ceiling")]
         body.append([label, *(spelled(entry) for entry in entries), *bounds, result["details"].get("better", "")])
         lines = {
@@ -264,13 +283,17 @@ def _report(
         drawn.append(
             Plot(
                 label,
-                plots.side_by_side(rows, axis=f"{result['metric']} ({extractor})", lines=lines),
+                plots.side_by_side(rows, axis=label, lines=lines),
                 f"95 % intervals; better: {result['details'].get('better', '')}. Floor and ceiling of "
                 f"{_first(evaluations, name)}.",
                 "; ".join(f"{who} {spelled(entry)}" for who, entry in rows),
             )
         )
-    tables: list[Any] = [("Side by side", "Brackets: 95 % intervals", header, body)]
+    about = (
+        "Brackets: 95 % intervals. The floor of a distance is between two halves of the real images, so at half of "
+        "their number, where distances are larger; the report of each evaluation has both at equal n"
+    )
+    tables: list[Any] = [("Side by side", about, header, body)]
     for pair, found in tests.items():
         lines_of = [
             [
