@@ -226,15 +226,12 @@ def _differences(evaluations: Sequence[Evaluation]) -> list[str]:
 def _own_warnings(evaluations: Sequence[Evaluation]) -> list[str]:
     """What the evaluations warn of, measure by measure; once where all of them say the same."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name in _names(evaluations):
-        for evaluation in evaluations:
-            if name in evaluation.results:
-                result = evaluation.results[name]
-                for warning in result["warnings"]:
-                    found[_title(result), warning].append(evaluation.name)
-    everybody = len(evaluations)
+    for evaluation in evaluations:
+        for result in evaluation.results.values():
+            for warning in result["warnings"]:
+                found[_title(result), warning].append(evaluation.name)
     return [
-        f"{title}{'' if len(who) == everybody else ' in ' + ', '.join(who)}: {warning}"
+        f"{title}{'' if len(who) == len(evaluations) else ' in ' + ', '.join(who)}: {warning}"
         for (title, warning), who in found.items()
     ]
 
