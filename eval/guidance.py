@@ -19,10 +19,10 @@ from roentgen.data.dataset import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.metrics import auroc, frechet
 from roentgen.metrics.bootstrap import cluster_weights
-from roentgen.metrics.generated import Job, generated_images, resolve_sampling
 from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.result import Context, command_line, file_hash, portable, write_result
 from roentgen.models.classifier import load_classifier
+from roentgen.synthesis.folder import Job, generated_images, resolve_sampling
 from roentgen.training.settings import as_dict, parse_settings, require, require_writable
 
 

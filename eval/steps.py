@@ -32,12 +32,12 @@ from roentgen.data.manifest import read_manifest
 from roentgen.images import write_atomic
 from roentgen.metrics import auroc, frechet
 from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
-from roentgen.metrics.generated import Job, Sampling, generated_images
 from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.report import figure, replace_between_markers
 from roentgen.metrics.report import table as markdown
 from roentgen.metrics.result import Context, command_line, file_hash, portable, read_result, write_result
 from roentgen.models.classifier import load_classifier
+from roentgen.synthesis.folder import Job, Sampling, generated_images
 from roentgen.training.settings import as_dict, parse_settings, require, require_writable
 
 NAME = "steps"

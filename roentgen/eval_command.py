@@ -114,7 +114,6 @@ def evaluate(
 
     from dataclasses import replace
 
-    from roentgen.eval_generation import generate_set, made_by
     from roentgen.metrics.features import extract_share
     from roentgen.metrics.image_set import open_set
     from roentgen.metrics.replicates import write_replicates
@@ -123,6 +122,7 @@ def evaluate(
     from roentgen.metrics.suite_report import write_report
     from roentgen.pipeline import pick_device
     from roentgen.processes import meeting, this_process
+    from roentgen.synthesis.folder import generate_set, made_by
     from roentgen.training.settings import require_writable
     from roentgen.training.speed import keep_freed_memory
     from roentgen.training.state import hold_folder

@@ -188,7 +188,7 @@ class Job:
 
     def settings(self) -> dict[str, str]:
         """Model and sampling, as in the provenance of its images."""
-        from roentgen.metrics.generated import resolve_sampling
+        from roentgen.synthesis.folder import resolve_sampling
 
         chosen = resolve_sampling(self.model, self.plan.steps, self.plan.guidance, self.plan.sampler)
         return {

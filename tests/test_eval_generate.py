@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from roentgen import eval_generation
+from roentgen.synthesis import folder
 
 Run = Callable[..., tuple[int, str, str]]
 PROMPTS = [f"{side} pleural effusion{end}" for side in ("left", "right", "small", "large") for end in ("", " pa view")]
@@ -42,7 +42,7 @@ def generate(out: Path, prompts: Path, model: Path, **changes: Any) -> pd.DataFr
         "dtype": "float32",
         "batch_size": 8,
     }
-    made, _ = eval_generation.generate_set(out, prompts, **(settings | changes))
+    made, _ = folder.generate_set(out, prompts, **(settings | changes))
     return pd.read_csv(made)
 
 

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from roentgen import errors, pipeline
-from roentgen.metrics import generated, study
+from roentgen.metrics import study
 from roentgen.metrics.result import KEYS
+from roentgen.synthesis import folder
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 176
@@ -234,18 +235,18 @@ def test_it_runs_on_a_real_pipeline_and_continues(
 
 
 def test_images_are_made_again_when_their_provenance_differs(tmp_path: Path, tiny_model: Any) -> None:
-    jobs = [generated.Job(*job) for job in (("left effusion", 3), ("normal heart", 4), ("left effusion", 3))]
-    sampling = generated.Sampling(steps=1, guidance=1.0, sampler="ddim")
-    images = generated.generated_images(tiny_model, jobs, tmp_path, sampling=sampling, batch_size=2)
+    jobs = [folder.Job(*job) for job in (("left effusion", 3), ("normal heart", 4), ("left effusion", 3))]
+    sampling = folder.Sampling(steps=1, guidance=1.0, sampler="ddim")
+    images = folder.generated_images(tiny_model, jobs, tmp_path, sampling=sampling, batch_size=2)
     assert images.shape == (3, 32, 32) and images.dtype == np.uint8
     assert np.array_equal(images[0], images[2]) and not np.array_equal(images[0], images[1])
-    path = generated.image_path(tmp_path, jobs[0])
-    assert generated.is_made(path, jobs[0], tiny_model.hash, sampling)
-    assert not generated.is_made(path, jobs[0], "another", sampling)
+    path = folder.image_path(tmp_path, jobs[0])
+    assert folder.is_made(path, jobs[0], tiny_model.hash, sampling)
+    assert not folder.is_made(path, jobs[0], "another", sampling)
     for changed in ((2, 1.0, "ddim"), (1, 2.0, "ddim"), (1, 1.0, "unipc")):
-        assert not generated.is_made(path, jobs[0], tiny_model.hash, generated.Sampling(*changed))
-    shutil.copy(generated.image_path(tmp_path, jobs[1]), path)  # a wrong image under the right name
-    again = generated.generated_images(tiny_model, jobs, tmp_path, sampling=sampling, batch_size=1)
+        assert not folder.is_made(path, jobs[0], tiny_model.hash, folder.Sampling(*changed))
+    shutil.copy(folder.image_path(tmp_path, jobs[1]), path)  # a wrong image under the right name
+    again = folder.generated_images(tiny_model, jobs, tmp_path, sampling=sampling, batch_size=1)
     assert np.abs(again.astype(int) - images.astype(int)).max() <= 1
 
 

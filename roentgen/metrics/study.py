@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from roentgen import pipeline
 from roentgen.images import make_grid, save_image
 from roentgen.metrics import laterality
-from roentgen.metrics.generated import Job, Sampling, generated_images, in_batches
 from roentgen.metrics.memorisation import Nearness
 from roentgen.metrics.pairing import LabelledPrompt
 from roentgen.metrics.result import Context
+from roentgen.synthesis.folder import Job, Sampling, generated_images, in_batches
 
 if TYPE_CHECKING:
     import pandas as pd
