@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from roentgen import errors, pipeline
-from roentgen.data.dataset import load_pixels
+from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.metrics import auroc, frechet
 from roentgen.metrics.bootstrap import cluster_weights

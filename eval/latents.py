@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from roentgen import errors
-from roentgen.data.dataset import load_pixels
+from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.images import to_autoencoder
 from roentgen.metrics.bootstrap import mean_interval

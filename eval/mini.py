@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from roentgen import errors, pipeline
-from roentgen.data.dataset import CHAIN, load_pixels
+from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.metrics import auroc, frechet, laterality, memorisation, ms_ssim, neighbours, pairing
 from roentgen.metrics.bootstrap import cluster_weights, mean_interval, percentile_interval

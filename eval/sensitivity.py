@@ -22,7 +22,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from roentgen import errors
-from roentgen.data.dataset import load_pixels
+from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.metrics import neighbours
 from roentgen.metrics.extractors import load_extractor

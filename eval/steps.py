@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen import errors, pipeline
-from roentgen.data.dataset import load_pixels
+from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.images import write_atomic
 from roentgen.metrics import auroc, frechet

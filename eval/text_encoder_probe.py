@@ -36,8 +36,8 @@ import torch
 from numpy.typing import NDArray
 
 from roentgen import errors
-from roentgen.data.openi import REPORTS_ARCHIVE, SECTIONS, carried_file, openi_reports
 from roentgen.data.sections import clean_text
+from roentgen.data.sources.openi import REPORTS_ARCHIVE, SECTIONS, carried_file, openi_reports
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights
 from roentgen.metrics.probe import bag_of_words, folds_of, judge, probe_report, probe_scores, summarise
 from roentgen.metrics.report import replace_between_markers

@@ -82,7 +82,7 @@ def generate(
 
     records: list[tuple[str | None, str, int | None]] = [(None, text, None) for text in prompt]
     if prompts is not None:
-        from roentgen.prompt_files import read_prompts
+        from roentgen.data.prompt_table import read_prompts
 
         records += [(record.id, record.prompt, record.seed) for record in read_prompts(prompts)]
     if not records:

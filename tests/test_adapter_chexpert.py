@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 from trees_b import carried, carried_rows, chexpert_tree, plus_tree, write_image
 
-from roentgen.data.chexpert import DEMOGRAPHICS, LABELS, chexpert_rows, frontal_rows, read_chexpert, read_chexpert_plus
 from roentgen.data.manifest import read_manifest, write_manifest
+from roentgen.data.sources.chexpert import (
+    DEMOGRAPHICS,
+    LABELS,
+    chexpert_rows,
+    frontal_rows,
+    read_chexpert,
+    read_chexpert_plus,
+)
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 

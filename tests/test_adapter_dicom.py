@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from trees_b import dicom_tree, write_csv, write_dicom
 
-from roentgen.data.dicom_folder import read_dicom_folder
 from roentgen.data.manifest import read_manifest, write_manifest
+from roentgen.data.sources.dicom_folder import read_dicom_folder
 from roentgen.errors import UserError
 from roentgen.images import read_image
 

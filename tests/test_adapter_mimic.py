@@ -11,7 +11,7 @@ from trees import mimic_dicom_id, mimic_tree, write_csv_gz
 
 from roentgen.data.commands import check, prepare
 from roentgen.data.manifest import read_manifest
-from roentgen.data.mimic import read_mimic
+from roentgen.data.sources.mimic import read_mimic
 from roentgen.errors import UserError
 
 FRONTAL = {

@@ -10,7 +10,7 @@ from trees import openi_tree
 
 from roentgen.data.commands import check, prepare
 from roentgen.data.manifest import read_manifest
-from roentgen.data.openi import REPORTS_ARCHIVE, carried_file, image_key, mesh_labels, openi_reports, read_openi
+from roentgen.data.sources.openi import REPORTS_ARCHIVE, carried_file, image_key, mesh_labels, openi_reports, read_openi
 from roentgen.errors import UserError
 
 
@@ -94,7 +94,7 @@ def test_views_of_kaggles_table(tmp_path: Path) -> None:
 
 def test_without_tables_of_views_the_flag_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = openi_tree(tmp_path, count=3)
-    monkeypatch.setattr("roentgen.data.openi.carried_file", lambda name: None)
+    monkeypatch.setattr("roentgen.data.sources.openi.carried_file", lambda name: None)
     with pytest.raises(UserError, match=r"--views is missing.*indiana_projections\.csv"):
         read_openi(root)
     (root / REPORTS_ARCHIVE).unlink()
@@ -149,7 +149,7 @@ def test_broken_trees(tmp_path: Path) -> None:
 
 
 def test_real_views_give_one_frontal_image_a_report(reports: pd.DataFrame) -> None:
-    from roentgen.data.openi import _carried_projections
+    from roentgen.data.sources.openi import _carried_projections
 
     found = _carried_projections(reports)
     frontal = [sum(found[image_key(image)][0] == "frontal" for image in images) for images in reports["images"]]

@@ -10,7 +10,7 @@ import pytest
 from trees_b import PADCHEST_TABLE, carried, carried_rows, padchest_tree, write_image
 
 from roentgen.data.manifest import as_cells, read_manifest, row_problems, write_manifest
-from roentgen.data.padchest import COLUMNS, padchest_rows, read_padchest, sentence_sides
+from roentgen.data.sources.padchest import COLUMNS, padchest_rows, read_padchest, sentence_sides
 from roentgen.data.tables import manifest_columns, read_table
 from roentgen.errors import UserError
 

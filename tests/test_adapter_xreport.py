@@ -7,7 +7,7 @@ from trees import write_film, xreport_tree
 
 from roentgen.data.commands import check, prepare
 from roentgen.data.manifest import read_manifest
-from roentgen.data.xreport import read_xreport
+from roentgen.data.sources.xreport import read_xreport
 from roentgen.errors import UserError
 
 

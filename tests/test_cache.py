@@ -22,8 +22,8 @@ from test_shards import damage
 from test_sources import write_manifest
 from torch import Tensor
 
+from roentgen.data.images import ImageSource, open_source
 from roentgen.data.shards import write_shards
-from roentgen.data.sources import ImageSource, open_source
 from roentgen.errors import UserError
 from roentgen.models.text_encoders import encode_text_states, make_reader
 from roentgen.training import cache

@@ -19,11 +19,12 @@ from roentgen.data.check import (
     frontal_measures,
     severity_of,
 )
-from roentgen.data.commands import OWN, Source, check, prepare, sources
-from roentgen.data.csv_folder import hashed_split
+from roentgen.data.commands import OWN, Name, check, prepare
 from roentgen.data.labels import CHEXPERT_14, CHEXPERT_OUTSIDE, MESH, NIH_14, PADCHEST, label_value
 from roentgen.data.manifest import read_manifest
-from roentgen.data.openchest import sides_of_boxes
+from roentgen.data.sources import SOURCES
+from roentgen.data.sources.openchest import sides_of_boxes
+from roentgen.data.tables import hashed_split
 from roentgen.errors import UserError
 from roentgen.images import read_image
 from roentgen.prompts import FINDINGS
@@ -401,10 +402,10 @@ def test_sample_is_what_its_readme_says() -> None:
 
 def test_every_reader_is_a_source_and_every_parameter_a_flag() -> None:
     flags = set(inspect.signature(prepare).parameters)
-    assert set(sources()) == set(typing.get_args(Source))
+    assert set(SOURCES) == set(typing.get_args(Name))
     used = {"limit", "seed"}
-    for name, reader in sources().items():
-        parameters = set(inspect.signature(reader).parameters)
+    for name, source in SOURCES.items():
+        parameters = set(inspect.signature(source.reader).parameters)
         assert parameters <= flags, name
         used |= parameters
     # Each flag is used by a source, or by the command itself.

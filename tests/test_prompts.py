@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from roentgen import prompt_lists
+from roentgen.data.prompt_table import read_prompts
 from roentgen.errors import UserError
 from roentgen.prompts import (
     FINDINGS,
@@ -18,12 +18,13 @@ from roentgen.prompts import (
     Labels,
     compose,
     labels_from_row,
+    lists,
     parse,
-    read_prompts,
+    read_labels_text,
     vocabulary,
     words,
 )
-from roentgen.vocabulary import NARROWER
+from roentgen.prompts.vocabulary import NARROWER
 
 LISTS = Path(__file__).parents[1] / "prompts"
 NAMES = [name for name in FINDINGS if name != NO_FINDING]
@@ -231,7 +232,7 @@ def test_every_synonym_and_plural_is_recognised(name: str) -> None:
 )
 def test_free_text(text: str, expected: str) -> None:
     labels = parse(text)
-    assert (labels.findings, labels.sides) == prompt_lists.read_labels_text(expected)
+    assert (labels.findings, labels.sides) == read_labels_text(expected)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +347,7 @@ def test_lists_say_what_their_labels_say(name: str) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(records)
     for row in rows:
-        findings, sides = prompt_lists.read_labels_text(row["labels"])
+        findings, sides = read_labels_text(row["labels"])
         labels = parse(row["prompt"])
         assert set(labels.findings) == set(findings) and labels.sides == sides, row
         assert (labels.view or "", labels.sex or "") == (row["view"], row["sex"]), row
@@ -362,7 +363,7 @@ def test_evaluation_list_has_its_thousand() -> None:
 
 
 def test_generator_writes_the_lists_that_are_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert prompt_lists.main(["--write", str(tmp_path)]) == 0
+    assert lists.main(["--write", str(tmp_path)]) == 0
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["combinations.csv", "one_per_finding.csv", "sides.csv"]
     for name in names:
@@ -379,18 +380,18 @@ def test_evaluation_uses_test_rows_only(tmp_path: Path) -> None:
         "d.jpg,test,AP,M,3,ARDS,",
     ]
     metadata = write(tmp_path / "metadata.csv", header + "\n".join(lines) + "\n")
-    entries = prompt_lists.evaluation([metadata])
+    entries = lists.evaluation([metadata])
     by_findings = {labels.findings: labels for _, _, labels in entries}
     assert by_findings == {
         ("Effusion", "Mass"): Labels(("Effusion", "Mass"), {"Effusion": "left"}, "PA", "F", 54.0),
         (NO_FINDING,): Labels((NO_FINDING,), {}, "AP", "M", None),
     }
-    assert entries == prompt_lists.evaluation([metadata])
+    assert entries == lists.evaluation([metadata])
     assert {e[0] for e in entries} == {"evaluation-a", "evaluation-c"}
 
 
 def test_generator_names_a_wrong_metadata_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no column 'age'"):
-        prompt_lists.main(["--write", str(tmp_path), "--metadata", str(write(tmp_path / "m.csv", "split\n"))])
+        lists.main(["--write", str(tmp_path), "--metadata", str(write(tmp_path / "m.csv", "split\n"))])
     with pytest.raises(UserError, match="cannot be read"):
-        prompt_lists.main(["--write", str(tmp_path), "--metadata", str(tmp_path / "none.csv")])
+        lists.main(["--write", str(tmp_path), "--metadata", str(tmp_path / "none.csv")])

@@ -143,7 +143,7 @@ def test_clean_text(text: str, cleaned: str) -> None:
 def test_open_i_reports_keep_their_words() -> None:
     """On every second real report: no blank is left, no word is made, and none is lost but those beside a blank."""
     pytest.importorskip("torchxrayvision")
-    from roentgen.data.openi import REPORTS_ARCHIVE, carried_file, openi_reports
+    from roentgen.data.sources.openi import REPORTS_ARCHIVE, carried_file, openi_reports
 
     table = openi_reports(carried_file(REPORTS_ARCHIVE))
     assert len(table) == 3955

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from roentgen.data.sources import epoch_order, open_source
+from roentgen.data.images import epoch_order, open_source
 from roentgen.errors import UserError
 from roentgen.images import read_image, resize_center_crop
 

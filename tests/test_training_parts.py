@@ -547,7 +547,7 @@ def make_feed(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """A feed over 10 images that reads pixels and gives tokens; keywords replace fields."""
     from recipe import few_rows
 
-    from roentgen.data.sources import open_source
+    from roentgen.data.images import open_source
     from roentgen.training.assembly import load_parts
 
     manifest = few_rows(tmp_path_factory.mktemp("feed"), train=10, val=2)

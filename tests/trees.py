@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from roentgen.data.openi import REPORTS_ARCHIVE, carried_file
+from roentgen.data.sources.openi import REPORTS_ARCHIVE, carried_file
 
 CHEXPERT_COLUMNS = (
     "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion",

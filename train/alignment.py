@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from roentgen import errors
-from roentgen.data.dataset import CHAIN, load_pixels
+from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import finding_columns, read_manifest
 from roentgen.metrics import retrieval
 from roentgen.metrics.alignment import alignment, own_and_other

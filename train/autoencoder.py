@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from roentgen import errors
-from roentgen.data.dataset import load_pixels
+from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.images import from_autoencoder, make_grid, save_image, to_autoencoder
 from roentgen.training import pca_encoder

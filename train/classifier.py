@@ -26,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from roentgen import errors
-from roentgen.data.dataset import load_pixels
+from roentgen.data.images import load_pixels
 from roentgen.data.manifest import SIDE_SUFFIX, finding_columns, read_manifest
 from roentgen.images import to_autoencoder
 from roentgen.metrics.auroc import auroc

@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from roentgen import diffusion, errors
-from roentgen.data.sources import open_source
+from roentgen.data.images import open_source
 from roentgen.images import make_grid, save_image
 from roentgen.models.classifier import load_classifier
 from roentgen.models.text_encoders import LongTexts

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from roentgen import errors
-from roentgen.data.dataset import load_pixels
+from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.metrics.duplicates import difference_hash
 from roentgen.metrics.extractors import Extractor, classifier_extractor

@@ -7,51 +7,26 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from roentgen.data.sources import SOURCES
 from roentgen.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    Reader = Callable[..., tuple[pd.DataFrame, Counter[str]]]
+    Name = str
+else:  # the parser offers these as choices
+    Name = Literal[tuple(SOURCES)]
 
-Source = Literal[
-    "openchest", "csv", "mimic-cxr-jpg", "chexpert", "chexpert-plus", "nih", "openi", "padchest", "dicom", "xreport"
-]
 # Settings of prepare itself; every other belongs to the sources whose reader has a parameter of that name.
 OWN = ("source", "root", "out", "sides", "copy_images", "size", "seed", "overwrite", "limit", "blank_text")
 
 
-def sources() -> dict[str, Reader]:
-    """The readers by name of the source; a reader's parameters are the flags that its source takes."""
-    from roentgen.data.chexpert import read_chexpert, read_chexpert_plus
-    from roentgen.data.dicom_folder import read_dicom_folder
-    from roentgen.data.mimic import read_mimic
-    from roentgen.data.nih import read_nih
-    from roentgen.data.openchest import read_openchest
-    from roentgen.data.openi import read_openi
-    from roentgen.data.padchest import read_padchest
-    from roentgen.data.xreport import read_xreport
-
-    return {
-        "openchest": read_openchest,
-        "csv": _read_csv,
-        "mimic-cxr-jpg": read_mimic,
-        "chexpert": read_chexpert,
-        "chexpert-plus": read_chexpert_plus,
-        "nih": read_nih,
-        "openi": read_openi,
-        "padchest": read_padchest,
-        "dicom": read_dicom_folder,
-        "xreport": read_xreport,
-    }
-
-
 def prepare(
-    source: Source,
+    source: Name,
     *,
     root: str,
     out: str,
@@ -183,7 +158,7 @@ def prepare(
     if source == "openchest":
         table = assemble.compose_texts(table, seed=seed, max_words=MAX_WORDS)
     else:
-        how, flag = _texts_of(source, given)
+        how, flag = SOURCES[source].blank(given)
         table = assemble.fill_texts(
             table, blank_text or how, seed=seed, flag=flag, drop_unlabelled=source not in ("csv", "dicom")
         )
@@ -203,12 +178,12 @@ def _read(
     """Call the reader of ``source`` with the flags that were given."""
     import inspect
 
-    takes = {name: set(inspect.signature(reader).parameters) for name, reader in sources().items()}
+    takes = {name: set(inspect.signature(known.reader).parameters) for name, known in SOURCES.items()}
     for name in given:
         if name not in takes[source]:
             users = ", ".join(other for other in takes if name in takes[other])
             raise UserError(f"{_flag(name)} is not for {source}, only for {users}; leave it out")
-    reader = sources()[source]
+    reader = SOURCES[source].reader
     required = [
         name
         for name, parameter in inspect.signature(reader).parameters.items()
@@ -230,74 +205,6 @@ def _read(
 
 def _flag(parameter: str) -> str:
     return "--" + parameter.replace("_", "-")
-
-
-def _texts_of(source: str, given: Mapping[str, Any]) -> tuple[Literal["error", "compose", "few"], str]:
-    """What a blank text means for the source, and the flag that chose the texts."""
-    if source in ("chexpert", "nih") or (source == "padchest" and given.get("text") != "report"):
-        return "compose", source
-    if source == "csv":
-        return "error" if "text_column" in given else "compose", "--text-column"
-    if source == "mimic-cxr-jpg" and given.get("reports") == "none":
-        return "compose", "--reports none"
-    if source in ("mimic-cxr-jpg", "chexpert-plus", "openi", "dicom"):
-        return "few", f"--section {given.get('section', 'impression')}"
-    return "error", "--text report" if source == "padchest" else f"--csv {given['csv']}"
-
-
-def _read_csv(
-    root: str | Path,
-    csv: str,
-    *,
-    image_column: str = "image",
-    text_column: str | None = None,
-    patient_column: str | None = None,
-    split_column: str | None = None,
-    view_column: str | None = None,
-    sex_column: str | None = None,
-    age_column: str | None = None,
-    finding_columns: dict[str, str] | None = None,
-    other_views: Literal["error", "drop"] = "error",
-    uncertain: Literal["blank", "0", "1"] = "blank",
-    val_share: float = 0.1,
-    test_share: float = 0.1,
-    source_name: str = "",
-    licence: str = "",
-    seed: int = 0,
-) -> tuple[pd.DataFrame, Counter[str]]:
-    """The user's own CSV as a typed manifest table, and how many rows of other views were left out."""
-    from roentgen.data.assemble import typed_labels
-    from roentgen.data.csv_folder import CsvColumns, read_csv_folder
-
-    columns = CsvColumns(
-        image=image_column,
-        text=text_column,
-        patient=patient_column,
-        split=split_column,
-        view=view_column,
-        sex=sex_column,
-        age=age_column,
-        findings=finding_columns,
-    )
-    table = read_csv_folder(
-        root,
-        csv,
-        columns,
-        val_share=val_share,
-        test_share=test_share,
-        seed=seed,
-        uncertain="" if uncertain == "blank" else uncertain,
-        source=source_name,
-        licence=licence,
-    )
-    if patient_column is None:
-        _say("no --patient-column: each image counts as a patient, so one person may be in two splits")
-    counts: Counter[str] = Counter()
-    if other_views == "drop":
-        kept = table["view"].isin(["PA", "AP", ""])
-        counts["images of views other than PA and AP"] = int((~kept).sum())
-        table = table[kept].reset_index(drop=True)
-    return typed_labels(table, csv), counts
 
 
 def check(

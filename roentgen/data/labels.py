@@ -1,6 +1,6 @@
 """Label names of the public collections in roentgen's vocabulary, and what an uncertain label becomes.
 
-A name that is missing from a table below has no counterpart in ``roentgen.vocabulary.FINDINGS``; it is left out rather
+A name that is missing from a table below has no counterpart in ``roentgen.prompts.FINDINGS``; it is left out rather
 than bent into the nearest finding (CheXpert's "Lung Lesion" is a nodule or a mass, "Pleural Other" is any pleural
 disease that is not an effusion), and ``No Finding`` is 0 where such a label is present.
 
@@ -17,7 +17,7 @@ from typing import Literal
 import pandas as pd
 
 from roentgen.errors import UserError
-from roentgen.vocabulary import FINDINGS
+from roentgen.prompts.vocabulary import FINDINGS
 
 Uncertain = Literal["blank", "0", "1"]
 NO_FINDING = "No Finding"
@@ -111,7 +111,7 @@ MESH: dict[str, tuple[str, ...]] = {
     "Mass": ("Mass",),
     "Thickening": ("Pleural_Thickening",),
 }
-"""Head of a MeSH term -> findings. What follows the head can exclude it: see ``roentgen.data.openi.mesh_labels``."""
+"""Head of a MeSH term -> findings. What follows the head can exclude it: see ``sources.openi.mesh_labels``."""
 
 
 def label_value(cell: str, uncertain: Uncertain = "blank") -> float:

@@ -22,7 +22,7 @@ import pandas as pd
 from roentgen.data import assemble
 from roentgen.data.check import ImageFacts, image_problems, look
 from roentgen.data.manifest import finding_columns, side_columns
-from roentgen.data.openchest import FOLDERS, read_openchest
+from roentgen.data.sources.openchest import FOLDERS, read_openchest
 from roentgen.errors import UserError, run
 from roentgen.prompts import MAX_WORDS
 

@@ -34,8 +34,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from roentgen.data.images import read_together
 from roentgen.data.manifest import SPLITS, read_manifest, write_atomically
-from roentgen.data.sources import read_together
 from roentgen.errors import UserError
 from roentgen.images import is_dicom, read_image, resize_center_crop
 

@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen import errors
-from roentgen.data.dataset import load_pixels
+from roentgen.data.images import load_pixels
 from roentgen.data.manifest import SIDE_SUFFIX, finding_columns, read_manifest
 from roentgen.errors import UserError
 from roentgen.images import write_atomic

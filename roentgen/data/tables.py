@@ -5,23 +5,24 @@ Every message names the file and the mend, because a collection of 100,000 image
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
-from roentgen.data.csv_folder import hashed_split
-from roentgen.data.manifest import CORE, MAX_AGE, SIDE_SUFFIX
+from roentgen.data.manifest import CORE, MAX_AGE, SIDE_SUFFIX, SPLITS
 from roentgen.errors import UserError
-from roentgen.vocabulary import FINDINGS
+from roentgen.prompts.vocabulary import FINDINGS
 
 Missing = Literal["error", "drop"]
 SIDED = tuple(name for name, finding in FINDINGS.items() if finding.can_have_side)
+SPLIT_WORDS = {"validate": "val", "valid": "val", "validation": "val", "training": "train", "testing": "test"}
 CHUNK = 1000  # paths that one thread looks at in one go
 
 
@@ -144,6 +145,16 @@ def check_shares(val_share: float, test_share: float = 0.0) -> None:
         raise UserError("--val-share and --test-share must be at least 0 and leave some patients for training")
 
 
+def hashed_split(patient: str, val_share: float, test_share: float, *, seed: int) -> str:
+    """train, val or test, by a hash of (seed, patient): independent of order and of other patients."""
+    digest = hashlib.sha256(f"{seed}:{patient}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    train, val, test = SPLITS
+    if place < test_share:
+        return test
+    return val if place < test_share + val_share else train
+
+
 def hashed_splits(patients: pd.Series, val_share: float, test_share: float, *, seed: int) -> pd.Series:
     """``hashed_split`` of every patient, each looked at once."""
     split = {patient: hashed_split(patient, val_share, test_share, seed=seed) for patient in patients.unique()}
@@ -175,3 +186,24 @@ def drop_rows(table: pd.DataFrame, bad: pd.Series, counts: Counter[str], why: st
     if bad.any():
         counts[why] += int(bad.sum())
     return table[~bad].reset_index(drop=True)
+
+
+def finding_map(names: list[str], given: Mapping[str, str] | None, *, csv: Path) -> dict[str, str]:
+    """The user's columns that hold findings -> roentgen's finding, by the given map or by their names."""
+    simple = {_simple(finding): finding for finding in FINDINGS}
+    found = {name: simple[_simple(name)] for name in names if _simple(name) in simple}
+    for name, finding in (given or {}).items():
+        if name not in names:
+            raise UserError(f"--finding-columns: {csv} has no column {name!r}; it has {', '.join(names)}")
+        if finding not in FINDINGS:
+            raise UserError(f"--finding-columns: unknown finding {finding!r}; use {', '.join(FINDINGS)}")
+        found[name] = finding
+    targets = list(found.values())
+    twice = sorted({finding for finding in targets if targets.count(finding) > 1})
+    if twice:
+        raise UserError(f"--finding-columns: two columns of {csv} give {twice[0]!r}; rename or drop one")
+    return found
+
+
+def _simple(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roentgen.data.prompt_table import read_prompts
 from roentgen.errors import UserError
-from roentgen.prompt_lists import read_labels_text
-from roentgen.prompts import FINDINGS, NO_FINDING, Labels, compose, labels_from_row, read_prompts
+from roentgen.prompts import FINDINGS, NO_FINDING, Labels, compose, labels_from_row, read_labels_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from roentgen.errors import UserError
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
 from roentgen.models.registry import cached_snapshot
-from roentgen.vocabulary import words
+from roentgen.prompts.vocabulary import words
 
 Floats = NDArray[np.float64]
 ImageToText = Callable[[Sequence[NDArray[np.uint8]]], list[str]]

@@ -265,8 +265,8 @@ def manifest_rows(path: Path, split: str) -> list[dict[str, Any]]:
 
 def prompt_rows(prompts: Path) -> list[dict[str, Any]]:
     """A manifest row a prompt: labels from the file's column where it has one, else as the prompt itself says."""
+    from roentgen.data.prompt_table import read_prompts
     from roentgen.metrics.pairing import read_labelled_prompts
-    from roentgen.prompt_files import read_prompts
     from roentgen.prompts import NO_FINDING, parse
 
     records = read_prompts(prompts)

@@ -28,6 +28,7 @@ from typing import Any, Protocol
 
 from roentgen.data.labels import NIH_14, NO_FINDING
 from roentgen.images import encode_image, open_atomic, write_atomic
+from roentgen.prompts.vocabulary import NARROWER
 from roentgen.synthesis.card import write_card
 from roentgen.synthesis.parts import (
     FOLDER_SIZE,
@@ -44,7 +45,6 @@ from roentgen.synthesis.parts import (
 )
 from roentgen.synthesis.records import Record, SetInfo
 from roentgen.synthesis.writers_dicom import DicomWriter
-from roentgen.vocabulary import NARROWER
 
 __all__ = ["FORMATS", "SUMS", "Writer", "write_card", "write_sums"]
 

@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 from torch import Tensor
 
-from roentgen.data.dataset import CHAIN
+from roentgen.data.images import CHAIN, ImageSource
 from roentgen.data.manifest import write_atomically
-from roentgen.data.sources import ImageSource
 from roentgen.errors import UserError
 from roentgen.training import latents
 from roentgen.training.latents import fingerprint

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from roentgen import diffusion
-from roentgen.data.sources import ImageSource
+from roentgen.data.images import ImageSource
 from roentgen.images import to_autoencoder
 from roentgen.models.text_encoders import TextReader, Tokens, encode_text_states
 from roentgen.prompts import Labels

@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from roentgen.data.dataset import load_pixels
+from roentgen.data.images import load_pixels
 from roentgen.errors import UserError
 from roentgen.images import write_atomic
 from roentgen.metrics.result import Context, plain, write_result

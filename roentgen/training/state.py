@@ -54,7 +54,7 @@ class Order:
     """
 
     def __init__(self, count: int, *, weights: Tensor | None, groups: Any, seed: int) -> None:
-        from roentgen.data.sources import epoch_order
+        from roentgen.data.images import epoch_order
 
         self.count = count
         self.weights = weights

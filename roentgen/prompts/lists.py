@@ -15,7 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from roentgen.errors import UserError
-from roentgen.prompts import FINDINGS, NO_FINDING, Labels, compose, parse
+from roentgen.prompts.compose import compose
+from roentgen.prompts.labels import NO_FINDING, Labels, labels_text
+from roentgen.prompts.parse import parse
+from roentgen.prompts.vocabulary import FINDINGS
 
 COLUMNS = ("id", "prompt", "labels", "view", "sex", "age")
 EVALUATION_SIZE = 1000
@@ -42,18 +45,6 @@ COMBINATIONS = (
     "PA view of a 38-year-old man with right pneumothorax.",
     "AP view. 4-year-old girl. Right airspace opacity. No pleural effusion.",
 )
-
-
-def labels_text(labels: Labels) -> str:
-    """ "Effusion:left;Cardiomegaly" """
-    sides = labels.sides
-    return ";".join(f"{name}:{sides[name]}" if name in sides else name for name in labels.findings)
-
-
-def read_labels_text(text: str) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The findings and sides of a ``labels`` cell; the inverse of ``labels_text``."""
-    pairs = [part.partition(":")[::2] for part in text.split(";") if part]
-    return tuple(name for name, _ in pairs), {name: side for name, side in pairs if side}
 
 
 def one_per_finding() -> list[Entry]:

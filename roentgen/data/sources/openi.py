@@ -32,13 +32,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from roentgen.data.csv_folder import hashed_split
 from roentgen.data.labels import MESH, listed_labels
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.data.sections import clean_text
-from roentgen.data.tables import Missing, are_files, check_shares, keep_present, manifest_columns, read_table, walk
+from roentgen.data.tables import (
+    Missing,
+    are_files,
+    check_shares,
+    hashed_split,
+    keep_present,
+    manifest_columns,
+    read_table,
+    walk,
+)
 from roentgen.errors import UserError
-from roentgen.vocabulary import FINDINGS
+from roentgen.prompts.vocabulary import FINDINGS
 
 SOURCE = "Open-i"
 REPORTS_ARCHIVE = "NLMCXR_reports.tgz"

@@ -54,7 +54,7 @@ from roentgen.data.tables import (
     read_table,
 )
 from roentgen.errors import UserError
-from roentgen.vocabulary import FINDINGS
+from roentgen.prompts.vocabulary import FINDINGS
 
 SOURCE = "PadChest"
 LICENCE = "PadChest Dataset Research Use Agreement"

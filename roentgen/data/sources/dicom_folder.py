@@ -46,11 +46,20 @@ from typing import Any, Literal
 import pandas as pd
 
 from roentgen.data.assemble import map_images
-from roentgen.data.csv_folder import SPLIT_WORDS, finding_map
 from roentgen.data.labels import Uncertain, label_column
 from roentgen.data.manifest import SPLITS, VIEWS
 from roentgen.data.sections import clean_text, pick_text
-from roentgen.data.tables import ages, check_shares, drop_rows, hashed_splits, manifest_columns, read_table, walk
+from roentgen.data.tables import (
+    SPLIT_WORDS,
+    ages,
+    check_shares,
+    drop_rows,
+    finding_map,
+    hashed_splits,
+    manifest_columns,
+    read_table,
+    walk,
+)
 from roentgen.errors import UserError
 
 Join = Literal["AccessionNumber", "StudyInstanceUID", "SOPInstanceUID", "PatientID", "path"]
