@@ -16,9 +16,9 @@ from roentgen.processes import Process, this_process
 if TYPE_CHECKING:
     from roentgen.pipeline import Model, Sample
     from roentgen.synthesis.filters import Filter
+    from roentgen.synthesis.filters.repeats import Repeats
     from roentgen.synthesis.plan import Plan
     from roentgen.synthesis.records import SetInfo
-    from roentgen.synthesis.repeats import Repeats
 
 DEFAULT_STAGES = "prompt,real,copies,repeats"
 DEFAULT_FORMATS = "folder,webdataset"

@@ -1,4 +1,4 @@
-"""roentgen.synthesis.filters, stages, calibration and repeats: what is kept, what is not, and why."""
+"""roentgen.synthesis.filters: what is kept, what is not, and why."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from roentgen.images import read_image, resize_center_crop
 from roentgen.metrics import damage
 from roentgen.metrics.neighbours import thumbnails
 from roentgen.prompts import Labels, labels_from_row
-from roentgen.synthesis.appearance import MEASURES, fit_appearance, texture
-from roentgen.synthesis.calibration import copies_rule, heads, outside_part, prompt_rules, real_rule, ridge
 from roentgen.synthesis.filters import Filter, load_filter, load_repeats
-from roentgen.synthesis.repeats import BITS, LEAST_BITS, Repeats, differing_bits, most_bits, pair_counts
-from roentgen.synthesis.stages import Age, Choice, Copies, Prompt, Real, nearest_view, thumbnail_views
+from roentgen.synthesis.filters.appearance import MEASURES, fit_appearance, texture
+from roentgen.synthesis.filters.copies import Copies, copies_rule, nearest_view, thumbnail_views
+from roentgen.synthesis.filters.demographics import Age, Choice, heads, ridge
+from roentgen.synthesis.filters.prompt import Prompt, prompt_rules
+from roentgen.synthesis.filters.real import Real, real_rule
+from roentgen.synthesis.filters.reference import outside_part
+from roentgen.synthesis.filters.repeats import BITS, LEAST_BITS, Repeats, differing_bits, most_bits, pair_counts
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample" / "manifest.csv"
 EVERYTHING = ("prompt", "view", "sex", "age", "real", "copies")
 
 
 class Seen:
-    """Looks of whom each output is given."""
+    """Filter inputs of which each output is given."""
 
     def __init__(self, **given: np.ndarray) -> None:
         self.__dict__.update(given)
@@ -145,16 +148,16 @@ def test_the_prompt_stage_asks_whether_the_classifier_agrees(
     labels: Labels, probabilities: tuple[float, ...], sides: tuple[float, float], kept: bool
 ) -> None:
     stage = Prompt(RULES, ["Effusion", "Mass", "No Finding"], 0.85)
-    looks = Seen(outputs={"probabilities": np.array([probabilities]), "sides": np.array([[sides] * 3])})
-    assert stage.keeps(stage.scores(looks, [labels])).tolist() == [kept]  # type: ignore[arg-type]
+    inputs = Seen(outputs={"probabilities": np.array([probabilities]), "sides": np.array([[sides] * 3])})
+    assert stage.keeps(stage.scores(inputs, [labels])).tolist() == [kept]  # type: ignore[arg-type]
 
 
 def test_the_view_stage_accepts_by_the_value_asked_for() -> None:
     stage = Choice("view", ("PA", "AP"), np.array([1.0, 0.0]), {"threshold": {"PA": -0.5, "AP": 0.5}})
-    looks = Seen(coordinates=np.array([[-1.0], [0.0], [1.0]]))
+    inputs = Seen(coordinates=np.array([[-1.0], [0.0], [1.0]]))
 
     def kept(view: str | None) -> list[bool]:
-        return stage.keeps(stage.scores(looks, [Labels(view=view)] * 3)).tolist()  # type: ignore[arg-type]
+        return stage.keeps(stage.scores(inputs, [Labels(view=view)] * 3)).tolist()  # type: ignore[arg-type]
 
     assert kept("PA") == [True, False, False]
     assert kept("AP") == [False, False, True]
@@ -163,16 +166,16 @@ def test_the_view_stage_accepts_by_the_value_asked_for() -> None:
 
 def test_the_age_stage_rejects_what_is_too_far_from_the_age_asked_for() -> None:
     stage = Age(np.array([10.0, 50.0]), {"most_years": 20.0})
-    looks = Seen(coordinates=np.array([[0.0], [3.0], [3.0]]))
+    inputs = Seen(coordinates=np.array([[0.0], [3.0], [3.0]]))
     asked = [Labels(age=60), Labels(age=50), Labels()]
-    assert stage.keeps(stage.scores(looks, asked)).tolist() == [True, False, True]  # type: ignore[arg-type]
+    assert stage.keeps(stage.scores(inputs, asked)).tolist() == [True, False, True]  # type: ignore[arg-type]
 
 
 def test_one_distance_beyond_its_threshold_is_enough_not_to_look_real() -> None:
     stage = Real({"quantile": 0.995, "most": dict.fromkeys(MEASURES, 2.0)})
     near = np.array([1.0, 1.0])
-    looks = Seen(measures={**dict.fromkeys(MEASURES, near), "texture": np.array([1.0, 2.1])})
-    assert stage.keeps(stage.scores(looks, [Labels()] * 2)).tolist() == [True, False]  # type: ignore[arg-type]
+    inputs = Seen(measures={**dict.fromkeys(MEASURES, near), "texture": np.array([1.0, 2.1])})
+    assert stage.keeps(stage.scores(inputs, [Labels()] * 2)).tolist() == [True, False]  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

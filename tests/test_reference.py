@@ -1,4 +1,4 @@
-"""roentgen.synthesis.reference and train/reference.py: what the filter compares with."""
+"""roentgen.synthesis.filters.reference and train/reference.py: what the filter compares with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from roentgen.errors import UserError
 from roentgen.synthesis.filters import load_filter
-from roentgen.synthesis.reference import ARRAYS, JSON, SHIPPED, load_reference, save_reference
+from roentgen.synthesis.filters.reference import ARRAYS, JSON, SHIPPED, load_reference, save_reference
 
 MAX_BYTES = 12_000_000
 

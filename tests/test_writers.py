@@ -24,9 +24,9 @@ from roentgen.errors import UserError
 from roentgen.images import read_provenance
 from roentgen.prompts import FINDINGS, Labels
 from roentgen.synthesis.card import add_tallies, tally, write_card
-from roentgen.synthesis.parts import Part, Parts
 from roentgen.synthesis.records import Record, Row, SetInfo
 from roentgen.synthesis.writers import FORMATS, write_sums
+from roentgen.synthesis.writers.parts import Part, Parts
 
 ROWS = [
     ("Normal chest, PA view, 54-year-old woman.", Labels(("No Finding",), {}, "PA", "F", 54.0), {"Effusion", "Edema"}),
@@ -309,7 +309,7 @@ def test_studies_are_valid_dicom(whole):
 
 
 def test_uids_follow_from_all_that_the_image_depends_on():
-    from roentgen.synthesis.writers_dicom import make_image
+    from roentgen.synthesis.writers.dicom import make_image
 
     record = make_record(1)
     uid = make_image(record).SOPInstanceUID

@@ -29,12 +29,10 @@ from roentgen.metrics.extractors import Extractor, classifier_extractor
 from roentgen.metrics.neighbours import thumbnails
 from roentgen.models.classifier import load_classifier
 from roentgen.prompts import labels_from_row
-from roentgen.synthesis import calibration
-from roentgen.synthesis.appearance import fit_appearance
-from roentgen.synthesis.filters import load_filter
-from roentgen.synthesis.reference import save_reference
-from roentgen.synthesis.repeats import pair_counts
-from roentgen.synthesis.stages import nearest_view, thumbnail_views
+from roentgen.synthesis.filters import copies, demographics, load_filter, prompt, real
+from roentgen.synthesis.filters.appearance import fit_appearance
+from roentgen.synthesis.filters.reference import outside_part, save_reference
+from roentgen.synthesis.filters.repeats import pair_counts
 from roentgen.training.settings import parse_settings, require, require_writable
 
 BLOCK = 64
@@ -87,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     table = read_manifest(s.manifest, splits=["train", "val"], allow_empty_text=True)
     is_train = (table["split"] == "train").to_numpy()
-    unseen = calibration.outside_part(table["patient_id"].tolist(), str(judge.info.get("part", "0-1")))
+    unseen = outside_part(table["patient_id"].tolist(), str(judge.info.get("part", "0-1")))
     held = np.flatnonzero(~is_train | unseen)
     inside = np.flatnonzero(is_train & ~unseen)
     fit = np.sort(np.random.default_rng(s.seed).permutation(inside)[: s.fit_images])
@@ -111,24 +109,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Thresholds, from images that no fit has seen.
     found, held_pixels = outputs(extractor, pixels[held], cache), pixels[held]
     held_table = table.iloc[held].reset_index(drop=True)
-    prompt = calibration.prompt_rules(
+    prompt_rules = prompt.prompt_rules(
         held_table, found, extractor.findings, sensitivity=s.sensitivity, specificity=s.specificity,
         least_auroc=s.least_auroc, least_cases=s.least_cases,
     )  # fmt: skip
     measures = appearance.measure(found["features"], held_pixels)
     small = np.rint(thumbnails(np.asarray(pixels[is_train])) * 255).astype(np.uint8)
     print("looking for the nearest training images of val", flush=True)
-    nearest = nearest_view(np.asarray(pixels[~is_train]), thumbnail_views(small))
-    heads, head_rules = calibration.heads(
+    nearest = copies.nearest_view(np.asarray(pixels[~is_train]), copies.thumbnail_views(small))
+    heads, head_rules = demographics.heads(
         appearance.coordinates(fitted["features"], pixels[fit]), table.iloc[fit],
         appearance.coordinates(found["features"], held_pixels), held_table,
         sensitivity=s.sensitivity, least_cases=s.least_cases,
     )  # fmt: skip
     thresholds = {
-        "prompt": prompt,
+        "prompt": prompt_rules,
         **head_rules,
-        "real": calibration.real_rule(measures, s.real),
-        "copies": calibration.copies_rule(nearest, s.copies),
+        "real": real.real_rule(measures, s.real),
+        "copies": copies.copies_rule(nearest, s.copies),
     }
 
     print("comparing the hashes of all pairs", flush=True)

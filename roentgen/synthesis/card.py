@@ -12,9 +12,9 @@ import yaml
 
 from roentgen import __version__
 from roentgen.images import write_atomic
-from roentgen.synthesis.parts import WORK, columns
 from roentgen.synthesis.plan import AGE_BANDS, band_text
 from roentgen.synthesis.records import LICENCE, Record, SetInfo
+from roentgen.synthesis.writers.parts import WORK, columns
 
 UNKNOWN = "unknown"
 TABLE_LINES = 60  # longer tables, and a longer plan, are whole in summary.json only

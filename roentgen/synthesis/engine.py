@@ -32,10 +32,10 @@ from roentgen.images import write_atomic
 from roentgen.processes import ALONE, Process
 from roentgen.synthesis.card import add_tallies, tally, write_card
 from roentgen.synthesis.draws import Drawn, DrawStore, Judge, Make, Tally, draw
-from roentgen.synthesis.parts import WORK
 from roentgen.synthesis.plan import Plan
 from roentgen.synthesis.records import Record, SetInfo
 from roentgen.synthesis.writers import FORMATS, SUMS, Writer, write_sums
+from roentgen.synthesis.writers.parts import WORK
 from roentgen.training.settings import require_writable
 from roentgen.training.state import hold_folder
 

@@ -11,8 +11,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage
 
 from roentgen.images import dicom_bytes, dicom_dataset, write_atomic
-from roentgen.synthesis.parts import FOLDER_SIZE, Part, ShardWriter, cell_text, cells, columns, open_table
 from roentgen.synthesis.records import Record
+from roentgen.synthesis.writers.parts import FOLDER_SIZE, Part, ShardWriter, cell_text, cells, columns, open_table
 
 _ADDED = ("report", "study_instance_uid", "sop_instance_uid")
 _NO_DATE, _NO_TIME = "19700101", "000000"  # reports and DICOMDIR need a date, and files made twice must be the same

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from roentgen.errors import UserError
 from roentgen.images import write_atomic
 from roentgen.metrics.result import file_hash
 from roentgen.models.classifier import SHIPPED as SHIPPED_CLASSIFIER
-from roentgen.synthesis.appearance import Appearance
+from roentgen.synthesis.filters.appearance import Appearance
 
-SHIPPED = Path(__file__).parent.parent / "models" / "reference"
+SHIPPED = Path(__file__).parents[2] / "models" / "reference"
 VERSION = 1
 JSON, ARRAYS = "reference.json", "reference.safetensors"
 MADE_BY = "make it again with `python train/reference.py --manifest MANIFEST --out DIR`"
@@ -114,3 +114,13 @@ def load_reference(folder: Path | None = None) -> Reference:
     if file_hash(found.classifier) != classifier:
         raise UserError(f"--reference {where}: made with another classifier than {found.classifier.name}; {MADE_BY}")
     return found
+
+
+def outside_part(patients: Sequence[str], part: str) -> NDArray[np.bool_]:
+    """Which ``patients`` (N,) ``train/classifier.py --part START-END`` leaves out: it hashes each into [0, 1)."""
+    try:
+        start, end = (float(value) for value in part.split("-"))
+    except ValueError:
+        raise UserError(f"--classifier: its part {part!r} is not START-END; train it again") from None
+    places = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48 for name in patients]
+    return np.array([not start <= place < end for place in places], dtype=bool)

@@ -1,8 +1,9 @@
 """The quality filter of an export: which images are kept, by which stage the others are rejected.
 
 Stages look in a fixed order; an image is rejected by the first that does not keep it, and later ones do not look at it.
-What they compare with comes from a reference (``roentgen.synthesis.reference``). "broken" always looks. "repeats"
-compares the images of a set with one another and is no part of ``Filter.judge``: see ``load_repeats``.
+What they compare with comes from a reference (``filters.reference``). "broken" always looks. "repeats" compares the
+images of a set with one another and is no part of ``Filter.judge``: see ``load_repeats``. A stage is one file of this
+folder and one line of ``STAGES``.
 """
 
 from __future__ import annotations
@@ -18,11 +19,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
+from roentgen.metrics.extractors import classifier_extractor
 from roentgen.prompts import Labels
+from roentgen.synthesis.filters import copies, demographics, prompt, real
+from roentgen.synthesis.filters.inputs import FilterInputs, Stage
+from roentgen.synthesis.filters.reference import Reference, load_reference
+from roentgen.synthesis.filters.repeats import Repeats, most_bits
 
 LEAST_SPREAD = 4.0
 """Standard deviation in grey levels of 255 below which an image is black or of one grey."""
-STAGES = ("prompt", "view", "sex", "age", "real", "copies")
+STAGES: dict[str, Callable[[Reference, Sequence[str]], Stage]] = {
+    "prompt": prompt.load,
+    "view": demographics.load_view,
+    "sex": demographics.load_sex,
+    "age": demographics.load_age,
+    "real": real.load,
+    "copies": copies.load,
+}
+"""Name -> the stage, from a reference and the findings of its classifier; in the order in which they look."""
 REPEATS = "repeats"
 
 
@@ -38,14 +52,14 @@ class Verdict:
 class Filter:
     """Stages in the order they look; "broken" (black, of one grey) is always the first. Made by ``load_filter``.
 
-    looking: how the others score and keep, by name. look: gives ``stages.Looks`` of images. reference: what they
-    compare with. repeats: whether images will be compared with one another, too.
+    looking: how the others score and keep, by name. inputs: what they look at, of images (N, H, W). reference: what
+    they compare with.
     """
 
     stages: tuple[str, ...]
-    looking: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    look: Callable[[NDArray[np.uint8]], Any] | None = field(default=None, repr=False)
-    reference: Any = field(default=None, repr=False)
+    looking: Mapping[str, Stage] = field(default_factory=dict, repr=False)
+    inputs: Callable[[NDArray[np.uint8]], FilterInputs] | None = field(default=None, repr=False)
+    reference: Reference | None = field(default=None, repr=False)
 
     @property
     def hash(self) -> str:
@@ -59,12 +73,12 @@ class Filter:
         stages = ["broken" if image.std() < LEAST_SPREAD else "" for image in images]
         scores: list[dict[str, float]] = [{} for _ in images]
         left = [row for row, stage in enumerate(stages) if not stage]
-        looks = self.look(images[left]) if self.look is not None and left else None
+        inputs = self.inputs(images[left]) if self.inputs is not None and left else None
         at = np.arange(len(left))  # rows of what is looked at that no stage has rejected
         for name, stage in self.looking.items():
-            if looks is None or not len(at):
+            if inputs is None or not len(at):
                 break
-            part = looks.take(at)
+            part = inputs.take(at)
             found = rounded(stage.scores(part, [labels[left[row]] for row in at]))
             keeps = stage.keeps(found)
             for row, score, keep in zip(at, found, keeps, strict=True):
@@ -105,54 +119,25 @@ def load_filter(stages: Sequence[str], *, reference: Path | None = None) -> Filt
     chosen = [name for name in STAGES if name in stages]
     if not chosen and REPEATS not in stages:
         return Filter(("broken",))
-
-    from roentgen.synthesis.reference import load_reference
-
-    known_images = load_reference(reference)
+    found = load_reference(reference)
     if not chosen:
-        return Filter(("broken",), reference=known_images)
-    return _looking(chosen, known_images)
-
-
-def _looking(chosen: Sequence[str], reference: Any) -> Filter:
-    """A filter of the stages ``chosen`` that compares with ``reference``."""
-    from roentgen.metrics.extractors import classifier_extractor
-    from roentgen.synthesis import stages as s
-
-    found, arrays = reference.thresholds, reference.arrays
-    for name in ("view", "sex", "age"):
-        if name in chosen and f"head_{name}" not in arrays:
-            why = found.get(name, {}).get("why", "its manifest does not tell it")
-            raise UserError(
-                f"--filter {name}: the reference has no predictor of it ({why}); leave {name} out, or give a "
-                "--reference made by train/reference.py from images of which it is known"
-            )
-    extractor = classifier_extractor(reference.classifier)
-    appearance, size = reference.appearance, reference.info["classifier"]["size"]
-    makers: dict[str, Callable[[], Any]] = {
-        "prompt": lambda: s.Prompt(found["prompt"]["findings"], extractor.findings, found["prompt"]["sensitivity"]),
-        "view": lambda: s.Choice("view", ("PA", "AP"), arrays["head_view"].astype(np.float64), found["view"]),
-        "sex": lambda: s.Choice("sex", ("F", "M"), arrays["head_sex"].astype(np.float64), found["sex"]),
-        "age": lambda: s.Age(arrays["head_age"].astype(np.float64), found["age"]),
-        "real": lambda: s.Real(found["real"]),
-        "copies": lambda: s.Copies(s.thumbnail_views(arrays["thumbnails"]), found["copies"]),
-    }
+        return Filter(("broken",), reference=found)
+    extractor = classifier_extractor(found.classifier)
+    appearance, size = found.appearance, found.info["classifier"]["size"]
     return Filter(
         ("broken", *chosen),
-        looking={name: makers[name]() for name in chosen},
-        look=lambda images: s.Looks.of(images, extractor, size, appearance),
-        reference=reference,
+        looking={name: STAGES[name](found, extractor.findings) for name in chosen},
+        inputs=lambda images: FilterInputs.of(images, extractor, size, appearance),
+        reference=found,
     )
 
 
-def load_repeats(filter: Filter, *, plan_rows: int) -> Any:
-    """What finds repeats among ``plan_rows`` images (``repeats.Repeats``), by the reference of ``filter``.
+def load_repeats(filter: Filter, *, plan_rows: int) -> Repeats:
+    """What finds repeats among ``plan_rows`` images, by the reference of ``filter``.
 
     Raises:
         ValueError: the filter was loaded without the stage.
     """
-    from roentgen.synthesis.repeats import Repeats, most_bits
-
     if filter.reference is None:
         raise ValueError('load_filter needs "repeats" among its stages')
     return Repeats(most_bits(filter.reference.arrays["pair_counts"], plan_rows=plan_rows), plan_rows)

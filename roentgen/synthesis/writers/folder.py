@@ -1,0 +1,77 @@
+"""An image folder: PNG files with tables for roentgen, Hugging Face and torchxrayvision."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from roentgen.data.labels import NIH_14, NO_FINDING
+from roentgen.images import encode_image, write_atomic
+from roentgen.prompts.vocabulary import NARROWER
+from roentgen.synthesis.records import Record
+from roentgen.synthesis.writers.parts import FOLDER_SIZE, Part, ShardWriter, cell_text, cells, columns, open_table
+
+NIH_COLUMNS = (
+    *("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender", "View Position"),
+    *("OriginalImage[Width", "Height]", "OriginalImagePixelSpacing[x", "y]"),
+    *("Prompt", "Seed", "Model Hash", "Synthetic"),  # beyond NIH's own, as every table says what it is of
+)
+
+
+class FolderWriter(ShardWriter):
+    """PNG files and three tables."""
+
+    name = "folder"
+
+    def write_shard(self, shard: int, records: Sequence[Record]) -> None:
+        """See ``Writer``."""
+        files, rows = {}, []
+        for record in records:
+            path = f"images/{record.row.slot // FOLDER_SIZE:05d}/{record.name}.png"
+            data = encode_image(record.image, "png", record.provenance)
+            write_atomic(self.out / path, data, scratch=self.parts.scratch)
+            files[path] = hashlib.sha256(data).hexdigest()
+            labels = _nih_labels(record)
+            rows.append([*cells(record, self.info, path), *reversed(record.image.shape), labels])
+        self.parts.write(shard, Part(files, rows))
+
+    def finish(self, shards: int) -> None:
+        """See ``Writer``."""
+        names = [column.name for column in columns(self.info)]
+        tables = {
+            "manifest.csv": names,
+            "metadata.csv": ["file_name", *names[1:]],  # "image" is the name that ImageFolder gives to the pixels
+            "Data_Entry_synthetic.csv": NIH_COLUMNS,
+        }
+        with contextlib.ExitStack() as stack:
+            manifest, metadata, nih = (
+                stack.enter_context(open_table(self.out / path, header, scratch=self.parts.scratch))
+                for path, header in tables.items()
+            )
+            for *values, width, height, labels in self.parts.rows(shards):
+                row = [cell_text(value) for value in values]
+                manifest.writerow(row)
+                metadata.writerow(row)
+                nih.writerow(_nih_row(dict(zip(names, row, strict=True)), width, height, labels))
+
+
+def _nih_labels(record: Record) -> str:
+    """NIH's "Finding Labels"; findings outside its fourteen keep roentgen's name.
+
+    In that layout what is not named is absent, so the wider finding is named with the narrower.
+    """
+    asked = list(record.row.labels.findings)
+    asked += [wide for wide, narrow in NARROWER.items() if narrow & set(asked) and wide not in asked]
+    known = [name for name in (NO_FINDING, *NIH_14) if name in asked]
+    return "|".join(known + [name for name in asked if name not in known]) or "Unknown"
+
+
+def _nih_row(row: dict[str, str], width: int, height: int, labels: str) -> list[Any]:
+    return [
+        *(row["image"].removeprefix("images/"), labels, 0, row["patient_id"], row["age"], row["sex"]),
+        row["view"] or "UNKNOWN",  # torchxrayvision's word; a column of blanks would be read as numbers
+        *(width, height, "", ""),
+        *(row["text"], row["seed"], row["model_hash"], row["synthetic"]),
+    ]
