@@ -19,11 +19,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from roentgen import vocabulary as v
 from roentgen.prompts import FINDINGS, Labels, compose
+from roentgen.prompts.vocabulary import ADULTS, BOY_BELOW, CHILDREN, NARROWER, OPAQUE
+from roentgen.prompts.vocabulary import VIEWS as VIEW_WORDS
+from roentgen.prompts.vocabulary import words as split_words
 from roentgen.synthesis.records import Row
 
-VIEWS = tuple(v.VIEWS)
+VIEWS = tuple(VIEW_WORDS)
 SEXES = ("M", "F")
 AGE_BANDS = ((18, 39), (40, 59), (60, 79))
 """Years, both ends included; ages that `mini` has seen in training."""
@@ -270,11 +272,11 @@ def absent_beside(findings: Collection[str], columns: Collection[str]) -> frozen
     """
     asked = set(findings)
     unknown = set(asked)
-    for wide, narrow in v.NARROWER.items():
+    for wide, narrow in NARROWER.items():
         unknown |= {wide} if asked & narrow else set()
         unknown |= narrow if wide in asked else set()
-    unknown |= {"Lung Opacity"} if asked & v.OPAQUE else set()
-    unknown |= v.OPAQUE if "Lung Opacity" in asked else set()
+    unknown |= {"Lung Opacity"} if asked & OPAQUE else set()
+    unknown |= OPAQUE if "Lung Opacity" in asked else set()
     return frozenset(columns) - unknown
 
 
@@ -298,16 +300,16 @@ def unknown_demographics(plan: Plan, vocabulary: frozenset[str] | None) -> list[
         bands = AGE_BANDS if "age" in group.balanced else (group.ages,)
         ages |= {age for band in bands if band is not None for age in range(band[0], band[1] + 1)}
         ages |= {int(labels.age)} if labels.age is not None else set()
-    people = [v.ADULTS] if not ages or max(ages) >= v.BOY_BELOW else []
-    people += [v.CHILDREN] if ages and min(ages) < v.BOY_BELOW else []
+    people = [ADULTS] if not ages or max(ages) >= BOY_BELOW else []
+    people += [CHILDREN] if ages and min(ages) < BOY_BELOW else []
     texts = {
-        "view": [text for view in VIEWS if view in views for text in v.VIEWS[view]],
+        "view": [text for view in VIEWS if view in views for text in VIEW_WORDS[view]],
         "sex": [text for sex in SEXES if sex in sexes for words in people for text in words[sex]],
         "age": [str(age) for age in sorted(ages)] if any(word.isdigit() for word in vocabulary) else [],
     }
     lines = []
     for attribute, phrases in texts.items():
-        words = dict.fromkeys(word for text in phrases for word in v.words(text) if len(word) > 1 or word.isdigit())
+        words = dict.fromkeys(word for text in phrases for word in split_words(text) if len(word) > 1 or word.isdigit())
         unknown = [word for word in words if word not in vocabulary]
         if unknown:
             lines.append(f"{attribute}: {', '.join(_ranges(unknown) if attribute == 'age' else unknown)}")

@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from roentgen import vocabulary as v
 from roentgen.errors import UserError
 from roentgen.prompts import FINDINGS, NO_FINDING, Labels, parse
+from roentgen.prompts.vocabulary import NARROWER, OLDEST
 from roentgen.synthesis.plan import DEMOGRAPHICS, SEXES, VIEWS, name_of
 
 SIDES = ("left", "right", "bilateral")
@@ -49,8 +49,8 @@ def check_labels(labels: Labels, where: str) -> None:
     for attribute, value, allowed in (("view", labels.view, VIEWS), ("sex", labels.sex, SEXES)):
         if value is not None and value not in allowed:
             raise UserError(f"{where}: unknown {attribute} {value!r}; write {' or '.join(allowed)}, or leave it out")
-    if labels.age is not None and not 0 <= labels.age <= v.OLDEST:
-        raise UserError(f"{where}: age {labels.age:g}: write years from 0 to {v.OLDEST}, or leave it out")
+    if labels.age is not None and not 0 <= labels.age <= OLDEST:
+        raise UserError(f"{where}: age {labels.age:g}: write years from 0 to {OLDEST}, or leave it out")
 
 
 def agreed(prompt: str, given: Labels, where: str) -> Labels:
@@ -58,7 +58,7 @@ def agreed(prompt: str, given: Labels, where: str) -> Labels:
     read = parse(prompt)
     if not given.findings:
         given = replace(given, findings=read.findings)
-    known = set(given.findings) | {name for wide in given.findings for name in v.NARROWER.get(wide, ())}
+    known = set(given.findings) | {name for wide in given.findings for name in NARROWER.get(wide, ())}
     if extra := [name for name in read.findings if name not in known]:
         raise UserError(
             f"{where}: the prompt says {extra[0]!r}, but the labels are {name_of(given.findings)}; change one of them"
@@ -98,13 +98,13 @@ def _years(age: float | None) -> int | None:
 def age_or_range(value: Any, where: str) -> tuple[float | None, tuple[int, int] | None]:
     """One age, or the first and the last year of a range."""
     if not isinstance(value, list):
-        if value is not None and not (math.isfinite(value) and 0 <= value <= v.OLDEST):
-            raise UserError(f"{where}: age {value}: write years from 0 to {v.OLDEST}, or leave it out")
+        if value is not None and not (math.isfinite(value) and 0 <= value <= OLDEST):
+            raise UserError(f"{where}: age {value}: write years from 0 to {OLDEST}, or leave it out")
         return (None if value is None else float(int(value))), None
     whole = all(isinstance(year, int) and not isinstance(year, bool) for year in value)
-    if len(value) != 2 or not whole or not 0 <= value[0] <= value[1] <= v.OLDEST:
+    if len(value) != 2 or not whole or not 0 <= value[0] <= value[1] <= OLDEST:
         raise UserError(
-            f"{where}: age {value}: write [first, last] in whole years from 0 to {v.OLDEST}, the lower one first"
+            f"{where}: age {value}: write [first, last] in whole years from 0 to {OLDEST}, the lower one first"
         )
     return None, (value[0], value[1])
 
