@@ -24,6 +24,7 @@ from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.metrics import auroc, frechet, laterality, memorisation, ms_ssim, neighbours, pairing
 from roentgen.metrics.bootstrap import cluster_weights, mean_interval, percentile_interval
+from roentgen.metrics.reconstruction import reconstruct
 from roentgen.metrics.result import Context, command_line, file_hash, portable, write_result
 from roentgen.metrics.study import Study, write_grids
 from roentgen.models.classifier import load_classifier
@@ -32,7 +33,6 @@ from roentgen.synthesis.folder import (
     Job,
     generated_images,
     in_batches,
-    reconstruct,
     resolve_sampling,
 )
 from roentgen.training.settings import as_dict, parse_settings, require, require_writable

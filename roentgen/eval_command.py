@@ -29,6 +29,7 @@ def evaluate(
     dual_encoder: str = "roentgen",
     image_to_text: str | None = None,
     siamese: str | None = None,
+    autoencoder: str | None = None,
     real_split: str = "test",
     limit: int | None = None,
     skip_bad: bool = False,
@@ -67,6 +68,8 @@ def evaluate(
         image_to_text: Model that describes images, for report-based scores (--suite full): a folder or hub id.
         siamese: Function that tells patients apart, for re-identification (--suite full, with --train), as
             FILE.py:FUNCTION; it takes two lists of grey images and gives a score a pair, higher for the same patient.
+        autoencoder: Model whose autoencoder reconstructs real images, for sharpness (default: the model that made the
+            images, where it is on this disk).
         real_split: Split of the real manifest to measure against.
         limit: At most so many images of each set, drawn at random.
         skip_bad: Leave out images that cannot be read, and say so in the results.
@@ -122,7 +125,7 @@ def evaluate(
     from roentgen.metrics.suite_report import write_report
     from roentgen.pipeline import pick_device
     from roentgen.processes import meeting, this_process
-    from roentgen.synthesis.folder import generate_set, made_by
+    from roentgen.synthesis.folder import generate_set, made_by, on_this_disk
     from roentgen.training.settings import require_writable
     from roentgen.training.speed import keep_freed_memory
     from roentgen.training.state import hold_folder
@@ -152,6 +155,7 @@ def evaluate(
         dual_encoder=dual_encoder,
         image_to_text=image_to_text,
         siamese=None if siamese is None else portable(siamese),  # FILE.py:FUNCTION is no path that exists
+        autoencoder=autoencoder,
         real_split=real_split,
         limit=limit,
         skip_bad=skip_bad or None,
@@ -218,7 +222,7 @@ def evaluate(
             extract_share(case, chosen, cache=plan.cache, workers=workers, batch_size=batch_size, who=who)
             wait()
             return None
-        here = replace(plan, out=folder)
+        here = replace(plan, out=folder, autoencoder=autoencoder or generate or on_this_disk(model))
         found = run_suite(case, here, command=command, model=model, settings=settings, who=who, wait=wait)
         return found, str(model.get("name") or Path(source).resolve().name)
 

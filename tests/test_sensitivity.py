@@ -231,6 +231,7 @@ def test_each_metric_notices_what_it_should(measured: Path) -> None:
     for key in ("copies_features", "copies_pixels"):
         assert claims(key)["training copies"] == "10% of images"
     assert claims("authpct")["training copies"]
+    assert claims("detail") == {"blur": "sigma 4 px"} and claims("coherence") == {"noise": "sd 40 grey levels"}
 
 
 @pytest.mark.slow

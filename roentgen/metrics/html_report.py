@@ -99,6 +99,7 @@ class Line:
     ceiling: Mapping[str, Any] | None
     better: str
     warnings: Sequence[str]
+    reconstructed: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,7 @@ def _line_warnings(report: Report) -> list[str]:
 
 def _summary(report: Report, notes: Mapping[str, int]) -> str:
     rows = []
+    rebuilt = any(line.reconstructed for line in report.lines)
     for line in report.lines:
         places = [notes[warning] for warning in dict.fromkeys(line.warnings)]
         marks = ",".join(f'<a href="#w{place}">{place}</a>' for place in places)
@@ -237,15 +239,18 @@ def _summary(report: Report, notes: Mapping[str, int]) -> str:
                 cell(line.entry),
                 cell(line.floor),
                 cell(line.ceiling),
+                *([cell(line.reconstructed)] if rebuilt else []),
                 "–" if count is None else f"{int(count):,}",
                 html.escape(line.better),
             ]
         )
     about = (
         "Below a value: its 95 % interval. Floor and ceiling bound the measure: what chance alone would give, and what "
-        "real images give; each says what it is of. Raised numbers lead to the warnings."
+        "real images give; each says what it is of. Reconstructed: real images through the model's "
+        "autoencoder. Raised numbers lead to the warnings."
     )
-    return table(["measure", "generated", "floor", "ceiling", "n", "better"], rows, caption=about, text_columns=(5,))
+    header = ["measure", "generated", "floor", "ceiling", *(["reconstructed"] if rebuilt else []), "n", "better"]
+    return table(header, rows, caption=about, text_columns=(len(header) - 1,))
 
 
 def _plot(plot: Plot) -> str:

@@ -62,6 +62,7 @@ class Plan:
     dual_encoder: str
     image_to_text: str | None
     siamese: str | None
+    autoencoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ def run_suite(
         dual_encoder=plan.dual_encoder,
         image_to_text=plan.image_to_text,
         siamese=plan.siamese,
+        autoencoder=plan.autoencoder,
     )
     inputs = {name: _described(images, hashes[name]) for name, images in measured.items()}
     contexts = {

@@ -28,6 +28,8 @@ SHOWING = 12  # pictures of a panel
 ALIKE = 2  # of the same findings in the panels of best and worst
 PAIRS = 8  # pairs of a panel
 Result = Mapping[str, Any]
+BOUNDS = ("floor", "ceiling", "reconstructed")
+"""What stands beside a value, as entries of ``details`` or of a row."""
 BY_FINDING = {
     "auroc": ("AUROC by finding", "AUROC (0.5 is chance)", 0.5),
     "f1": ("F1 by finding", "F1 at the threshold fitted on validation images", None),
@@ -70,7 +72,7 @@ def lines(results: Mapping[str, Result]) -> list[Line]:
     for name, result in results.items():
         details = result["details"]
         extractor = name.partition("-")[2] or _short(result["extractor"])
-        rows = details.get("rows") or [{**result, "floor": details.get("floor"), "ceiling": details.get("ceiling")}]
+        rows = details.get("rows") or [{**result, **{key: details.get(key) for key in BOUNDS}}]
         for row in rows:
             label = f"{result['metric']} {row['name']}" if "name" in row else result["metric"]
             found.append(
@@ -80,6 +82,7 @@ def lines(results: Mapping[str, Result]) -> list[Line]:
                     entry=row,
                     floor=row.get("floor"),
                     ceiling=row.get("ceiling"),
+                    reconstructed=row.get("reconstructed"),
                     better=details.get("better", ""),
                     warnings=result["warnings"],
                 )
@@ -95,6 +98,7 @@ def markdown(folder: Path) -> str:
         raise UserError(f"{folder} holds no results; run the evaluation again")
     first = next(iter(results.values()))
     summary = lines(results)
+    rebuilt = any(line.reconstructed for line in summary)
     often = Counter(line.measure for line in summary)
     rows = [
         [
@@ -102,7 +106,7 @@ def markdown(folder: Path) -> str:
             spelled(line.entry),
             *(
                 spelled(bound) + (f" ({bound['what']})" if bound and bound.get("what") else "")
-                for bound in (line.floor, line.ceiling)
+                for bound in (line.floor, line.ceiling, *([line.reconstructed] if rebuilt else []))
             ),
         ]
         for line in summary
@@ -118,7 +122,7 @@ def markdown(folder: Path) -> str:
         )
     return "\n\n".join(
         [
-            table(["measure", "generated", "floor", "ceiling"], rows),
+            table(["measure", "generated", "floor", "ceiling", *(["reconstructed"] if rebuilt else [])], rows),
             f"Brackets: 95 % intervals. Model {model['name']}, hash `{model['hash']}`{drawn}; features "
             f"{', '.join(dict.fromkeys(_short(result['extractor']) for result in results.values()))}.",
             *(f"Note: {note}." for note in reversed(notes.values())),

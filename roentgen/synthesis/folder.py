@@ -130,20 +130,6 @@ def in_batches(
     return np.concatenate(parts)
 
 
-def reconstruct(model: pipeline.Model, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 (N, H, W) through the model's autoencoder (posterior mean) and back."""
-    import torch
-
-    from roentgen.images import from_autoencoder, to_autoencoder
-
-    if model.vae.config.in_channels != 1:
-        raise UserError(f"--model {model.name}: its autoencoder takes colour; a grey one is needed")
-    with torch.inference_mode():
-        pixels = to_autoencoder(images).to(model.device, model.dtype)
-        latents = model.vae.encode(pixels).latent_dist.mode()
-        return from_autoencoder(model.vae.decode(latents, return_dict=False)[0].float())
-
-
 # ---------------------------------------------------------------------- a list of prompts
 
 
@@ -307,6 +293,17 @@ def made_by(images: ImageSet) -> dict[str, Any]:
     if len(found) > 1:
         return {"name": f"{len(found)} different models or settings"}
     return dict(zip(keys, found.pop(), strict=True))
+
+
+def on_this_disk(model: dict[str, Any]) -> str | None:
+    """The name of ``model`` (as ``made_by`` gives it) where a model of that name and hash is here; else None."""
+    from roentgen.models import loading, registry
+
+    try:
+        folder = registry.resolve(str(model["name"])).folder
+        return str(model["name"]) if folder is not None and loading.model_hash(folder) == model["hash"] else None
+    except (KeyError, UserError):
+        return None
 
 
 def _write_rows(rows: list[dict[str, Any]], path: Path) -> Path:

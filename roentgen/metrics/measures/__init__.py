@@ -25,6 +25,7 @@ from roentgen.metrics.measures.memory import (
     measure_planted_copies,
     measure_reidentification,
 )
+from roentgen.metrics.measures.sharpness import by_spectrum, measure_sharpness
 from roentgen.metrics.measures.spread import measure_distribution, measure_fid_by_finding
 from roentgen.metrics.measures.text import (
     by_describer,
@@ -128,6 +129,7 @@ MEASURES: dict[str, Measure] = {
         "Feature distance within a prompt", "standard", "as real", "", measure_feature_within, each_extractor=True
     ),
     "repeats": Measure("Repeats among generated images", "standard", "lower", "share", measure_repeats),
+    "sharpness": Measure("Sharpness,", "quick", "as real", "share", measure_sharpness, output="", judge=by_spectrum),
     "nearest": Measure(
         "Nearer to training than to held-out",
         "quick",

@@ -41,7 +41,8 @@ class Case:
 
     ``partner`` (N,): row of the real image whose prompt or text each synthetic image has, -1 without one. ``notes``:
     how labels of synthetic images came about, where that needs saying. ``dual_encoder``, ``image_to_text``,
-    ``siamese``: names of the models that measures of text and of re-identification use.
+    ``siamese``, ``autoencoder``: names of the models that measures of text, of re-identification and of sharpness
+    use.
     """
 
     real: ImageSet
@@ -58,6 +59,7 @@ class Case:
     dual_encoder: str
     image_to_text: str | None
     siamese: str | None
+    autoencoder: str | None = None
 
     def of(self, name: str, extractor: Extractor, output: str = "features") -> NDArray[np.float32]:
         return self.features.of(name, extractor.name, output)

@@ -13,7 +13,7 @@ from roentgen.metrics import memorisation, neighbours
 from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
 from roentgen.metrics.ms_ssim import pair_ms_ssim
 from roentgen.metrics.sensitivity.samples import Sample, World, join, pairs_of
-from roentgen.metrics.sensitivity.scores import METRICS, SPACES, Metric, authentic_rows, in_space, train_in_space
+from roentgen.metrics.sensitivity.scores import METRICS, SPACES, Metric, in_space, train_in_space
 
 Floats = NDArray[np.float64]
 
@@ -40,8 +40,11 @@ def noise_of_all(start: Sample, world: World, *, draws: int, seed: int) -> dict[
                 found[metric.key].append(far.value(metric.key, a, b))
             elif metric.noise == "patients":
                 found[metric.key].append(metric.value(drawn, world))
-    found["authpct"] = list(weights @ authentic_rows(start, world) / weights.sum(axis=1))
     for metric in METRICS:
+        if metric.rows is not None:
+            rows = metric.rows(start, world)
+            known = np.isfinite(rows)
+            found[metric.key] = list(weights[:, known] @ rows[known] / weights[:, known].sum(axis=1))
         if metric.noise == "pairs":
             found[metric.key] = pair_draws(metric, start, world, draws=draws, seed=seed)
     return {key: np.array(values) for key, values in found.items()}

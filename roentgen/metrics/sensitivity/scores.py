@@ -9,13 +9,14 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics import duplicates, frechet, kernel, memorisation, neighbours, prdc
+from roentgen.metrics import duplicates, frechet, kernel, memorisation, neighbours, prdc, sharpness
 from roentgen.metrics.auroc import macro_auroc
 from roentgen.metrics.ms_ssim import pair_ms_ssim
-from roentgen.metrics.sensitivity.damages import ALL_COPIES, COLLAPSE, FLIP, LABELS, LOOKS, ONE_KIND
+from roentgen.metrics.sensitivity.damages import ALL_COPIES, BLUR, COLLAPSE, FLIP, LABELS, LOOKS, NOISE, ONE_KIND
 from roentgen.metrics.sensitivity.samples import Sample, World
 
 Floats = NDArray[np.float64]
+Rows = Callable[[Sample, World], Floats]
 KID_UNIT = 1000
 SPACES = {"features": "features", "pixels": "pixels 32 x 32, standardised, crops of train"}
 
@@ -55,12 +56,8 @@ def nearer(s: Sample, w: World) -> float:
     return found.share
 
 
-def authentic(s: Sample, w: World) -> float:
-    return float(authentic_rows(s, w).mean())
-
-
 def authentic_rows(s: Sample, w: World) -> Floats:
-    """1 where a row is authentic (N,): what the bootstrap draws from."""
+    """1 where a row is authentic (N,)."""
     found = memorisation.authenticity(s.features, w.train.features, train_groups=w.train.patients, resamples=1)
     return np.asarray(found["details"]["authentic"])
 
@@ -97,13 +94,23 @@ def alike(which: str, s: Sample, w: World) -> float:
     return float(pair_ms_ssim(s.pixels, pairs).mean()) if len(pairs) else float("nan")
 
 
+@lru_cache(maxsize=1)  # two metrics in a row read the same one
+def sharpness_rows(s: Sample) -> dict[str, Floats]:
+    return sharpness.each_sharpness(s.pixels)
+
+
+def mean_of(rows: Rows, s: Sample, w: World) -> float:
+    return sharpness.mean_of_known(rows(s, w))
+
+
 @dataclass(frozen=True)
 class Metric:
     """``claims``: damages that the metric is said to measure. ``worse``: 1 where higher is worse, else -1.
 
     noise: "halves" compares halves of undamaged images with each other ("lookup": the same, from distances to train
     that are measured once); "patients" draws patients with replacement, for what depends on one set alone (halves of
-    one pool differ too little); "rows" the same for a mean over images, "pairs" for one over image pairs.
+    one pool differ too little); "rows" the same for a mean over images, which ``rows`` (N,) gives, "pairs" for one
+    over image pairs.
     """
 
     key: str
@@ -113,6 +120,12 @@ class Metric:
     digits: int
     claims: tuple[str, ...]
     noise: str = "halves"
+    rows: Rows | None = None
+
+
+def by_rows(key: str, title: str, rows: Rows, worse: int, digits: int, claims: tuple[str, ...]) -> Metric:
+    """A metric that is the mean of ``rows`` over images."""
+    return Metric(key, title, partial(mean_of, rows), worse, digits, claims, "rows", rows)
 
 
 METRICS = (
@@ -128,11 +141,13 @@ METRICS = (
     Metric("auroc", "AUROC", adherence, -1, 3, (LABELS,), "patients"),
     Metric("laterality", "right side", right_side, -1, 3, (FLIP,), "patients"),
     Metric("nearer", "nearer to train", nearer, 1, 3, ALL_COPIES, "lookup"),
-    Metric("authpct", "AuthPct (share)", authentic, -1, 3, ALL_COPIES, "rows"),
+    by_rows("authpct", "AuthPct (share)", authentic_rows, -1, 3, ALL_COPIES),
     Metric(
         "copies_features", "near-duplicates of train, features", partial(copied, "features"), 1, 3, ALL_COPIES, "lookup"
     ),
     Metric("copies_pixels", "near-duplicates of train, pixels", partial(copied, "pixels"), 1, 3, ALL_COPIES, "lookup"),
+    by_rows("detail", "detail", lambda s, w: sharpness_rows(s)[sharpness.DETAIL_SHARE], -1, 4, (BLUR,)),
+    by_rows("coherence", "coherence", lambda s, w: sharpness_rows(s)[sharpness.COHERENCE], -1, 3, (NOISE,)),
 )
 
 BOUNDS = {"fid": (0.0, np.inf), "kid": (-np.inf, np.inf), "density": (0.0, np.inf)}
