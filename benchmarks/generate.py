@@ -33,7 +33,7 @@ from PIL import Image
 from roentgen import errors
 from roentgen.config import parse
 from roentgen.errors import UserError
-from roentgen.images import write_atomic
+from roentgen.files import write_atomic
 from roentgen.metrics.report import replace_between_markers
 from roentgen.metrics.result import git_state, processor, versions
 from roentgen.models import loading, registry

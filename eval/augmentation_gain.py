@@ -29,12 +29,12 @@ import torch
 
 from roentgen import errors
 from roentgen.data.manifest import finding_columns, read_manifest
-from roentgen.images import write_atomic
+from roentgen.files import file_hash, require_writable, write_atomic
 from roentgen.metrics import augmentation, augmentation_report
 from roentgen.metrics.auroc import MIN_CASES
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights
 from roentgen.metrics.report import replace_between_markers
-from roentgen.metrics.result import Context, file_hash, portable, read_result, write_result
+from roentgen.metrics.result import Context, portable, read_result, write_result
 from roentgen.training.gain_arms import (
     ARMS,
     BASELINE,
@@ -50,7 +50,7 @@ from roentgen.training.gain_arms import (
     run_all,
 )
 from roentgen.training.gain_classifier import NETS, Recipe, build_net, check_recipe
-from roentgen.training.settings import require, require_writable
+from roentgen.training.settings import require
 
 NAME = "augmentation_gain"
 REGION = "augmentation"

@@ -17,13 +17,14 @@ import numpy as np
 from roentgen import errors, pipeline
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
+from roentgen.files import file_hash, require_writable
 from roentgen.metrics import auroc, frechet
 from roentgen.metrics.bootstrap import cluster_weights
 from roentgen.metrics.pairing import draw_prompts
-from roentgen.metrics.result import Context, command_line, file_hash, portable, write_result
+from roentgen.metrics.result import Context, command_line, portable, write_result
 from roentgen.models.classifier import load_classifier
 from roentgen.synthesis.folder import Job, generated_images, resolve_sampling
-from roentgen.training.settings import as_dict, parse_settings, require, require_writable
+from roentgen.training.settings import as_dict, parse_settings, require
 
 
 @dataclass(frozen=True)

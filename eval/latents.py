@@ -19,11 +19,12 @@ import torch
 from roentgen import errors
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
+from roentgen.files import require_writable
 from roentgen.images import to_autoencoder
 from roentgen.metrics.bootstrap import mean_interval
 from roentgen.metrics.result import Context, command_line, portable, write_result
 from roentgen.training import pca_encoder
-from roentgen.training.settings import as_dict, parse_settings, require, require_writable
+from roentgen.training.settings import as_dict, parse_settings, require
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ import pandas as pd
 from roentgen import errors, pipeline
 from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import read_manifest
+from roentgen.files import file_hash, require_writable
 from roentgen.metrics import auroc, frechet, laterality, memorisation, ms_ssim, neighbours, pairing
 from roentgen.metrics.bootstrap import cluster_weights, mean_interval, percentile_interval
 from roentgen.metrics.reconstruction import reconstruct
-from roentgen.metrics.result import Context, command_line, file_hash, portable, write_result
+from roentgen.metrics.result import Context, command_line, portable, write_result
 from roentgen.metrics.study import Study, write_grids
 from roentgen.models.classifier import load_classifier
 from roentgen.prompts import labels_from_row
@@ -35,7 +36,7 @@ from roentgen.synthesis.folder import (
     in_batches,
     resolve_sampling,
 )
-from roentgen.training.settings import as_dict, parse_settings, require, require_writable
+from roentgen.training.settings import as_dict, parse_settings, require
 
 FIVE = ("Effusion", "Pneumothorax", "Cardiomegaly", "Atelectasis", "Consolidation")
 SIDED = {"Effusion": "pleural effusion", "Pneumothorax": "pneumothorax", "Lung Opacity": "lung opacity"}

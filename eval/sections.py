@@ -22,9 +22,10 @@ import numpy as np
 from roentgen import errors
 from roentgen.data.sections import BLANKS, clean_text, count_blanks, last_paragraph, split_sections
 from roentgen.data.sources.openi import REPORTS_ARCHIVE, carried_file, openi_reports
+from roentgen.files import file_hash, require_writable
 from roentgen.metrics.bootstrap import mean_interval
-from roentgen.metrics.result import Context, command_line, file_hash, portable, write_result
-from roentgen.training.settings import as_dict, parse_settings, require_writable
+from roentgen.metrics.result import Context, command_line, portable, write_result
+from roentgen.training.settings import as_dict, parse_settings
 
 Sections = Mapping[str, str]
 NUMBERED = "numbered impression, cleaned"

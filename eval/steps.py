@@ -29,16 +29,16 @@ from numpy.typing import NDArray
 from roentgen import errors, pipeline
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
-from roentgen.images import write_atomic
+from roentgen.files import file_hash, require_writable, write_atomic
 from roentgen.metrics import auroc, frechet
 from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
 from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.report import figure, replace_between_markers
 from roentgen.metrics.report import table as markdown
-from roentgen.metrics.result import Context, command_line, file_hash, portable, read_result, write_result
+from roentgen.metrics.result import Context, command_line, portable, read_result, write_result
 from roentgen.models.classifier import load_classifier
 from roentgen.synthesis.folder import Job, Sampling, generated_images
-from roentgen.training.settings import as_dict, parse_settings, require, require_writable
+from roentgen.training.settings import as_dict, parse_settings, require
 
 NAME = "steps"
 """Of the region in a document."""

@@ -24,7 +24,6 @@ classifier here are others, so the question is the same and the figures are not 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -38,13 +37,13 @@ from numpy.typing import NDArray
 from roentgen import errors
 from roentgen.data.sections import clean_text
 from roentgen.data.sources.openi import REPORTS_ARCHIVE, SECTIONS, carried_file, openi_reports
+from roentgen.files import file_hash, require_writable, tensors_hash
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights
 from roentgen.metrics.probe import bag_of_words, folds_of, judge, probe_report, probe_scores, summarise
 from roentgen.metrics.report import replace_between_markers
-from roentgen.metrics.result import Context, file_hash, portable, read_result, write_result
+from roentgen.metrics.result import Context, portable, read_result, write_result
 from roentgen.models.registry import NAMED
 from roentgen.models.text_encoders import encode_text_states, load_text_encoder, make_reader
-from roentgen.training.settings import require_writable
 
 WORDS, RANDOM, SHUFFLED = "bag of words", "random weights", "shuffled labels"
 POOLS = ("mean", "end")
@@ -265,10 +264,7 @@ def encode(
 
 def weights_hash(encoder: Any) -> str:
     """First 16 hex digits of the SHA-256 over the encoder's weights, by name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(f"{name}\0".encode() + value.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return tensors_hash(sorted(encoder.state_dict().items()))
 
 
 if __name__ == "__main__":

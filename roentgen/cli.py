@@ -10,13 +10,13 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from roentgen import __version__
 from roentgen.config import parse
 from roentgen.errors import UserError
+from roentgen.files import sha256
 
 SUMMARY = "Radiology text in, synthetic chest X-rays out. Research only, not for diagnosis."
 
@@ -148,7 +148,7 @@ def slug(text: str, longest: int = 60) -> str:
     name = re.sub(r"[^A-Za-z0-9_]+", "-", ascii_text).strip("-").lower()
     lost = sum(character.isalpha() for character in text) > sum(character.isalpha() for character in name)
     if len(name) > longest or lost or not name:
-        digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+        digest = sha256(text)[:6]
         name = f"{name[:longest].strip('-')}-{digest}".strip("-")
     return name
 

@@ -117,6 +117,7 @@ def evaluate(
 
     from dataclasses import replace
 
+    from roentgen.files import hold_folder, require_writable
     from roentgen.metrics.features import extract_share
     from roentgen.metrics.image_set import open_set
     from roentgen.metrics.replicates import write_replicates
@@ -126,9 +127,7 @@ def evaluate(
     from roentgen.pipeline import pick_device
     from roentgen.processes import meeting, this_process
     from roentgen.synthesis.folder import generate_set, made_by, on_this_disk
-    from roentgen.training.settings import require_writable
     from roentgen.training.speed import keep_freed_memory
-    from roentgen.training.state import hold_folder
 
     names = choose_measures(suite, metrics)
     target = Path(out)

@@ -299,10 +299,8 @@ def _refuse_strangers(out: Path) -> None:
 
 def _claim(out: Path, job: Job, formats: Sequence[str], who: Process) -> bool:
     """Make ``out`` the folder of this job: whether it was before. UserError where it is another's."""
-    import json
-
     from roentgen import __version__
-    from roentgen.images import write_atomic
+    from roentgen.files import claim
 
     about = {
         "plan": job.plan.as_dict(),
@@ -311,26 +309,7 @@ def _claim(out: Path, job: Job, formats: Sequence[str], who: Process) -> bool:
         "format": list(formats),
         "version": __version__,
     }
-    about = json.loads(json.dumps(about))
-    path = out / PLAN_FILE
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}); choose another --out") from None
-        different = [key for key in about if found.get(key) != about[key]]
-        if different:
-            inner = [
-                f"{key} ({', '.join(part for part in about[key] if found.get(key, {}).get(part) != about[key][part])})"
-                if isinstance(about[key], dict) and isinstance(found.get(key), dict)
-                else key
-                for key in different
-            ]
-            raise UserError(f"--out {out} holds a set of another {', '.join(inner)}; choose another folder")
-        return True
-    if who.rank == 0:
-        write_atomic(path, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
-    return False
+    return claim(out / PLAN_FILE, about, holds="a set of another", write=who.rank == 0)
 
 
 def _run(job: Job, out: Path, formats: Sequence[str], who: Process, command: str) -> int:

@@ -7,20 +7,18 @@ the image's right.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import io
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 from roentgen.errors import UserError
+from roentgen.files import write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -233,50 +231,6 @@ def encode_image(image: np.ndarray, format: str, provenance: Mapping[str, str]) 
 def _marks(provenance: Mapping[str, str]) -> dict[str, str]:
     """What is written into a file: the provenance as text, and where it comes from."""
     return {key: str(value) for key, value in provenance.items()} | {"software": _SOFTWARE, "synthetic": "true"}
-
-
-def write_atomic(path: Path, data: bytes, *, scratch: Path | None = None) -> None:
-    """Write ``data`` to ``path`` by ``open_atomic``; UserError if it cannot be written."""
-    with open_atomic(path, scratch=scratch) as file:
-        file.write(data)
-
-
-@contextlib.contextmanager
-def open_atomic(path: Path, *, scratch: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write that appears as ``path`` when the block ends well: temporary file, fsync, rename.
-
-    ``scratch``: folder of the temporary file, on the same disk, so that a killed process leaves none beside finished
-    files; None is the folder of ``path``. UserError if it cannot be written.
-    """
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (scratch or path.parent).mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=scratch or path.parent, prefix=f".{path.name[:40]}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that nobody else can read
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{path}: no space left on the disk; free some or choose another --out "
-                "(everything already written is kept)"
-            ) from error
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another --out") from error
-    finally:
-        if temporary is not None:  # gone already where all went well
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
 
 
 def _png_bytes(image: np.ndarray, marks: Mapping[str, str]) -> bytes:

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ import numpy as np
 
 from roentgen import __version__, images
 from roentgen.errors import UserError
+from roentgen.files import sha256
 from roentgen.models import loading, registry
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def load_model(
     digest = loading.model_hash(folder)
     if lora_file is not None:
         lora_digest = loading.add_lora(lora_file, parts)
-        digest = sha256(f"{digest} {lora_digest}".encode()).hexdigest()[:16]
+        digest = sha256(f"{digest} {lora_digest}")[:16]
         lora = f"{lora_file.parent.name if lora_file.name == loading.LORA_FILE else lora_file.stem} {lora_digest[:16]}"
     for part in ("vae", "unet", "text_encoder"):
         parts[part].to(device, kind)

@@ -65,8 +65,8 @@ def moment(job: dict[str, Any]) -> Callable[[], bool]:
     return {
         "start": lambda: True,
         "checkpoint": lambda: bool(set(folder.glob("state-*.pt")) - before),
-        "writing": lambda: bool(list(folder.glob("state-*.tmp"))),
-        "pipeline": lambda: (folder.parent / "pipeline.part").exists(),
+        "writing": lambda: bool(list(folder.glob(".state-*.tmp"))),
+        "pipeline": lambda: bool(list(folder.parent.glob(".pipeline.*.tmp"))),
     }[job["kill"]]
 
 

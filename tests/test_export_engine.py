@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from roentgen.errors import UserError
+from roentgen.files import hold_folder
 from roentgen.images import read_image, read_provenance
 from roentgen.metrics.duplicates import difference_hash
 from roentgen.pipeline import Sample
@@ -28,7 +29,6 @@ from roentgen.synthesis.filters import Verdict, load_filter
 from roentgen.synthesis.plan import Plan
 from roentgen.synthesis.plan_sources import resolve_plan
 from roentgen.synthesis.records import SetInfo
-from roentgen.training.state import hold_folder
 
 MARKS = {
     **{"model": "stand-in", "model_hash": "0" * 16, "sampler": "ddim", "steps": "2", "guidance": "1"},

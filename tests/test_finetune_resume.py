@@ -97,7 +97,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_weights(
         said = run(out, kill=kill, wait=wait)
         assert said["rc"] == -9, (kill, saved(out), said["out"][-500:], said["err"][-1500:])
         kills += 1
-        torn += bool(list((out / "checkpoints").glob("state-*.tmp")))
+        torn += bool(list((out / "checkpoints").glob(".state-*.tmp")))
         continued = numbers(r"^continuing at (\d+) images", said["out"])
         assert continued in ([], [before]) if before else not continued
         reached = numbers(r"^(\d+) images, error", said["out"])
@@ -110,7 +110,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_weights(
     done = run(out)
     assert done["rc"] == 0, done["err"][-2000:]
     assert same(out / "pipeline", unbroken / "pipeline")
-    assert not list((out / "checkpoints").glob("*.tmp")) and not list(out.glob("pipeline.*"))
+    assert not list((out / "checkpoints").glob("*.tmp")) and not list(out.glob("*pipeline.*"))
     assert len(list((out / "checkpoints").iterdir())) == 2
 
 

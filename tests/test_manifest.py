@@ -70,7 +70,7 @@ def test_write_is_atomic_and_says_why_it_fails(folder: Path) -> None:
     path = written(folder)
     frame = read_manifest(path)
     (folder / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/m\.csv cannot be written"):
+    with pytest.raises(UserError, match=r"file/m\.csv: cannot be written"):
         write_manifest(frame, folder / "file" / "m.csv")
     write_manifest(frame, path)
     assert not list(folder.glob(".*tmp"))

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from roentgen import files
 from roentgen.errors import UserError
 from roentgen.metrics import auroc, frechet, laterality, memorisation, neighbours, pairing, report, result
 from roentgen.metrics.bootstrap import cluster_weights, mean_interval, percentile_interval
@@ -427,12 +428,12 @@ def test_git_state_outside_git_is_null(tmp_path: Path) -> None:
 def test_hash_of_a_folder_sees_names_and_content(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "a").write_text("1")
-    first = result.file_hash(tmp_path / "f")
-    assert first == result.file_hash(tmp_path / "f")
+    first = files.file_hash(tmp_path / "f")
+    assert first == files.file_hash(tmp_path / "f")
     (tmp_path / "f" / "a").rename(tmp_path / "f" / "b")
-    assert result.file_hash(tmp_path / "f") != first
+    assert files.file_hash(tmp_path / "f") != first
     with pytest.raises(UserError, match="cannot be read"):
-        result.file_hash(tmp_path / "none")
+        files.file_hash(tmp_path / "none")
 
 
 def test_markers(tmp_path: Path) -> None:

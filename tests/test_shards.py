@@ -258,16 +258,16 @@ def test_an_unreadable_image_stops_the_writing(manifest: Path, tmp_path: Path, r
 
 def test_a_full_disk_keeps_finished_shards(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "shards"
-    member, calls = shards._HashedFile.member, []
+    member, calls = shards._Tar.member, []
 
-    def full(self: shards._HashedFile, name: str, data: bytes) -> int:
+    def full(self: shards._Tar, name: str, data: bytes) -> int:
         calls.append(name)
         if len(calls) > 20:
             raise OSError(28, "No space left on device")
         return member(self, name, data)
 
-    monkeypatch.setattr(shards._HashedFile, "member", full)
-    with pytest.raises(UserError, match=r"No space left on device.*finished shards are kept"):
+    monkeypatch.setattr(shards._Tar, "member", full)
+    with pytest.raises(UserError, match=r"no space left on the disk.*already written is kept"):
         write_shards(manifest, out, shard_mb=SMALL)
     kept = contents(out)
     assert "train-000000.tar" in kept and not list(out.glob(".*.tmp"))

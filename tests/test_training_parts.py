@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from roentgen.errors import UserError
+from roentgen.files import hold_folder, new_folder
 from roentgen.prompts import Labels
 from roentgen.training import conditioning, feeding, pca_encoder, reconstruction
 from roentgen.training.denoiser import Denoiser, load_trained_state, trained_state
@@ -34,8 +35,6 @@ from roentgen.training.state import (
     batch_indices,
     constant_rate,
     cosine_rate,
-    hold_folder,
-    replace_folder,
 )
 
 
@@ -350,15 +349,14 @@ def test_hashes_that_differ_are_said_in_words(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
-    for name in ("new", "there"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    replace_folder(tmp_path / "new", tmp_path / "there")
+    for name in ("old", "new"):
+        with new_folder(tmp_path / "there") as folder:
+            (folder / name).touch()
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["there", "there/new"]
 
 
 def test_a_folder_belongs_to_one_run_until_its_process_is_dead(tmp_path: Path) -> None:
-    code = "from pathlib import Path; from roentgen.training.state import hold_folder; import time; "
+    code = "from pathlib import Path; from roentgen.files import hold_folder; import time; "
     code += f"kept = hold_folder(Path({str(tmp_path)!r}), '--out'); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"

@@ -30,12 +30,13 @@ from tqdm import tqdm
 from roentgen import errors
 from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import finding_columns, read_manifest
+from roentgen.files import file_hash, require_writable
 from roentgen.metrics import retrieval
 from roentgen.metrics.alignment import alignment, own_and_other
 from roentgen.metrics.auroc import macro_auroc
 from roentgen.metrics.bootstrap import cluster_weights
 from roentgen.metrics.report import figure, replace_between_markers, table
-from roentgen.metrics.result import Context, command_line, file_hash, portable, write_result
+from roentgen.metrics.result import Context, command_line, portable, write_result
 from roentgen.models.alignment import (
     AlignmentHeads,
     contrastive_loss,
@@ -47,7 +48,7 @@ from roentgen.models.alignment import (
     text_features,
 )
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
-from roentgen.training.settings import as_dict, parse_settings, require, require_writable
+from roentgen.training.settings import as_dict, parse_settings, require
 from roentgen.training.state import batch_generator, batch_indices, cosine_rate
 
 

@@ -26,12 +26,13 @@ from tqdm import tqdm
 from roentgen import errors
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
+from roentgen.files import require_writable
 from roentgen.images import from_autoencoder, make_grid, save_image, to_autoencoder
 from roentgen.training import pca_encoder
 from roentgen.training import reconstruction as R
 from roentgen.training.fast_norm import use_fast_group_norm
 from roentgen.training.latents import load_vae
-from roentgen.training.settings import as_dict, parse_settings, require, require_writable
+from roentgen.training.settings import as_dict, parse_settings, require
 from roentgen.training.state import EMA, Checkpoints, batch_generator, batch_indices, cosine_rate
 
 

@@ -28,10 +28,11 @@ from tqdm import tqdm
 from roentgen import errors
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import SIDE_SUFFIX, finding_columns, read_manifest
+from roentgen.files import require_writable
 from roentgen.images import to_autoencoder
 from roentgen.metrics.auroc import auroc
 from roentgen.models.classifier import HalvesNet, noisy_or_loss, save_classifier
-from roentgen.training.settings import parse_settings, require, require_writable
+from roentgen.training.settings import parse_settings, require
 from roentgen.training.state import batch_generator, batch_indices, cosine_rate
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from roentgen import diffusion, errors
 from roentgen.data.images import open_source
+from roentgen.files import hold_folder, require_writable
 from roentgen.images import make_grid, save_image
 from roentgen.models.classifier import load_classifier
 from roentgen.models.text_encoders import LongTexts
@@ -38,9 +39,9 @@ from roentgen.training.lora import add_lora, merge_lora, save_lora
 from roentgen.training.optim import make_optimizer, use_xformers
 from roentgen.training.progress import Clock, finite_means
 from roentgen.training.reconstruction import pyramid_l1
-from roentgen.training.settings import as_dict, flat, parse_settings, require, require_writable
+from roentgen.training.settings import as_dict, flat, parse_settings, require
 from roentgen.training.sharding import full_weights, prepare_for_sharding, restore_shards, save_shards
-from roentgen.training.state import EMA, SCHEDULES, Checkpoints, Order, hold_folder
+from roentgen.training.state import EMA, SCHEDULES, Checkpoints, Order
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from roentgen import errors
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
+from roentgen.files import require_writable
 from roentgen.metrics.duplicates import difference_hash
 from roentgen.metrics.extractors import Extractor, classifier_extractor
 from roentgen.metrics.neighbours import thumbnails
@@ -33,7 +34,7 @@ from roentgen.synthesis.filters import copies, demographics, load_filter, prompt
 from roentgen.synthesis.filters.appearance import fit_appearance
 from roentgen.synthesis.filters.reference import outside_part, save_reference
 from roentgen.synthesis.filters.repeats import pair_counts
-from roentgen.training.settings import parse_settings, require, require_writable
+from roentgen.training.settings import parse_settings, require
 
 BLOCK = 64
 

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from roentgen import errors
+from roentgen.files import fingerprint
 from roentgen.training.assembly import load_parts, save_pipeline
-from roentgen.training.latents import fingerprint, load_vae
+from roentgen.training.latents import load_vae
 from roentgen.training.settings import parse_settings, require
 
 

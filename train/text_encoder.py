@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from roentgen import errors
 from roentgen.data.manifest import read_manifest
+from roentgen.files import require_writable
 from roentgen.models.text_encoders import TextProbe, build_tokenizer, text_targets, tokenize
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
-from roentgen.training.settings import parse_settings, require, require_writable
+from roentgen.training.settings import parse_settings, require
 from roentgen.training.state import batch_generator, batch_indices, cosine_rate
 
 

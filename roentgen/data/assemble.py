@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import shutil
@@ -28,6 +27,7 @@ from roentgen.data.manifest import (
     write_manifest,
 )
 from roentgen.errors import UserError
+from roentgen.files import open_atomic, sha256
 from roentgen.prompts import FINDINGS, compose, labels_from_row
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ COMPOSE_BLOCK = 10_000  # rows
 def first_patients(patients: Iterable[str], limit: int, *, seed: int) -> set[str]:
     """The first ``limit`` patients by a hash of (seed, patient), so that a larger limit keeps the smaller's."""
     # Not the hash of the random split: the first patients by that one would all be in one split.
-    places = {hashlib.sha256(f"limit:{seed}:{patient}".encode()).digest(): patient for patient in set(patients)}
+    places = {sha256(f"limit:{seed}:{patient}"): patient for patient in set(patients)}
     return {places[place] for place in sorted(places)[:limit]}
 
 
@@ -211,21 +211,15 @@ def copy_images(table: pd.DataFrame, folder: Path, *, size: int | None) -> pd.Da
 
     def copy(pair: tuple[Path, Path]) -> str | None:
         source, target = pair[0], folder / "images" / pair[1]
-        temporary = target.with_name(f".{target.name}.tmp")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if size is None:
-                shutil.copyfile(source, temporary)
-            else:
-                pixels = resize_center_crop(read_image(source), size)
-                Image.fromarray(pixels).save(temporary, format="PNG")
-            temporary.replace(target)
+            with open_atomic(target) as file:
+                if size is not None:
+                    Image.fromarray(resize_center_crop(read_image(source), size)).save(file, format="PNG")
+                else:
+                    with source.open("rb") as original:
+                        shutil.copyfileobj(original, file)
         except UserError as error:
-            return str(error)
-        except OSError as error:
-            return f"image {source} cannot be copied to {target}: {error.strerror or error}"
-        finally:
-            temporary.unlink(missing_ok=True)
+            return f"image {source} cannot be copied: {error}"
         return None
 
     pairs = dict(zip(map(str, sources), zip(sources, targets, strict=True), strict=True))

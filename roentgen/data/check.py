@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from roentgen.data.manifest import (
 )
 from roentgen.data.text_statistics import text_line, text_notes, text_problems, text_tables
 from roentgen.errors import UserError
+from roentgen.files import sha256
 from roentgen.images import read_image
 
 MIN_SIDE = 64  # pixels; below it ribs and vessels cannot be told apart
@@ -163,7 +163,7 @@ def look(path: str) -> ImageFacts:
         symmetry=symmetry,
         contrast=contrast,
         # Of the pixels, so that a copy saved again without loss is found too.
-        digest=hashlib.sha256(f"{width}x{height}:".encode() + pixels.tobytes()).hexdigest(),
+        digest=sha256(f"{width}x{height}:".encode() + pixels.tobytes()),
         bits=bits,
     )
 

@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from roentgen.data.check import Report, severity_of
-from roentgen.data.manifest import write_atomically
+from roentgen.files import write_atomic
 from roentgen.images import read_image
 
 THUMBNAIL = 128  # pixels, longer side
@@ -49,7 +49,7 @@ def write_page(report: Report, path: Path, *, thumbnails: int = 24) -> None:
     Raises:
         UserError: when it cannot be written.
     """
-    write_atomically(path, page(report, thumbnails=thumbnails).encode(), name="--out")
+    write_atomic(path, page(report, thumbnails=thumbnails).encode())
 
 
 def page(report: Report, *, thumbnails: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Collection, Iterable, Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from roentgen.data.manifest import SUFFIXES, read_manifest
 from roentgen.errors import UserError
+from roentgen.files import open_atomic, sha256
 from roentgen.images import read_image, resize_center_crop
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def load_pixels(paths: Sequence[str], *, size: int, cache: Path | None = None) -
         except OSError:
             raise UserError(f"{path}: image not found; run `roentgen data check` on the manifest") from None
         stats.append(f"{path}:{status.st_size}:{status.st_mtime_ns}")
-    key = hashlib.sha256("\n".join([CHAIN, str(size), *stats]).encode()).hexdigest()[:20]
+    key = sha256("\n".join([CHAIN, str(size), *stats]))[:20]
     if cache is not None and (cache / f"pixels-{key}.done").exists():
         return PixelArray(np.load(cache / f"pixels-{key}.npy", mmap_mode="r"), np.load(cache / f"native-{key}.npy"))
 
@@ -164,10 +164,8 @@ def load_pixels(paths: Sequence[str], *, size: int, cache: Path | None = None) -
         results = list(bar)
     array = PixelArray(np.stack([r[0] for r in results]), np.array([r[1] for r in results], dtype=np.int32))
     if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
         for name, part in (("pixels", array.pixels), ("native", array.native)):
-            temporary = cache / f".{name}-{key}-{os.getpid()}.npy"
-            np.save(temporary, part)
-            temporary.replace(cache / f"{name}-{key}.npy")
+            with open_atomic(cache / f"{name}-{key}.npy", advice="choose another cache folder") as file:
+                np.save(file, part)
         (cache / f"pixels-{key}.done").touch()
     return array

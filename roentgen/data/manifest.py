@@ -15,10 +15,8 @@ blank. Other columns are kept and never read. A bad row is an error, never dropp
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
-import uuid
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
+from roentgen.files import write_atomic
 from roentgen.prompts import FINDINGS
 
 REQUIRED = ("image", "text", "patient_id", "split")
@@ -306,30 +305,8 @@ def write_manifest(table: pd.DataFrame, path: str | Path) -> Path:
         for column in ["age", *finding_columns(table)]:
             table[column] = pd.to_numeric(table[column].replace("", None)).astype("float64")
         content = table.to_parquet(index=False)
-    write_atomically(path, content, name="manifest")
+    write_atomic(path, content, advice="choose another place")
     return path
-
-
-def write_atomically(path: Path, content: bytes, *, name: str) -> None:
-    """Write a whole file or none, making its folder; ``name`` says in the error what the file is.
-
-    Raises:
-        UserError: when it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
-            temporary.unlink()
-        raise UserError(
-            f"{name} {path} cannot be written ({error.strerror or error}); choose another place or make room"
-        ) from error
 
 
 def _relative(image: Path, base: Path) -> str:

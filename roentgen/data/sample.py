@@ -11,7 +11,6 @@ images with a known side and of the rarer view first, one a patient as long as t
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from roentgen.data.check import ImageFacts, image_problems, look
 from roentgen.data.manifest import finding_columns, side_columns
 from roentgen.data.sources.openchest import FOLDERS, read_openchest
 from roentgen.errors import UserError, run
+from roentgen.files import sha256
 from roentgen.prompts import MAX_WORDS
 
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -89,7 +89,7 @@ def choose(table: pd.DataFrame, *, images: int) -> list[int]:
     findings, sides = finding_columns(table), side_columns(table)
     present = {row: [name for name in findings if table.at[row, name] == 1] for row in table.index}
     sided = {row: any(table.at[row, column] for column in sides) for row in table.index}
-    draw = {row: hashlib.sha256(Path(table.at[row, "image"]).name.encode()).hexdigest() for row in table.index}
+    draw = {row: sha256(Path(table.at[row, "image"]).name) for row in table.index}
     chosen: list[int] = []
     for split, share in SHARES.items():
         left = set(table.index[table["split"] == split])

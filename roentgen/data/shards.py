@@ -10,7 +10,6 @@ The bytes depend on the manifest, its images and the options alone, so that writ
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -20,8 +19,6 @@ import shutil
 import sys
 import tarfile
 import threading
-import time
-import uuid
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,8 +32,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from roentgen.data.images import read_together
-from roentgen.data.manifest import SPLITS, read_manifest, write_atomically
+from roentgen.data.manifest import SPLITS, read_manifest
 from roentgen.errors import UserError
+from roentgen.files import HashedFile, clean, has_sha256, open_atomic, sha256, write_atomic
 from roentgen.images import is_dicom, read_image, resize_center_crop
 
 FORMAT = 1
@@ -44,7 +42,6 @@ INDEX, ABOUT, PROGRESS = "manifest.parquet", "shards.json", ".progress"
 # Columns of INDEX beside the manifest's own; its ``image`` is TAR/MEMBER, the manifest's cell is ``original_image``.
 ADDED = ("original_image", "shard", "offset", "length", "sha256")
 TAR_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
-STALE_SECONDS = 3600  # a temporary file that nobody has written to for so long was left by a killed run
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -105,7 +102,7 @@ def write_shards(
     taken = [column for column in ADDED if column in table.columns]
     if taken:
         raise UserError(f"{manifest}: the column {taken[0]!r} is needed for the shards' own; rename it")
-    plan = Plan(hashlib.sha256(manifest.read_bytes()).hexdigest(), size, shard_mb, seed)
+    plan = Plan(sha256(manifest.read_bytes()), size, shard_mb, seed)
     known = _known_tars(out, plan, overwrite=overwrite)
     folder = os.path.join(os.path.abspath(manifest.parent), "")  # noqa: PTH100, PTH118 - as in manifest.typed
     names = [image.removeprefix(folder) for image in table["image"]]
@@ -131,7 +128,7 @@ def write_shards(
                     texts = table["text"]
                     written = _write_tar(out / name, samples, start, limit=shard_mb * 1e6, texts=texts, rows=rows_json)
                     content = json.dumps(asdict(written)).encode()
-                    write_atomically(out / PROGRESS / f"{name}.json", content, name="shard list")
+                    write_atomic(out / PROGRESS / f"{name}.json", content)
                 else:
                     samples = None
                 done[name] = written
@@ -144,19 +141,19 @@ def write_shards(
         "format": FORMAT,
         "manifest": manifest.name,
         **asdict(plan),
-        "index_sha256": hashlib.sha256((out / INDEX).read_bytes()).hexdigest(),
+        "index_sha256": sha256((out / INDEX).read_bytes()),
         "rows": {split: sum(len(tar.rows) for tar in tars) for split, tars in counts.items()},
         "shards": {
             name: {"start": tar.start, "rows": len(tar.rows), "size": tar.size, "sha256": tar.sha256}
             for name, tar in done.items()
         },
     }
-    write_atomically(out / ABOUT, (json.dumps(about, indent=1) + "\n").encode(), name="shard list")
+    write_atomic(out / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
     shutil.rmtree(out / PROGRESS, ignore_errors=True)
     for path in out.iterdir():
-        stray = TAR_NAME.fullmatch(path.name) and path.name not in done
-        if stray or (path.name.endswith(".tar.tmp") and time.time() - path.stat().st_mtime > STALE_SECONDS):
+        if TAR_NAME.fullmatch(path.name) and path.name not in done:
             path.unlink(missing_ok=True)
+    clean(out)
     return {split: (len(tars), sum(len(tar.rows) for tar in tars)) for split, tars in counts.items() if tars}
 
 
@@ -186,7 +183,7 @@ def _known_tars(out: Path, plan: Plan, *, overwrite: bool) -> dict[str, Written]
         stored = _json(path)
         if stored is not None:
             known[path.name.removesuffix(".json")] = Written(**{**stored, "rows": [tuple(r) for r in stored["rows"]]})
-    write_atomically(out / PROGRESS / "plan.json", json.dumps(asdict(plan)).encode(), name="shard list")
+    write_atomic(out / PROGRESS / "plan.json", json.dumps(asdict(plan)).encode())
     return known
 
 
@@ -196,7 +193,7 @@ def _tars_of_index(out: Path) -> dict[str, Written]:
     if not _complete(about):
         return {}
     assert about is not None
-    if not (out / INDEX).is_file() or hashlib.sha256((out / INDEX).read_bytes()).hexdigest() != about["index_sha256"]:
+    if not (out / INDEX).is_file() or sha256((out / INDEX).read_bytes()) != about["index_sha256"]:
         print(f"{out / INDEX}: missing or corrupt; all shards are written again", file=sys.stderr)
         return {}
     index = pd.read_parquet(out / INDEX, columns=["image", *ADDED])
@@ -235,10 +232,8 @@ def _intact(path: Path, written: Written) -> bool:
     if not path.is_file():
         print(f"{path}: missing; written again", file=sys.stderr)
         return False
-    if path.stat().st_size == written.size:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == written.sha256:
-                return True
+    if path.stat().st_size == written.size and has_sha256(path, written.sha256):
+        return True
     print(f"{path}: corrupt; written again", file=sys.stderr)
     return False
 
@@ -316,18 +311,8 @@ def _ending(data: bytes, path: str) -> str:
     return Path(path).suffix[1:].lower() or "img"
 
 
-class _HashedFile:
-    """A file that is written from start to end, and hashed on the way."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self.size += len(data)
+class _Tar(HashedFile):
+    """A tar that is written from start to end."""
 
     def member(self, name: str, data: bytes) -> int:
         """Add a file to the tar; returns the offset of its data."""
@@ -343,40 +328,27 @@ class _HashedFile:
         """Close the archive as tar does: two empty blocks, and whole records; returns the sha256."""
         self.write(b"\0" * (2 * tarfile.BLOCKSIZE))
         self.write(b"\0" * (-self.size % tarfile.RECORDSIZE))
-        return self._digest.hexdigest()
+        return self.sha256()
 
 
 def _write_tar(
     path: Path, samples: Iterator[_Sample], start: int, *, limit: float, texts: pd.Series, rows: Any
 ) -> Written:
     """Take samples into one tar until it is larger than ``limit`` bytes or there are no more; atomic."""
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tar.tmp")
     places: list[tuple[int, str, int, int, str]] = []
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            tar = _HashedFile(file)
-            for sample in samples:
-                key = f"{sample.row:09d}"
-                member = f"{key}.{sample.ending}"
-                offset = tar.member(member, sample.data)
-                tar.member(f"{key}.json", rows(sample.row))
-                tar.member(f"{key}.txt", texts.iat[sample.row].encode())
-                places.append((sample.row, member, offset, len(sample.data), hashlib.sha256(sample.data).hexdigest()))
-                if tar.size >= limit:
-                    break
-            digest = tar.end()
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); make room and run the same command again "
-            "(finished shards are kept), or choose another --out"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    advice = "run the same command again, or choose another --out"
+    with open_atomic(path, advice=advice) as file:
+        tar = _Tar(file)
+        for sample in samples:
+            key = f"{sample.row:09d}"
+            member = f"{key}.{sample.ending}"
+            offset = tar.member(member, sample.data)
+            tar.member(f"{key}.json", rows(sample.row))
+            tar.member(f"{key}.txt", texts.iat[sample.row].encode())
+            places.append((sample.row, member, offset, len(sample.data), sha256(sample.data)))
+            if tar.size >= limit:
+                break
+        digest = tar.end()
     return Written(start, tar.size, digest, places)
 
 
@@ -388,7 +360,7 @@ def _write_index(table: pd.DataFrame, done: dict[str, Written], out: Path) -> No
     index["image"] = [f"{name}/{member}" for name, _, member, *_ in places]
     for number, column in ((0, "shard"), (3, "offset"), (4, "length"), (5, "sha256")):
         index[column] = [place[number] for place in places]
-    write_atomically(out / INDEX, index.to_parquet(index=False), name="shard list")
+    write_atomic(out / INDEX, index.to_parquet(index=False))
 
 
 def _flags(about: dict[str, Any]) -> str:
@@ -412,7 +384,7 @@ class ShardSource:
 
     def __init__(self, folder: Path, *, splits: Collection[str] | None, size: int) -> None:
         about = _about(folder)
-        if hashlib.sha256((folder / INDEX).read_bytes()).hexdigest() != about["index_sha256"]:
+        if sha256((folder / INDEX).read_bytes()) != about["index_sha256"]:
             raise UserError(f"{folder / INDEX}: corrupt; {_mend(folder, about)}")
         if about["size"] is not None and about["size"] < size:
             raise UserError(
@@ -448,7 +420,7 @@ class ShardSource:
             data = self._files.read(tar, int(self._offsets[index]), int(self._lengths[index]))
         except OSError as error:
             raise UserError(f"{tar}: cannot be read ({error.strerror}); {self._advice}") from error
-        if hashlib.sha256(data).hexdigest() != self.digests[index]:
+        if sha256(data) != self.digests[index]:
             raise UserError(f"{tar}: corrupt at {Path(name).name} (its sha256 is wrong); {self._advice}")
         return resize_center_crop(read_image(name, data=data), self.size)
 

@@ -24,7 +24,7 @@ from roentgen import errors
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import SIDE_SUFFIX, finding_columns, read_manifest
 from roentgen.errors import UserError
-from roentgen.images import write_atomic
+from roentgen.files import write_atomic
 from roentgen.prompts import FINDINGS
 
 # Rows and columns (from the midline outwards) of the compared zone, as shares of height and of half the width.

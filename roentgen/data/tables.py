@@ -5,7 +5,6 @@ Every message names the file and the mend, because a collection of 100,000 image
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
 from collections import Counter
@@ -18,6 +17,7 @@ import pandas as pd
 
 from roentgen.data.manifest import CORE, MAX_AGE, SIDE_SUFFIX, SPLITS
 from roentgen.errors import UserError
+from roentgen.files import sha256
 from roentgen.prompts.vocabulary import FINDINGS
 
 Missing = Literal["error", "drop"]
@@ -147,8 +147,7 @@ def check_shares(val_share: float, test_share: float = 0.0) -> None:
 
 def hashed_split(patient: str, val_share: float, test_share: float, *, seed: int) -> str:
     """train, val or test, by a hash of (seed, patient): independent of order and of other patients."""
-    digest = hashlib.sha256(f"{seed}:{patient}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
+    place = int(sha256(f"{seed}:{patient}")[:16], 16) / 2**64
     train, val, test = SPLITS
     if place < test_share:
         return test

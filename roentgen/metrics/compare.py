@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
-from roentgen.images import write_atomic
+from roentgen.files import write_atomic
 from roentgen.metrics import plots
 from roentgen.metrics.auroc import MIN_CASES, macro_auroc
 from roentgen.metrics.bootstrap import cluster_weights

@@ -8,11 +8,10 @@ from where, and where to put it: nothing is measured with another network instea
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from roentgen.errors import UserError
+from roentgen.files import file_hash, sha256, tensors_hash
 from roentgen.images import resize_center_crop, to_xrv
-from roentgen.metrics.result import file_hash
 from roentgen.models import loading
 from roentgen.models.classifier import SHIPPED, load_classifier
 
@@ -78,7 +77,7 @@ class Extractor:
     @property
     def key(self) -> str:
         """Folder name of this extractor's features: another chain or other weights give another."""
-        chain = hashlib.sha256(self.chain.encode()).hexdigest()[:8]
+        chain = sha256(self.chain)[:8]
         plain = "".join(letter if letter.isalnum() else "-" for letter in Path(self.name).name)
         return f"{plain}-{self.hash}-{chain}"
 
@@ -372,7 +371,7 @@ def hub_extractor(model: str, *, name: str | None = None, device: str = "cpu") -
         name=name or (Path(model).resolve().name if Path(model).is_dir() else model),
         chain=f"grey uint8 three times; {type(processor).__name__} {words}",
         dim=dim,
-        hash=state_hash(net.state_dict().items()),
+        hash=tensors_hash(net.state_dict().items()),
         outputs=("features",),
         findings=(),
         device=device,
@@ -397,15 +396,6 @@ def _from_hub(loader: Any, model: str, name: str) -> Any:
             f"extractor {name}: {model} is neither on this disk nor can it be fetched ({_first_line(error)}); run "
             f"`hf download {model}` where there is a network and copy ~/.cache/huggingface/hub here, or give its folder"
         ) from None
-
-
-def state_hash(state: Iterable[tuple[str, Tensor]]) -> str:
-    """First 16 hex digits of the SHA-256 over names and bytes of weights."""
-    digest = hashlib.sha256()
-    for name, value in state:
-        digest.update(f"{name}\0".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _first_line(error: Exception) -> str:

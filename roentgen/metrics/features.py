@@ -6,7 +6,6 @@ result can come from another file that happened to have the same path, and a run
 
 from __future__ import annotations
 
-import hashlib
 import io
 import sys
 import uuid
@@ -23,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
-from roentgen.images import read_image, write_atomic
+from roentgen.files import files_sha256, write_atomic
+from roentgen.images import read_image
 from roentgen.metrics.extractors import BATCH, Extractor
 from roentgen.metrics.frechet import Moments, MomentsBuilder
 from roentgen.metrics.image_set import ImageSet, drop_bad
@@ -150,23 +150,9 @@ def stream_moments(
     return builder.finish(), left.bad
 
 
-def file_hashes(paths: Sequence[Path], workers: int) -> list[str]:
-    """SHA-256 of each file, in hex; UserError for one that cannot be read."""
-
-    def one(path: Path) -> str:
-        try:
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        return list(pool.map(one, paths))
-
-
 def _files(sets: Sequence[ImageSet], workers: int) -> tuple[dict[str, list[str]], dict[str, Path]]:
     """The hash of each file by set, and a file for each hash."""
-    hashes = {images.name: file_hashes(images.paths, workers) for images in sets}
+    hashes = {images.name: files_sha256(images.paths, workers=workers) for images in sets}
     path_of: dict[str, Path] = {}
     for images in sets:
         for key, path in zip(hashes[images.name], images.paths, strict=True):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from roentgen.images import write_atomic
+from roentgen.files import write_atomic
 from roentgen.metrics.result import plain, read_result, versions
 from roentgen.metrics.statistics import over_seeds
 from roentgen.metrics.suite import read_index

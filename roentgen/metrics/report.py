@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from roentgen.errors import UserError
-from roentgen.images import write_atomic
+from roentgen.files import write_atomic
 from roentgen.metrics.result import read_result
 
 Result = Mapping[str, Any]

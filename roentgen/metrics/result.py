@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import platform
@@ -19,7 +18,7 @@ import numpy as np
 
 from roentgen import __version__
 from roentgen.errors import UserError
-from roentgen.images import write_atomic
+from roentgen.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "torchmetrics", "numpy", "pandas", "pillow")
@@ -182,18 +181,3 @@ def command_line(script: str, settings: Any) -> str:
             said = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else portable(value)
             flags.append(f"--{item.name}={said}")
     return shlex.join(["python", script, *flags])
-
-
-def file_hash(path: Path) -> str:
-    """First 16 hex digits of the SHA-256 of a file, or of the names and files of a folder."""
-    digest = hashlib.sha256()
-    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if path.is_dir():
-            digest.update(f"{file.relative_to(path).as_posix()}\0".encode())
-        try:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror}); check the path") from None
-    return digest.hexdigest()[:16]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from roentgen.errors import UserError
+from roentgen.files import sha256
 from roentgen.metrics.reidentification import Siamese
 
 
@@ -42,7 +42,7 @@ def load_siamese(name: str) -> LoadedSiamese:
     if not callable(compare):
         raise UserError(f"--siamese {name}: {place} has no function {function}; check the name after the colon")
     file = Path(module.__file__) if module.__file__ else None
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file else "unknown"
+    digest = sha256(file.read_bytes())[:16] if file else "unknown"
     short = Path(place).name if place.endswith(".py") else place
     return LoadedSiamese(f"{short}:{function}", digest, compare)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen import pipeline
+from roentgen.files import open_atomic
 from roentgen.images import make_grid, save_image
 from roentgen.metrics import laterality
 from roentgen.metrics.memorisation import Nearness
@@ -68,10 +69,8 @@ class Study:
         path = self.work / "cache" / f"train-features-{self.train_key}.npy"
         if not path.exists():
             features = self.features(self.pixels["train"], "train")
-            temporary = path.with_name(f".{path.name}")
-            with temporary.open("wb") as file:
+            with open_atomic(path, advice="choose another --work") as file:
                 np.save(file, features)
-            temporary.replace(path)
         found: NDArray[np.floating] = np.load(path)
         return found
 

@@ -9,7 +9,6 @@ measures that are missing; a folder of other inputs is refused.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import sys
 import time
@@ -23,9 +22,9 @@ import pandas as pd
 
 from roentgen import __version__
 from roentgen.errors import UserError
-from roentgen.images import write_atomic
+from roentgen.files import check_same, files_sha256, sha256, write_atomic
 from roentgen.metrics.extractors import Extractor, load_extractor
-from roentgen.metrics.features import extract, file_hashes
+from roentgen.metrics.features import extract
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measures import MEASURES, VALIDATION, Case, Measure, Unavailable, match_to_real
 from roentgen.metrics.result import Context, plain, portable, read_result, versions, write_result
@@ -111,14 +110,11 @@ def choose_extractors(suite: str, extractors: str | None, device: str) -> tuple[
 
 def set_hash(images: ImageSet, workers: int) -> str:
     """First 16 hex digits of the SHA-256 over the set's files and what the table says of them, paths left out."""
-    digest = hashlib.sha256()
-    for key in file_hashes(images.paths, workers):
-        digest.update(bytes.fromhex(key))
+    keys = files_sha256(images.paths, workers=workers)
     # Where nothing names a patient, the path stands for one: a moved folder is the same set.
     alone = images.table["patient_id"] == images.table["image"]
     table = images.table.drop(columns=["image"]).assign(patient_id=images.table["patient_id"].where(~alone, ""))
-    digest.update(table.to_csv(index=False).encode())
-    return digest.hexdigest()[:16]
+    return sha256(*map(bytes.fromhex, keys), table.to_csv(index=False))[:16]
 
 
 def run_suite(
@@ -283,12 +279,10 @@ def _claim(plan: Plan, hashes: Mapping[str, str]) -> None:
     """Make ``plan.out`` the folder of this evaluation; UserError if it is another's."""
     key = _key(plan, hashes)
     if (plan.out / INDEX).exists():
-        found = read_index(plan.out)["key"]
-        different = [name for name in key if found.get(name) != key[name]]
-        if different:
-            words = {"real": "real images", "synthetic": "synthetic images", "version": "roentgen version"}
-            what = ", ".join(words.get(name, f"--{name}") for name in different)
-            raise UserError(f"--out {plan.out} holds an evaluation with other {what}; choose another folder")
+        words = {"real": "real images", "synthetic": "synthetic images", "version": "roentgen version"}
+        words = {name: f"--{name}" for name in key} | words
+        holds = f"--out {plan.out} holds an evaluation with other"
+        check_same(read_index(plan.out)["key"], key, holds=holds, words=words)
         return
     strange = [name for name in MEASURES if (plan.out / f"{name}.json").exists()]
     if strange:

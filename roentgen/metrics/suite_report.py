@@ -14,7 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
-from roentgen.images import read_image, write_atomic
+from roentgen.files import write_atomic
+from roentgen.images import read_image
 from roentgen.metrics import plots
 from roentgen.metrics.html_report import Line, Panel, Picture, Plot, Report, number, render, spelled
 from roentgen.metrics.image_set import ImageSet

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from roentgen.errors import UserError
-from roentgen.images import resize_center_crop, write_atomic
-from roentgen.metrics.result import file_hash
+from roentgen.files import file_hash, write_atomic
+from roentgen.images import resize_center_crop
 from roentgen.models import classifier, loading
 from roentgen.models.registry import NAMED, cached_snapshot
 from roentgen.models.text_encoders import TextReader, load_text_encoder, make_reader

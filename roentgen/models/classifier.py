@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from roentgen.errors import UserError
+from roentgen.files import write_atomic
 
 SHIPPED = Path(__file__).parent / "classifier"
 # How far each half reaches over the midline, as a share of the width: hearts and spines are rarely centred.
@@ -119,12 +120,11 @@ class Classifier:
 
 def save_classifier(folder: Path, net: HalvesNet, info: dict[str, Any]) -> None:
     """Write ``model.safetensors`` (fp16) and ``config.json``; ``info`` holds findings, size and the net's arguments."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
     state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in net.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(info, indent=1) + "\n")
+    write_atomic(folder / "model.safetensors", save(state))
+    write_atomic(folder / "config.json", (json.dumps(info, indent=1) + "\n").encode())
 
 
 def load_classifier(path: str | Path | None = None) -> Classifier:

@@ -6,7 +6,6 @@ touches the safety checker, and lets every damaged file be named.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from roentgen.errors import UserError
+from roentgen.files import file_sha256, sha256
 from roentgen.models.registry import Source, cached_snapshot
 
 COMPONENTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
@@ -187,10 +187,9 @@ def model_hash(folder: Path) -> str:
             if re.fullmatch(r"[0-9a-f]{64}", real.name) and real.parent.name == "blobs":
                 digest = real.name
             else:
-                with file.open("rb") as stream:
-                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                digest = file_sha256(file)
             lines.append(f"{name}/{file.name} {digest}\n")
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()[:16]
+    return sha256("".join(sorted(lines)))[:16]
 
 
 def load_components(folder: Path, classes: dict[str, tuple[str, str]], dtype: Any) -> dict[str, Any]:
@@ -290,8 +289,7 @@ def add_lora(file: Path, parts: dict[str, Any]) -> str:
         raise
     except Exception as error:  # peft, diffusers and torch each have their own for wrong names and shapes
         raise UserError(f"{unfit} ({short(error)}); pass one that was trained on it") from error
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(file)
 
 
 def short(error: BaseException) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import itertools
-import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from roentgen.errors import UserError
+from roentgen.files import write_atomic
 from roentgen.prompts.compose import compose
 from roentgen.prompts.labels import NO_FINDING, Labels, labels_text
 from roentgen.prompts.parse import parse
@@ -121,21 +122,15 @@ def _labels(row: Mapping[str, str]) -> Labels:
 
 def write_list(entries: Iterable[Entry], path: Path) -> int:
     """Write a prompt list, whole or not at all; returns how many prompts it holds."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
     count = 0
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for name, prompt, labels in entries:
-                age = "" if labels.age is None else f"{labels.age:g}"
-                writer.writerow((name, prompt, labels_text(labels), labels.view or "", labels.sex or "", age))
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    for name, prompt, labels in entries:
+        age = "" if labels.age is None else f"{labels.age:g}"
+        writer.writerow((name, prompt, labels_text(labels), labels.view or "", labels.sex or "", age))
+        count += 1
+    write_atomic(path, text.getvalue().encode())
     return count
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from roentgen import __version__
-from roentgen.images import write_atomic
+from roentgen.files import write_atomic
 from roentgen.synthesis.plan import AGE_BANDS, band_text
 from roentgen.synthesis.records import LICENCE, Record, SetInfo
 from roentgen.synthesis.writers.parts import WORK, columns

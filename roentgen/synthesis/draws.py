@@ -7,7 +7,6 @@ again. What a draw holds depends on the plan, the model and the filter alone, ne
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections import Counter, deque
@@ -21,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
-from roentgen.images import encode_image, read_image, write_atomic
+from roentgen.files import has_sha256, sha256, write_atomic
+from roentgen.images import encode_image, read_image
 from roentgen.metrics.duplicates import difference_hash
 from roentgen.pipeline import Sample
 from roentgen.prompts import Labels
@@ -196,7 +196,7 @@ class DrawStore:
     def write(self, round: int, shard: int, made: Draw, data: bytes) -> None:
         """Keep a draw; the same one gives the same bytes."""
         body = {
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "sha256": sha256(data),
             "provenance": made.provenance,
             "rows": [asdict(row) for row in made.rows],
         }
@@ -210,12 +210,10 @@ class DrawStore:
         if (round, shard) in self._checked:
             return True
         path = self._path(round, shard)
-        try:
-            wanted = json.loads(path.read_bytes())["sha256"]
-            with path.with_suffix(".png").open("rb") as file:
-                whole = hashlib.file_digest(file, "sha256").hexdigest() == wanted
-        except FileNotFoundError:
+        if not path.exists() or not path.with_suffix(".png").exists():
             return False
+        try:
+            whole = has_sha256(path.with_suffix(".png"), json.loads(path.read_bytes())["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
             whole = False
         if not whole:

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
-from roentgen.images import write_atomic
+from roentgen.files import hold_folder, require_writable, write_atomic
 from roentgen.processes import ALONE, Process
 from roentgen.synthesis.card import add_tallies, tally, write_card
 from roentgen.synthesis.draws import Drawn, DrawStore, Judge, Make, Tally, draw
@@ -36,8 +36,6 @@ from roentgen.synthesis.plan import Plan
 from roentgen.synthesis.records import Record, SetInfo
 from roentgen.synthesis.writers import FORMATS, SUMS, Writer, write_sums
 from roentgen.synthesis.writers.parts import WORK
-from roentgen.training.settings import require_writable
-from roentgen.training.state import hold_folder
 
 POLL = 0.2
 """Seconds between two looks for what other processes write."""

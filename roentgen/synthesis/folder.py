@@ -7,8 +7,6 @@ manifest of them; ``generated_images`` gives the pixels of jobs.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -21,8 +19,9 @@ from numpy.typing import NDArray
 
 from roentgen import pipeline
 from roentgen.errors import UserError
-from roentgen.images import read_image, read_provenance, save_image, write_atomic
-from roentgen.metrics.result import file_hash, portable
+from roentgen.files import claim, file_hash, sha256
+from roentgen.images import read_image, read_provenance, save_image
+from roentgen.metrics.result import portable
 from roentgen.processes import ALONE, Process
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def resolve_sampling(model: pipeline.Model, steps: int | None, guidance: float |
 
 def image_path(folder: Path, job: Job) -> Path:
     """Where the image of ``job`` is kept: by prompt and seed, so that lists may grow or change order."""
-    return folder / f"{hashlib.sha256(job.prompt.encode()).hexdigest()[:16]}-{job.seed}.png"
+    return folder / f"{sha256(job.prompt)[:16]}-{job.seed}.png"
 
 
 def is_made(path: Path, job: Job, model_hash: str, sampling: Sampling) -> bool:
@@ -211,11 +210,7 @@ def generate_set(
 
 def _claim_images(out: Path, about: dict[str, Any]) -> None:
     """Refuse a folder with another model's images before one of them is replaced."""
-    path = out / "generation.json"
-    text = json.dumps(about, indent=1) + "\n"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise UserError(f"--out {out} holds images of another model, prompts or settings; choose another folder")
-    write_atomic(path, text.encode())
+    claim(out / "generation.json", about, holds="images of another", words={"name": "model", "hash": "model"})
 
 
 def is_manifest_file(path: Path) -> bool:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from roentgen.files import sha256
 from roentgen.prompts import FINDINGS, Labels, compose
 from roentgen.prompts.vocabulary import ADULTS, BOY_BELOW, CHILDREN, NARROWER, OPAQUE
 from roentgen.prompts.vocabulary import VIEWS as VIEW_WORDS
@@ -150,7 +151,7 @@ class Plan:
     @cached_property
     def hash(self) -> str:
         """16 hex digits that change with anything in the plan."""
-        return hashlib.sha256(_canonical(self.as_dict())).hexdigest()[:16]
+        return sha256(_canonical(self.as_dict()))[:16]
 
     def describe(self) -> list[str]:
         """Lines for the screen: settings, where the rows come from, and a table of their counts."""
@@ -190,10 +191,7 @@ class Plan:
 
     @cached_property
     def _groups_sha256(self) -> str:
-        digest = hashlib.sha256()
-        for group in self.groups:
-            digest.update(_canonical(group.as_dict()) + b"\n")
-        return digest.hexdigest()
+        return sha256(*(_canonical(group.as_dict()) + b"\n" for group in self.groups))
 
     @cached_property
     def _by_count(self) -> list[int]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from roentgen.errors import UserError
+from roentgen.files import fingerprint, new_folder, sha256
 from roentgen.models.text_encoders import (
     TextReader,
     encode_text_states,
@@ -21,8 +20,7 @@ from roentgen.models.text_encoders import (
     make_reader,
 )
 from roentgen.models.text_swap import swap_text_encoder
-from roentgen.training.latents import fingerprint, load_vae
-from roentgen.training.state import replace_folder
+from roentgen.training.latents import load_vae
 
 # Linear betas reach almost pure noise at the last step, so that sampling may start from pure noise (Lin et al. 2024,
 # section 2, show what goes wrong where they do not); "trailing" makes samplers start there.
@@ -143,7 +141,7 @@ def load_parts(
     autoencoder.eval().requires_grad_(False)
     # Dropout, where a text encoder has it, would make a continued run differ from an unbroken one.
     encoder.eval()
-    mark = hashlib.sha256(f"{origin or fingerprint(autoencoder)} {fingerprint(encoder)}".encode()).hexdigest()[:16]
+    mark = sha256(f"{origin or fingerprint(autoencoder)} {fingerprint(encoder)}")[:16]
     return Parts(autoencoder, network, encoder, tokenizer, scheduler, reader, projected, mark)
 
 
@@ -194,20 +192,15 @@ def save_pipeline(folder: Path, parts: Parts, facts: dict[str, Any], *, dtype: t
     )
     if dtype != torch.float32:
         pipeline.to(dtype=dtype)
-    temporary = folder.with_name(folder.name + ".part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        pipeline.save_pretrained(temporary, safe_serialization=True)
+    advice = "checkpoints are kept: run the same command again"
+    with new_folder(folder, advice=advice) as temporary:
+        try:
+            pipeline.save_pretrained(temporary, safe_serialization=True)
+        except SafetensorError as error:
+            raise OSError(f"cannot write the pipeline: {error}") from error
         for config in temporary.glob("*/config.json"):  # where the parts came from is of no use to others
             values = json.loads(config.read_text())
             values.pop("_name_or_path", None)
             config.write_text(json.dumps(values, indent=2) + "\n")
         facts = {**facts, "text": {"chunks": parts.reader.chunks}}
         (temporary / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(
-            f"--out {folder.parent}: cannot write the pipeline ({error}); checkpoints are kept, so free some space and "
-            "run the same command again"
-        ) from None
-    replace_folder(temporary, folder)

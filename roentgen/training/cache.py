@@ -9,11 +9,9 @@ one cache at the same time; a build that was broken off goes on where it stopped
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,16 +25,14 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from roentgen.data.images import CHAIN, ImageSource
-from roentgen.data.manifest import write_atomically
 from roentgen.errors import UserError
+from roentgen.files import clean, file_sha256, fingerprint, read_sealed, sha256, write_atomic, write_sealed
 from roentgen.training import latents
-from roentgen.training.latents import fingerprint
 
 # Changing how texts become states must change this, or old caches would be taken for new.
 TEXT_CHAIN = "reader.tokens+encode_text_states-1"
 SHARD_BYTES = 64 * 2**20  # of rows in a file; also what a build holds in memory
 BLOCK = 64  # neighbouring rows that one process computes: small for even shares, large for reading in sequence
-STALE_SECONDS = 3600  # a temporary file that nobody has written to for so long was left by a killed run
 FLOAT16_MAX = float(torch.finfo(torch.float16).max)
 
 
@@ -190,17 +186,14 @@ def _compute(
 
 
 def _file_name(keys: Sequence[str]) -> str:
-    return f"rows-{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:20]}.safetensors"
+    return f"rows-{sha256(' '.join(keys))[:20]}.safetensors"
 
 
 def _write_file(folder: Path, keys: Sequence[str], rows: NDArray[np.float16]) -> None:
     """One file of rows, with its keys and the sha256 of the rows in its header."""
-    note = json.dumps({"keys": list(keys), "sha256": hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()})
+    note = json.dumps({"keys": list(keys), "sha256": sha256(np.ascontiguousarray(rows).data)})
     content = save({"rows": np.ascontiguousarray(rows)}, metadata={"roentgen": note})
-    try:
-        write_atomically(folder / _file_name(keys), content, name="cache file")
-    except UserError as error:
-        raise UserError(f"{error}; run the same command again, files already written are kept") from error
+    write_atomic(folder / _file_name(keys), content, advice="run the same command again")
 
 
 def _read_header(path: Path) -> _File | None:
@@ -236,33 +229,28 @@ def _check_files(folder: Path, *, process: int, processes: int, what: str) -> No
         if header is None:
             return False
         rows = np.memmap(path, dtype=np.uint8, mode="r", offset=header.offset)
-        return hashlib.sha256(rows.data).hexdigest() == header.sha256
+        return sha256(rows.data) == header.sha256
 
     # The share goes by name: lists differ between processes while damaged files disappear.
     paths = [
         p
         for p in sorted(folder.glob("rows-*"))
-        if int(hashlib.sha256(p.name.encode()).hexdigest(), 16) % processes == process
+        if int(sha256(p.name), 16) % processes == process
     ]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for path, good in zip(paths, pool.map(sound, paths), strict=True):
             if not good and path.exists():
                 print(f"{path}: corrupt; its {what} are computed again", file=sys.stderr)
                 path.unlink(missing_ok=True)
-    for path in folder.glob(".*.tmp"):
-        try:
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
-        except FileNotFoundError:
-            continue  # another process was faster
+    clean(folder)
 
 
 def _cache_folder(folder: Path, kind: str, parts: dict[str, Any], *, process: int) -> Path:
     """Folder of a cache with everything that decides its rows' values; ``cache.json`` tells it to people."""
     text = json.dumps(parts, sort_keys=True, indent=1, default=str)
-    place = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+    place = folder / f"{kind}-{sha256(text)[:20]}"
     if process == 0 and not (place / "cache.json").exists():
-        write_atomically(place / "cache.json", text.encode(), name="cache description")
+        write_atomic(place / "cache.json", text.encode())
     return place
 
 
@@ -383,7 +371,7 @@ def _image_digests(
         ]
         if todo:
             hashed = tqdm(
-                pool.map(_digest, [paths[item] for item in todo]),
+                pool.map(file_sha256, [paths[item] for item in todo]),
                 total=len(todo),
                 desc="hashing images",
                 file=sys.stderr,
@@ -394,11 +382,11 @@ def _image_digests(
             lines = _read_digests(own)
             lines |= {stamps[item]: digest for item, digest in zip(todo, hashed, strict=True)}
             body = "".join(f"{stamp} {digest}\n" for stamp, digest in lines.items()).encode()
-            write_atomically(own, hashlib.sha256(body).hexdigest().encode() + b"\n" + body, name="list of images")
+            write_sealed(own, body)
         wait()
         known |= _known_digests(folder)
         # Only where processes do not share a disk, or another run has written the same list.
-        return [known.get(stamp) or _digest(path) for stamp, path in zip(stamps, paths, strict=True)]
+        return [known.get(stamp) or file_sha256(path) for stamp, path in zip(stamps, paths, strict=True)]
 
 
 def _stamp(path: str) -> str:
@@ -408,15 +396,7 @@ def _stamp(path: str) -> str:
     except OSError:
         raise UserError(f"{path}: image not found; run `roentgen data check` on the manifest") from None
     text = f"{path}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-
-
-def _digest(path: str) -> str:
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend the manifest's image column") from error
+    return sha256(text)[:32]
 
 
 def _known_digests(folder: Path) -> dict[str, str]:
@@ -428,12 +408,10 @@ def _known_digests(folder: Path) -> dict[str, str]:
 
 def _read_digests(path: Path) -> dict[str, str]:
     """A list of stamps and digests; empty where it is missing or damaged, so that files are hashed again."""
-    try:
-        head, _, body = path.read_bytes().partition(b"\n")
-    except FileNotFoundError:
-        return {}
-    if hashlib.sha256(body).hexdigest().encode() != head:
-        print(f"{path}: corrupt; images are hashed again", file=sys.stderr)
+    body = read_sealed(path)
+    if body is None:
+        if path.exists():
+            print(f"{path}: corrupt; images are hashed again", file=sys.stderr)
         return {}
     words = body.decode().split()
     return dict(zip(words[::2], words[1::2], strict=True))
@@ -523,7 +501,7 @@ def text_cache(
     try:
         store = build_rows(
             place,
-            [hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() for text in unique],
+            [sha256(text) for text in unique],
             lambda items: [unique[item] for item in items],
             encode,
             what="text states",
@@ -548,4 +526,4 @@ def tokenizer_hash(tokenizer: Any) -> str:
     content["class"] = type(tokenizer).__name__
     content["special"] = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
     content["padding_side"] = tokenizer.padding_side
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+    return sha256(json.dumps(content, sort_keys=True))[:20]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from roentgen import diffusion
 from roentgen.data.images import ImageSource
+from roentgen.files import sha256
 from roentgen.images import to_autoencoder
 from roentgen.models.text_encoders import TextReader, Tokens, encode_text_states
 from roentgen.prompts import Labels
@@ -223,12 +224,9 @@ def balanced_loss_weights(table: Any, power: float) -> Tensor:
 
 def content_key(table: Any) -> str:
     """A short hash of what a table trains on: file names, texts and splits, wherever the files are."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for image, text, split in zip(table["image"], table["text"], table["split"], strict=True):
-        digest.update(f"{str(image).replace(chr(92), '/').rsplit('/', 1)[-1]}\t{text}\t{split}\n".encode())
-    return digest.hexdigest()[:16]
+    names = (str(image).replace("\\", "/").rsplit("/", 1)[-1] for image in table["image"])
+    rows = zip(names, table["text"], table["split"], strict=True)
+    return sha256(*(f"{name}\t{text}\t{split}\n" for name, text, split in rows))[:16]
 
 
 def preview_fit(

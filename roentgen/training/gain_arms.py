@@ -7,7 +7,6 @@ equal steps hold by design.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import math
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 
 from roentgen.data.images import load_pixels
 from roentgen.errors import UserError
-from roentgen.images import write_atomic
+from roentgen.files import sha256, write_atomic
 from roentgen.metrics.result import Context, plain, write_result
 from roentgen.training.gain_classifier import Labelled, Phase, Recipe, build_net, predict, train, val_auroc
 from roentgen.training.speed import keep_freed_memory
@@ -144,10 +143,9 @@ def load_source(name: str, table: pd.DataFrame, findings: Sequence[str], *, size
     nothing = pd.Series(np.nan, index=table.index)
     labels = np.column_stack([table.get(f, nothing).to_numpy(np.float32, na_value=np.nan) for f in findings])
     patients, splits = (table[column].to_numpy(dtype=str) for column in ("patient_id", "split"))
-    digest = hashlib.sha256(np.ascontiguousarray(open_pixels(images, size, cache)).data)
-    digest.update(labels.tobytes())
-    digest.update("\n".join([*findings, *patients, *splits]).encode())
-    return Source(name, images, labels, patients, splits, size, cache, digest.hexdigest()[:16])
+    pixels = np.ascontiguousarray(open_pixels(images, size, cache))
+    digest = sha256(pixels.data, labels.tobytes(), "\n".join([*findings, *patients, *splits]))
+    return Source(name, images, labels, patients, splits, size, cache, digest[:16])
 
 
 @lru_cache(maxsize=8)
@@ -186,10 +184,10 @@ def check_patients(real: Source, patients: NDArray[np.str_], flag: str) -> None:
         )
 
 
-def _prints(source: Source, rows: Rows) -> set[bytes]:
+def _prints(source: Source, rows: Rows) -> set[str]:
     """Hashes of the pixels of some rows."""
     pixels = open_pixels(source.images, source.size, source.cache)
-    return {hashlib.sha256(np.ascontiguousarray(pixels[row]).data).digest() for row in rows}
+    return {sha256(np.ascontiguousarray(pixels[row]).data) for row in rows}
 
 
 # --------------------------------------------------------------------------------------------------------- subsets

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,6 @@ def load_vae(folder: Path) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no autoencoder can be loaded from there ({str(error).splitlines()[0]})") from None
     return vae.eval().requires_grad_(False)
-
-
-def fingerprint(module: torch.nn.Module) -> str:
-    """A short hash of a module's weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()

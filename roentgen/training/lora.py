@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from roentgen.errors import UserError
+from roentgen.files import new_folder
 
 # Attention projections, as in diffusers' and kohya's training scripts, so that any loader knows the names.
 UNET_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -50,13 +51,11 @@ def save_lora(folder: Path, unet: Any, text_encoder: Any) -> None:
             given[f"{name}_lora_adapter_metadata"] = {
                 key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
             }
-    try:
-        StableDiffusionPipeline.save_lora_weights(str(folder), **given)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"--out {folder.parent}: cannot write the adapters ({error}); checkpoints are kept, so free some space and "
-            "run the same command again"
-        ) from None
+    with new_folder(folder, advice="checkpoints are kept: run the same command again") as temporary:
+        try:
+            StableDiffusionPipeline.save_lora_weights(str(temporary), **given)
+        except SafetensorError as error:
+            raise OSError(f"cannot write the adapters: {error}") from error
 
 
 def merge_lora(module: Any) -> None:

@@ -7,7 +7,6 @@ import json
 import sys
 import typing
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -95,14 +94,3 @@ def require(condition: bool, message: str) -> None:
     """Raise ``UserError(message)`` unless ``condition`` holds."""
     if not condition:
         raise UserError(message)
-
-
-def require_writable(folder: Path, flag: str) -> None:
-    """Create ``folder``; a user's mistake is one sentence that names ``flag``."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"{flag} {folder}: cannot write there ({error.strerror}); choose another folder") from None

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from roentgen.errors import UserError
+from roentgen.files import clean, open_atomic, write_atomic
 
 
 def batch_generator(seed: int, batch: int, stream: int = 0) -> torch.Generator:
@@ -160,22 +160,17 @@ class Checkpoints:
 
     def tidy(self) -> None:
         """Remove what a killed run left half-written."""
+        clean(self.folder)
         for path in self.folder.glob("state-*.tmp"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def save(self, images: int, state: dict[str, Any]) -> Path:
-        """Write ``state`` for ``images`` images seen: temporary file, fsync, rename; then drop the oldest."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write ``state`` for ``images`` images seen: whole or not at all; then drop the oldest."""
         path = self.folder / f"state-{images:010d}.pt"
-        temporary = path.with_suffix(".tmp")
         try:
-            with temporary.open("wb") as file:
+            with open_atomic(path) as file:
                 torch.save({"images": images, **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-            temporary.unlink(missing_ok=True)
+        except (UserError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
             raise UserError(
                 f"--out {self.folder}: could not write a checkpoint ({error}); older ones are kept"
             ) from None
@@ -211,7 +206,7 @@ class Checkpoints:
             ) from None
         wait()
         if main:
-            (temporary / "facts.json").write_text(json.dumps({"images": images, **facts}))
+            write_atomic(temporary / "facts.json", json.dumps({"images": images, **facts}).encode())
             shutil.rmtree(path, ignore_errors=True)
             temporary.replace(path)
             self._drop()
@@ -249,26 +244,3 @@ class Checkpoints:
                 f"--out {self.folder.parent}: its checkpoint was made with other settings: {listed}; "
                 "use the same settings or a new --out"
             )
-
-
-def hold_folder(folder: Path, flag: str) -> IO[str]:
-    """Lock ``folder`` for one run; the lock is held until the returned file is closed or the process ends."""
-    import fcntl
-
-    file = (folder / ".lock").open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(f"{flag} {folder}: another run is writing there; wait for it or choose another") from None
-    return file
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """Put folder ``source`` in place of ``target``: the old one goes only when the new one is complete."""
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from roentgen.files import open_atomic, sha256
 from roentgen.metrics import damage, duplicates, neighbours
 from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.laterality import LEFT, RIGHT
@@ -108,9 +108,8 @@ class Reader:
 
     def outputs(self, pixels: NDArray[np.uint8], name: str) -> dict[str, Floats]:
         both = {extractor.key: extractor for extractor in (self.classifier, self.chosen)}
-        key = hashlib.sha256(f"{pixels.shape} {sorted(both)}".encode())
-        key.update(np.ascontiguousarray(pixels).data)
-        path = self.work / "outputs" / f"{key.hexdigest()[:20]}.npz"
+        key = sha256(f"{pixels.shape} {sorted(both)}", np.ascontiguousarray(pixels).data)
+        path = self.work / "outputs" / f"{key[:20]}.npz"
         if path.is_file():
             with np.load(path) as stored:
                 return {field: _double(stored[field]) for field in stored.files}
@@ -131,12 +130,10 @@ class Reader:
             "thumbs": neighbours.thumbnails(pixels).astype(np.float64),
             "hashes": duplicates.difference_hash(list(pixels)),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".part.npz")
         # Everything came in single precision, so nothing is lost, and half of the disk is saved.
         found = {field: v.astype(np.float32) if v.dtype == np.float64 else v for field, v in found.items()}
-        np.savez(temporary, **found)
-        temporary.replace(path)
+        with open_atomic(path, advice="choose another --work") as file:
+            np.savez(file, **found)
         return {field: _double(values) for field, values in found.items()}
 
     def sample(self, pixels: NDArray[np.uint8], rows: pd.DataFrame, name: str) -> Sample:

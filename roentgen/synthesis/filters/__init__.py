@@ -8,7 +8,6 @@ folder and one line of ``STAGES``.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
+from roentgen.files import sha256
 from roentgen.metrics.extractors import classifier_extractor
 from roentgen.prompts import Labels
 from roentgen.synthesis.filters import copies, demographics, prompt, real
@@ -64,7 +64,7 @@ class Filter:
     @property
     def hash(self) -> str:
         """16 hex digits over the stages and their thresholds."""
-        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:16]
+        return sha256(json.dumps(self.describe(), sort_keys=True))[:16]
 
     def judge(self, images: NDArray[np.uint8], labels: Sequence[Labels]) -> list[Verdict]:
         """A verdict for each of ``images`` (N, H, W), whose prompts say ``labels``."""

@@ -9,7 +9,6 @@ weights of ``Appearance.coordinates`` and, last, the intercept.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
-from roentgen.images import write_atomic
-from roentgen.metrics.result import file_hash
+from roentgen.files import file_hash, sha256, unit_interval, write_atomic
 from roentgen.models.classifier import SHIPPED as SHIPPED_CLASSIFIER
 from roentgen.synthesis.filters.appearance import Appearance
 
@@ -75,7 +73,7 @@ def save_reference(folder: Path, info: Mapping[str, Any], arrays: Mapping[str, N
 
     data = save({name: np.ascontiguousarray(value) for name, value in sorted(arrays.items())})
     write_atomic(folder / ARRAYS, data)
-    body = {"version": VERSION, **info, "arrays_sha256": hashlib.sha256(data).hexdigest()}
+    body = {"version": VERSION, **info, "arrays_sha256": sha256(data)}
     write_atomic(folder / JSON, (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
 
 
@@ -104,13 +102,13 @@ def load_reference(folder: Path | None = None) -> Reference:
         raise UserError(f"--reference {where}: {JSON} is damaged; {MADE_BY}") from None
     if version != VERSION:
         raise UserError(f"--reference {where}: of version {version}, not {VERSION}; {MADE_BY}")
-    if hashlib.sha256(data).hexdigest() != wanted:
+    if sha256(data) != wanted:
         raise UserError(f"--reference {where}: {ARRAYS} is damaged or of another reference; {MADE_BY}")
     try:
         arrays = load(data)
     except SafetensorError as error:
         raise UserError(f"--reference {where}: {ARRAYS} cannot be read ({error}); {MADE_BY}") from None
-    found = Reference(where, info, arrays, hashlib.sha256(text).hexdigest()[:16])
+    found = Reference(where, info, arrays, sha256(text)[:16])
     if file_hash(found.classifier) != classifier:
         raise UserError(f"--reference {where}: made with another classifier than {found.classifier.name}; {MADE_BY}")
     return found
@@ -122,5 +120,5 @@ def outside_part(patients: Sequence[str], part: str) -> NDArray[np.bool_]:
         start, end = (float(value) for value in part.split("-"))
     except ValueError:
         raise UserError(f"--classifier: its part {part!r} is not START-END; train it again") from None
-    places = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48 for name in patients]
+    places = [unit_interval(name) for name in patients]
     return np.array([not start <= place < end for place in places], dtype=bool)

@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from roentgen.images import open_atomic
+from roentgen.files import file_sha256, open_atomic
 from roentgen.synthesis.records import Record, SetInfo
 from roentgen.synthesis.writers.dicom import DicomWriter
 from roentgen.synthesis.writers.folder import FolderWriter
 from roentgen.synthesis.writers.parquet import ParquetWriter
-from roentgen.synthesis.writers.parts import WORK, Parts, file_sha256
+from roentgen.synthesis.writers.parts import WORK, Parts
 from roentgen.synthesis.writers.webdataset import WebDatasetWriter
 
 SUMS = "SHA256SUMS"

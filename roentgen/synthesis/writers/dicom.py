@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from collections.abc import Sequence
@@ -10,7 +9,8 @@ from collections.abc import Sequence
 from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage
 
-from roentgen.images import dicom_bytes, dicom_dataset, write_atomic
+from roentgen.files import sha256, write_atomic
+from roentgen.images import dicom_bytes, dicom_dataset
 from roentgen.synthesis.records import Record
 from roentgen.synthesis.writers.parts import FOLDER_SIZE, Part, ShardWriter, cell_text, cells, columns, open_table
 
@@ -40,7 +40,7 @@ class DicomWriter(ShardWriter):
                 path = f"dicom/{study}/{name}.dcm"
                 data = dicom_bytes(dataset)
                 write_atomic(self.out / path, data, scratch=self.parts.scratch)
-                files[path] = hashlib.sha256(data).hexdigest()
+                files[path] = sha256(data)
             added = [f"{study}/report.dcm", str(image.StudyInstanceUID), str(image.SOPInstanceUID)]
             rows.append([*cells(record, self.info, f"{study}/image.dcm"), *added])
         self.parts.write(shard, Part(files, rows))
@@ -164,5 +164,4 @@ def _language() -> Dataset:
 def _uid(record: Record, kind: str) -> str:
     """A UID below 2.25 (PS3.5 B.2), the same each time: from the slot and all that the image depends on."""
     origin = json.dumps([kind, record.row.slot, record.seed, sorted(record.provenance.items())])
-    digest = hashlib.sha256(origin.encode()).digest()
-    return f"2.25.{uuid.UUID(bytes=digest[:16], version=5).int}"
+    return f"2.25.{uuid.UUID(hex=sha256(origin)[:32], version=5).int}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 from roentgen.data.labels import NIH_14, NO_FINDING
-from roentgen.images import encode_image, write_atomic
+from roentgen.files import sha256, write_atomic
+from roentgen.images import encode_image
 from roentgen.prompts.vocabulary import NARROWER
 from roentgen.synthesis.records import Record
 from roentgen.synthesis.writers.parts import FOLDER_SIZE, Part, ShardWriter, cell_text, cells, columns, open_table
@@ -32,7 +32,7 @@ class FolderWriter(ShardWriter):
             path = f"images/{record.row.slot // FOLDER_SIZE:05d}/{record.name}.png"
             data = encode_image(record.image, "png", record.provenance)
             write_atomic(self.out / path, data, scratch=self.parts.scratch)
-            files[path] = hashlib.sha256(data).hexdigest()
+            files[path] = sha256(data)
             labels = _nih_labels(record)
             rows.append([*cells(record, self.info, path), *reversed(record.image.shape), labels])
         self.parts.write(shard, Part(files, rows))

@@ -6,9 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from roentgen.images import encode_image, open_atomic
+from roentgen.files import HashedFile, open_atomic
+from roentgen.images import encode_image
 from roentgen.synthesis.records import Record
-from roentgen.synthesis.writers.parts import HashedFile, Part, ShardWriter, cells, columns
+from roentgen.synthesis.writers.parts import Part, ShardWriter, cells, columns
 
 ROW_GROUP = 100  # images; what a reader of Parquet must hold at once
 

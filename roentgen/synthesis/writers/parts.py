@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.errors import UserError
-from roentgen.images import open_atomic, write_atomic
+from roentgen.files import has_sha256, open_atomic, read_sealed, write_sealed
 from roentgen.prompts import FINDINGS, NO_FINDING
 from roentgen.synthesis.records import LICENCE, Record, SetInfo
 
@@ -111,41 +110,6 @@ def open_table(path: Path, header: Sequence[str], *, scratch: Path) -> Iterator[
         text.detach()
 
 
-class HashedFile(io.RawIOBase):
-    """Passes on to ``file`` what is written from start to end, and hashes it on the way."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self._size = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._file.write(data)
-        self._digest.update(data)
-        self._size += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self._size
-
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str | None:
-    """SHA-256 of a file, None where there is none; memory does not grow with its size."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend the disk or choose another --out") from error
-
-
 @dataclass(frozen=True)
 class Part:
     """``files``: path below OUT -> SHA-256, in the order of paths. ``rows``: ``cells``, and what a format adds."""
@@ -165,23 +129,17 @@ class Parts:
     def write(self, shard: int, part: Part) -> None:
         """Say that a shard is finished; all its files must be written."""
         body = json.dumps({"files": part.files, "rows": part.rows}, ensure_ascii=False).encode()
-        seal = hashlib.sha256(body).hexdigest().encode()
-        write_atomic(self._path(shard), seal + b"\n" + body, scratch=self.scratch)
+        write_sealed(self._path(shard), body, scratch=self.scratch)
 
     def read(self, shard: int) -> Part | None:
         """A shard's part; None where there is none or it is damaged."""
-        try:
-            seal, _, body = self._path(shard).read_bytes().partition(b"\n")
-        except FileNotFoundError:
-            return None
-        if hashlib.sha256(body).hexdigest().encode() != seal:
-            return None
-        return Part(**json.loads(body))
+        body = read_sealed(self._path(shard))
+        return None if body is None else Part(**json.loads(body))
 
     def intact(self, shard: int) -> bool:
         """Whether a shard's part and all its files have the bytes that were written."""
         part = self.read(shard)
-        return part is not None and all(file_sha256(self.out / path) == sha for path, sha in part.files.items())
+        return part is not None and all(has_sha256(self.out / path, sha) for path, sha in part.files.items())
 
     def rows(self, shards: int) -> Iterator[Sequence[Any]]:
         """The rows of ``shards`` shards, one shard in memory; UserError where one is unfinished."""

@@ -7,9 +7,10 @@ import json
 import tarfile
 from collections.abc import Sequence
 
-from roentgen.images import encode_image, open_atomic
+from roentgen.files import HashedFile, open_atomic
+from roentgen.images import encode_image
 from roentgen.synthesis.records import Record
-from roentgen.synthesis.writers.parts import HashedFile, Part, ShardWriter, cell_text, cells, columns
+from roentgen.synthesis.writers.parts import Part, ShardWriter, cell_text, cells, columns
 
 
 class WebDatasetWriter(ShardWriter):
