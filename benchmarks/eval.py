@@ -30,7 +30,7 @@ from roentgen.config import parse
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
 from roentgen.images import read_image
-from roentgen.metrics.report import replace_between_markers
+from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import git_state, versions
 from roentgen.models.loading import read_json
 

@@ -23,7 +23,7 @@ from typing import Any
 from roentgen import errors
 from roentgen.config import parse
 from roentgen.errors import UserError
-from roentgen.metrics.report import replace_between_markers
+from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import Context, git_state, read_result, write_result
 
 ROOT = Path(__file__).resolve().parent.parent

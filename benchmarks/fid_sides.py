@@ -18,9 +18,9 @@ Job = dict[str, Any]
 
 
 def ours(job: Job, resize: str) -> Callable[[], float]:
+    from roentgen.metrics.distribution.frechet import frechet_distance
     from roentgen.metrics.extractors import inception_extractor
     from roentgen.metrics.features import stream_moments
-    from roentgen.metrics.frechet import frechet_distance
     from roentgen.metrics.image_set import open_set
     from roentgen.training.speed import keep_freed_memory
 
@@ -73,7 +73,7 @@ def roots(job: Job) -> dict[str, float]:
     import numpy as np
     import scipy.linalg
 
-    from roentgen.metrics.frechet import Moments, trace_root
+    from roentgen.metrics.distribution.frechet import Moments, trace_root
 
     def made(seed: int) -> Moments:
         rng = np.random.default_rng(seed)

@@ -34,7 +34,7 @@ from roentgen import errors
 from roentgen.config import parse
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
-from roentgen.metrics.report import replace_between_markers
+from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import git_state, processor, versions
 from roentgen.models import loading, registry
 from roentgen.pipeline import FALLBACKS, SAMPLERS

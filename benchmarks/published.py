@@ -31,10 +31,11 @@ from roentgen import errors
 from roentgen.config import parse
 from roentgen.errors import UserError
 from roentgen.images import read_image
-from roentgen.metrics import extractors, frechet
-from roentgen.metrics.ms_ssim import MIN_SIDE, pair_ms_ssim
-from roentgen.metrics.report import figure, replace_between_markers
-from roentgen.metrics.report import table as markdown
+from roentgen.metrics import extractors
+from roentgen.metrics.distribution import frechet
+from roentgen.metrics.diversity.ms_ssim import MIN_SIDE, pair_ms_ssim
+from roentgen.metrics.report.tables import figure, replace_between_markers
+from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, portable, read_result, write_result
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -37,7 +37,7 @@ from roentgen import errors
 from roentgen.config import parse
 from roentgen.errors import UserError
 from roentgen.files import file_hash
-from roentgen.metrics.report import replace_between_markers
+from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import Context, git_state, read_result, write_result
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -29,13 +29,9 @@ import torch
 
 from roentgen import errors
 from roentgen.data.manifest import finding_columns, read_manifest
-from roentgen.files import file_hash, require_writable, write_atomic
-from roentgen.metrics import augmentation, augmentation_report
-from roentgen.metrics.auroc import MIN_CASES
-from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights
-from roentgen.metrics.report import replace_between_markers
-from roentgen.metrics.result import Context, portable, read_result, write_result
-from roentgen.training.gain_arms import (
+from roentgen.experiments.augmentation import gain as augmentation
+from roentgen.experiments.augmentation import report as augmentation_report
+from roentgen.experiments.augmentation.arms import (
     ARMS,
     BASELINE,
     Run,
@@ -49,7 +45,12 @@ from roentgen.training.gain_arms import (
     real_subset,
     run_all,
 )
-from roentgen.training.gain_classifier import NETS, Recipe, build_net, check_recipe
+from roentgen.experiments.augmentation.classifier import NETS, Recipe, build_net, check_recipe
+from roentgen.files import file_hash, require_writable, write_atomic
+from roentgen.metrics.adherence.auroc import MIN_CASES
+from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights
+from roentgen.metrics.report.tables import replace_between_markers
+from roentgen.metrics.result import Context, portable, read_result, write_result
 from roentgen.training.settings import require
 
 NAME = "augmentation_gain"

@@ -24,12 +24,8 @@ from tqdm import tqdm
 
 from roentgen import errors
 from roentgen.data.manifest import finding_columns, read_manifest
-from roentgen.files import file_hash, require_writable
-from roentgen.metrics.auroc import macro_auroc
-from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights
-from roentgen.metrics.result import Context, plain, portable, read_result, write_result
-from roentgen.training.gain_arms import Source, load_source, open_pixels, real_subset
-from roentgen.training.gain_classifier import (
+from roentgen.experiments.augmentation.arms import Source, load_source, open_pixels, real_subset
+from roentgen.experiments.augmentation.classifier import (
     NO_FINDING,
     Labelled,
     Phase,
@@ -39,6 +35,10 @@ from roentgen.training.gain_classifier import (
     predict,
     train,
 )
+from roentgen.files import file_hash, require_writable
+from roentgen.metrics.adherence.auroc import macro_auroc
+from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights
+from roentgen.metrics.result import Context, plain, portable, read_result, write_result
 from roentgen.training.settings import require
 from roentgen.training.speed import keep_freed_memory
 

@@ -18,8 +18,9 @@ from roentgen import errors, pipeline
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import file_hash, require_writable
-from roentgen.metrics import auroc, frechet
+from roentgen.metrics.adherence import auroc
 from roentgen.metrics.bootstrap import cluster_weights
+from roentgen.metrics.distribution import frechet
 from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.result import Context, command_line, portable, write_result
 from roentgen.models.classifier import load_classifier

@@ -23,8 +23,12 @@ from roentgen import errors, pipeline
 from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import file_hash, require_writable
-from roentgen.metrics import auroc, frechet, laterality, memorisation, ms_ssim, neighbours, pairing
+from roentgen.metrics import neighbours, pairing
+from roentgen.metrics.adherence import auroc, laterality
 from roentgen.metrics.bootstrap import cluster_weights, mean_interval, percentile_interval
+from roentgen.metrics.distribution import frechet
+from roentgen.metrics.diversity import ms_ssim
+from roentgen.metrics.memorisation import nearness as memorisation
 from roentgen.metrics.reconstruction import reconstruct
 from roentgen.metrics.result import Context, command_line, portable, write_result
 from roentgen.metrics.study import Study, write_grids

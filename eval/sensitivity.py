@@ -24,17 +24,17 @@ from tqdm import tqdm
 from roentgen import errors
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
+from roentgen.experiments.sensitivity.damages import DAMAGES, damaged_sample, doses_of
+from roentgen.experiments.sensitivity.noise import noise_of_all, range_about
+from roentgen.experiments.sensitivity.results import write_metric, write_planted
+from roentgen.experiments.sensitivity.samples import SIDE, Reader, World, pairs_of
+from roentgen.experiments.sensitivity.scores import BOUNDS, METRICS
+from roentgen.experiments.sensitivity.tables import report
 from roentgen.files import file_hash, require_writable
 from roentgen.metrics import neighbours
 from roentgen.metrics.extractors import load_extractor
-from roentgen.metrics.report import replace_between_markers
+from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import Context, command_line, portable
-from roentgen.metrics.sensitivity.damages import DAMAGES, damaged_sample, doses_of
-from roentgen.metrics.sensitivity.noise import noise_of_all, range_about
-from roentgen.metrics.sensitivity.results import write_metric, write_planted
-from roentgen.metrics.sensitivity.samples import SIDE, Reader, World, pairs_of
-from roentgen.metrics.sensitivity.scores import BOUNDS, METRICS
-from roentgen.metrics.sensitivity.tables import report
 from roentgen.training.settings import as_dict, parse_settings, require
 
 NAME = "sensitivity"

@@ -30,11 +30,12 @@ from roentgen import errors, pipeline
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import file_hash, require_writable, write_atomic
-from roentgen.metrics import auroc, frechet
+from roentgen.metrics.adherence import auroc
 from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
+from roentgen.metrics.distribution import frechet
 from roentgen.metrics.pairing import draw_prompts
-from roentgen.metrics.report import figure, replace_between_markers
-from roentgen.metrics.report import table as markdown
+from roentgen.metrics.report.tables import figure, replace_between_markers
+from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, command_line, portable, read_result, write_result
 from roentgen.models.classifier import load_classifier
 from roentgen.synthesis.folder import Job, Sampling, generated_images
@@ -284,7 +285,7 @@ def plot(result: Mapping[str, Any]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from roentgen.metrics.plots import COLOURS, LINES, MARKERS, STYLE
+    from roentgen.metrics.report.plots import COLOURS, LINES, MARKERS, STYLE
 
     curve, reference = result["details"]["curve"], result["details"]["reference"]
     buffer = io.StringIO()

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from roentgen import errors
-from roentgen.metrics.report import mini_report, replace_between_markers
-from roentgen.metrics.suite_report import markdown as suite_table
+from roentgen.metrics.report.page import markdown as suite_table
+from roentgen.metrics.report.tables import mini_report, replace_between_markers
 
 
 def main(argv: Sequence[str] | None = None) -> int:

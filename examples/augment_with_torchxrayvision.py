@@ -26,7 +26,7 @@ from torchvision.transforms import Compose
 from roentgen import errors
 from roentgen.data.manifest import finding_columns, read_manifest
 from roentgen.images import read_image
-from roentgen.metrics.auroc import auroc
+from roentgen.metrics.adherence.auroc import auroc
 
 PATHOLOGIES = ["Atelectasis", "Cardiomegaly", "Consolidation", "Effusion", "Infiltration", "Pneumothorax"]
 

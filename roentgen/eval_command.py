@@ -120,10 +120,10 @@ def evaluate(
     from roentgen.files import hold_folder, require_writable
     from roentgen.metrics.features import extract_share
     from roentgen.metrics.image_set import open_set
-    from roentgen.metrics.replicates import write_replicates
+    from roentgen.metrics.report.page import write_report
+    from roentgen.metrics.report.replicates import write_replicates
     from roentgen.metrics.result import portable
     from roentgen.metrics.suite import Outcome, Plan, choose_extractors, choose_measures, run_suite
-    from roentgen.metrics.suite_report import write_report
     from roentgen.pipeline import pick_device
     from roentgen.processes import meeting, this_process
     from roentgen.synthesis.folder import generate_set, made_by, on_this_disk
@@ -312,7 +312,7 @@ def _compare(folders: list[str], out: str | None, *, seed: int, resamples: int) 
     if out is None:
         raise UserError("--out is missing; name a folder for the comparison")
     _need("matplotlib")
-    from roentgen.metrics.compare import compare_folders
+    from roentgen.metrics.report.compare import compare_folders
 
     print(compare_folders([Path(folder) for folder in folders], Path(out), seed=seed, resamples=resamples))
     return 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from roentgen.metrics import adherence, calibration
-from roentgen.metrics.adherence import Judged
+from roentgen.metrics.adherence import calibration
+from roentgen.metrics.adherence import scored as adherence
+from roentgen.metrics.adherence.scored import Judged
 
 FINDINGS = ["No Finding", "Effusion", "Mass"]
 

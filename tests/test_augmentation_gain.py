@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from roentgen import errors
-from roentgen.metrics import augmentation
-from roentgen.metrics.auroc import weighted_auroc
+from roentgen.experiments.augmentation import arms as gain_arms
+from roentgen.experiments.augmentation import gain as augmentation
+from roentgen.experiments.augmentation.arms import ARMS, Source, plan_runs, real_subset, schedule, synthetic_rows
+from roentgen.experiments.augmentation.classifier import Recipe, build_net, classic, masked_loss
+from roentgen.metrics.adherence.auroc import weighted_auroc
 from roentgen.metrics.bootstrap import cluster_weights
-from roentgen.training import gain_arms
-from roentgen.training.gain_arms import ARMS, Source, plan_runs, real_subset, schedule, synthetic_rows
-from roentgen.training.gain_classifier import Recipe, build_net, classic, masked_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 FINDINGS = ("No Finding", "Effusion", "Hernia")

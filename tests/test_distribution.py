@@ -9,9 +9,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from roentgen.metrics import distribution, frechet, kernel
-from roentgen.metrics.distribution import METRICS, Pair
-from roentgen.metrics.prdc import manifolds, radii
+from roentgen.metrics.distribution import frechet, kernel
+from roentgen.metrics.distribution import pairs as distribution
+from roentgen.metrics.distribution.pairs import METRICS, Pair
+from roentgen.metrics.distribution.prdc import manifolds, radii
 
 
 def draws(n: int, dim: int = 8, *, shift: float = 0.0, scale: float = 1.0, seed: int = 0) -> np.ndarray:

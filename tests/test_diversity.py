@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from roentgen.metrics import diversity
-from roentgen.metrics.ms_ssim import pair_ms_ssim, within_group_ms_ssim
+from roentgen.metrics.diversity import grouping as diversity
+from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim, within_group_ms_ssim
 
 
 def pictures(shape: tuple[int, int], seed: int = 0) -> np.ndarray:

@@ -20,7 +20,7 @@ import pytest
 from roentgen.errors import UserError
 from roentgen.files import hold_folder
 from roentgen.images import read_image, read_provenance
-from roentgen.metrics.duplicates import difference_hash
+from roentgen.metrics.diversity.repeats import difference_hash
 from roentgen.pipeline import Sample
 from roentgen.processes import Process
 from roentgen.prompts import Labels

@@ -13,7 +13,8 @@ from PIL import Image
 
 from roentgen.errors import UserError
 from roentgen.images import read_image, resize_center_crop
-from roentgen.metrics import extractors, frechet
+from roentgen.metrics import extractors
+from roentgen.metrics.distribution import frechet
 from roentgen.metrics.extractors import load_extractor
 from roentgen.models.classifier import SHIPPED, load_classifier
 
@@ -334,7 +335,7 @@ def test_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
 def test_fid_and_kid_of_folders_are_torch_fidelitys(inception_file: Path, tmp_path: Path) -> None:
     """From files to figures: unequal n, three sizes of images, grey and RGB files."""
     torch_fidelity = pytest.importorskip("torch_fidelity")
-    from roentgen.metrics import kernel
+    from roentgen.metrics.distribution import kernel
 
     rng = np.random.default_rng(0)
     for kind, count in (("a", 9), ("b", 12)):

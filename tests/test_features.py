@@ -15,7 +15,8 @@ from PIL import Image
 
 from roentgen.errors import UserError
 from roentgen.images import read_image
-from roentgen.metrics import features, frechet
+from roentgen.metrics import features
+from roentgen.metrics.distribution import frechet
 from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.features import extract, stream_moments
 from roentgen.metrics.image_set import ImageSet, open_set
@@ -193,7 +194,7 @@ import numpy as np
 import torch.distributed as dist
 sys.path.insert(0, {tests!r})
 from test_features import toy
-from roentgen.metrics import frechet
+from roentgen.metrics.distribution import frechet
 from roentgen.metrics.features import extract, stream_moments
 from roentgen.metrics.image_set import open_set
 from roentgen.processes import Process

@@ -13,7 +13,7 @@ import pytest
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
 from roentgen.images import read_image, resize_center_crop
-from roentgen.metrics import damage
+from roentgen.metrics.memorisation import damage
 from roentgen.metrics.neighbours import thumbnails
 from roentgen.prompts import Labels, labels_from_row
 from roentgen.synthesis.filters import Filter, load_filter, load_repeats

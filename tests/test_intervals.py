@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from roentgen.metrics import frechet
-from roentgen.metrics.distribution import Pair, measure
-from roentgen.metrics.laterality import clustered_wilson, wilson_interval
+from roentgen.metrics.adherence.laterality import clustered_wilson, wilson_interval
+from roentgen.metrics.distribution import frechet
+from roentgen.metrics.distribution.pairs import Pair, measure
 
 # ------------------------------------------------------------------------------------------ shares over patients
 

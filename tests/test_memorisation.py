@@ -7,7 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from roentgen.metrics import damage, duplicates, memorisation, neighbours, reidentification
+from roentgen.metrics import neighbours
+from roentgen.metrics.diversity import repeats as duplicates
+from roentgen.metrics.memorisation import damage, reidentification
+from roentgen.metrics.memorisation import nearness as memorisation
 
 
 def cloud(n: int, *, dim: int = 6, seed: int = 0) -> np.ndarray:

@@ -14,8 +14,12 @@ import pytest
 
 from roentgen import files
 from roentgen.errors import UserError
-from roentgen.metrics import auroc, frechet, laterality, memorisation, neighbours, pairing, report, result
+from roentgen.metrics import neighbours, pairing, result
+from roentgen.metrics.adherence import auroc, laterality
 from roentgen.metrics.bootstrap import cluster_weights, mean_interval, percentile_interval
+from roentgen.metrics.distribution import frechet
+from roentgen.metrics.memorisation import nearness as memorisation
+from roentgen.metrics.report import tables as report
 from roentgen.prompts import Labels
 
 RNG = np.random.default_rng(0)
@@ -187,7 +191,7 @@ def test_frechet_refuses_nan() -> None:
 
 def test_ms_ssim_of_copies_is_one_and_of_noise_low() -> None:
     pytest.importorskip("torchmetrics")
-    from roentgen.metrics.ms_ssim import within_group_ms_ssim
+    from roentgen.metrics.diversity.ms_ssim import within_group_ms_ssim
 
     image = RNG.integers(0, 256, (176, 176), dtype=np.uint8)
     groups = np.stack([np.stack([image] * 3), RNG.integers(0, 256, (3, 176, 176), dtype=np.uint8)])
@@ -199,7 +203,7 @@ def test_ms_ssim_of_copies_is_one_and_of_noise_low() -> None:
 
 def test_ms_ssim_averages_all_pairs() -> None:
     pytest.importorskip("torchmetrics")
-    from roentgen.metrics.ms_ssim import within_group_ms_ssim
+    from roentgen.metrics.diversity.ms_ssim import within_group_ms_ssim
 
     images = RNG.integers(0, 256, (3, 176, 176), dtype=np.uint8)
     images[1] = images[0]
@@ -209,7 +213,7 @@ def test_ms_ssim_averages_all_pairs() -> None:
 
 
 def test_ms_ssim_refuses_small_images() -> None:
-    from roentgen.metrics.ms_ssim import within_group_ms_ssim
+    from roentgen.metrics.diversity.ms_ssim import within_group_ms_ssim
 
     with pytest.raises(ValueError, match="176"):
         within_group_ms_ssim(np.zeros((1, 2, 175, 175), np.uint8))

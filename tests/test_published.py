@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from roentgen.errors import UserError
-from roentgen.metrics.ms_ssim import pair_ms_ssim
+from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = ROOT / "benchmarks" / "results" / "published.json"

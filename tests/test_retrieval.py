@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from roentgen.metrics import retrieval as r
+from roentgen.metrics.text import retrieval as r
 
 
 def test_precision_by_hand() -> None:

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 from roentgen import errors
-from roentgen.metrics import damage, neighbours
+from roentgen.experiments.sensitivity import damages, noise, results, samples, scores
+from roentgen.metrics import neighbours
 from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.memorisation import damage
 from roentgen.metrics.result import KEYS
-from roentgen.metrics.sensitivity import damages, noise, results, samples, scores
 
 ROOT = Path(__file__).resolve().parents[1]
 ON_DISK = 64

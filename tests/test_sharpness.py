@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from test_suite import chest, sentence, write_generated, write_set
 
-from roentgen.metrics import damage, sharpness
+from roentgen.metrics import sharpness
+from roentgen.metrics.memorisation import damage
 from roentgen.metrics.sharpness import COHERENCE, CONTRAST, DETAIL_SHARE, band_name, each_sharpness, sharpness_of
 
 Run = Callable[..., tuple[int, str, str]]

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from roentgen.metrics import auroc, statistics
+from roentgen.metrics import statistics
+from roentgen.metrics.adherence import auroc
 from roentgen.metrics.bootstrap import cluster_weights
 
 

@@ -20,11 +20,11 @@ from PIL import Image
 
 from roentgen.errors import UserError
 from roentgen.images import save_image
-from roentgen.metrics import plots
-from roentgen.metrics.compare import paired
-from roentgen.metrics.html_report import Line, Panel, Picture, Plot, Report, interval, render
-from roentgen.metrics.html_report import number as spelled_number
 from roentgen.metrics.measures import MEASURES, match_to_real, shown
+from roentgen.metrics.report import plots
+from roentgen.metrics.report.compare import paired
+from roentgen.metrics.report.html import Line, Panel, Picture, Plot, Report, interval, render
+from roentgen.metrics.report.html import number as spelled_number
 
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., tuple[int, str, str]]
@@ -415,7 +415,7 @@ def test_partners_give_what_a_prompt_leaves_open() -> None:
 
 
 def test_shown_is_the_share_of_controls_below() -> None:
-    from roentgen.metrics.adherence import Judged
+    from roentgen.metrics.adherence.scored import Judged
 
     mine = Judged(np.array([[0.5, 0.0], [0.95, 0.0]]), np.array([[1, np.nan], [0, 0]]), ["a", "b"])
     real = Judged(
@@ -487,7 +487,7 @@ def test_command_imports_nothing_heavy() -> None:
 
 
 def test_the_readme_holds_the_committed_figures() -> None:
-    from roentgen.metrics.suite_report import markdown
+    from roentgen.metrics.report.page import markdown
 
     text = markdown(ROOT / "eval/results/mini-suite")
     assert text in (ROOT / "README.md").read_text(encoding="utf-8")
@@ -496,7 +496,7 @@ def test_the_readme_holds_the_committed_figures() -> None:
 
 
 def test_a_folder_without_results_has_no_table(tmp_path: Path) -> None:
-    from roentgen.metrics.suite_report import markdown
+    from roentgen.metrics.report.page import markdown
 
     (tmp_path / "evaluation.json").write_text('{"key": {}, "measures": []}')
     with pytest.raises(UserError, match="holds no results"):

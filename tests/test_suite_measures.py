@@ -14,8 +14,8 @@ from PIL import Image
 from test_suite import sentence, write_generated, write_set
 
 from roentgen.errors import UserError
-from roentgen.metrics import calibration
-from roentgen.metrics.replicates import write_replicates
+from roentgen.metrics.adherence import calibration
+from roentgen.metrics.report.replicates import write_replicates
 from roentgen.metrics.siamese import load_siamese
 
 Run = Callable[..., tuple[int, str, str]]

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 from roentgen.errors import UserError
-from roentgen.metrics.auroc import auroc, weighted_auroc
-from roentgen.metrics.bootstrap import cluster_weights
-from roentgen.metrics.probe import (
+from roentgen.experiments.text_probe import (
     bag_of_words,
     fit_logistic,
     folds_of,
@@ -24,6 +22,8 @@ from roentgen.metrics.probe import (
     training_sets,
     weighted_average_precision,
 )
+from roentgen.metrics.adherence.auroc import auroc, weighted_auroc
+from roentgen.metrics.bootstrap import cluster_weights
 from roentgen.models.registry import MINI
 
 ROOT = Path(__file__).parents[1]

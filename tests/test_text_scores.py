@@ -15,8 +15,8 @@ from conftest import write_tokenizer
 from tiny import write_bert
 
 from roentgen.errors import UserError
-from roentgen.metrics import text_scores as t
-from roentgen.metrics.text_scores import Described
+from roentgen.metrics.text import report_scores as t
+from roentgen.metrics.text.report_scores import Described
 
 CANDIDATES = [
     "Small left pleural effusion.",

@@ -31,12 +31,12 @@ from roentgen import errors
 from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import finding_columns, read_manifest
 from roentgen.files import file_hash, require_writable
-from roentgen.metrics import retrieval
-from roentgen.metrics.alignment import alignment, own_and_other
-from roentgen.metrics.auroc import macro_auroc
+from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.bootstrap import cluster_weights
-from roentgen.metrics.report import figure, replace_between_markers, table
+from roentgen.metrics.report.tables import figure, replace_between_markers, table
 from roentgen.metrics.result import Context, command_line, portable, write_result
+from roentgen.metrics.text import retrieval
+from roentgen.metrics.text.alignment import alignment, own_and_other
 from roentgen.models.alignment import (
     AlignmentHeads,
     contrastive_loss,

@@ -30,7 +30,7 @@ from roentgen.data.images import load_pixels
 from roentgen.data.manifest import SIDE_SUFFIX, finding_columns, read_manifest
 from roentgen.files import require_writable
 from roentgen.images import to_autoencoder
-from roentgen.metrics.auroc import auroc
+from roentgen.metrics.adherence.auroc import auroc
 from roentgen.models.classifier import HalvesNet, noisy_or_loss, save_classifier
 from roentgen.training.settings import parse_settings, require
 from roentgen.training.state import batch_generator, batch_indices, cosine_rate

@@ -25,7 +25,7 @@ from roentgen import errors
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import require_writable
-from roentgen.metrics.duplicates import difference_hash
+from roentgen.metrics.diversity.repeats import difference_hash
 from roentgen.metrics.extractors import Extractor, classifier_extractor
 from roentgen.metrics.neighbours import thumbnails
 from roentgen.models.classifier import load_classifier

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics import damage
+from roentgen.metrics.memorisation import damage
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from roentgen.errors import UserError
 from roentgen.files import sha256
-from roentgen.metrics.reidentification import Siamese
+from roentgen.metrics.memorisation.reidentification import Siamese
 
 
 @dataclass(frozen=True)

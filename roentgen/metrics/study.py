@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from roentgen import pipeline
 from roentgen.files import open_atomic
 from roentgen.images import make_grid, save_image
-from roentgen.metrics import laterality
-from roentgen.metrics.memorisation import Nearness
+from roentgen.metrics.adherence import laterality
+from roentgen.metrics.memorisation.nearness import Nearness
 from roentgen.metrics.pairing import LabelledPrompt
 from roentgen.metrics.result import Context
 from roentgen.synthesis.folder import Job, Sampling, generated_images, in_batches

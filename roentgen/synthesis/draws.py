@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from roentgen.errors import UserError
 from roentgen.files import has_sha256, sha256, write_atomic
 from roentgen.images import encode_image, read_image
-from roentgen.metrics.duplicates import difference_hash
+from roentgen.metrics.diversity.repeats import difference_hash
 from roentgen.pipeline import Sample
 from roentgen.prompts import Labels
 from roentgen.synthesis.filters import Verdict

@@ -6,7 +6,7 @@ measure that lacks what it needs raises ``Unavailable`` with the reason, which t
 
 from __future__ import annotations
 
-from roentgen.metrics.measures.base import VALIDATION, Case, Measure, Unavailable, by_pixels, match_to_real
+from roentgen.metrics.measure import VALIDATION, Case, Measure, Unavailable, by_pixels, match_to_real
 from roentgen.metrics.measures.findings import (
     SHOWN,
     measure_auroc,

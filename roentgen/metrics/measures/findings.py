@@ -10,10 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen.data.manifest import SIDE_SUFFIX
-from roentgen.metrics import adherence, calibration, laterality
+from roentgen.metrics.adherence import calibration, laterality
+from roentgen.metrics.adherence import scored as adherence
 from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.image_set import ImageSet
-from roentgen.metrics.measures.base import VALIDATION, Case, Floats, Found, Unavailable, labels_of
+from roentgen.metrics.measure import VALIDATION, Case, Floats, Found, Unavailable, labels_of
 
 SHOWN = "shows what is asked"
 """Column of single images by which the best and the worst are chosen."""

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from roentgen.errors import UserError
 from roentgen.images import read_image, resize_center_crop
-from roentgen.metrics import damage, laterality, memorisation, neighbours, reidentification
+from roentgen.metrics import neighbours
+from roentgen.metrics.adherence import laterality
 from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.image_set import ImageSet
-from roentgen.metrics.measures.base import PIXELS, Case, Floats, Found, Unavailable, pixels
+from roentgen.metrics.measure import PIXELS, Case, Floats, Found, Unavailable, pixels
+from roentgen.metrics.memorisation import damage, reidentification
+from roentgen.metrics.memorisation import nearness as memorisation
 from roentgen.metrics.siamese import LoadedSiamese, load_siamese
 
 COPY_PIXELS = 128

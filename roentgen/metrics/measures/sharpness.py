@@ -17,7 +17,7 @@ from roentgen.metrics import sharpness
 from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
 from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.image_set import ImageSet, look
-from roentgen.metrics.measures.base import PIXELS, Case, Floats, Found, Unavailable, pixels
+from roentgen.metrics.measure import PIXELS, Case, Floats, Found, Unavailable, pixels
 from roentgen.metrics.reconstruction import image_size, reconstruct
 from roentgen.metrics.result import portable
 

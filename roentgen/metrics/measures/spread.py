@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from roentgen.metrics import distribution, frechet
+from roentgen.metrics.distribution import frechet
+from roentgen.metrics.distribution import pairs as distribution
 from roentgen.metrics.extractors import Extractor
-from roentgen.metrics.measures.base import NOTHING, Case, Found, Unavailable, labels_of, one_seed
+from roentgen.metrics.measure import NOTHING, Case, Found, Unavailable, labels_of, one_seed
 
 CURVE = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
 """Shares of the images at which a Frechet distance is drawn against n."""

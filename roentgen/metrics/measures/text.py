@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from roentgen.errors import UserError
 from roentgen.images import read_image
-from roentgen.metrics import alignment, retrieval
 from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.image_set import ImageSet
-from roentgen.metrics.measures.base import Case, Found, Unavailable, labels_of, texts_of
+from roentgen.metrics.measure import Case, Found, Unavailable, labels_of, texts_of
 from roentgen.metrics.result import portable
+from roentgen.metrics.text import alignment, retrieval
 from roentgen.models.alignment import ShippedEncoder
 
 
@@ -151,7 +151,7 @@ def measure_text_retrieval(case: Case, extractor: Extractor) -> Found:
 
 def measure_text_scores(case: Case, extractor: Extractor) -> Found:
     """An image-to-text model's words for each image against the prompt, beside its words for real images."""
-    from roentgen.metrics.text_scores import Described, load_image_to_text, text_scores
+    from roentgen.metrics.text.report_scores import Described, load_image_to_text, text_scores
 
     if case.image_to_text is None:
         raise Unavailable("no image-to-text model was given (--image-to-text)")

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from roentgen.images import read_image
-from roentgen.metrics import diversity, duplicates, ms_ssim, pairing
+from roentgen.metrics import pairing
 from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
+from roentgen.metrics.diversity import grouping as diversity
+from roentgen.metrics.diversity import ms_ssim
+from roentgen.metrics.diversity import repeats as duplicates
 from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.image_set import ImageSet, look
-from roentgen.metrics.measures.base import PIXELS, Case, Found, Unavailable, one_seed, pixels, prompt_keys
+from roentgen.metrics.measure import PIXELS, Case, Found, Unavailable, one_seed, pixels, prompt_keys
 from roentgen.prompts import labels_from_row
 
 PAIRS = 400

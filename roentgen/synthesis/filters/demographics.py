@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
-from roentgen.metrics.auroc import auroc
+from roentgen.metrics.adherence.auroc import auroc
 from roentgen.prompts import Labels
 from roentgen.synthesis.filters.inputs import FilterInputs, Floats
 from roentgen.synthesis.filters.reference import Reference

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
-from roentgen.metrics.ms_ssim import pair_ms_ssim, within_group_ms_ssim
+from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim, within_group_ms_ssim
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from roentgen.metrics import damage
-from roentgen.metrics.sensitivity.samples import Reader, Sample, World, changed
+from roentgen.experiments.sensitivity.samples import Reader, Sample, World, changed
+from roentgen.metrics.memorisation import damage
 
 BLUR, NOISE, BRIGHT, JPEG = "blur", "noise", "brightness", "JPEG"
 LABELS, FLIP = "shuffled labels", "left-right flip"

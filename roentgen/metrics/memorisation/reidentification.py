@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.auroc import weighted_auroc
+from roentgen.metrics.adherence.auroc import weighted_auroc
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
-from roentgen.metrics.memorisation import Groups
+from roentgen.metrics.memorisation.nearness import Groups
 from roentgen.metrics.neighbours import Ints, nearest
 
 Images = Sequence[NDArray[np.uint8]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from roentgen.metrics.auroc import auroc
+from roentgen.metrics.adherence.auroc import auroc
 
 RIGHT, LEFT = 0, 1  # last axis of Classifier.predict_sides: the patient's right first, as on the film
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.auroc import MIN_CASES
+from roentgen.metrics.adherence.auroc import MIN_CASES
+from roentgen.metrics.adherence.laterality import wilson_interval
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
-from roentgen.metrics.laterality import wilson_interval
 
 Floats = NDArray[np.float64]
 

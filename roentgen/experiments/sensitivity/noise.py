@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from roentgen.metrics import memorisation, neighbours
+from roentgen.experiments.sensitivity.samples import Sample, World, join, pairs_of
+from roentgen.experiments.sensitivity.scores import METRICS, SPACES, Metric, in_space, train_in_space
+from roentgen.metrics import neighbours
 from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
-from roentgen.metrics.ms_ssim import pair_ms_ssim
-from roentgen.metrics.sensitivity.samples import Sample, World, join, pairs_of
-from roentgen.metrics.sensitivity.scores import METRICS, SPACES, Metric, in_space, train_in_space
+from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
+from roentgen.metrics.memorisation import nearness as memorisation
 
 Floats = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from roentgen.errors import UserError
 from roentgen.images import to_autoencoder
-from roentgen.metrics.auroc import MIN_CASES, auroc
+from roentgen.metrics.adherence.auroc import MIN_CASES, auroc
 from roentgen.training.state import Order, batch_generator, cosine_rate
 
 NO_FINDING = "No Finding"

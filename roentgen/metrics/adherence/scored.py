@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics import laterality
-from roentgen.metrics.auroc import MIN_CASES, MacroAuroc, macro_auroc
+from roentgen.metrics.adherence import laterality
+from roentgen.metrics.adherence.auroc import MIN_CASES, MacroAuroc, macro_auroc
+from roentgen.metrics.adherence.calibration import Threshold, weighted_f1
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
-from roentgen.metrics.calibration import Threshold, weighted_f1
 
 Floats = NDArray[np.float64]
 NAN_INTERVAL = (float("nan"), float("nan"))

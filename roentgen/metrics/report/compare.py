@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
-from roentgen.metrics import plots
-from roentgen.metrics.auroc import MIN_CASES, macro_auroc
+from roentgen.metrics.adherence.auroc import MIN_CASES, macro_auroc
 from roentgen.metrics.bootstrap import cluster_weights
-from roentgen.metrics.html_report import Plot, Report, number, render, spelled
 from roentgen.metrics.measures import SHOWN
+from roentgen.metrics.report import plots
+from roentgen.metrics.report.html import Plot, Report, number, render, spelled
 from roentgen.metrics.result import plain, portable, read_result, versions
 from roentgen.metrics.statistics import correct, from_draws, paired_bootstrap, permutation_test, verdict
 from roentgen.prompts import NO_FINDING

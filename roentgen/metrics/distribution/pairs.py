@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics import frechet, kernel
 from roentgen.metrics.bootstrap import RESAMPLES, mean_interval
-from roentgen.metrics.prdc import NEIGHBOURS, Manifolds, manifolds
+from roentgen.metrics.distribution import frechet, kernel
+from roentgen.metrics.distribution.prdc import NEIGHBOURS, Manifolds, manifolds
 
 Features = NDArray[np.floating]
 LEAST = 50

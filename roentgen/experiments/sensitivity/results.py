@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from roentgen.metrics import damage, memorisation
-from roentgen.metrics.auroc import MIN_CASES
+from roentgen.experiments.sensitivity.samples import SIDE, Reader, Sample, World, changed
+from roentgen.experiments.sensitivity.scores import SPACES, Metric, in_space, train_in_space
+from roentgen.metrics.adherence.auroc import MIN_CASES
+from roentgen.metrics.memorisation import damage
+from roentgen.metrics.memorisation import nearness as memorisation
 from roentgen.metrics.result import Context, write_result
-from roentgen.metrics.sensitivity.samples import SIDE, Reader, Sample, World, changed
-from roentgen.metrics.sensitivity.scores import SPACES, Metric, in_space, train_in_space
 
 
 def judge_doses(entries: Sequence[dict[str, Any]], noise: tuple[float, float], worse: int) -> list[dict[str, Any]]:

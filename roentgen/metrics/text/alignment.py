@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
-from roentgen.metrics.retrieval import FEW, unit_rows
+from roentgen.metrics.text.retrieval import FEW, unit_rows
 
 Floats = NDArray[np.float64]
 

@@ -9,11 +9,14 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics import duplicates, frechet, kernel, memorisation, neighbours, prdc, sharpness
-from roentgen.metrics.auroc import macro_auroc
-from roentgen.metrics.ms_ssim import pair_ms_ssim
-from roentgen.metrics.sensitivity.damages import ALL_COPIES, BLUR, COLLAPSE, FLIP, LABELS, LOOKS, NOISE, ONE_KIND
-from roentgen.metrics.sensitivity.samples import Sample, World
+from roentgen.experiments.sensitivity.damages import ALL_COPIES, BLUR, COLLAPSE, FLIP, LABELS, LOOKS, NOISE, ONE_KIND
+from roentgen.experiments.sensitivity.samples import Sample, World
+from roentgen.metrics import neighbours, sharpness
+from roentgen.metrics.adherence.auroc import macro_auroc
+from roentgen.metrics.distribution import frechet, kernel, prdc
+from roentgen.metrics.diversity import repeats as duplicates
+from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
+from roentgen.metrics.memorisation import nearness as memorisation
 
 Floats = NDArray[np.float64]
 Rows = Callable[[Sample, World], Floats]

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from roentgen.files import open_atomic, sha256
-from roentgen.metrics import damage, duplicates, neighbours
+from roentgen.metrics import neighbours
+from roentgen.metrics.adherence.laterality import LEFT, RIGHT
+from roentgen.metrics.diversity import repeats as duplicates
 from roentgen.metrics.extractors import Extractor
-from roentgen.metrics.laterality import LEFT, RIGHT
+from roentgen.metrics.memorisation import damage
 from roentgen.metrics.pairing import kind_of
 from roentgen.prompts import labels_from_row
 

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from roentgen.metrics.auroc import MIN_CASES, weighted_auroc
+from roentgen.metrics.adherence.auroc import MIN_CASES, weighted_auroc
 from roentgen.metrics.bootstrap import LEVEL, percentile_interval
 from roentgen.metrics.statistics import correct, t_quantile
 

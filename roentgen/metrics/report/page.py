@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
 from roentgen.images import read_image
-from roentgen.metrics import plots
-from roentgen.metrics.html_report import Line, Panel, Picture, Plot, Report, number, render, spelled
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measures import MEASURES, SHOWN
-from roentgen.metrics.report import table
+from roentgen.metrics.report import plots
+from roentgen.metrics.report.html import Line, Panel, Picture, Plot, Report, number, render, spelled
+from roentgen.metrics.report.tables import table
 from roentgen.metrics.result import read_result
 from roentgen.metrics.suite import Outcome, read_index
 

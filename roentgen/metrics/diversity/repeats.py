@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from roentgen.metrics.memorisation import QUANTILE, Groups
+from roentgen.metrics.memorisation.nearness import QUANTILE, Groups
 from roentgen.metrics.neighbours import MEMORY, Ints, nearest
 
 SIDE = 16

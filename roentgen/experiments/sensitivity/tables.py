@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from roentgen.errors import UserError
-from roentgen.metrics import memorisation
-from roentgen.metrics.report import table
+from roentgen.experiments.sensitivity.scores import METRICS
+from roentgen.metrics.memorisation import nearness as memorisation
+from roentgen.metrics.report.tables import table
 from roentgen.metrics.result import read_result
-from roentgen.metrics.sensitivity.scores import METRICS
 
 
 def report(folder: Path) -> str:

@@ -10,8 +10,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from roentgen.metrics.plots import BLUE, COLOURS, INK, LINES, MARKERS, STYLE, WIDTH
-from roentgen.metrics.report import figure, table
+from roentgen.metrics.report.plots import BLUE, COLOURS, INK, LINES, MARKERS, STYLE, WIDTH
+from roentgen.metrics.report.tables import figure, table
 
 Entry = Mapping[str, Any]
 MINUS = "−"

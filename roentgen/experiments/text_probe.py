@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.auroc import weighted_auroc
+from roentgen.metrics.adherence.auroc import weighted_auroc
 from roentgen.metrics.bootstrap import percentile_interval
-from roentgen.metrics.report import figure, table
+from roentgen.metrics.report.tables import figure, table
 
 Floats = NDArray[np.float64]
 

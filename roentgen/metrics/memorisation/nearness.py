@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roentgen.metrics.adherence.laterality import wilson_interval
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, mean_interval, percentile_interval
-from roentgen.metrics.laterality import wilson_interval
 from roentgen.metrics.neighbours import Floats, Ints, blocks, nearest
 
 Groups = Sequence[object] | NDArray[np.generic]

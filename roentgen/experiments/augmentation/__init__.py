@@ -1,0 +1,1 @@
+"""Do synthetic images improve a classifier: arms, training, figures and tables."""

@@ -1,0 +1,1 @@
+"""Does the image show what the prompt says: findings, their calibration, and sides."""

@@ -1,0 +1,1 @@
+"""How alike generated images are to each other."""

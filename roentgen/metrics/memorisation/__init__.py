@@ -1,0 +1,1 @@
+"""Copies of training images, and patients that could be told again."""

@@ -1,0 +1,1 @@
+"""Images and words: retrieval, alignment, and what an image-to-text model says."""
