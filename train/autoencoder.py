@@ -1,4 +1,4 @@
-"""Train a KL autoencoder for chest X-rays (Rombach et al. 2022, section 3.1, one channel, no adversary).
+"""Train a KL autoencoder for chest X-rays (Rombach et al. 2022, section 3.1, one channel).
 
     accelerate launch train/autoencoder.py --config train/configs/mini-autoencoder.yaml
 
@@ -49,8 +49,10 @@ class Settings:
         layers: residual blocks a level in the encoder (the decoder has one more).
         groups: groups of the group norms.
         latent_channels: channels of the latents.
-        encoder: `learned`, or `pca` for blockwise principal components, which need no training.
-        whitening: for pca: 0 leaves the latents the pixels' spectrum, 1 gives every channel the same variance.
+        encoder: `learned`, `pca` for blockwise principal components, which need no training, or `start` to keep that
+            of `start`, which must be such a projection: only the decoder learns.
+        whitening: 0 leaves the latents the pixels' spectrum, 1 gives every channel the same variance; with `start`
+            the same of the variances that its latents have.
         start: autoencoder folder to start from instead of random weights (its shape must be the one set here).
         images: length of the learning-rate schedule.
         until: images after which to stop, when that is before the schedule's end.
@@ -58,6 +60,14 @@ class Settings:
         rate: peak learning rate of AdamW.
         warmup: images of linear warm-up.
         kl_weight: weight of the KL term per latent element.
+        features_weight: weight of the difference in a frozen ImageNet network's features (roentgen.models.perceptual).
+        adversary_weight: weight of the adversary on those features.
+        consistency_weight: weight of the change that encoding the reconstruction again makes, in variances of the
+            latents: detail that is added must not change what the latents say.
+        latent_noise: largest sd, over that of the latents, of noise added to the latents that the decoder sees: a
+            generator's latents are never exact.
+        gain_jitter: largest relative change of an image's contrast about its mean, drawn anew each time.
+        beta1: first moment of AdamW; with an adversary .5 is usual.
         sharp_share: share of the batch drawn from images stored at full `size` (None: as they come).
         degrade: share of those whose input, not target, is reduced to half resolution.
         ema_halflife: half-life of the weight average.
@@ -78,7 +88,7 @@ class Settings:
     layers: int = 1
     groups: int = 16
     latent_channels: int = 16
-    encoder: Literal["learned", "pca"] = "learned"
+    encoder: Literal["learned", "pca", "start"] = "learned"
     whitening: float = 0.5
     start: Path | None = None
     images: int = 32_000
@@ -87,6 +97,12 @@ class Settings:
     rate: float = 1e-3
     warmup: int = 1_000
     kl_weight: float = 1e-3
+    features_weight: float = 0.0
+    adversary_weight: float = 0.0
+    consistency_weight: float = 0.0
+    latent_noise: float = 0.0
+    gain_jitter: float = 0.0
+    beta1: float = 0.9
     sharp_share: float | None = None
     degrade: float = 0.5
     ema_halflife: float = 2_000
@@ -110,6 +126,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     require(
         s.crop % factor == 0 and 0 < s.crop <= s.size,
         f"--crop must be a multiple of {factor}, at most --size",
+    )
+    require(s.encoder != "start" or s.start is not None, "--encoder start needs --start")
+    for name in ("features_weight", "adversary_weight", "consistency_weight", "latent_noise", "gain_jitter"):
+        require(0 <= getattr(s, name) < 1e3, f"--{name} must be 0 or a positive number")
+    require(0 <= s.beta1 < 1, "--beta1 must be in [0, 1)")
+    require(
+        s.encoder != "learned" or not (s.consistency_weight or s.latent_noise),
+        "--consistency_weight and --latent_noise need --encoder pca or start",
     )
     require(s.precision in ("bf16", "no"), f"--precision {s.precision} is unknown; use bf16 or no")
     accelerator = Accelerator(mixed_precision=s.precision)
@@ -135,13 +159,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = load_pixels(train["image"].tolist(), size=s.size, cache=cache)
         held_out = load_pixels(val["image"].tolist(), size=s.size, cache=cache)
     low_resolution = torch.from_numpy(data.native * 2 <= s.size)
-    weights = None
+    own = torch.from_numpy(train["weight"].to_numpy(float)) if "weight" in train else torch.ones(len(train)).double()
+    weights = own if "weight" in train else None
     if s.sharp_share is not None and 0 < int(low_resolution.sum()) < len(train):
-        weights = torch.where(
+        weights = own * torch.where(
             low_resolution,
-            (1 - s.sharp_share) / low_resolution.sum(),
-            s.sharp_share / (~low_resolution).sum(),
-        ).double()
+            (1 - s.sharp_share) / (own * low_resolution).sum(),
+            s.sharp_share / (own * ~low_resolution).sum(),
+        )
 
     # Model, optimiser, average.
     torch.manual_seed(s.seed)
@@ -160,22 +185,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         scaling_factor=1.0,
     )
     if s.start is not None:
-        vae.load_state_dict(load_vae(s.start).state_dict())
+        try:
+            vae.load_state_dict(load_vae(s.start).state_dict())
+        except RuntimeError:
+            raise errors.UserError(
+                f"--start {s.start}: its shape is not that of --channels, --layers, --groups and --latent_channels"
+            ) from None
+    linear = None
     if s.encoder == "pca":
-        pca = pca_encoder.fit(
+        linear = pca_encoder.fit(
             data.pixels[:: max(1, len(train) // 1000)],
             block=factor,
             channels=s.latent_channels,
             whitening=s.whitening,
         )
-        pca_encoder.install(pca, vae)
+        pca_encoder.install(linear, vae)
+    elif s.encoder == "start":
+        linear = pca_encoder.recover(vae)
+        require(linear is not None, f"--start {s.start}: its encoder is no projection; use --encoder learned")
+        if s.whitening:
+            std = linear.latent_std(data.pixels[:: max(1, len(train) // 1000)])
+            scale = std**-s.whitening
+            pca_encoder.rescale_latents(vae, scale / (std * scale).square().mean().sqrt())
+            linear = pca_encoder.recover(vae)
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    if linear is not None:
+        variance = linear.latent_std(data.pixels[:: max(1, len(train) // 1000)]).square().view(1, -1, 1, 1)
+        variance = variance.to(accelerator.device)
         # Latents are final from here on: a diffusion model may train on them while the decoder still learns.
         if accelerator.is_main_process:
             vae.save_pretrained(s.out / "vae-initial")
     use_fast_group_norm(vae).to(memory_format=torch.channels_last)
     trained = [p for p in vae.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=s.rate, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=s.rate, betas=(s.beta1, 0.99 if s.beta1 > 0.5 else 0.95), weight_decay=0.0)
     model, optimizer = accelerator.prepare(R.Autoencode(vae), optimizer)
+    critic = None
+    if s.features_weight or s.adversary_weight:
+        critic = R.Critic(accelerator, features=s.features_weight, adversary=s.adversary_weight, rate=s.rate)
     ema = EMA([vae], halflife=s.ema_halflife)
     checkpoints = Checkpoints(s.out / "checkpoints")
     settings = as_dict(s)
@@ -186,6 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         vae.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         ema.load_state_dict(saved["ema"])
+        if critic is not None:
+            critic.load_state_dict(saved["critic"])
         images = saved["images"]
     log = SummaryWriter(s.out / "log") if accelerator.is_main_process else None
     accelerator.print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.1f} M parameters; starting at {images} images")
@@ -203,6 +252,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         degraded = (torch.rand(s.batch_size, generator=generator) < s.degrade) & ~low_resolution[chosen]
         target = to_autoencoder(picked[mine].numpy()).to(accelerator.device)
         low = low_resolution[chosen][mine].to(accelerator.device)
+        if s.gain_jitter:
+            gain = 1 + s.gain_jitter * (2 * torch.rand(s.batch_size, 1, 1, 1, generator=generator) - 1)[mine]
+            middle = target.mean((1, 2, 3), keepdim=True)
+            target = ((target - middle) * gain.to(target.device) + middle).clamp(-1, 1)
         # A decoder that also sees half-resolution latents of sharp targets learns to draw the detail back in.
         degraded_here = degraded[mine].view(-1, 1, 1, 1).to(accelerator.device)
         source = torch.where(degraded_here, R.blur_by_two(target), target)
@@ -212,19 +265,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         for group in optimizer.param_groups:
             group["lr"] = rate
         # A frozen encoder is its projection: cheaper than running it, and the same to bf16 precision.
-        code = pca.encode(source) if s.encoder == "pca" else None
+        code = linear.encode(source) if linear is not None else None
+        seen = code
+        if s.latent_noise:
+            level = s.latent_noise * torch.rand(s.batch_size, 1, 1, 1, generator=generator)[mine].to(variance.device)
+            extra = torch.randn(noise.shape, generator=generator)[mine].to(variance.device)
+            seen = code + level * variance.sqrt() * extra
         with accelerator.autocast():
             output, mean, logvar = model(
-                source.contiguous(memory_format=torch.channels_last), noise[mine].to(accelerator.device), code
+                source.contiguous(memory_format=torch.channels_last), noise[mine].to(accelerator.device), seen
             )
         error = R.reconstruction_loss(output.float(), target, low)
-        loss = error.mean()
+        loss, parts = error.mean(), {}
         if s.encoder == "learned":
             loss = loss + s.kl_weight * R.gaussian_kl(mean.float(), logvar.float()).mean()
+        if s.consistency_weight:
+            change = (linear.encode(output.float()) - code).square() / variance
+            loss = loss + s.consistency_weight * change.mean()
+            parts["consistency"] = change.detach().mean()
+        if critic is not None:
+            judged, said = critic.judge(output.float(), target, generator)
+            loss = loss + judged
+            parts.update(said)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if critic is not None:
+            parts.update(critic.learn(rate))
         images += s.batch_size
         ema.update(images, s.batch_size)
         running.append(error.detach().mean())
@@ -239,7 +307,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             speed = (images - images_then) / (time.perf_counter() - started)
             bar.set_postfix_str(f"error {level:.4f}, {speed:.1f} img/s")
-            print(f"{images} images, error {level:.4f}, rate {rate:.2e}, {speed:.1f} images/s", flush=True)
+            said = "".join(f", {name} {float(value):.4f}" for name, value in parts.items())
+            print(f"{images} images, error {level:.4f}{said}, rate {rate:.2e}, {speed:.1f} images/s", flush=True)
             log.add_scalar("train/error", level, images)
             log.add_scalar("train/images_per_second", speed, images)
             running.clear()
@@ -265,6 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "model": vae.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "ema": ema.state_dict(),
+                    "critic": critic.state_dict() if critic is not None else {},
                     "settings": settings,
                 },
             )

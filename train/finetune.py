@@ -101,7 +101,7 @@ class Settings:
         manifest: manifest with `train` and `val` images, or a folder of shards (roentgen data shard).
         out: run folder.
         model: pipeline to start from (name, folder or hub id); leave out to start from `vae`, `text` and `unet`.
-        vae: autoencoder folder, when starting from nothing (see train/autoencoder.py).
+        vae: autoencoder folder (see train/autoencoder.py), when starting from nothing or in place of the model's own.
         text: folder with tokenizer/ and text_encoder/, when starting from nothing (see train/text_encoder.py).
         unet: configuration of a new UNet2DConditionModel, when starting from nothing.
         text_encoder: clip (the pipeline's own), radbert, sapbert, cxr-bert, a folder or hub id (BERT or CLIP).
@@ -550,8 +550,8 @@ def check(s: Settings) -> None:
         require(value in allowed, f"--{name} {value} is unknown; use one of {', '.join(allowed)}")
     fresh = [s.vae, s.text, s.unet]
     require(
-        (s.model is None) == all(f is not None for f in fresh) and (s.model is None or not any(fresh)),
-        "give either --model, or all of --vae, --text and --unet",
+        all(f is not None for f in fresh) if s.model is None else s.text is None and s.unet is None,
+        "give either --model (with --vae to replace its autoencoder), or all of --vae, --text and --unet",
     )
 
 

@@ -7,6 +7,7 @@ A CSV or Parquet file with the columns
 - ``patient_id``, ``split`` (train, val, test): no patient in two splits
 - ``view`` (PA, AP, blank), ``sex`` (M, F, blank), ``age`` (years, blank), ``source``, ``licence``
 - one column a finding, named as in ``roentgen.prompts.FINDINGS``: 1, 0, or blank for unknown
+- optionally ``weight``: how often training draws the image against others, above 0
 - optionally ``<Finding>_side``: left, right, bilateral (the patient's side) or blank
 
 ``image``, ``text``, ``patient_id`` and ``split`` are required; the rest may be left out and is then
@@ -37,6 +38,7 @@ VIEWS = ("PA", "AP")
 SEXES = ("M", "F")
 SIDES = ("left", "right", "bilateral")
 SIDE_SUFFIX = "_side"
+WEIGHT = "weight"
 MAX_AGE = 120  # de-identified sets write older patients as 90 or so; NIH has typing errors above 400
 SUFFIXES = (".csv", ".parquet")
 
@@ -214,6 +216,9 @@ def row_problems(table: pd.DataFrame) -> list[Problem]:
     age = pd.to_numeric(table["age"].where(table["age"] != ""), errors="coerce")
     good_age = (table["age"] == "") | age.between(0, MAX_AGE)
     each_bad("age", good_age, "bad age", f"write years from 0 to {MAX_AGE} or leave it blank")
+    if WEIGHT in table:
+        good_weight = pd.to_numeric(table[WEIGHT], errors="coerce").between(0, 1e6, inclusive="right")
+        each_bad(WEIGHT, good_weight, "bad weight", "write a number above 0, at most 1000000")
     for column in finding_columns(table):
         good = table[column].isin(["", "0", "1", "0.0", "1.0"])
         mend = "write 1 (present), 0 (absent) or leave it blank (unknown)"
@@ -258,7 +263,7 @@ def typed(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Text cells to the types that ``read_manifest`` returns; ``image`` absolute below ``folder``."""
     table = table.copy()
     table["image"] = absolute_images(table["image"], folder)
-    for column in ["age", *finding_columns(table)]:
+    for column in ["age", *([WEIGHT] if WEIGHT in table else []), *finding_columns(table)]:
         table[column] = pd.to_numeric(table[column].where(table[column] != "")).astype("float64")
     return table
 

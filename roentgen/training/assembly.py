@@ -80,6 +80,9 @@ def load_parts(
 ) -> Parts:
     """Parts of the pipeline ``model``, or of a new one around ``vae``, ``text`` and a U-Net configuration.
 
+    With both ``model`` and ``vae``, ``vae`` takes the place of the pipeline's autoencoder: its latents must have the
+    same shape, and the U-Net has to learn what differs in them.
+
     All weights float32; the autoencoder is frozen. ``scheduler`` is a DDIMScheduler with the training schedule. A
     swapped text encoder of another width gets a projection into the U-Net, whose other weights stay.
     """
@@ -93,6 +96,14 @@ def load_parts(
         autoencoder, network, scheduler = loaded.vae, loaded.unet, _changed(loaded.scheduler, clip_sample=False)
         encoder, tokenizer, origin = loaded.text_encoder, loaded.tokenizer, loaded.hash
         chunks = loaded.reader.chunks if chunks is None else chunks
+        if vae is not None:
+            own, autoencoder = autoencoder, load_vae(vae)
+            shape = [(v.config.latent_channels, len(v.config.block_out_channels)) for v in (own, autoencoder)]
+            if shape[0] != shape[1]:
+                raise UserError(
+                    f"--vae {vae}: its latents (channels, levels: {shape[1]}) are not those of --model {model} ({shape[0]})"
+                )
+            origin = f"{origin} {fingerprint(autoencoder)}"
     else:
         from transformers import CLIPTextModel, CLIPTokenizer
 

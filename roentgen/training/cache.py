@@ -313,7 +313,7 @@ def latent_cache(
         "config": _described(dict(vae.config)),
         "chain": CHAIN,
         "size": source.size,
-        "autocast": "bfloat16",
+        "autocast": "bfloat16" if latents.linear_encoder(vae) is None else "linear, float32",
         "stored": "float16",
     }
     place = _cache_folder(folder, "latents", parts, process=process)

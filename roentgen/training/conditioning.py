@@ -20,17 +20,19 @@ def balanced_weights(table: pd.DataFrame, power: float) -> Tensor | None:
     """Sampling weight (N,) float64 of each row: frequency ** -power of its rarest listed finding; None for power 0.
 
     ``power`` 0 leaves the data as it is, 1 draws every finding equally often. Combinations of view and source do not
-    count. Rows without any listed finding count as a group of their own.
+    count. Rows without any listed finding count as a group of their own. A column ``weight`` of the manifest
+    multiplies the result, also for power 0.
     """
+    own = table["weight"].to_numpy(float) if "weight" in table else None
     if power == 0:
-        return None
+        return None if own is None else torch.from_numpy(own.copy())
     names = finding_columns(table)
     listed = (table[names] == 1).to_numpy()
     counts = np.maximum(listed.sum(0), 1)
     rarest = np.where(listed, counts, np.inf).min(1)
     none = ~listed.any(1)
     rarest[none] = max(1, none.sum())
-    return torch.from_numpy((rarest / len(table)) ** -power)
+    return torch.from_numpy((rarest / len(table)) ** -power * (1.0 if own is None else own))
 
 
 def batch_texts(

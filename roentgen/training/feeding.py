@@ -216,7 +216,7 @@ def shown(batch: Batch, source: ImageSource, device: torch.device) -> Tensor:
 
 def balanced_loss_weights(table: Any, power: float) -> Tensor:
     """Loss weight (N,) float32 of each row, mean 1: ``conditioning.balanced_weights`` as a weight, not as a share."""
-    weights = conditioning.balanced_weights(table, power)
+    weights = conditioning.balanced_weights(table.drop(columns="weight", errors="ignore"), power)
     if weights is None:
         return torch.ones(len(table))
     return (weights / weights.mean()).float()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -12,6 +14,9 @@ from torch import Tensor
 
 from roentgen.errors import UserError
 from roentgen.images import to_autoencoder
+from roentgen.training.pca_encoder import POSTERIOR_STD, BlockPCA, recover
+
+_LINEAR: WeakKeyDictionary[Any, BlockPCA | None] = WeakKeyDictionary()
 
 
 def load_vae(folder: Path) -> Any:
@@ -25,11 +30,25 @@ def load_vae(folder: Path) -> Any:
     return vae.eval().requires_grad_(False)
 
 
+def linear_encoder(vae: Any) -> BlockPCA | None:
+    """``pca_encoder.recover`` of ``vae``, looked up once for an object; None where its encoder is not linear."""
+    if vae not in _LINEAR:
+        _LINEAR[vae] = recover(vae)
+    return _LINEAR[vae]
+
+
 @torch.no_grad()
 def encode(vae: Any, pixels: NDArray[np.uint8], *, device: torch.device) -> Tensor:
     """Posterior mean and standard deviation of uint8 images (N, H, W), before the scaling factor: float16
-    (N, 2, C, h, w) on ``device``, computed under bfloat16 autocast; grey is repeated for an autoencoder of colour."""
-    x = to_autoencoder(pixels).to(device).repeat(1, vae.config.in_channels, 1, 1)
+    (N, 2, C, h, w) on ``device``, computed under bfloat16 autocast; grey is repeated for an autoencoder of colour.
+    An encoder that is a linear projection is applied as one, in float32."""
+    x = to_autoencoder(pixels).to(device)
+    if (linear := linear_encoder(vae)) is not None:
+        mean = linear.encode(x)
+        codes = mean.shape[1]
+        std = (0.5 * vae.quant_conv.bias[codes:].to(mean) + math.log(POSTERIOR_STD)).exp()
+        return torch.stack([mean.half(), std.view(1, -1, 1, 1).expand_as(mean).half()], dim=1)
+    x = x.repeat(1, vae.config.in_channels, 1, 1)
     with torch.autocast(device.type, torch.bfloat16):
         posterior = vae.to(device).encode(x).latent_dist
     return torch.stack([posterior.mean.half(), posterior.std.half()], dim=1)

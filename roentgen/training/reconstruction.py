@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from roentgen.models.perceptual import FeatureHeads, FrozenFeatures, feature_l1, fooled, hinge_real_fake
 from roentgen.training.pca_encoder import POSTERIOR_STD
 
 
@@ -31,6 +32,72 @@ class Autoencode(nn.Module):
         posterior = self.vae.encode(x).latent_dist
         latents = posterior.mean + posterior.std * noise
         return self.vae.decode(latents).sample, posterior.mean, posterior.logvar
+
+
+class Critic:
+    """Features of a frozen network as a loss, and heads on them that learn to tell real images from reconstructions.
+
+    Both see a sub-crop at an offset drawn anew for each batch: the network's strides, seen always at the same places
+    of the decoder's grid, would teach the decoder that grid.
+
+    Args:
+        accelerator: moves and prepares what learns.
+        features: weight of the difference in features.
+        adversary: weight of the heads' verdict; 0 trains no heads.
+        rate: peak learning rate of the heads.
+    """
+
+    MARGIN = 16
+
+    def __init__(self, accelerator: Any, *, features: float, adversary: float, rate: float) -> None:
+        self.accelerator = accelerator
+        self.weights = (features, adversary)
+        self.network = FrozenFeatures().to(accelerator.device, memory_format=torch.channels_last)
+        heads = FeatureHeads().to(accelerator.device)
+        optimizer = torch.optim.AdamW(heads.parameters(), lr=rate, betas=(0.5, 0.95), weight_decay=0.0)
+        self.heads, self.optimizer = accelerator.prepare(heads, optimizer)
+        self._pair: tuple[list[Tensor], list[Tensor]] | None = None
+
+    def judge(self, output: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the reconstruction ``output`` against ``target``, both (N, 1, H, W) in [-1, 1], and its parts."""
+        top, left = torch.randint(0, self.MARGIN, (2,), generator=generator).tolist()
+        window = (..., slice(top, output.shape[-2] - self.MARGIN + top), slice(left, output.shape[-1] - self.MARGIN + left))
+        with self.accelerator.autocast():
+            with torch.no_grad():
+                real = self.network(target[window])
+            fake = self.network(output[window])
+            difference = feature_l1(fake, real)
+            loss, said = self.weights[0] * difference, {"features": difference.detach()}
+            if self.weights[1]:
+                self.heads.requires_grad_(False)
+                verdict = fooled(self.heads(fake))
+                loss = loss + self.weights[1] * verdict
+                said["adversary"] = verdict.detach()
+        self._pair = (real, [f.detach() for f in fake])
+        return loss, said
+
+    def learn(self, rate: float) -> dict[str, Tensor]:
+        """One step of the heads on the batch that ``judge`` saw last."""
+        if not self.weights[1] or self._pair is None:
+            return {}
+        self.heads.requires_grad_(True)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with self.accelerator.autocast():
+            loss = hinge_real_fake(self.heads(self._pair[0]), self.heads(self._pair[1]))
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"heads": loss.detach()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights of the heads and their optimiser."""
+        return {"heads": self.heads.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what ``state_dict`` gave."""
+        self.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def random_crops(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,7 @@
-"""Adapter for the openchest collection: ``nih128/`` and ``cxr320/``, each images and metadata.csv.
+"""Adapter for the openchest collections: ``nih128/``, ``cxr320/`` and ``openchest2/``, each images and metadata.csv.
+
+An image of openchest2 takes the place of those that it names in its column ``replaces``: older or smaller copies of
+the same image.
 
 How its cells become manifest cells:
 
@@ -16,6 +19,8 @@ How its cells become manifest cells:
 - **Text.** The few reports are kept when they have 5 to 60 words: shorter ones are fragments ("with
   co-infection"), longer ones no 77-token text encoder reads whole. All other texts are composed from labels.
 - **Age.** "paediatric (1-5 y)" becomes 3, the middle of the range.
+- **Weight.** Children aged 1 to 5 from one hospital are 48 % of openchest2: each counts ``CHILD_WEIGHT`` in training,
+  every other image 1.
 """
 
 from __future__ import annotations
@@ -31,7 +36,10 @@ from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.errors import UserError
 from roentgen.prompts import FINDINGS
 
-FOLDERS = ("nih128", "cxr320")
+FOLDERS = ("nih128", "cxr320", "openchest2", "openchest/nih128", "openchest/cxr320")
+REPLACES = "replaces"
+CHILD_SOURCE = "Kermany 2018 paediatric"
+CHILD_WEIGHT = 0.35
 NIH_SOURCE = "NIH ChestX-ray14"
 NIH_14 = (
     "Atelectasis",
@@ -73,7 +81,7 @@ def read_openchest(root: str | Path) -> tuple[pd.DataFrame, Counter[str]]:
     """Read the metadata of the collection as a manifest table.
 
     Args:
-        root: the collection (with ``nih128``, ``cxr320`` or both) or one of the two folders.
+        root: one of the three folders, or a folder that holds some of them (or ``openchest`` with the first two).
 
     Returns:
         The table, with ``image`` absolute, ``text`` the report ("" for nearly all), findings 1.0, 0.0 or
@@ -88,9 +96,12 @@ def read_openchest(root: str | Path) -> tuple[pd.DataFrame, Counter[str]]:
     else:
         folders = [root / name for name in FOLDERS if (root / name / "metadata.csv").is_file()]
     if not folders:
-        raise UserError(f"--root {root} has no metadata.csv, nor nih128/ or cxr320/ with one; name openchest")
+        raise UserError(
+            f"--root {root} has no metadata.csv, nor nih128/, cxr320/ or openchest2/ with one; name openchest"
+        )
     outside: Counter[str] = Counter()
     rows = []
+    replaced: set[tuple[str, ...]] = set()
     for folder in folders:
         metadata = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False)
         missing = [column for column in COLUMNS if column not in metadata.columns]
@@ -101,7 +112,8 @@ def read_openchest(root: str | Path) -> tuple[pd.DataFrame, Counter[str]]:
             row, unknown = manifest_row(cells, folder)
             rows.append(row)
             outside.update(unknown)
-    table = pd.DataFrame(rows)
+            replaced.update(Path(older).parts[-3:] for older in cells.get(REPLACES, "").split(";") if older)
+    table = pd.DataFrame([row for row in rows if Path(str(row["image"])).parts[-3:] not in replaced])
     absent = [image for image in table["image"] if not Path(image).is_file()]
     if absent:
         raise UserError(f"{len(absent)} image file(s) of --root {root} are missing, the first is {absent[0]}")
@@ -146,6 +158,7 @@ def manifest_row(record: Mapping[str, str], folder: Path) -> tuple[dict[str, obj
         "age": _age(record["age"]),
         "source": record["source"],
         "licence": record["licence"],
+        "weight": CHILD_WEIGHT if record["source"] == CHILD_SOURCE else 1.0,
     }
     row.update({name: float("nan") if value is None else value for name, value in values.items()})
     row.update({name + SIDE_SUFFIX: side for name, side in sides.items()})
