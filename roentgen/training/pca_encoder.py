@@ -47,7 +47,7 @@ class BlockPCA:
 
     def latent_std(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Standard deviation (C,) float32 of the latents of uint8 images (N, H, W), moments in float64."""
-        total, square, count = 0.0, 0.0, 0
+        total, square, count = torch.zeros(len(self.scale)).double(), torch.zeros(len(self.scale)).double(), 0
         for start in range(0, len(pixels), 64):
             x = torch.from_numpy(np.asarray(pixels[start : start + 64])).unsqueeze(1).float() / 127.5 - 1
             z = self.encode(x).double()

@@ -52,7 +52,7 @@ class Critic:
     def __init__(self, accelerator: Any, *, features: float, adversary: float, rate: float) -> None:
         self.accelerator = accelerator
         self.weights = (features, adversary)
-        self.network = FrozenFeatures().to(accelerator.device, memory_format=torch.channels_last)
+        self.network = FrozenFeatures().to(accelerator.device).to(memory_format=torch.channels_last)
         heads = FeatureHeads().to(accelerator.device)
         optimizer = torch.optim.AdamW(heads.parameters(), lr=rate, betas=(0.5, 0.95), weight_decay=0.0)
         self.heads, self.optimizer = accelerator.prepare(heads, optimizer)
@@ -61,7 +61,8 @@ class Critic:
     def judge(self, output: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the reconstruction ``output`` against ``target``, both (N, 1, H, W) in [-1, 1], and its parts."""
         top, left = torch.randint(0, self.MARGIN, (2,), generator=generator).tolist()
-        window = (..., slice(top, output.shape[-2] - self.MARGIN + top), slice(left, output.shape[-1] - self.MARGIN + left))
+        height, width = (side - self.MARGIN for side in output.shape[-2:])
+        window = (..., slice(top, top + height), slice(left, left + width))
         with self.accelerator.autocast():
             with torch.no_grad():
                 real = self.network(target[window])
