@@ -98,7 +98,7 @@ def make_one(rows: int, compare: bool) -> dict[str, Any]:
     """Make a set of so many rows in a folder that is thrown away: seconds, and GB of the largest resident set."""
     import numpy as np
 
-    from roentgen.pipeline import Sample
+    from roentgen.generators.base import Sample
     from roentgen.synthesis.engine import make_set
     from roentgen.synthesis.filters import Filter
     from roentgen.synthesis.filters.repeats import Repeats

@@ -15,6 +15,7 @@ speed was bought with quality; for RoentGen's published sampling, eval/steps.py 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import statistics
@@ -34,10 +35,10 @@ from roentgen import errors
 from roentgen.config import parse
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
+from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
 from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import git_state, processor, versions
 from roentgen.models import loading, registry
-from roentgen.pipeline import FALLBACKS, SAMPLERS
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = Path(__file__).with_name("stock_diffusers.py")
@@ -131,7 +132,7 @@ def measured(
     marks = folder / "roentgen.json"
     own = loading.read_json(marks).get("defaults", {}) if marks.is_file() else {}
     given = {"steps": steps, "guidance": guidance, "sampler": sampler}
-    settings: dict[str, Any] = {**FALLBACKS, **own}
+    settings: dict[str, Any] = {**dataclasses.asdict(Sampling()), **own}
     settings = {key: settings[key] if value is None else value for key, value in given.items()}
     if settings["sampler"] not in SAMPLERS:
         raise UserError(f"--sampler {settings['sampler']}: unknown; choose one of {', '.join(SAMPLERS)}")

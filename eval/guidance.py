@@ -14,17 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from roentgen import errors, pipeline
+from roentgen import errors
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import file_hash, require_writable
+from roentgen.generators.generate import load_model
 from roentgen.metrics.adherence import auroc
 from roentgen.metrics.bootstrap import cluster_weights
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.result import Context, command_line, portable, write_result
 from roentgen.models.classifier import load_classifier
-from roentgen.synthesis.folder import Job, generated_images, resolve_sampling
+from roentgen.synthesis.folder import Job, generated_images
 from roentgen.training.settings import as_dict, parse_settings, require
 
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="eval/guidance.py", description=(__doc__ or "").splitlines()[0])
     require(s.images >= 10 and len(s.guidance) > 0, "--images must be at least 10 and --guidance name a scale")
     require_writable(s.out, "--out")
-    judge, model = load_classifier(s.classifier), pipeline.load_model(s.model, dtype=s.dtype)
+    judge, model = load_classifier(s.classifier), load_model(s.model, dtype=s.dtype)
     table = read_manifest(s.manifest, splits=["val"], allow_empty_text=True)
     rows, texts = draw_prompts(table, s.images, s.seed)
     labels = rows[judge.findings].to_numpy(dtype=float)
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     curve = [{"guidance": None, "set": "real", **score(np.asarray(real))}]
     for scale in s.guidance:
-        sampling = resolve_sampling(model, s.steps, scale, s.sampler)
+        sampling = model.sampling(steps=s.steps, guidance=scale, sampler=s.sampler)
         jobs = [Job(text, s.seed + i) for i, text in enumerate(texts)]
         made = generated_images(
             model, jobs, s.work / f"guidance-{scale:g}" / "images", sampling=sampling, batch_size=s.batch_size
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         extractor=f"roentgen classifier {s.classifier.name}, sha256 {file_hash(s.classifier)}",
         resize="shorter side to 256 px, centre crop; then the classifier's own size", seed=s.seed,
         settings={key: portable(value) for key, value in as_dict(s).items()},
-        model={"name": portable(model.name), "hash": model.hash}, inputs={"manifest": s.manifest.name},
+        model={"name": portable(model.info.name), "hash": model.info.hash}, inputs={"manifest": s.manifest.name},
         command=command_line("eval/guidance.py", s),
     )  # fmt: skip
     write_result(

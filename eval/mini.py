@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from roentgen import errors, pipeline
+from roentgen import errors
 from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import file_hash, require_writable
+from roentgen.generators.generate import check_settings, load_model
 from roentgen.metrics import neighbours, pairing
 from roentgen.metrics.adherence import auroc, laterality
 from roentgen.metrics.bootstrap import cluster_weights, mean_interval, percentile_interval
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.diversity import ms_ssim
 from roentgen.metrics.memorisation import nearness as memorisation
-from roentgen.metrics.reconstruction import reconstruct
 from roentgen.metrics.result import Context, command_line, portable, write_result
 from roentgen.metrics.study import Study, write_grids
 from roentgen.models.classifier import load_classifier
@@ -38,7 +38,6 @@ from roentgen.synthesis.folder import (
     Job,
     generated_images,
     in_batches,
-    resolve_sampling,
 )
 from roentgen.training.settings import as_dict, parse_settings, require
 
@@ -100,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for flag in ("images", "sided", "groups", "judge_batch_size", "resamples", "fid_resamples"):
         require(dataclasses.asdict(s)[flag] >= 1, f"--{flag} must be at least 1")
     require(s.images >= 2, "--images must be at least 2, a Frechet distance needs as many")
-    pipeline.check_settings(seed=s.seed, steps=s.steps, guidance=s.guidance, sampler=s.sampler, batch_size=s.batch_size)
+    check_settings(seed=s.seed, steps=s.steps, guidance=s.guidance, sampler=s.sampler, batch_size=s.batch_size)
     prompts = pairing.read_labelled_prompts(s.prompts)
     require(s.images <= len(prompts), f"--images {s.images}: {s.prompts} holds {len(prompts)} prompts")
     require(s.classifier.exists(), f"--classifier {s.classifier} does not exist; see train/classifier.py")
@@ -140,8 +139,8 @@ def prepare(
     """Load, generate (``numbers`` are the places in the list, and so the seeds), read and reconstruct."""
     judge = load_classifier(s.classifier)
     require("Effusion" in judge.findings, f"--classifier {s.classifier} knows no Effusion; its sides are needed")
-    model = pipeline.load_model(s.model, device=s.device, dtype=s.dtype)
-    sampling = resolve_sampling(model, s.steps, s.guidance, s.sampler)
+    model = load_model(s.model, device=s.device, dtype=s.dtype)
+    sampling = model.sampling(steps=s.steps, guidance=s.guidance, sampler=s.sampler)
     jobs = [Job(prompt.prompt, s.seed + number) for prompt, number in zip(prompts, numbers, strict=True)]
     generated = generated_images(model, jobs, s.work / "images", sampling=sampling, batch_size=s.batch_size)
     size = generated.shape[1]
@@ -156,7 +155,7 @@ def prepare(
     places = np.array(test_rows, dtype=np.int64)
     real = np.asarray(pixels["test"][places])
     rebuilt = in_batches(
-        lambda batch: reconstruct(model, batch), real, batch_size=s.judge_batch_size, name="reconstructing"
+        model.reconstruct, real, batch_size=s.judge_batch_size, name="reconstructing"
     ).astype(np.uint8)
     context = Context(
         extractor=f"roentgen classifier {s.classifier.name}, sha256 {file_hash(s.classifier)}",
@@ -165,9 +164,9 @@ def prepare(
         seed=s.seed,
         settings={key: portable(value) for key, value in as_dict(s).items()},
         model={
-            "name": portable(model.name),
-            "hash": model.hash,
-            "dtype": str(model.dtype),
+            "name": portable(model.info.name),
+            "hash": model.info.hash,
+            "dtype": f"torch.{model.info.dtype}",
             **dataclasses.asdict(sampling),
         },
         inputs={str(portable(p.resolve())): file_hash(p) for p in (s.manifest, s.prompts, s.classifier)},

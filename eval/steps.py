@@ -26,10 +26,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen import errors, pipeline
+from roentgen import errors
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import file_hash, require_writable, write_atomic
+from roentgen.generators.diffusion.sampling import make_solver
+from roentgen.generators.generate import check_settings, load_model
 from roentgen.metrics.adherence import auroc
 from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
 from roentgen.metrics.distribution import frechet
@@ -38,7 +40,7 @@ from roentgen.metrics.report.tables import figure, replace_between_markers
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, command_line, portable, read_result, write_result
 from roentgen.models.classifier import load_classifier
-from roentgen.synthesis.folder import Job, Sampling, generated_images
+from roentgen.synthesis.folder import Job, generated_images
 from roentgen.training.settings import as_dict, parse_settings, require
 
 NAME = "steps"
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     require(bool(s.samplers) and bool(s.steps), "--samplers and --steps must name at least one each")
     for sampler in s.samplers:
         for steps in s.steps:
-            pipeline.check_settings(steps=steps, sampler=sampler, guidance=s.guidance, batch_size=s.batch_size)
+            check_settings(steps=steps, sampler=sampler, guidance=s.guidance, batch_size=s.batch_size)
     if s.update is not None:  # before the hours of work, not after
         replace_between_markers(s.update, NAME, "", write=False)
     if s.measure:
@@ -114,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(s: Settings) -> None:
     """Every setting on the same prompts and seeds, to ``OUT/steps.json``."""
     assert s.manifest is not None and s.classifier is not None
-    judge, model = load_classifier(s.classifier), pipeline.load_model(s.model, dtype=s.dtype)
+    judge, model = load_classifier(s.classifier), load_model(s.model, dtype=s.dtype)
 
     # Prompts of val, and what real images of val look like to the judge.
     val = read_manifest(s.manifest, splits=["val"], allow_empty_text=True)
@@ -132,7 +134,7 @@ def measure(s: Settings) -> None:
     images: dict[tuple[str, int], NDArray[np.uint8]] = {}
     for sampler, steps in settings:
         folder = s.work / f"{sampler.replace('+', 'p')}-{steps}"
-        sampling = Sampling(steps, s.guidance, sampler)
+        sampling = model.sampling(steps=steps, guidance=s.guidance, sampler=sampler)
         made = generated_images(model, jobs, folder, sampling=sampling, batch_size=s.batch_size)
         images[sampler, steps] = np.stack(made)
         seen[sampler, steps] = judge.predict(made).astype(float), judge.features(made).astype(np.float64)
@@ -150,7 +152,7 @@ def measure(s: Settings) -> None:
         extractor=f"roentgen classifier {s.classifier.name}, sha256 {file_hash(s.classifier)}",
         resize="shorter side to 256 px, centre crop; then the classifier's own size", seed=s.seed,
         settings={key: portable(value) for key, value in as_dict(s).items()},
-        model={"name": portable(model.name), "hash": model.hash, "dtype": str(model.dtype)},
+        model={"name": portable(model.info.name), "hash": model.info.hash, "dtype": f"torch.{model.info.dtype}"},
         inputs={"manifest": s.manifest.name}, command=command_line("eval/steps.py", s),
     )  # fmt: skip
     write_result(
@@ -214,9 +216,9 @@ def measured(
     return curve
 
 
-def evaluations(model: pipeline.Model, sampler: str, steps: int) -> int:
+def evaluations(model: Any, sampler: str, steps: int) -> int:
     """Calls of the U-Net, each with both halves of the guidance: PNDM makes one more than its steps."""
-    scheduler = pipeline.make_scheduler(model, sampler)
+    scheduler = make_solver(model.scheduler, sampler, model.info.name)
     scheduler.set_timesteps(steps)
     return len(scheduler.timesteps)
 

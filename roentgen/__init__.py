@@ -8,13 +8,13 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "generate", "load_model"]
 
 if TYPE_CHECKING:
-    from roentgen.pipeline import generate, load_model
+    from roentgen.generators.generate import generate, load_model
 
 
 def __getattr__(name: str) -> Any:
     # torch and diffusers take seconds to import: `roentgen --help` must not pay for them.
     if name in {"generate", "load_model"}:
-        from roentgen import pipeline
+        from roentgen.generators import generate
 
-        return getattr(pipeline, name)
+        return getattr(generate, name)
     raise AttributeError(f"module 'roentgen' has no attribute {name!r}")

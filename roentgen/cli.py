@@ -78,7 +78,9 @@ def generate(
             .safetensors file.
         json: Print JSON lines instead of paths.
     """
-    from roentgen import images, pipeline
+    from roentgen import images
+    from roentgen.generators import generate as generation
+    from roentgen.generators.base import check_text
 
     records: list[tuple[str | None, str, int | None]] = [(None, text, None) for text in prompt]
     if prompts is not None:
@@ -88,8 +90,8 @@ def generate(
     if not records:
         raise UserError('no prompt: write one, as in roentgen generate "left pleural effusion", or pass --prompts FILE')
     for _, text, _ in records:
-        pipeline.check_text(text)
-    pipeline.check_settings(
+        check_text(text)
+    generation.check_settings(
         num_images=num_images,
         seed=seed,
         steps=steps,
@@ -107,9 +109,9 @@ def generate(
     _check_paths([one.path for one in plan] + ([grid_path] if grid_path else []), overwrite)
     _check_writable(folder)
 
-    loaded = pipeline.load_model(model, device=device, dtype=dtype, compile=compile, lora=lora)
+    loaded = generation.load_model(model, device=device, dtype=dtype, compile=compile, lora=lora)
     texts = [text for _, text, _ in records]
-    samples = pipeline.generate(
+    samples = generation.generate(
         loaded,
         texts,
         seeds=[own for _, _, own in records],
@@ -122,7 +124,7 @@ def generate(
         batch_size=batch_size,
         on_step=lambda share: bar.update(min(share, bar.total - bar.n)),  # sums of shares round
     )
-    unknown = pipeline.warn_unknown_words(loaded, texts)
+    unknown = generation.warn_unknown_words(loaded, texts)
     kept = []
     with _bar(len(plan)) as bar:
         for one, sample in zip(plan, samples, strict=True):

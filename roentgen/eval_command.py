@@ -124,8 +124,7 @@ def evaluate(
     from roentgen.metrics.report.replicates import write_replicates
     from roentgen.metrics.result import portable
     from roentgen.metrics.suite import Outcome, Plan, choose_extractors, choose_measures, run_suite
-    from roentgen.pipeline import pick_device
-    from roentgen.processes import meeting, this_process
+    from roentgen.processes import meeting, pick_device, this_process
     from roentgen.synthesis.folder import generate_set, made_by, on_this_disk
     from roentgen.training.speed import keep_freed_memory
 

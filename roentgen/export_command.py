@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from roentgen.errors import UserError
 from roentgen.processes import Process, this_process
 
 if TYPE_CHECKING:
-    from roentgen.pipeline import Model, Sample
+    from roentgen.generators.base import Generator, Sample
     from roentgen.synthesis.filters import Filter
     from roentgen.synthesis.filters.repeats import Repeats
     from roentgen.synthesis.plan import Plan
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 DEFAULT_STAGES = "prompt,real,copies,repeats"
 DEFAULT_FORMATS = "folder,webdataset"
-TEXTS = 4096
-"""Prompts whose states are kept, so that rows of one prompt and second tries encode nothing."""
 SHARDS = 64
 """A plan is cut into about so many shards, of 16 to 1,000 rows: what is lost at most when a run is killed."""
 
@@ -153,18 +151,17 @@ class Job:
     """A plan with everything that makes it: model, filter, and how they are run."""
 
     plan: Plan
-    model: Model
+    model: Generator
     filter: Filter
     stages: tuple[str, ...]
     find_repeats: Repeats | None
     batch_size: int
-    encode: Callable[[str], Any]
 
     def make(self, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Sample]:
         """Images of prompts and seeds, in order."""
-        from roentgen import pipeline
+        from roentgen.generators.generate import generate
 
-        return pipeline.generate(
+        return generate(
             self.model,
             prompts,
             seeds=seeds,
@@ -172,33 +169,32 @@ class Job:
             guidance=self.plan.guidance,
             sampler=self.plan.sampler,
             batch_size=self.batch_size,
-            encode=self.encode,
         )
 
     def say(self) -> None:
         """Warnings and the filter, on stderr."""
-        from roentgen.pipeline import warn_unknown_words
+        from roentgen.generators.generate import warn_unknown_words
         from roentgen.synthesis.plan import unknown_demographics
 
         few = range(min(len(self.plan), 1000))
         warn_unknown_words(self.model, [self.plan.row(slot).prompt for slot in few])
-        for name in unknown_demographics(self.plan, self.model.vocabulary):
-            print(f"roentgen: warning: {self.model.name} has never seen words of {name} in training", file=sys.stderr)
+        info = self.model.info
+        for name in unknown_demographics(self.plan, info.vocabulary):
+            print(f"roentgen: warning: {info.name} has never seen words of {name} in training", file=sys.stderr)
         print(f"filter: {', '.join(self.stages)}", file=sys.stderr)
 
     def settings(self) -> dict[str, str]:
         """Model and sampling, as in the provenance of its images."""
-        from roentgen.synthesis.folder import resolve_sampling
-
-        chosen = resolve_sampling(self.model, self.plan.steps, self.plan.guidance, self.plan.sampler)
+        info = self.model.info
+        chosen = self.model.sampling(
+            steps=self.plan.steps, guidance=self.plan.guidance, sampler=self.plan.sampler
+        ).provenance()
         return {
-            "name": self.model.name,
-            "hash": self.model.hash,
-            **({} if self.model.lora is None else {"lora": self.model.lora}),
-            "sampler": chosen.sampler,
-            "steps": str(chosen.steps),
-            "guidance": f"{chosen.guidance:g}",
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "name": info.name,
+            "hash": info.hash,
+            **({} if info.lora is None else {"lora": info.lora}),
+            **{key: value for key, value in chosen.items() if value},
+            "dtype": info.dtype,
         }
 
     def describe_filter(self) -> dict[str, Any] | None:
@@ -253,7 +249,8 @@ def _load(
     lora: str | None,
     batch_size: int,
 ) -> Job:
-    from roentgen.pipeline import load_model, text_cache, throughput_dtype
+    from roentgen.generators.generate import load_model
+    from roentgen.processes import throughput_dtype
     from roentgen.synthesis.filters import load_filter, load_repeats
     from roentgen.training.speed import keep_freed_memory
 
@@ -267,8 +264,7 @@ def _load(
     keep_freed_memory()
     model = load_model(plan.model, device=device, dtype=dtype, compile=compile, lora=lora)
     repeats = load_repeats(judge, plan_rows=len(plan)) if "repeats" in stages else None
-    return Job(plan, model, judge, (*judge.stages, *(("repeats",) if repeats else ())), repeats, batch_size,
-               text_cache(model, TEXTS))  # fmt: skip
+    return Job(plan, model, judge, (*judge.stages, *(("repeats",) if repeats else ())), repeats, batch_size)
 
 
 def _formats(format: str) -> tuple[str, ...]:

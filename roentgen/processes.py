@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from roentgen.errors import UserError
 
@@ -35,8 +36,6 @@ def this_process(device: str) -> tuple[Process, str]:
     Raises:
         UserError: RANK, WORLD_SIZE or LOCAL_RANK is no number, or the rank is not below the number of processes.
     """
-    from roentgen.pipeline import pick_device
-
     try:
         who = Process(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
         local = int(os.environ.get("LOCAL_RANK", 0))
@@ -74,3 +73,38 @@ def meeting(who: Process) -> Iterator[Callable[[], None]]:
         yield wait
     finally:
         dist.destroy_process_group()
+
+
+def pick_device(device: str | None) -> str:
+    import torch
+
+    if device in (None, "auto"):
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"--device {device}: unknown device; use auto, cpu, cuda, cuda:N or mps") from error
+    if kind.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: no CUDA GPU is available here; use --device cpu")
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {device}: there are {torch.cuda.device_count()} GPUs, counted from 0")
+    if kind.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {device}: no Apple GPU is available here; use --device cpu")
+    if kind.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {device}: unsupported; use auto, cpu, cuda, cuda:N or mps")
+    return str(kind)
+
+
+def throughput_dtype(device: str) -> str:
+    """What ``dtype`` auto means for thousands of images: bfloat16 on a CPU that multiplies in it, else ``auto``.
+
+    A single image is made in float32 on every CPU, so that it is the same everywhere but for rounding.
+    """
+    import torch
+
+    if pick_device(device) != "cpu":
+        return "auto"
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from PyTorch 2.11
+    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "auto"

@@ -270,7 +270,7 @@ def test_lora_without_peft(fails, tmp_path, monkeypatch):
 def test_existing_file_stops_before_the_model_is_loaded(fails, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "left_1.png").write_text("mine")
-    monkeypatch.setattr("roentgen.pipeline.load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("roentgen.generators.generate.load_model", lambda *_, **__: pytest.fail("loaded"))
     kept = fails(r"left_1\.png exists already; pass --overwrite", "left", "--num-images", "3")
     assert [path.read_text() for path in kept] == ["mine"]
 
@@ -309,16 +309,16 @@ def test_disk_full_keeps_what_is_made(fails, monkeypatch, tmp_path):
 
 
 def test_nan_image_keeps_what_is_made(fails, monkeypatch):
-    from roentgen import pipeline
+    from roentgen.generators.diffusion.model import Diffusion
 
-    decode = pipeline._decode
+    decode = Diffusion.decode
 
     def spoiled(model, latents):
         pixels = decode(model, latents)
         pixels[2, 0, 4, 4] = float("nan")
         return pixels
 
-    monkeypatch.setattr(pipeline, "_decode", spoiled)
+    monkeypatch.setattr(Diffusion, "decode", spoiled)
     kept = fails(r"--dtype: the image of 'left', seed 2, came out as NaN", "left", "--num-images", "4")
     assert [path.name for path in kept] == ["left_0.png", "left_1.png"]
 

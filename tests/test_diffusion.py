@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from roentgen import diffusion
 from roentgen.errors import UserError
+from roentgen.generators.diffusion import process as diffusion
 
 
 @pytest.fixture

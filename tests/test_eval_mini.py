@@ -15,7 +15,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from roentgen import errors, pipeline
+from roentgen import errors
+from roentgen.generators import generate as generation
+from roentgen.generators.diffusion.sampling import Sampling
 from roentgen.metrics import study
 from roentgen.metrics.result import KEYS
 from roentgen.synthesis import folder
@@ -218,13 +220,13 @@ def test_it_runs_on_a_real_pipeline_and_continues(
     made = sorted((tmp_path / "work" / "images").iterdir())
     made[0].unlink()
     requested: list[str] = []
-    original = pipeline.generate
+    original = generation.generate
 
     def counted(model: Any, prompts: list[str], **options: Any) -> Any:
         requested.extend(prompts)
         return original(model, prompts, **options)
 
-    monkeypatch.setattr(pipeline, "generate", counted)
+    monkeypatch.setattr(generation, "generate", counted)
     assert run(flags(world, tmp_path, **small)) == 0
     assert len(requested) == 1  # only the image that was lost
     again = read(tmp_path / "results")
@@ -236,15 +238,15 @@ def test_it_runs_on_a_real_pipeline_and_continues(
 
 def test_images_are_made_again_when_their_provenance_differs(tmp_path: Path, tiny_model: Any) -> None:
     jobs = [folder.Job(*job) for job in (("left effusion", 3), ("normal heart", 4), ("left effusion", 3))]
-    sampling = folder.Sampling(steps=1, guidance=1.0, sampler="ddim")
+    sampling = tiny_model.sampling(steps=1, guidance=1.0, sampler="ddim")
     images = folder.generated_images(tiny_model, jobs, tmp_path, sampling=sampling, batch_size=2)
     assert images.shape == (3, 32, 32) and images.dtype == np.uint8
     assert np.array_equal(images[0], images[2]) and not np.array_equal(images[0], images[1])
     path = folder.image_path(tmp_path, jobs[0])
-    assert folder.is_made(path, jobs[0], tiny_model.hash, sampling)
+    assert folder.is_made(path, jobs[0], tiny_model.info.hash, sampling)
     assert not folder.is_made(path, jobs[0], "another", sampling)
     for changed in ((2, 1.0, "ddim"), (1, 2.0, "ddim"), (1, 1.0, "unipc")):
-        assert not folder.is_made(path, jobs[0], tiny_model.hash, folder.Sampling(*changed))
+        assert not folder.is_made(path, jobs[0], tiny_model.info.hash, Sampling(*changed))
     shutil.copy(folder.image_path(tmp_path, jobs[1]), path)  # a wrong image under the right name
     again = folder.generated_images(tiny_model, jobs, tmp_path, sampling=sampling, batch_size=1)
     assert np.abs(again.astype(int) - images.astype(int)).max() <= 1

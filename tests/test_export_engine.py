@@ -19,9 +19,9 @@ import pytest
 
 from roentgen.errors import UserError
 from roentgen.files import hold_folder
+from roentgen.generators.base import Sample
 from roentgen.images import read_image, read_provenance
 from roentgen.metrics.diversity.repeats import difference_hash
-from roentgen.pipeline import Sample
 from roentgen.processes import Process
 from roentgen.prompts import Labels
 from roentgen.synthesis.engine import Outcome, is_finished, make_set, say_shortfalls

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from tiny import write_bert
 
-from roentgen import generate, load_model, pipeline
+from roentgen import generate, load_model
 from roentgen.errors import UserError
+from roentgen.generators.diffusion.model import Diffusion, lengthen
+from roentgen.generators.diffusion.sampling import SAMPLERS, make_solver
 from roentgen.models import loading, registry
 
 PROMPTS = ["left pleural effusion", "right pleural effusion", "no acute process"]
@@ -20,7 +22,7 @@ def pictures(model, prompts=PROMPTS, **settings):
     return [sample.image.astype(int) for sample in generate(model, prompts, **settings)]
 
 
-@pytest.mark.parametrize("sampler", pipeline.SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_same_image_at_any_batch_size(tiny_model, sampler):
     one = pictures(tiny_model, num_images=2, sampler=sampler, batch_size=1)
     four = pictures(tiny_model, num_images=2, sampler=sampler, batch_size=4)
@@ -32,7 +34,7 @@ def test_same_image_at_any_batch_size(tiny_model, sampler):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-@pytest.mark.parametrize("sampler", pipeline.SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_equals_stock_diffusers(tiny_model, tiny_pipeline, sampler, guidance):
     """The shipped kind of folder runs in DiffusionPipeline without our code, and gives the same pixels."""
     import torch
@@ -40,8 +42,8 @@ def test_equals_stock_diffusers(tiny_model, tiny_pipeline, sampler, guidance):
 
     stock = DiffusionPipeline.from_pretrained(tiny_pipeline)
     stock.set_progress_bar_config(disable=True)
-    stock.scheduler = pipeline.make_scheduler(tiny_model, sampler)
-    noise = pipeline.initial_noise(tiny_model, 5)[None]
+    stock.scheduler = make_solver(tiny_model.scheduler, sampler, "tiny")
+    noise = tiny_model.initial_noise(5)[None]
     with torch.inference_mode():
         theirs = stock(
             PROMPTS[0],
@@ -83,20 +85,23 @@ def test_sample_and_provenance(tiny_model):
     assert marks["prompt"] == PROMPTS[0]
     assert (marks["seed"], marks["steps"], marks["guidance"], marks["sampler"]) == ("2", "3", "3", "dpm++")
     assert (marks["model"], marks["synthetic"], marks["software"]) == ("tiny", "true", "roentgen")
-    assert marks["model_hash"] == tiny_model.hash
+    assert marks["model_hash"] == tiny_model.info.hash
 
 
 def test_each_prompt_is_encoded_once_and_guidance_one_skips_half(tiny_model, monkeypatch):
+    import dataclasses
+
     encoded, widths = [], []
-    encode, call = pipeline.encode_text, pipeline._call_unet
-    monkeypatch.setattr(pipeline, "encode_text", lambda model, text: encoded.append(text) or encode(model, text))
+    encode, call = Diffusion.encode_text, Diffusion.call_unet
+    monkeypatch.setattr(Diffusion, "encode_text", lambda model, text: encoded.append(text) or encode(model, text))
 
     def counted(model, inputs, *rest, **named):
         widths.append(len(inputs))
         return call(model, inputs, *rest, **named)
 
-    monkeypatch.setattr(pipeline, "_call_unet", counted)
-    pictures(tiny_model, PROMPTS[:2] * 2, num_images=2, batch_size=1, steps=1)
+    monkeypatch.setattr(Diffusion, "call_unet", counted)
+    fresh = dataclasses.replace(tiny_model)  # it remembers nothing yet
+    pictures(fresh, PROMPTS[:2] * 2, num_images=2, batch_size=1, steps=1)
     assert sorted(encoded) == ["", *PROMPTS[:2]]
     assert set(widths) == {2}
     widths.clear()
@@ -152,14 +157,14 @@ def test_chunks_equal_training(long_pipeline):
     from roentgen.models.text_encoders import encode_text_states
 
     model = load_model(str(long_pipeline), device="cpu", dtype="float32")
-    noise = pipeline.initial_noise(model, 1)[None]
+    noise = model.initial_noise(1)[None]
     with torch.inference_mode():
         tokens = model.reader.tokens(["left " * 30])
         states = encode_text_states(model.text_encoder, tokens, masked=False)
         trained = model.unet(noise, 500, states, encoder_attention_mask=tokens.used).sample
-        ours = pipeline.encode_text(model, "left " * 30)
+        ours = model.encode_text("left " * 30)
         assert (states.shape[1], ours.shape[1]) == (72, 48)
-        repeated = model.unet(noise, 500, pipeline._lengthen(ours, 96)).sample
+        repeated = model.unet(noise, 500, lengthen(ours, 96)).sample
     torch.testing.assert_close(repeated, trained, atol=1e-5, rtol=1e-4)
 
 
@@ -234,8 +239,8 @@ def test_lora_equals_stock_diffusers(tiny_model, tiny_pipeline, tmp_path, parts,
     stock = DiffusionPipeline.from_pretrained(tiny_pipeline)
     stock.set_progress_bar_config(disable=True)
     stock.load_lora_weights(tmp_path / "adapted")
-    stock.scheduler = pipeline.make_scheduler(tiny_model, "ddim")
-    noise = pipeline.initial_noise(tiny_model, 5)[None]
+    stock.scheduler = make_solver(tiny_model.scheduler, "ddim", "tiny")
+    noise = tiny_model.initial_noise(5)[None]
     settings = {"num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "np"}
     with torch.inference_mode():
         theirs = stock(PROMPTS[0], latents=noise, **settings).images[0, :, :, 0]
@@ -245,7 +250,7 @@ def test_lora_equals_stock_diffusers(tiny_model, tiny_pipeline, tmp_path, parts,
     plain = next(generate(tiny_model, PROMPTS[0], **settings))
     assert np.abs(sample.image.astype(int) - plain.image).max() > 5
     # The marks tell the two apart, and what is left are ordinary modules.
-    assert sample.provenance["model_hash"] == model.hash != tiny_model.hash
+    assert sample.provenance["model_hash"] == model.info.hash != tiny_model.info.hash
     assert sample.provenance["lora"].startswith("adapted ")
     assert "lora" not in plain.provenance
     assert set(model.unet.state_dict()) == set(tiny_model.unet.state_dict())
@@ -295,7 +300,7 @@ def test_hub_cache_is_used_without_network(tiny_pipeline, tmp_path, monkeypatch)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(loading, "_download", lambda hub_id: pytest.fail("went to the hub"))
     assert loading.find_folder(registry.resolve("someone/cxr")) == snapshot
-    assert load_model("someone/cxr", device="cpu").name == "someone/cxr"
+    assert load_model("someone/cxr", device="cpu").info.name == "someone/cxr"
 
 
 def test_second_hub_id_is_tried(tiny_pipeline, tmp_path, monkeypatch):
@@ -311,13 +316,13 @@ def test_second_hub_id_is_tried(tiny_pipeline, tmp_path, monkeypatch):
 
 
 def test_token_window_counts_start_and_end(tiny_model):
-    tiny_model.check_prompt("left " * 22)
+    tiny_model.check("left " * 22)
     with pytest.raises(UserError, match=r"25 tokens.*at most 24"):
-        tiny_model.check_prompt("left " * 23)
+        tiny_model.check("left " * 23)
 
 
 def test_unknown_words(tiny_model):
-    assert tiny_model.unknown_words("Left PLEURAL effusion, 54-year-old's zebra; zebra") == [
+    assert tiny_model.info.unknown_words("Left PLEURAL effusion, 54-year-old's zebra; zebra") == [
         "year",
         "old",
         "zebra",
@@ -325,12 +330,10 @@ def test_unknown_words(tiny_model):
 
 
 def test_ddim_does_not_clip_latents(tiny_model):
-    import dataclasses
-
     from diffusers import PNDMScheduler
 
-    model = dataclasses.replace(tiny_model, scheduler=PNDMScheduler(skip_prk_steps=True))  # as in SD 1.x
-    assert pipeline.make_scheduler(model, "ddim").config.clip_sample is False
+    # As in SD 1.x.
+    assert make_solver(PNDMScheduler(skip_prk_steps=True), "ddim", "tiny").config.clip_sample is False
 
 
 def test_zero_terminal_snr_refuses_pndm(tiny_model):

@@ -429,7 +429,7 @@ def test_unknown_demographics_are_named() -> None:
         "sex: boy",
         "age: 16-17, 19",
     ]
-    no_numbers = frozenset(word for word in vocabulary() if not word.isdigit())  # as Model.vocabulary
+    no_numbers = frozenset(word for word in vocabulary() if not word.isdigit())  # as Info.vocabulary
     assert unknown_demographics(plan, no_numbers) == []
     balanced = resolve_plan(per_finding=1)
     assert unknown_demographics(balanced, vocabulary() - {"boy", "girl", "woman", "17", "80"}) == ["sex: woman"]

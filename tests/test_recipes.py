@@ -53,7 +53,7 @@ def test_the_tuned_pipeline_runs_in_roentgen_and_in_stock_diffusers(finetune_fla
 
     model = load_model(str(tmp_path / "pipeline"), device="cpu")
     assert next(generate(model, ["left pleural effusion"], steps=2)).image.shape == (32, 32)
-    assert "effusion" in model.vocabulary
+    assert "effusion" in model.info.vocabulary
     stock = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")
     assert stock("left pleural effusion", num_inference_steps=2).images[0].size == (32, 32)
 

@@ -14,6 +14,7 @@ from tiny import bert_config, write_bert, write_clip_text, write_cxr_bert, write
 
 from roentgen import generate, load_model
 from roentgen.errors import UserError
+from roentgen.generators.diffusion.text_swap import swap_text_encoder
 from roentgen.models import text_encoders
 from roentgen.models.text_encoders import (
     encode_text_states,
@@ -22,7 +23,6 @@ from roentgen.models.text_encoders import (
     load_text_encoder,
     make_reader,
 )
-from roentgen.models.text_swap import swap_text_encoder
 
 SHORT = "left pleural effusion"
 LONG = "small left pleural effusion and large right pleural effusion no acute process heart is normal in size"
@@ -401,7 +401,7 @@ def swapped(make_pipeline, folder, encoder_folder, **options):
 
 @pytest.mark.parametrize("width", [16, 24])
 def test_swapped_pipeline_runs_here_and_in_stock_diffusers(make_pipeline, tmp_path, width):
-    from roentgen import pipeline
+    from roentgen.generators.diffusion.sampling import make_solver
 
     bert = write_bert(tmp_path / "bert", width=width)
     folder, before, added = swapped(make_pipeline, tmp_path, bert)
@@ -413,11 +413,11 @@ def test_swapped_pipeline_runs_here_and_in_stock_diffusers(make_pipeline, tmp_pa
     settings = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
     with torch.no_grad():
         theirs, _ = stock.encode_prompt(SHORT, "cpu", **settings)
-        ours = pipeline.encode_text(model, SHORT)
+        ours = model.encode_text(SHORT)
     assert ours.shape == (1, 48, width)
     torch.testing.assert_close(ours, theirs)
-    stock.scheduler = pipeline.make_scheduler(model, "dpm++")
-    noise = pipeline.initial_noise(model, 5)[None]
+    stock.scheduler = make_solver(model.scheduler, "dpm++", "tiny")
+    noise = model.initial_noise(5)[None]
     image = stock(SHORT, latents=noise, num_inference_steps=2, guidance_scale=3.0, output_type="np").images[0, :, :, 0]
     sample = next(generate(model, SHORT, seed=5, steps=2, guidance=3.0, sampler="dpm++"))
     assert np.abs(sample.image.astype(int) - np.rint(image * 255)).max() <= 1

@@ -21,9 +21,9 @@ from torch import nn
 
 from roentgen.errors import UserError
 from roentgen.files import hold_folder, new_folder
+from roentgen.generators.diffusion.denoiser import Denoiser, load_trained_state, trained_state
 from roentgen.prompts import Labels
 from roentgen.training import conditioning, feeding, pca_encoder, reconstruction
-from roentgen.training.denoiser import Denoiser, load_trained_state, trained_state
 from roentgen.training.fast_norm import use_fast_group_norm
 from roentgen.training.loader import Prefetcher
 from roentgen.training.state import (
@@ -419,7 +419,7 @@ def test_no_more_batches_are_made_than_wanted_and_waiting_is_measured() -> None:
 
 @pytest.fixture
 def parts(tiny_pipeline: Path) -> Any:
-    from roentgen.training.assembly import load_parts
+    from roentgen.generators.diffusion.build import load_parts
 
     return load_parts(model=str(tiny_pipeline))
 
@@ -432,8 +432,8 @@ def test_a_schedule_that_leaves_things_to_defaults_can_be_changed(
     import json
     import shutil
 
-    from roentgen.diffusion import cumulative_alphas
-    from roentgen.training.assembly import load_parts
+    from roentgen.generators.diffusion.build import load_parts
+    from roentgen.generators.diffusion.process import cumulative_alphas
 
     folder = shutil.copytree(tiny_pipeline, tmp_path / "old")
     config = {
@@ -546,7 +546,7 @@ def make_feed(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from recipe import few_rows
 
     from roentgen.data.images import open_source
-    from roentgen.training.assembly import load_parts
+    from roentgen.generators.diffusion.build import load_parts
 
     manifest = few_rows(tmp_path_factory.mktemp("feed"), train=10, val=2)
     source = open_source(manifest, splits=("train", "val"), size=32)

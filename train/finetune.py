@@ -22,18 +22,21 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from roentgen import diffusion, errors
+from roentgen import errors
 from roentgen.data.images import open_source
 from roentgen.files import hold_folder, require_writable
+from roentgen.generators.diffusion import process as diffusion
+from roentgen.generators.diffusion.build import TextChoice, load_parts
+from roentgen.generators.diffusion.denoiser import Denoiser, load_trained_state, trained_state
+from roentgen.generators.diffusion.model import Diffusion
+from roentgen.generators.diffusion.sampling import SAMPLERS
+from roentgen.generators.generate import generate
 from roentgen.images import make_grid, save_image
 from roentgen.models.classifier import load_classifier
 from roentgen.models.text_encoders import LongTexts
-from roentgen.pipeline import SAMPLERS, generate
 from roentgen.prompts import Labels
 from roentgen.training import conditioning, estimate, feeding, speed
-from roentgen.training.assembly import Parts, TextChoice, as_model, load_parts, save_pipeline
 from roentgen.training.cache import latent_cache, text_cache
-from roentgen.training.denoiser import Denoiser, load_trained_state, trained_state
 from roentgen.training.loader import Prefetcher
 from roentgen.training.lora import add_lora, merge_lora, save_lora
 from roentgen.training.optim import make_optimizer, use_xformers
@@ -361,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ema = EMA([model], halflife=s.ema_halflife)
 
     # The state of an earlier run.
-    settings = {**flat(as_dict(s)), "data": feeding.content_key(source.table), "start": parts.hash}
+    settings = {**flat(as_dict(s)), "data": feeding.content_key(source.table), "start": parts.info.hash}
     checkpoints = Checkpoints(s.out / "checkpoints")
     images, end = 0, min(s.images, s.until or s.images)
     if on_main:
@@ -555,7 +558,7 @@ def check(s: Settings) -> None:
     )
 
 
-def start(s: Settings) -> Parts:
+def start(s: Settings) -> Diffusion:
     """The parts that training starts from."""
     return load_parts(
         model=s.model,
@@ -568,7 +571,7 @@ def start(s: Settings) -> Parts:
     )
 
 
-def trainable(s: Settings, parts: Parts) -> list[dict[str, Any]]:
+def trainable(s: Settings, parts: Diffusion) -> list[dict[str, Any]]:
     """Optimiser groups with their peak rates; everything else is frozen, adapters put in place."""
     for module, wanted in ((parts.unet, s.train.unet), (parts.text_encoder, s.train.text_encoder)):
         module.requires_grad_(wanted)
@@ -595,7 +598,7 @@ def trainable(s: Settings, parts: Parts) -> list[dict[str, Any]]:
     return groups
 
 
-def describe(s: Settings, parts: Parts, source: Any, read: LongTexts, processes: int) -> None:
+def describe(s: Settings, parts: Diffusion, source: Any, read: LongTexts, processes: int) -> None:
     """What the run will do, in a few lines; with --dry-run also what it will need."""
     table = source.table
     train, val = ((table["split"] == split).sum() for split in ("train", "val"))
@@ -683,7 +686,7 @@ def validation_error(
     return float(accelerator.reduce(total, "sum")) / count
 
 
-def save_result(s: Settings, parts: Parts, labels: Sequence[Labels], texts: Sequence[str], images: int) -> None:
+def save_result(s: Settings, parts: Diffusion, labels: Sequence[Labels], texts: Sequence[str], images: int) -> None:
     """Write ``OUT/pipeline`` and, where adapters were trained, ``OUT/lora``; the pipeline has them merged in."""
     adapted = [
         module if s.lora.rank and wanted and lora else None
@@ -707,15 +710,15 @@ def save_result(s: Settings, parts: Parts, labels: Sequence[Labels], texts: Sequ
         "defaults": {"steps": s.steps, "guidance": s.guidance, "sampler": s.sampler},
         "vocabulary": seen_words(labels, texts, s.composed),
     }
-    save_pipeline(s.out / "pipeline", parts, facts)
+    parts.save(s.out / "pipeline", facts)
 
 
-def show(s: Settings, parts: Parts, path: Path, device: torch.device) -> None:
+def show(s: Settings, parts: Diffusion, path: Path, device: torch.device) -> None:
     """Draw the sample grid with the model as it is now."""
-    model = as_model(parts, s.name, device)
-    samples = list(
-        generate(model, list(s.prompts), seed=0, num_images=2, steps=s.steps, guidance=s.guidance, batch_size=16)
-    )
+    model = parts.on(device)
+    model.unet.eval()
+    settings = {"steps": s.steps, "guidance": s.guidance, "sampler": s.sampler}
+    samples = list(generate(model, list(s.prompts), seed=0, num_images=2, batch_size=16, **settings))
     captions = [sample.prompt for sample in samples]
     save_image(
         make_grid([x.image for x in samples], captions, 4),

@@ -20,7 +20,7 @@ import torch
 
 from roentgen import errors
 from roentgen.files import fingerprint
-from roentgen.training.assembly import load_parts, save_pipeline
+from roentgen.generators.diffusion.build import load_parts
 from roentgen.training.latents import load_vae
 from roentgen.training.settings import parse_settings, require
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "defaults": {**facts["defaults"], **chosen},
     }  # fmt: skip
     kept = {p.name: p.read_bytes() for p in s.out.glob("*.md")} if s.out.is_dir() else {}
-    save_pipeline(s.out, parts, facts, dtype=torch.float16)
+    parts.save(s.out, facts, dtype=torch.float16)
     for name, text in kept.items():
         (s.out / name).write_bytes(text)
     size = sum(p.stat().st_size for p in s.out.rglob("*") if p.is_file())

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen import pipeline
 from roentgen.files import open_atomic
+from roentgen.generators.base import Generator, Sampling
 from roentgen.images import make_grid, save_image
 from roentgen.metrics.adherence import laterality
 from roentgen.metrics.memorisation.nearness import Nearness
 from roentgen.metrics.pairing import LabelledPrompt
 from roentgen.metrics.result import Context
-from roentgen.synthesis.folder import Job, Sampling, generated_images, in_batches
+from roentgen.synthesis.folder import Job, generated_images, in_batches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,7 @@ class Study:
     kept between runs, ``train_key`` names the features of the training images there.
     """
 
-    model: pipeline.Model
+    model: Generator
     sampling: Sampling
     judge: Any
     context: Context
@@ -93,7 +93,7 @@ def write_grids(study: Study, nearest: Nearness, out: Path, *, seed: int) -> Non
         texts += [f"generated: {study.prompts[i].prompt}", f"train: {row['text']} ({row['source']})"]
     captions = [study.prompts[i].prompt for i in chosen]
     grid = make_grid([study.generated[i] for i in chosen], captions, columns=5)
-    marks = {"model": str(study.context.model["name"]), "model_hash": study.model.hash}
+    marks = {"model": str(study.context.model["name"]), "model_hash": study.model.info.hash}
     for name, picture, content in (
         ("grid.png", grid, "random generated images"),
         ("nearest.png", make_grid(pairs, texts, columns=4), "generated images, each with the nearest one of train"),

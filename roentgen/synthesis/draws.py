@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from roentgen.errors import UserError
 from roentgen.files import has_sha256, sha256, write_atomic
+from roentgen.generators.base import Sample
 from roentgen.images import encode_image, read_image
 from roentgen.metrics.diversity.repeats import difference_hash
-from roentgen.pipeline import Sample
 from roentgen.prompts import Labels
 from roentgen.synthesis.filters import Verdict
 from roentgen.synthesis.plan import Plan
@@ -36,7 +36,7 @@ FEW_BROKEN, FEW_REJECTED = 8, 64
 """After so many images, all of them black or all rejected, more of them would be no better."""
 
 Make = Callable[[Sequence[str], Sequence[int]], Iterator[Sample]]
-"""The images of prompts and seeds, in order: ``pipeline.generate`` of a model, or a stand-in."""
+"""The images of prompts and seeds, in order: ``generate`` of a model, or a stand-in."""
 
 
 class Judge(Protocol):

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen import pipeline
 from roentgen.errors import UserError
 from roentgen.files import claim, file_hash, sha256
+from roentgen.generators import generate as generation
+from roentgen.generators.base import Generator, Sampling
 from roentgen.images import read_image, read_provenance, save_image
 from roentgen.metrics.result import portable
 from roentgen.processes import ALONE, Process
@@ -29,29 +30,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How a model is sampled; every value is given, none is a default to be looked up later."""
-
-    steps: int
-    guidance: float
-    sampler: str
-
-
-@dataclass(frozen=True)
 class Job:
     """One image to generate."""
 
     prompt: str
     seed: int
-
-
-def resolve_sampling(model: pipeline.Model, steps: int | None, guidance: float | None, sampler: str | None) -> Sampling:
-    """Fill what is None from the model's own defaults."""
-    return Sampling(
-        int(model.defaults["steps"]) if steps is None else steps,
-        float(model.defaults["guidance"]) if guidance is None else guidance,
-        str(model.defaults["sampler"]) if sampler is None else sampler,
-    )
 
 
 def image_path(folder: Path, job: Job) -> Path:
@@ -67,20 +50,12 @@ def is_made(path: Path, job: Job, model_hash: str, sampling: Sampling) -> bool:
         marks = read_provenance(path)
     except UserError:
         return False
-    wanted = {
-        "prompt": job.prompt,
-        "seed": str(job.seed),
-        "model_hash": model_hash,
-        "steps": str(sampling.steps),
-        "guidance": f"{sampling.guidance:g}",
-        "sampler": sampling.sampler,
-        "negative_prompt": "",
-    }
+    wanted = {"prompt": job.prompt, "seed": str(job.seed), "model_hash": model_hash, **sampling.provenance()}
     return all(marks.get(key, "") == value for key, value in wanted.items())
 
 
 def generated_images(
-    model: pipeline.Model, jobs: Sequence[Job], folder: Path, *, sampling: Sampling, batch_size: int
+    model: Generator, jobs: Sequence[Job], folder: Path, *, sampling: Sampling, batch_size: int
 ) -> NDArray[np.uint8]:
     """Images of ``jobs`` in order, uint8 (N, H, W); those not in ``folder`` are made and saved there."""
     make_images(model, jobs, folder, sampling=sampling, batch_size=batch_size)
@@ -88,23 +63,21 @@ def generated_images(
 
 
 def make_images(
-    model: pipeline.Model, jobs: Sequence[Job], folder: Path, *, sampling: Sampling, batch_size: int, bar: bool = True
+    model: Generator, jobs: Sequence[Job], folder: Path, *, sampling: Sampling, batch_size: int, bar: bool = True
 ) -> None:
     """Make the images of ``jobs`` that are not in ``folder`` (``image_path``); with a progress bar on stderr."""
     from tqdm import tqdm
 
     distinct = list(dict.fromkeys(jobs))
-    missing = [job for job in distinct if not is_made(image_path(folder, job), job, model.hash, sampling)]
+    missing = [job for job in distinct if not is_made(image_path(folder, job), job, model.info.hash, sampling)]
     if not missing:
         return
-    samples = pipeline.generate(
+    samples = generation.generate(
         model,
         [job.prompt for job in missing],
         seeds=[job.seed for job in missing],
-        steps=sampling.steps,
-        guidance=sampling.guidance,
-        sampler=sampling.sampler,
         batch_size=batch_size,
+        **dataclasses.asdict(sampling),
     )
     done = len(distinct) - len(missing)
     shown = tqdm(samples, total=len(distinct), initial=done, desc="generating", file=sys.stderr, disable=not bar)
@@ -157,18 +130,12 @@ def generate_set(
     """
     from_manifest = is_manifest_file(prompts)
     records = manifest_rows(prompts, split) if from_manifest else prompt_rows(prompts)
-    model = pipeline.load_model(name, device=device, dtype=dtype)
-    chosen = resolve_sampling(model, *sampling)
-    pipeline.check_settings(
-        num_images=num_images,
-        seed=seed,
-        steps=chosen.steps,
-        guidance=chosen.guidance,
-        sampler=chosen.sampler,
-        batch_size=batch_size,
-    )
+    model = generation.load_model(name, device=device, dtype=dtype)
+    steps, guidance, sampler = sampling
+    chosen = model.sampling(steps=steps, guidance=guidance, sampler=sampler)
+    generation.check_settings(num_images=num_images, seed=seed, batch_size=batch_size)
     # A prompt of somebody's list is mended there; reports of a manifest are as long as they are.
-    long = [record for record in records if from_manifest and model.reader.count([str(record["text"])]).cut]
+    long = [record for record in records if from_manifest and not generation.reads(model, str(record["text"]))]
     records = [record for record in records if record not in long]
     if long and not who.rank:
         print(f"--prompts {prompts}: {len(long)} text(s) longer than {name} reads are left out", file=sys.stderr)
@@ -177,12 +144,12 @@ def generate_set(
     if most < len(records):
         records = [records[row] for row in sorted(random.Random(seed).sample(range(len(records)), most))]
     for record in records:
-        model.check_prompt(str(record["text"]), f"--prompts {prompts}, id {record['prompt_id']}:")
+        model.check(str(record["text"]), f"--prompts {prompts}, id {record['prompt_id']}:")
     about = {
-        "name": portable(model.name),
-        "hash": model.hash,
-        "dtype": str(model.dtype),
-        **dataclasses.asdict(chosen),
+        "name": portable(model.info.name),
+        "hash": model.info.hash,
+        "dtype": f"torch.{model.info.dtype}",
+        **{key: value for key, value in dataclasses.asdict(chosen).items() if value != ""},
         "prompts": file_hash(prompts),
         "prompts_too_long": len(long),
         "prompts_used": len(records),

@@ -19,7 +19,8 @@ import yaml
 from roentgen.data.labels import NIH_14
 from roentgen.data.prompt_table import read_prompts
 from roentgen.errors import UserError
-from roentgen.pipeline import check_seed, check_settings, check_text
+from roentgen.generators.base import check_seed, check_text
+from roentgen.generators.generate import check_settings
 from roentgen.prompts import FINDINGS, NO_FINDING, Labels, labels_from_row
 from roentgen.synthesis.plan import (
     AGE_BANDS,

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roentgen import diffusion
 from roentgen.data.images import ImageSource
 from roentgen.files import sha256
+from roentgen.generators.diffusion import process as diffusion
 from roentgen.images import to_autoencoder
 from roentgen.models.text_encoders import TextReader, Tokens, encode_text_states
 from roentgen.prompts import Labels

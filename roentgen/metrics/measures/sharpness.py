@@ -18,7 +18,6 @@ from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
 from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.image_set import ImageSet, look
 from roentgen.metrics.measure import PIXELS, Case, Floats, Found, Unavailable, pixels
-from roentgen.metrics.reconstruction import image_size, reconstruct
 from roentgen.metrics.result import portable
 
 MOST = 2000
@@ -150,23 +149,23 @@ def _reconstructions(case: Case, rows: NDArray[np.int64], size: int) -> tuple[di
     model = autoencoder(case.autoencoder, case.device)
     chosen = _some(rows, case.seed, REBUILT)
     paths = case.real.paths
-    own = image_size(model)
+    own = model.pixels
     parts = []
     for start in range(0, len(chosen), 8):
         batch = np.stack([resize_center_crop(read_image(paths[row]), own) for row in chosen[start : start + 8]])
-        again = [resize_center_crop(image, size) for image in reconstruct(model, batch)]
+        again = [resize_center_crop(image, size) for image in model.reconstruct(batch)]
         parts.append(sharpness.each_sharpness(np.stack(again)))
     each = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     summary = _summary(each, [case.real.patients[row] for row in chosen], case)
-    return summary, f"{len(chosen)} real images at {own} px through the autoencoder of {model.name} and back"
+    return summary, f"{len(chosen)} real images at {own} px through the autoencoder of {model.info.name} and back"
 
 
 @lru_cache(maxsize=1)
 def autoencoder(name: str, device: str) -> Any:
     """The model ``name``, for its autoencoder; Unavailable where it cannot be loaded."""
-    from roentgen import pipeline
+    from roentgen.generators.generate import load_model
 
     try:
-        return pipeline.load_model(name, device=device)
+        return load_model(name, device=device)
     except UserError as error:
         raise Unavailable(f"--autoencoder: {error}", bad_input=True) from None

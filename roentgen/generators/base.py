@@ -1,0 +1,165 @@
+"""What every family of generators has in common: the protocol, what a sample is, and the checks of text and seed.
+
+Light at import: no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from roentgen import images
+from roentgen.errors import UserError
+from roentgen.models import loading
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a loaded generator is.
+
+    hash: first 16 hex digits of the SHA-256 over its weight files. dtype: of its network, such as ``float32``.
+    defaults: its family's settings where it recommends others than the family does. vocabulary: lower-case words of
+    its training text, or None if unknown. lora: what was merged into the weights, or None.
+    """
+
+    name: str
+    folder: Path
+    hash: str
+    device: str
+    dtype: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: frozenset[str] | None = field(default=None, repr=False)
+    lora: str | None = None
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of ``text`` that the model has not seen in training, in order; empty if that is not known."""
+        if self.vocabulary is None:
+            return []
+        return [word for word in dict.fromkeys(words(text)) if word not in self.vocabulary]
+
+
+class Sampling(Protocol):
+    """A family's settings of sampling: a frozen dataclass that travels in provenance as it is."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def provenance(self) -> dict[str, str]:
+        """Every setting as text."""
+        ...
+
+
+class Batch(Protocol):
+    """What a model's ``loss`` reads: n training images with their texts.
+
+    rows: int64 (n,) of the data. texts: n texts. images: cached latents of the family, or ``(pixels,)`` uint8
+    (n, S, S). text: tokens, or cached states. used: bool (n, L), positions of the text that may be read.
+    draws: what the family's ``draw`` gave, by name. weight: float32 (n,) loss weight of each sample.
+    """
+
+    rows: Any
+    texts: list[str]
+    images: tuple[Any, ...]
+    text: Any
+    used: Any
+    draws: dict[str, Any]
+    weight: Any
+
+
+class Generator(Protocol):
+    """A loaded model that makes images of texts. An image depends on (model, text, seed, sampling) and nothing else."""
+
+    info: Info
+
+    @property
+    def pixels(self) -> int:
+        """Side of its images in pixels; the smaller one where they are not square."""
+        ...
+
+    def check(self, text: str, flag: str = "prompt") -> None:
+        """UserError that begins with ``flag`` if ``text`` is longer than the model reads; it is never cut."""
+        ...
+
+    def sampling(self, **settings: Any) -> Sampling:
+        """The family's settings: those given and not None, else the model's own; UserError if one is out of range."""
+        ...
+
+    def batch_key(self, text: str) -> Hashable:
+        """Texts whose keys are equal may share a batch."""
+        ...
+
+    def sample(
+        self,
+        texts: Sequence[str],
+        seeds: Sequence[int],
+        sampling: Any,
+        on_step: Callable[[float], object] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """One batch: the image of each text with its seed, uint8 grey (H, W), in order.
+
+        ``on_step`` is called while it is computed with shares of the work, in images. UserError on an image of NaN.
+        """
+        ...
+
+
+    def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 grey (N, H, W) through the model's own codes of images and back."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated image: uint8 grey (H, W), with what made it. ``index`` counts within its prompt."""
+
+    image: np.ndarray
+    prompt: str
+    seed: int
+    index: int
+    provenance: dict[str, str]
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the image as PNG, JPEG or DICOM, by the ending of ``path``, marked as synthetic."""
+        kind = images.SUFFIXES.get(Path(path).suffix.lower())
+        if kind is None:
+            raise UserError(f"{path}: the ending is none of {', '.join(images.SUFFIXES)}; name the file with one")
+        images.save_image(self.image, Path(path), format=kind, provenance=self.provenance, overwrite=overwrite)
+
+    def to_pil(self) -> Any:
+        """The image as a ``PIL.Image.Image`` of mode L."""
+        from PIL import Image
+
+        return Image.fromarray(self.image)
+
+    def _repr_png_(self) -> bytes:
+        return images.encode_image(self.image, "png", self.provenance)
+
+
+def check_seed(seed: int, last: int = 0) -> None:
+    """UserError unless ``seed`` to ``seed + last`` can seed torch's generator."""
+    if seed < 0 or seed + last >= 2**63:
+        raise UserError(f"--seed {seed}: must be from 0 to 2^63 - 1 less the number of images")
+
+
+def check_text(prompt: object, flag: str = "prompt") -> None:
+    """UserError if ``prompt`` is not text with at least one letter."""
+    if not isinstance(prompt, str):
+        raise UserError(f"{flag} {prompt!r} is not text; write a finding such as 'left pleural effusion'")
+    if not prompt.strip():
+        raise UserError(f"{flag} is empty; write a finding such as 'left pleural effusion'")
+    if not any(character.isalpha() for character in prompt):
+        raise UserError(f"{flag} {prompt[:80]!r} has no words; write a finding such as 'left pleural effusion'")
+
+
+def roentgen_json(folder: Path) -> dict[str, Any]:
+    """What a model folder says beside its weights; empty if it says nothing."""
+    file = folder / "roentgen.json"
+    return loading.read_json(file) if file.is_file() else {}
+
+
+def words(text: str) -> list[str]:
+    """Lower-case runs of at least two letters: numbers, the s of a genitive and punctuation are not words."""
+    return re.findall(r"[^\W\d_]{2,}", text.lower())

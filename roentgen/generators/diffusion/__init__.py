@@ -1,0 +1,22 @@
+"""Latent diffusion: Stable Diffusion pipelines in diffusers' layout. Light at import: no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from roentgen.generators.diffusion.sampling import Sampling
+from roentgen.models import loading
+
+if TYPE_CHECKING:
+    from roentgen.generators.diffusion.model import Diffusion
+
+__all__ = ["Sampling", "load"]
+
+
+def load(folder: Path, **options: Any) -> Diffusion:
+    """``Diffusion.load``; a damaged folder is told before seconds of imports."""
+    loading.check_folder(folder)
+    from roentgen.generators.diffusion.model import Diffusion
+
+    return Diffusion.load(folder, **options)

@@ -1,0 +1,326 @@
+"""The diffusion model as one object: it samples, it has a loss, it is loaded and saved as a diffusers pipeline.
+
+The sampling loop is our own, so that each prompt is encoded once and each image's noise comes from its own
+seed on the CPU: an image depends on (model, prompt, seed, steps, guidance, sampler), not on the batch size,
+the order, the device, or what else was generated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from roentgen import images
+from roentgen.errors import UserError
+from roentgen.files import file_sha256, new_folder, sha256
+from roentgen.generators.base import Info, roentgen_json, words
+from roentgen.generators.diffusion.sampling import Sampling, make_solver
+from roentgen.models import loading
+from roentgen.models.text_encoders import TextReader, encode_text_states, load_text_encoder, make_reader
+from roentgen.processes import pick_device
+
+# Where RoentGen-v2's own training script leaves the text encoder that it trained; text_encoder/ is the base model's.
+TRAINED_TEXT = "text_encoder_and_tokenizer"
+REMEMBERED = 2048  # prompts whose states are kept
+
+
+@dataclass
+class Diffusion:
+    """A Stable Diffusion pipeline: its parts on one device, and what its ``roentgen.json`` says.
+
+    reader: how prompts become tokens. compiled: the U-Net was compiled. projected: a text encoder of another width was
+    put in, and the U-Net has a new projection.
+    """
+
+    info: Info
+    vae: Any = field(repr=False)
+    unet: Any = field(repr=False)
+    text_encoder: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    scheduler: Any = field(repr=False)
+    reader: TextReader = field(repr=False)
+    compiled: bool = False
+    projected: bool = False
+
+    def __post_init__(self) -> None:
+        self._remembered = lru_cache(maxsize=REMEMBERED)(lambda text: self.encode_text(text))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the networks compute."""
+        kind: torch.dtype = getattr(torch, self.info.dtype)
+        return kind
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latents."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
+
+    @property
+    def pixels(self) -> int:
+        """Side of the images in pixels."""
+        return int(min(self.latent_shape[1:]) * 2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    # ------------------------------------------------------------------------------------ loading, saving
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        name: str,
+        device: str | None = None,
+        dtype: str | None = None,
+        compile: bool = False,
+        lora: Path | None = None,
+    ) -> Diffusion:
+        """The pipeline in ``folder`` under the name ``name``; see ``generate.load_model`` for the rest."""
+        classes = loading.check_folder(folder)
+        device = pick_device(device)
+        kind = getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32"))
+        parts = loading.load_components(folder, classes, kind)
+        digest = loading.model_hash(folder)
+        if (folder / TRAINED_TEXT / "config.json").is_file():
+            parts["tokenizer"], parts["text_encoder"] = load_text_encoder(str(folder / TRAINED_TEXT))
+            parts["text_encoder"].requires_grad_(False)
+            digest = _joined(digest, *map(file_sha256, loading.weights(folder / TRAINED_TEXT).files))
+            print(f"roentgen: {name}: its text encoder is the trained one in {TRAINED_TEXT}/", file=sys.stderr)
+        _check_parts(name, parts)
+        merged = None
+        if lora is not None:
+            lora_digest = loading.add_lora(lora, parts)
+            digest = _joined(digest, lora_digest)
+            merged = f"{lora.parent.name if lora.name == loading.LORA_FILE else lora.stem} {lora_digest[:16]}"
+        for part in ("vae", "unet", "text_encoder"):
+            parts[part].to(device, kind)
+        if device == "cpu":  # its convolutions decode faster in this layout; the U-Net's do not
+            parts["vae"].to(memory_format=torch.channels_last)
+        if compile:
+            parts["unet"].compile()
+        said = roentgen_json(folder)
+        text, vocabulary = said.get("text", {}), said.get("vocabulary")
+        chunks = text.get("chunks", 1) if isinstance(text, dict) else text
+        if type(chunks) is not int or chunks < 1:
+            raise UserError(f"{folder / 'roentgen.json'}: text.chunks is {chunks!r}; it must be a whole number from 1")
+        try:
+            reader = make_reader(parts["tokenizer"], parts["text_encoder"], chunks=chunks)
+        except UserError as error:
+            raise UserError(f"--model {name}: {error}") from None
+        info = Info(
+            name=name,
+            folder=folder,
+            hash=digest,
+            device=device,
+            dtype=str(kind).removeprefix("torch."),
+            defaults=said.get("defaults", {}),
+            vocabulary=None if vocabulary is None else frozenset(part for word in vocabulary for part in words(word)),
+            lora=merged,
+        )
+        return cls(info, reader=reader, compiled=compile, **parts)
+
+    def save(self, folder: Path, facts: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> None:
+        """Write an ordinary diffusers pipeline with ``facts`` as ``roentgen.json``; the old folder goes at the end."""
+        from diffusers import StableDiffusionPipeline
+
+        pipeline: Any = StableDiffusionPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        if dtype != torch.float32:
+            pipeline.to(dtype=dtype)
+        with new_folder(folder, advice="checkpoints are kept: run the same command again") as temporary:
+            try:
+                pipeline.save_pretrained(temporary, safe_serialization=True)
+            except SafetensorError as error:
+                raise OSError(f"cannot write the pipeline: {error}") from error
+            for config in temporary.rglob("*.json"):  # where the parts came from is of no use to others
+                values = json.loads(config.read_text())
+                if any([values.pop(key, None) is not None for key in ("_name_or_path", "name_or_path")]):
+                    config.write_text(json.dumps(values, indent=2) + "\n")
+            facts = {**facts, "text": {"chunks": self.reader.chunks}}
+            (temporary / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+    # ------------------------------------------------------------------------------------------ sampling
+
+    def on(self, device: torch.device) -> Diffusion:
+        """The same networks, moved to ``device``, which new samples are made on."""
+        for module in (self.vae, self.unet, self.text_encoder):
+            module.to(device)
+        return replace(self, info=replace(self.info, device=str(device)))
+
+    def sampling(self, **settings: Any) -> Sampling:
+        """Settings of sampling: those given and not None, else the model's own, else the family's.
+
+        UserError where one is out of range or unknown, or where the model cannot be sampled like that.
+        """
+        given = {key: value for key, value in settings.items() if value is not None}
+        try:
+            sampling = Sampling(**{**self.info.defaults, **given})
+        except TypeError as error:
+            raise UserError(f"{self.info.name} is a diffusion model: {error}") from None
+        make_solver(self.scheduler, sampling.sampler, self.info.name)
+        if sampling.negative_prompt:
+            self.check(sampling.negative_prompt, "--negative-prompt")
+        return sampling
+
+    def check(self, text: str, flag: str = "prompt") -> None:
+        """UserError if ``text`` is longer than the model reads."""
+        lengths = self.reader.count([text])
+        if lengths.cut:
+            raise UserError(
+                f"{flag} {text[:80]!r}{'...' if len(text) > 80 else ''} has {lengths.longest} tokens; the text "
+                f"encoder of {self.info.name} takes at most {self.reader.limit} (with start and end): shorten it"
+            )
+
+    def batch_key(self, text: str) -> int:
+        """Chunks of ``text``: those of a batch must be equal."""
+        return self.reader.fitted(text).chunks
+
+    def sample(
+        self,
+        texts: Sequence[str],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        on_step: Callable[[float], object] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """One batch: the image of each text with its seed, uint8 grey (H, W), in order. UserError on one of NaN."""
+        with torch.inference_mode():
+            text = torch.cat([self._states(one) for one in texts])
+            if sampling.guidance != 1:
+                negative = self._states(sampling.negative_prompt)
+                length = math.lcm(text.shape[1], negative.shape[1])
+                text = lengthen(text, length)
+                text = torch.cat([lengthen(negative, length).expand(len(texts), -1, -1), text])
+            noise = torch.stack([self.initial_noise(seed) for seed in seeds])
+            pixels = self.decode(self._denoise(noise, text, sampling, on_step))
+        for number, (one, seed) in enumerate(zip(texts, seeds, strict=True)):
+            try:
+                yield images.from_autoencoder(pixels[number : number + 1])[0]
+            except FloatingPointError as error:
+                raise UserError(
+                    f"--dtype: the image of {one[:80]!r}, seed {seed}, came out as NaN; pass "
+                    "--dtype float32, or fetch the model again"
+                ) from error
+
+    def initial_noise(self, seed: int) -> Tensor:
+        """Unit normal float32 (C, h, w) from ``seed`` alone, made on the CPU: equal on every device."""
+        return torch.randn(self.latent_shape, generator=torch.Generator("cpu").manual_seed(seed))
+
+    def encode_text(self, text: str) -> Tensor:
+        """Text-encoder output (1, chunks * L, D) of one prompt (or of "" for no prompt), as it was in training.
+
+        A prompt takes as many chunks as it needs: a chunk that it does not need is hidden from the U-Net in training.
+        """
+        tokens = self.reader.fitted(text).tokens([text]).to(self.info.device)
+        return encode_text_states(self.text_encoder, tokens, masked=self.reader.masked).to(self.dtype)
+
+    def _states(self, text: str) -> Tensor:
+        """``encode_text``, remembered unless the text encoder is in training."""
+        learns = any(parameter.requires_grad for parameter in self.text_encoder.parameters())
+        states: Tensor = self.encode_text(text) if learns else self._remembered(text)
+        return states
+
+    def _denoise(
+        self, noise: Tensor, text: Tensor, sampling: Sampling, on_step: Callable[[float], object] | None
+    ) -> Tensor:
+        """Latents (N, C, h, w), float32, from unit noise by classifier-free guidance.
+
+        Guided output = uncond + guidance * (cond - uncond), Ho & Salimans 2022 (arXiv 2207.12598). Latents and
+        solver stay in float32 whatever the U-Net runs in: rounding there adds up over the steps.
+        """
+        solver = make_solver(self.scheduler, sampling.sampler, self.info.name)
+        solver.set_timesteps(sampling.steps, device=self.info.device)
+        latents = noise.to(self.info.device) * solver.init_noise_sigma
+        for number, step in enumerate(solver.timesteps):
+            inputs = solver.scale_model_input(latents, step).to(self.dtype)
+            if sampling.guidance != 1:
+                inputs = torch.cat([inputs, inputs])
+            output = self.call_unet(inputs, step, text, first=number == 0).float()
+            if sampling.guidance != 1:
+                unconditional, conditional = output.chunk(2)
+                output = unconditional + sampling.guidance * (conditional - unconditional)
+            latents = solver.step(output, step, latents, return_dict=False)[0]
+            if on_step is not None:
+                # PNDM takes more network calls than steps: count shares of a whole, so that the bar ends full.
+                on_step(len(noise) / len(solver.timesteps))
+        return latents
+
+    def call_unet(self, inputs: Tensor, step: Any, text: Tensor, *, first: bool) -> Tensor:
+        """The U-Net's output for latents (N, C, h, w); ``first`` is the call that may have to compile it."""
+        try:
+            output: Tensor = self.unet(inputs, step, encoder_hidden_states=text, return_dict=False)[0]
+        except Exception as error:  # a missing C++ compiler or Triton comes as one of many classes
+            if not (self.compiled and first):
+                raise
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"--compile: torch.compile does not work here ({reason}); leave it out") from error
+        return output
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (N, C, h, w) -> grey float32 (N, 1, H, W), nominally [-1, 1]; colour becomes luminance."""
+        decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.dtype), return_dict=False)[0]
+        decoded = decoded.float()
+        if decoded.shape[1] == 1:
+            return decoded
+        red, green, blue = decoded.clamp(-1, 1).split(1, dim=1)  # clamp first, as a picture viewer would
+        return 0.299 * red + 0.587 * green + 0.114 * blue
+
+    @torch.inference_mode()
+    def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (N, H, W) through the autoencoder (posterior mode) and back."""
+        if self.vae.config.in_channels != 1:
+            raise UserError(f"--model {self.info.name}: its autoencoder takes colour; a grey one is needed")
+        latents = self.vae.encode(images.to_autoencoder(pixels).to(self.info.device, self.dtype)).latent_dist.mode()
+        return images.from_autoencoder(self.vae.decode(latents, return_dict=False)[0].float())
+
+
+def lengthen(states: Tensor, length: int) -> Tensor:
+    """Repeat text states (N, L, D) along the tokens up to ``length``, a multiple of L.
+
+    Attention over keys and values that all come equally often is attention over each of them once: the softmax's
+    weights are shared among the copies and sum to the same. So the U-Net's output does not change.
+    """
+    return states.repeat(1, length // states.shape[1], 1)
+
+
+def _joined(*digests: str) -> str:
+    """One short hash of several."""
+    return sha256(" ".join(digests))[:16]
+
+
+def _check_parts(name: str, parts: dict[str, Any]) -> None:
+    """UserError where the parts are not those of a text-to-image pipeline of latents."""
+    vae, unet = parts["vae"].config, parts["unet"].config
+    latents, takes, gives = vae.latent_channels, unet.in_channels, unet.out_channels
+    if takes != latents:
+        kind = {9: "an inpainting model", 8: "a model that edits images"}.get(takes, "no text-to-image model")
+        raise UserError(
+            f"--model {name}: {kind} (its U-Net takes {takes} channels where the latents have {latents}); "
+            "pass a text-to-image pipeline"
+        )
+    if gives != takes:
+        raise UserError(
+            f"--model {name}: its U-Net gives {gives} channels for latents of {takes} (a learned variance); "
+            "no sampler here reads that"
+        )
+    if vae.out_channels not in (1, 3):
+        raise UserError(f"--model {name}: its autoencoder has {vae.out_channels} channels; 1 or 3 can be saved")

@@ -1,0 +1,91 @@
+"""How a diffusion model is sampled: steps, guidance, sampler, negative prompt. Light at import: no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from roentgen.errors import UserError
+from roentgen.generators.base import check_text
+
+# Name -> (diffusers scheduler, settings that must differ from the model's own scheduler config).
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    # diffusers' default clips the predicted sample to [-1, 1]: right for pixels, wrong for latents.
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+}
+# Prediction types that each scheduler of diffusers computes with.
+PREDICTION_TYPES: dict[str, tuple[str, ...]] = {
+    "dpm++": ("epsilon", "v_prediction", "sample", "flow_prediction"),
+    "unipc": ("epsilon", "v_prediction", "sample", "flow_prediction"),
+    "ddim": ("epsilon", "v_prediction", "sample"),
+    "pndm": ("epsilon", "v_prediction"),
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of sampling.
+
+    Args:
+        steps: denoising steps.
+        guidance: guidance scale; 1 is none.
+        sampler: dpm++, unipc, ddim or pndm.
+        negative_prompt: what to steer away from.
+    """
+
+    steps: int = 25
+    guidance: float = 4.0
+    sampler: str = "dpm++"
+    negative_prompt: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guidance", float(self.guidance))  # a whole number of a JSON file, too
+        if self.steps < 1:
+            raise UserError(f"--steps {self.steps}: must be at least 1")
+        if self.steps > 1000:
+            raise UserError(f"--steps {self.steps}: must be at most 1000, the number of training steps; 25 is usual")
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise UserError(f"--guidance {self.guidance}: must be 0 or more (1 is none, 4 is usual)")
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"--sampler {self.sampler}: unknown sampler; choose one of {', '.join(SAMPLERS)}")
+        if self.negative_prompt:
+            check_text(self.negative_prompt, "--negative-prompt")
+
+    def provenance(self) -> dict[str, str]:
+        """Every setting as text."""
+        return {
+            "negative_prompt": self.negative_prompt,
+            "sampler": self.sampler,
+            "steps": str(self.steps),
+            "guidance": f"{self.guidance:g}",
+        }
+
+
+def make_solver(scheduler: Any, sampler: str, model: str) -> Any:
+    """The sampler's diffusers scheduler with noise schedule and prediction type of ``scheduler``, that of ``model``.
+
+    UserError where the sampler cannot compute with them.
+    """
+    import diffusers
+
+    config = scheduler.config
+    if "beta_schedule" not in config:
+        raise UserError(
+            f"--model {model}: its scheduler {type(scheduler).__name__} has no noise schedule of betas, from which "
+            "every sampler here starts; use a Stable Diffusion 1.x or 2.x pipeline"
+        )
+    class_name, changes = SAMPLERS[sampler]
+    predicts = config.get("prediction_type", "epsilon")
+    if predicts not in PREDICTION_TYPES[sampler]:
+        fits = [name for name, types in PREDICTION_TYPES.items() if predicts in types]
+        advice = f"use {' or '.join(fits)}" if fits else f"its prediction type {predicts} is unknown"
+        raise UserError(f"--sampler {sampler} does not fit {model}, which predicts {predicts}; {advice}")
+    if sampler == "pndm" and config.get("rescale_betas_zero_snr"):
+        raise UserError(f"--sampler pndm cannot start from pure noise, as {model} needs; use dpm++ or ddim")
+    if predicts == "flow_prediction":
+        changes = {**changes, "use_flow_sigmas": True}
+    return getattr(diffusers, class_name).from_config(config, **changes)
