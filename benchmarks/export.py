@@ -102,8 +102,8 @@ def make_one(rows: int, compare: bool) -> dict[str, Any]:
     from roentgen.synthesis.engine import make_set
     from roentgen.synthesis.filters import Filter
     from roentgen.synthesis.filters.repeats import Repeats
-    from roentgen.synthesis.plan_sources import resolve_plan
-    from roentgen.synthesis.records import SetInfo
+    from roentgen.synthesis.sources import resolve_plan
+    from roentgen.synthesis.writers.parts import SetInfo
 
     marks = {"model": "stand-in", "model_hash": "0" * 16, "sampler": "none", "steps": "1", "guidance": "1"}
     marks |= {"version": "0", "software": "roentgen", "synthetic": "true"}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from roentgen.synthesis.filters import Filter
     from roentgen.synthesis.filters.repeats import Repeats
     from roentgen.synthesis.plan import Plan
-    from roentgen.synthesis.records import SetInfo
+    from roentgen.synthesis.writers.parts import SetInfo
 
 DEFAULT_STAGES = "prompt,real,copies,repeats"
 DEFAULT_FORMATS = "folder,webdataset"
@@ -98,7 +98,8 @@ def export(
         lora: LoRA in diffusers' format to merge into the model.
         dry_run: Print the resolved plan, and the time and disk that a few images let expect; write nothing.
     """
-    from roentgen.synthesis.plan_sources import read_plan, resolve_plan
+    from roentgen.synthesis.describe import describe
+    from roentgen.synthesis.sources import read_plan, resolve_plan
 
     given = {
         "per_finding": per_finding, "findings": findings, "prompts": prompts, "num_images": num_images, "like": like,
@@ -122,7 +123,7 @@ def export(
     target_folder = None if out is None else Path(out).expanduser()
     who, where = this_process(device)
     if who.rank == 0:
-        print("\n".join(resolved.describe()), file=sys.stderr)
+        print("\n".join(describe(resolved)), file=sys.stderr)
     if target_folder is not None and not dry_run:
         _refuse_strangers(target_folder)
     job = _load(resolved, filter=filter, reference=reference, device=where, dtype=dtype, compile=compile, lora=lora,
@@ -174,7 +175,7 @@ class Job:
     def say(self) -> None:
         """Warnings and the filter, on stderr."""
         from roentgen.generators.generate import warn_unknown_words
-        from roentgen.synthesis.plan import unknown_demographics
+        from roentgen.synthesis.describe import unknown_demographics
 
         few = range(min(len(self.plan), 1000))
         warn_unknown_words(self.model, [self.plan.row(slot).prompt for slot in few])
@@ -311,12 +312,14 @@ def _claim(out: Path, job: Job, formats: Sequence[str], who: Process) -> bool:
 def _run(job: Job, out: Path, formats: Sequence[str], who: Process, command: str) -> int:
     from tqdm import tqdm
 
+    from roentgen.processes import meeting
     from roentgen.synthesis.engine import make_set, say_shortfalls
 
     plan = job.plan
     info = _info(job, command)
     drawn = kept = 0
-    with tqdm(total=len(plan) // who.world, desc="images", file=sys.stderr, disable=who.rank > 0) as bar:
+    bar = tqdm(total=len(plan) // who.world, desc="images", file=sys.stderr, disable=who.rank > 0)
+    with meeting(who) as wait, bar:
 
         def on_image(is_kept: bool) -> None:
             nonlocal drawn, kept
@@ -329,7 +332,7 @@ def _run(job: Job, out: Path, formats: Sequence[str], who: Process, command: str
 
         outcome = make_set(
             plan, info, out, formats=formats, make=job.make, judge=job.filter, find_repeats=job.find_repeats,
-            who=who, on_image=on_image, on_kept_shard=on_shard,
+            who=who, wait=wait, on_image=on_image, on_kept_shard=on_shard,
         )  # fmt: skip
     if outcome is not None:
         say_shortfalls(outcome.counts, plan.max_tries)
@@ -339,7 +342,7 @@ def _run(job: Job, out: Path, formats: Sequence[str], who: Process, command: str
 
 
 def _info(job: Job, command: str) -> SetInfo:
-    from roentgen.synthesis.records import SetInfo
+    from roentgen.synthesis.writers.parts import SetInfo
 
     plan = job.plan
     return SetInfo(

@@ -30,6 +30,10 @@ class Process:
 ALONE = Process()
 
 
+class PeerLost(UserError):
+    """Another process of this run has ended before it came to a barrier."""
+
+
 def this_process(device: str) -> tuple[Process, str]:
     """Which process this is, by the variables of accelerate and torchrun, and its device ("auto": a GPU of its own).
 
@@ -54,6 +58,8 @@ def this_process(device: str) -> tuple[Process, str]:
 def meeting(who: Process) -> Iterator[Callable[[], None]]:
     """A function that returns when every process has called it; nothing to wait for where there is one process.
 
+    The function raises ``PeerLost`` where another process has ended.
+
     Raises:
         UserError: the variables by which processes find each other are missing.
     """
@@ -66,7 +72,12 @@ def meeting(who: Process) -> Iterator[Callable[[], None]]:
         raise UserError("MASTER_ADDR is not set but WORLD_SIZE is; start with `accelerate launch`, or unset WORLD_SIZE")
 
     def wait() -> None:
-        dist.barrier()
+        try:
+            dist.barrier()
+        except RuntimeError as error:  # gloo: its connection is closed
+            raise PeerLost(
+                "another process of this run has ended early; look for its message, then run the same command again"
+            ) from error
 
     dist.init_process_group("gloo", rank=who.rank, world_size=who.world, timeout=PATIENCE)
     try:

@@ -8,6 +8,9 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,13 +25,13 @@ from roentgen.files import hold_folder
 from roentgen.generators.base import Sample
 from roentgen.images import read_image, read_provenance
 from roentgen.metrics.diversity.repeats import difference_hash
-from roentgen.processes import Process
+from roentgen.processes import PeerLost, Process
 from roentgen.prompts import Labels
 from roentgen.synthesis.engine import Outcome, is_finished, make_set, say_shortfalls
 from roentgen.synthesis.filters import Verdict, load_filter
 from roentgen.synthesis.plan import Plan
-from roentgen.synthesis.plan_sources import resolve_plan
-from roentgen.synthesis.records import SetInfo
+from roentgen.synthesis.sources import resolve_plan
+from roentgen.synthesis.writers.parts import SetInfo
 
 MARKS = {
     **{"model": "stand-in", "model_hash": "0" * 16, "sampler": "ddim", "steps": "2", "guidance": "1"},
@@ -220,9 +223,7 @@ def run_count(plan: Plan, out: Path) -> int:
 
 @pytest.mark.parametrize("world", [2, 3, 7])
 def test_several_processes_make_the_set_of_one(plan: Plan, tmp_path: Path, whole: dict[str, str], world: int) -> None:
-    outcomes = together(
-        [lambda rank=rank: run(plan, tmp_path / "many", who=Process(rank, world)) for rank in range(world)]
-    )
+    outcomes = together(world, lambda rank, **who: run(plan, tmp_path / "many", **who))
     assert [outcome is not None for outcome in outcomes] == [True] + [False] * (world - 1)
     assert tree(tmp_path / "many") == whole
 
@@ -232,9 +233,10 @@ def test_another_number_of_processes_goes_on(plan: Plan, tmp_path: Path, whole: 
         raise Stop
         yield
 
-    with pytest.raises(Stop):
-        run(plan, tmp_path / "many", who=Process(1, 3), make=dying)
-    together([lambda rank=rank: run(plan, tmp_path / "many", who=Process(rank, 2)) for rank in range(2)])
+    makers = [make, dying, make]
+    outcomes = together(3, lambda rank, **who: run(plan, tmp_path / "many", make=makers[rank], **who))
+    assert isinstance(outcomes[1], Stop) and not is_finished(tmp_path / "many")
+    together(2, lambda rank, **who: run(plan, tmp_path / "many", **who))
     assert tree(tmp_path / "many") == whole
 
 
@@ -243,27 +245,32 @@ def test_a_process_that_fails_is_told_to_the_others(plan: Plan, tmp_path: Path) 
         raise UserError("the model is ill; mend it")
         yield
 
-    errors = together(
-        [
-            lambda: run(plan, tmp_path, who=Process(0, 2)),
-            lambda: run(plan, tmp_path, who=Process(1, 2), make=failing),
-        ]
-    )
+    makers = [make, failing]
+    errors = together(2, lambda rank, **who: run(plan, tmp_path, make=makers[rank], **who))
     assert str(errors[1]) == "the model is ill; mend it"
     assert str(errors[0]) == "process 1 failed: the model is ill; mend it"
 
 
-def together(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Results, or errors, of calls that run at the same time."""
-    results: list[Any] = [None] * len(calls)
+def together(world: int, call: Callable[..., Any]) -> list[Any]:
+    """Results, or what was raised, of ``call(rank, who=, wait=)`` in ``world`` threads in place of processes."""
+    barrier = threading.Barrier(world)
 
-    def one(number: int) -> None:
+    def wait() -> None:
         try:
-            results[number] = calls[number]()
-        except UserError as error:
-            results[number] = error
+            barrier.wait(timeout=120)
+        except threading.BrokenBarrierError:
+            raise PeerLost("a thread has ended") from None
 
-    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(calls))]
+    results: list[Any] = [None] * world
+
+    def one(rank: int) -> None:
+        try:
+            results[rank] = call(rank, who=Process(rank, world), wait=wait)
+        except BaseException as error:
+            results[rank] = error
+            barrier.abort()
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(world)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -273,8 +280,8 @@ def together(calls: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 def test_two_runs_into_one_folder(plan: Plan, tmp_path: Path) -> None:
-    (tmp_path / ".work" / "ranks" / "0").mkdir(parents=True)
-    with hold_folder(tmp_path / ".work" / "ranks" / "0", "--out"), pytest.raises(UserError, match="another run"):
+    (tmp_path / ".work").mkdir()
+    with hold_folder(tmp_path / ".work", "--out"), pytest.raises(UserError, match="another run"):
         run(plan, tmp_path)
 
 
@@ -298,9 +305,14 @@ def test_a_damaged_draw_or_shard_is_made_again(
     damaged = [
         *(out / ".work" / "draws" / "round-0").glob("000001.png"),
         *(out / "webdataset").glob("*-000002.tar"),
-        *(out / "images").rglob("00000003.png"),
+        *(out / ".work" / "draws" / "round-0").glob("000003.json"),
+        *(out / ".work" / "draws").glob("round-0.json"),
+        *(out / ".work" / "written").glob("000002.json"),
+        *(out / ".work" / "parts").glob("*/000004.json"),
+        *out.glob("plan.parquet"),
+        *(out / "images").rglob("*00000003.png"),
     ]
-    assert len(damaged) == 3
+    assert len(damaged) == 9
     for path in damaged:
         data = path.read_bytes()
         if harm == "gone":
@@ -391,3 +403,29 @@ def test_a_filter_that_keeps_nothing_of_a_small_plan(tmp_path: Path) -> None:
     plan = resolve_plan(per_finding=1, findings="Effusion,Edema", max_tries=2)
     with pytest.raises(UserError, match="nothing was kept of 4 images, most were rejected by the stage 'prompt'"):
         run(plan, tmp_path, judge=Choosy(below=256))
+
+
+def test_a_process_that_has_gone_is_noticed_by_those_that_wait() -> None:
+    """Real processes, no launcher that would end the others."""
+    code = (
+        "import sys; from roentgen.processes import *\n"
+        "who, _ = this_process('cpu')\n"
+        "with meeting(who) as wait:\n"
+        "    wait()\n"
+        "    if who.rank: sys.exit(3)\n"
+        "    try: wait()\n"
+        "    except PeerLost as error: print('noticed:', error)\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120)[0] for process in ranks]
+    assert "noticed: another process of this run has ended early" in said[0]
+    assert ranks[1].returncode == 3

@@ -11,12 +11,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from roentgen.prompts import FINDINGS, NO_FINDING, Labels, parse, vocabulary
-from roentgen.synthesis.plan import AGE_BANDS, Plan, absent_beside, shuffled, unknown_demographics
-from roentgen.synthesis.plan_sources import DEFAULT_FINDINGS, read_plan, resolve_plan
-from roentgen.synthesis.records import Row
+from roentgen.synthesis.describe import describe, unknown_demographics
+from roentgen.synthesis.plan import AGE_BANDS, Plan, PlannedRows, Row, absent_beside, shuffled, write_rows
+from roentgen.synthesis.sources import DEFAULT_FINDINGS, read_plan, resolve_plan
 
 ROOT = Path(__file__).parents[1]
 NAMES = [name for name in FINDINGS if name != NO_FINDING]
@@ -250,6 +251,36 @@ def test_shuffled_is_a_permutation_that_the_key_changes(size: int) -> None:
     assert size < 15 or len(orders) == 20
 
 
+def test_the_table_has_the_rows_and_the_same_bytes_each_time(tmp_path: Path) -> None:
+    for number, plan in enumerate(random_plans(8)):
+        for name in ("one", "two"):
+            write_rows(plan, tmp_path / name)
+        assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+        table = pd.read_parquet(tmp_path / "one")
+        assert list(table["prompt"]) == [row.prompt for row in rows_of(plan)]
+        assert list(table["seed"]) == [plan.seed_of(slot, 0) for slot in range(len(plan))]
+        read = PlannedRows(tmp_path / "one")
+        shards = [read.shard(shard) for shard in range(-(-len(plan) // plan.shard_size))]
+        assert [row for shard in shards for row in shard.values()] == rows_of(plan), number
+        assert all(slot // plan.shard_size == shard for shard, rows in enumerate(shards) for slot in rows)
+
+
+def test_memory_does_not_grow_with_the_rows_of_a_table(tmp_path: Path) -> None:
+    def peak(rows: int) -> int:
+        plan = resolve_plan(per_finding={"Effusion": rows}, shard_size=100)
+        tracemalloc.start()
+        write_rows(plan, tmp_path / str(rows))
+        read = PlannedRows(tmp_path / str(rows))
+        assert sum(len(read.shard(shard)) for shard in range(rows // 100)) == rows
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(100)
+    few, many = peak(500), peak(5000)
+    assert many < few + 200_000, (few, many)
+
+
 # --- sources ---------------------------------------------------------------------------------------------
 
 
@@ -312,7 +343,7 @@ def test_balance_and_the_real_set_are_level(manifest: Path) -> None:
     assert made[NO_FINDING] == max(0, real["Effusion"] - real[NO_FINDING])
     more = resolve_plan(balance=manifest, target=250, findings=["Hernia", "Effusion"])
     assert more.counts() == {"Effusion": 250 - real["Effusion"], "Hernia": 250}
-    line = next(line for line in more.describe() if line.startswith("Effusion")).split()
+    line = next(line for line in describe(more) if line.startswith("Effusion")).split()
     assert line == ["Effusion", str(real["Effusion"]), str(250 - real["Effusion"]), "250"]
 
 
@@ -367,7 +398,7 @@ def test_the_prompt_lists_are_plans(path: Path) -> None:
 @pytest.mark.parametrize("name", ["balanced", "sides"])
 def test_the_example_plans_are_good(name: str) -> None:
     plan = resolve_plan(**read_plan(ROOT / "examples" / "plans" / f"{name}.yaml"))
-    lines = plan.describe()
+    lines = describe(plan)
     assert plan.name == name and plan.hash in lines[0]
     assert lines[-1].split() == ["all", str(len(plan))]
     assert Counter(row.group for row in rows_of(plan)) == plan.counts()

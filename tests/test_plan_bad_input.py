@@ -11,7 +11,7 @@ import pytest
 from roentgen.errors import UserError
 from roentgen.prompts import NO_FINDING
 from roentgen.synthesis.plan import MAX_ROWS
-from roentgen.synthesis.plan_sources import read_plan, resolve_plan
+from roentgen.synthesis.sources import read_plan, resolve_plan
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ from roentgen.errors import UserError
 from roentgen.images import read_provenance
 from roentgen.prompts import FINDINGS, Labels
 from roentgen.synthesis.card import add_tallies, tally, write_card
-from roentgen.synthesis.records import Record, Row, SetInfo
+from roentgen.synthesis.plan import Row
 from roentgen.synthesis.writers import FORMATS, write_sums
-from roentgen.synthesis.writers.parts import Part, Parts
+from roentgen.synthesis.writers.parts import Part, Parts, Record, SetInfo
 
 ROWS = [
     ("Normal chest, PA view, 54-year-old woman.", Labels(("No Finding",), {}, "PA", "F", 54.0), {"Effusion", "Edema"}),

@@ -13,8 +13,7 @@ import yaml
 from roentgen import __version__
 from roentgen.files import write_atomic
 from roentgen.synthesis.plan import AGE_BANDS, band_text
-from roentgen.synthesis.records import LICENCE, Record, SetInfo
-from roentgen.synthesis.writers.parts import WORK, columns
+from roentgen.synthesis.writers.parts import LICENCE, WORK, Record, SetInfo, columns
 
 UNKNOWN = "unknown"
 TABLE_LINES = 60  # longer tables, and a longer plan, are whole in summary.json only

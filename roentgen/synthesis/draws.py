@@ -1,20 +1,19 @@
 """Drawing images for the rows of a plan until the filter keeps one, and the store of what was drawn.
 
-A draw is a shard's worth of rows: a data file of PNGs one after another, and a JSON file that says what is where. The
-JSON holds the data's SHA-256 and is written last, so a draw without one, or of another sum, is unfinished and is made
-again. What a draw holds depends on the plan, the model and the filter alone, never on who makes it or when.
+A draw is a shard's worth of rows: a data file of PNGs one after another, and a sealed JSON file that says what is where
+and holds the data's SHA-256. It is written last, so a draw without one, or of another sum, is unfinished and is made
+again. What a draw holds depends on the plan, the model and the filter alone, never on which process makes it or when.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +25,9 @@ from roentgen.images import encode_image, read_image
 from roentgen.metrics.diversity.repeats import difference_hash
 from roentgen.prompts import Labels
 from roentgen.synthesis.filters import Verdict
-from roentgen.synthesis.plan import Plan
-from roentgen.synthesis.records import Record, Row
+from roentgen.synthesis.plan import Plan, Row
+from roentgen.synthesis.store import read_values, write_values
+from roentgen.synthesis.writers.parts import Record
 
 CHUNK = 32
 """Images that the filter looks at together."""
@@ -103,6 +103,7 @@ class Tally:
 
 def draw(
     plan: Plan,
+    rows: Mapping[int, Row],
     starts: Mapping[int, int],
     *,
     make: Make,
@@ -116,6 +117,7 @@ def draw(
 
     Args:
         plan: of the rows.
+        rows: by slot.
         starts: slot -> first attempt to make.
         make: gives images.
         judge: says which to keep.
@@ -142,14 +144,14 @@ def draw(
 
         while pending:
             slots = list(pending)
-            rows = [plan.row(slot) for slot in slots]
-            samples = make([row.prompt for row in rows], [plan.seed_of(slot, pending[slot]) for slot in slots])
+            asked = [rows[slot] for slot in slots]
+            samples = make([row.prompt for row in asked], [plan.seed_of(slot, pending[slot]) for slot in slots])
             waiting: deque[tuple[Sequence[int], Future[list[tuple[Verdict, str, bytes]]]]] = deque()
             for start in range(0, len(slots), CHUNK):
                 part = slice(start, start + CHUNK)
                 chunk = [next(samples) for _ in slots[part]]
                 provenance = {k: v for k, v in chunk[0].provenance.items() if k not in ("prompt", "seed")}
-                waiting.append((slots[part], beside.submit(_look, judge, rows[part], chunk)))
+                waiting.append((slots[part], beside.submit(_look, judge, asked[part], chunk)))
                 while len(waiting) > WAITING:
                     collect(*waiting.popleft())
             while waiting:
@@ -200,9 +202,9 @@ class DrawStore:
             "provenance": made.provenance,
             "rows": [asdict(row) for row in made.rows],
         }
-        path = self._path(round, shard)
-        write_atomic(path.with_suffix(".png"), data, scratch=self.folder / "scratch")
-        write_atomic(path, json.dumps(body, ensure_ascii=False).encode(), scratch=self.folder / "scratch")
+        path, scratch = self._path(round, shard), self.folder / "scratch"
+        write_atomic(path.with_suffix(".png"), data, scratch=scratch)
+        write_values(path, body, scratch=scratch)
         self._checked.add((round, shard))
 
     def is_drawn(self, round: int, shard: int) -> bool:
@@ -210,44 +212,42 @@ class DrawStore:
         if (round, shard) in self._checked:
             return True
         path = self._path(round, shard)
-        if not path.exists() or not path.with_suffix(".png").exists():
+        body = read_values(path)
+        if body is None:
             return False
-        try:
-            whole = has_sha256(path.with_suffix(".png"), json.loads(path.read_bytes())["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
-            whole = False
-        if not whole:
-            print(f"roentgen: warning: {path.name} of round {round} is damaged and is made again", file=sys.stderr)
-            return False
-        self._checked.add((round, shard))
-        return True
-
-    def has(self, round: int, shard: int) -> bool:
-        """Whether a draw is there, its sum unchecked: for waiting on other processes."""
-        return self._path(round, shard).exists()
+        if has_sha256(path.with_suffix(".png"), body["sha256"]):
+            self._checked.add((round, shard))
+            return True
+        if path.with_suffix(".png").exists():
+            print(f"roentgen: warning: {path.with_suffix('.png')} is damaged and is made again", file=sys.stderr)
+        return False
 
     def read(self, round: int, shard: int) -> Draw:
-        """A draw without its images."""
-        try:
-            body: dict[str, Any] = json.loads(self._path(round, shard).read_bytes())
-        except FileNotFoundError:
-            return Draw([], {})
+        """A draw without its images; UserError where it is lost: nothing may count as rejected for that."""
+        body = read_values(self._path(round, shard))
+        if body is None:
+            raise UserError(f"{self._path(round, shard)} is lost or damaged; run the same command again")
         return Draw([Drawn(**{**row, "rejected": tuple(row["rejected"])}) for row in body["rows"]], body["provenance"])
 
-    def records(self, plan: Plan, shard: int, kept: Sequence[tuple[int, Drawn]]) -> list[Record]:
-        """Records of kept rows of a shard, given with the round that each is from."""
+    def records(
+        self, plan: Plan, rows: Mapping[int, Row], shard: int, kept: Sequence[tuple[int, Drawn]]
+    ) -> list[Record]:
+        """Records of kept rows of a shard, given with the round that each is from; slots rising."""
         records = []
         for round in sorted({round for round, _ in kept}):
             marks = self.read(round, shard).provenance
-            with self._path(round, shard).with_suffix(".png").open("rb") as file:
-                for at, drawn in kept:
-                    if at != round:
-                        continue
-                    file.seek(drawn.start)
-                    row, seed = plan.row(drawn.slot), plan.seed_of(drawn.slot, drawn.attempt)
-                    own = {"prompt": row.prompt, "seed": str(seed), **marks}
-                    image = read_image(f"{row.slot}.png", data=file.read(drawn.length))
-                    records.append(Record(row, image, seed, drawn.attempt, drawn.scores, own))
+            path = self._path(round, shard).with_suffix(".png")
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise UserError(f"{path} cannot be read ({error.strerror}); run the same command again") from error
+            for at, drawn in kept:
+                if at != round:
+                    continue
+                row, seed = rows[drawn.slot], plan.seed_of(drawn.slot, drawn.attempt)
+                own = {"prompt": row.prompt, "seed": str(seed), **marks}
+                image = read_image(f"{row.slot}.png", data=data[drawn.start : drawn.start + drawn.length])
+                records.append(Record(row, image, seed, drawn.attempt, drawn.scores, own))
         return sorted(records, key=lambda record: record.row.slot)
 
     def _path(self, round: int, shard: int) -> Path:

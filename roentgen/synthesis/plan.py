@@ -3,13 +3,13 @@
 A plan is groups of rows that are alike. Nothing is kept for a single row: ``Plan.row`` works it out from the plan and
 the row's slot, so that a plan of a hundred million rows takes no more memory than its groups. Rows come in rounds:
 each group that still lacks rows gives one a round, in an order of its own each round, so that every beginning of the
-set is as even as the whole. ``roentgen.synthesis.plan_sources`` makes plans from files and flags.
+set is as even as the whole. ``synthesis.sources`` makes plans from files and flags; ``write_rows`` makes of a plan the
+table, one row an image, that an export works from.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import random
 from bisect import bisect_right
@@ -17,14 +17,16 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from roentgen.files import sha256
+from roentgen.files import open_atomic, sha256
 from roentgen.prompts import FINDINGS, Labels, compose
-from roentgen.prompts.vocabulary import ADULTS, BOY_BELOW, CHILDREN, NARROWER, OPAQUE
+from roentgen.prompts.vocabulary import NARROWER, OPAQUE
 from roentgen.prompts.vocabulary import VIEWS as VIEW_WORDS
-from roentgen.prompts.vocabulary import words as split_words
-from roentgen.synthesis.records import Row
+
+if TYPE_CHECKING:
+    import pyarrow
 
 VIEWS = tuple(VIEW_WORDS)
 SEXES = ("M", "F")
@@ -36,9 +38,24 @@ MAX_ROWS = 10**8
 FROM_FILES = ("like", "prompts")
 """Kinds of plans whose groups are the rows of a file, and so too many to be written into the resolved plan."""
 
-_UNLABELLED = "without a finding"
-_TABLE_LINES = 40
+UNLABELLED = "without a finding"
 _VIEW_TURNS = (0, 1, 1, 0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image that a plan asks for.
+
+    slot: its place in the plan, from 0; names its files. group: the plan's own name for where it belongs, such as a
+    finding, by which counts and shortfalls are reported. labels: what the prompt says, and with it what the image is
+    labelled. absent: findings known to be absent (label 0); the rest is unknown (blank).
+    """
+
+    slot: int
+    group: str
+    prompt: str
+    labels: Labels
+    absent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -153,38 +170,6 @@ class Plan:
         """16 hex digits that change with anything in the plan."""
         return sha256(_canonical(self.as_dict()))[:16]
 
-    def describe(self) -> list[str]:
-        """Lines for the screen: settings, where the rows come from, and a table of their counts."""
-        own = [
-            f"{name} {'as the model' if value is None else value}"
-            for name, value in (("steps", self.steps), ("guidance", self.guidance), ("sampler", self.sampler))
-        ]
-        source = [f"{key.replace('_', ' ')} {_plain(value)}" for key, value in self.source.items() if key != "kind"]
-        changing = [name for name in DEMOGRAPHICS if any(name in group.balanced for group in self.groups)]
-        values = {"sex": "M, F", "view": ", ".join(VIEWS), "age": ", ".join(map(band_text, AGE_BANDS))}
-        lines = [
-            f"plan {self.name!r} ({self.hash}): {len(self):,} images",
-            f"model {self.model}, {', '.join(own)}, seed {self.seed}, at most {self.max_tries} tries an image, "
-            f"shards of {self.shard_size:,}",
-            f"from {self.source['kind'].replace('_', ' ')}" + (f": {'; '.join(source)}" if source else ""),
-        ]
-        if changing:
-            lines.append("balanced over " + "; ".join(f"{name} ({values[name]})" for name in changing))
-        return [*lines, *self._table()]
-
-    def _table(self) -> list[str]:
-        if self.source["kind"] in FROM_FILES:
-            nothing = sum(group.count for group in self.groups if not group.labels.findings)
-            rows = [[name, f"{count:,}"] for name, count in self.finding_counts().items()]
-            rows += [[_UNLABELLED, f"{nothing:,}"]] if nothing else []
-            return _columns([["finding", "images"], *rows])
-        if all(group.real is None for group in self.groups):
-            rows = [[name, f"{count:,}"] for name, count in self.counts().items()]
-            return _columns([["group", "images"], *_cut(rows), ["all", f"{len(self):,}"]])
-        rows = [[group.name, *_three(group.real or 0, group.count)] for group in self.groups]
-        total = _three(sum(group.real or 0 for group in self.groups), len(self))
-        return _columns([["group", "real", "missing", "total"], *_cut(rows), ["all", *total]])
-
     @cached_property
     def _length(self) -> int:
         return sum(group.count for group in self.groups)
@@ -278,45 +263,9 @@ def absent_beside(findings: Collection[str], columns: Collection[str]) -> frozen
     return frozenset(columns) - unknown
 
 
-def unknown_demographics(plan: Plan, vocabulary: frozenset[str] | None) -> list[str]:
-    """Words for view, sex and age that composed prompts may use and the model has never seen, one line an attribute.
-
-    ``vocabulary`` is ``Model.vocabulary``: lower-case words, None where it is not known (no lines). Ages are judged
-    only where it has numbers, and single letters ("x-ray") never, because ``Model.vocabulary`` leaves both out.
-    """
-    if vocabulary is None:
-        return []
-    views: set[str | None] = set()
-    sexes: set[str | None] = set()
-    ages: set[int] = set()
-    for group in plan.groups:
-        if group.prompt is not None:
-            continue
-        labels = group.labels
-        views |= set(VIEWS) if "view" in group.balanced else {labels.view}
-        sexes |= set(SEXES) if "sex" in group.balanced else {labels.sex}
-        bands = AGE_BANDS if "age" in group.balanced else (group.ages,)
-        ages |= {age for band in bands if band is not None for age in range(band[0], band[1] + 1)}
-        ages |= {int(labels.age)} if labels.age is not None else set()
-    people = [ADULTS] if not ages or max(ages) >= BOY_BELOW else []
-    people += [CHILDREN] if ages and min(ages) < BOY_BELOW else []
-    texts = {
-        "view": [text for view in VIEWS if view in views for text in VIEW_WORDS[view]],
-        "sex": [text for sex in SEXES if sex in sexes for words in people for text in words[sex]],
-        "age": [str(age) for age in sorted(ages)] if any(word.isdigit() for word in vocabulary) else [],
-    }
-    lines = []
-    for attribute, phrases in texts.items():
-        words = dict.fromkeys(word for text in phrases for word in split_words(text) if len(word) > 1 or word.isdigit())
-        unknown = [word for word in words if word not in vocabulary]
-        if unknown:
-            lines.append(f"{attribute}: {', '.join(_ranges(unknown) if attribute == 'age' else unknown)}")
-    return lines
-
-
 def name_of(findings: Collection[str]) -> str:
     """ "Atelectasis + Effusion": a name for rows of these findings, whatever their order."""
-    return " + ".join(in_order(findings)) or _UNLABELLED
+    return " + ".join(in_order(findings)) or UNLABELLED
 
 
 def band_text(band: tuple[int, int]) -> str:
@@ -327,15 +276,6 @@ def band_text(band: tuple[int, int]) -> str:
 def in_order(findings: Collection[str]) -> list[str]:
     """The findings in the vocabulary's order, each once."""
     return [name for name in FINDINGS if name in findings]
-
-
-def _ranges(numbers: Iterable[str]) -> list[str]:
-    """ "0", "1", "2", "90" -> "0-2", "90" """
-    runs = []
-    for _, run in itertools.groupby(enumerate(map(int, numbers)), key=lambda pair: pair[1] - pair[0]):
-        values = [number for _, number in run]
-        runs.append(str(values[0]) if len(values) == 1 else f"{values[0]}-{values[-1]}")
-    return runs
 
 
 def _summed(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -349,27 +289,66 @@ def _canonical(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _plain(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+# ------------------------------------------------------------------------------------------------ the table
 
 
-def _three(real: int, missing: int) -> list[str]:
-    return [f"{number:,}" for number in (real, missing, real + missing)]
+def write_rows(plan: Plan, path: Path, *, scratch: Path | None = None) -> None:
+    """The plan as a Parquet table: one row an image, a row group a shard, settings in the metadata; written atomically.
+
+    Columns: slot, group, prompt, seed (of the first attempt), findings, sides (one a finding, "" without), view, sex,
+    age, absent. The same plan gives the same bytes; memory does not grow with the rows.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = _schema().with_metadata({"roentgen": _canonical(plan.as_dict())})
+    with open_atomic(path, scratch=scratch) as file, pyarrow.parquet.ParquetWriter(file, schema) as table:
+        for start in range(0, len(plan), plan.shard_size):
+            rows = [plan.row(slot) for slot in range(start, min(start + plan.shard_size, len(plan)))]
+            cells = [_cells(row) | {"seed": plan.seed_of(row.slot, 0)} for row in rows]
+            table.write_table(pyarrow.Table.from_pylist(cells, schema), row_group_size=plan.shard_size)
 
 
-def _cut(rows: list[list[str]]) -> list[list[str]]:
-    """The first lines of a long table, and a line that says how many are left out."""
-    left = len(rows) - _TABLE_LINES
-    return rows if left <= 1 else [*rows[:_TABLE_LINES], [f"... and {left} more groups"]]
+class PlannedRows:
+    """The rows of a table that ``write_rows`` wrote, a shard at a time."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet
+
+        self._file = pyarrow.parquet.ParquetFile(path)
+
+    def shard(self, number: int) -> dict[int, Row]:
+        """Slot -> row, of one shard, slots rising."""
+        return {cells["slot"]: _row(cells) for cells in self._file.read_row_group(number).to_pylist()}
 
 
-def _columns(rows: list[list[str]]) -> list[str]:
-    """Rows of cells as lines: the first column to the left, numbers to the right; short rows are allowed."""
-    widths = [max(map(len, column)) for column in itertools.zip_longest(*rows, fillvalue="")]
-    return [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=False))
-        ).rstrip()
-        for row in rows
-    ]
+def _schema() -> pyarrow.Schema:
+    import pyarrow
+
+    text, texts = pyarrow.string(), pyarrow.list_(pyarrow.string())
+    return pyarrow.schema(
+        {"slot": pyarrow.int64(), "group": text, "prompt": text, "seed": pyarrow.int64(), "findings": texts}
+        | {"sides": texts, "view": text, "sex": text, "age": pyarrow.float64(), "absent": texts}
+    )
+
+
+def _cells(row: Row) -> dict[str, Any]:
+    labels = row.labels
+    return {
+        "slot": row.slot,
+        "group": row.group,
+        "prompt": row.prompt,
+        "findings": list(labels.findings),
+        "sides": [labels.sides.get(name, "") for name in labels.findings],
+        "view": labels.view,
+        "sex": labels.sex,
+        "age": labels.age,
+        "absent": in_order(row.absent),
+    }
+
+
+def _row(cells: Mapping[str, Any]) -> Row:
+    findings = tuple(cells["findings"])
+    sides = {name: side for name, side in zip(findings, cells["sides"], strict=True) if side}
+    labels = Labels(findings, sides, cells["view"], cells["sex"], cells["age"])
+    return Row(cells["slot"], cells["group"], cells["prompt"], labels, frozenset(cells["absent"]))

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Protocol
 
 from roentgen.files import file_sha256, open_atomic
-from roentgen.synthesis.records import Record, SetInfo
+from roentgen.synthesis.store import WORK
 from roentgen.synthesis.writers.dicom import DicomWriter
 from roentgen.synthesis.writers.folder import FolderWriter
 from roentgen.synthesis.writers.parquet import ParquetWriter
-from roentgen.synthesis.writers.parts import WORK, Parts
+from roentgen.synthesis.writers.parts import Parts, Record, SetInfo
 from roentgen.synthesis.writers.webdataset import WebDatasetWriter
 
 SUMS = "SHA256SUMS"

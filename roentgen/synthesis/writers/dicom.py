@@ -11,8 +11,16 @@ from pydicom.uid import BasicTextSRStorage
 
 from roentgen.files import sha256, write_atomic
 from roentgen.images import dicom_bytes, dicom_dataset
-from roentgen.synthesis.records import Record
-from roentgen.synthesis.writers.parts import FOLDER_SIZE, Part, ShardWriter, cell_text, cells, columns, open_table
+from roentgen.synthesis.writers.parts import (
+    FOLDER_SIZE,
+    Part,
+    Record,
+    ShardWriter,
+    cell_text,
+    cells,
+    columns,
+    open_table,
+)
 
 _ADDED = ("report", "study_instance_uid", "sop_instance_uid")
 _NO_DATE, _NO_TIME = "19700101", "000000"  # reports and DICOMDIR need a date, and files made twice must be the same

@@ -10,8 +10,16 @@ from roentgen.data.labels import NIH_14, NO_FINDING
 from roentgen.files import sha256, write_atomic
 from roentgen.images import encode_image
 from roentgen.prompts.vocabulary import NARROWER
-from roentgen.synthesis.records import Record
-from roentgen.synthesis.writers.parts import FOLDER_SIZE, Part, ShardWriter, cell_text, cells, columns, open_table
+from roentgen.synthesis.writers.parts import (
+    FOLDER_SIZE,
+    Part,
+    Record,
+    ShardWriter,
+    cell_text,
+    cells,
+    columns,
+    open_table,
+)
 
 NIH_COLUMNS = (
     *("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender", "View Position"),

@@ -8,8 +8,7 @@ from typing import Any
 
 from roentgen.files import HashedFile, open_atomic
 from roentgen.images import encode_image
-from roentgen.synthesis.records import Record
-from roentgen.synthesis.writers.parts import Part, ShardWriter, cells, columns
+from roentgen.synthesis.writers.parts import Part, Record, ShardWriter, cells, columns
 
 ROW_GROUP = 100  # images; what a reader of Parquet must hold at once
 

@@ -11,18 +11,66 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.errors import UserError
-from roentgen.files import has_sha256, open_atomic, read_sealed, write_sealed
+from roentgen.files import has_sha256, open_atomic
 from roentgen.prompts import FINDINGS, NO_FINDING
-from roentgen.synthesis.records import LICENCE, Record, SetInfo
+from roentgen.synthesis.plan import Row
+from roentgen.synthesis.store import WORK, read_values, write_values
 
-WORK = ".work"
+LICENCE = "as the model that made it; synthetic, of no patient"
 FOLDER_SIZE = 1000  # slots a sub-folder, so that a set of a million opens in a file manager
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image that was kept.
+
+    image: uint8 grey [H, W]. seed: of the image. attempt: 0 where the first seed of the row was kept, 1 where the
+    filter rejected one before it, and so on. scores: what the filter measured, by stage. provenance: what
+    ``images.save_image`` writes into the file (prompt, seed, model, model_hash, sampler, steps, guidance, ...).
+    """
+
+    row: Row
+    image: np.ndarray = field(repr=False)
+    seed: int
+    attempt: int
+    scores: Mapping[str, float]
+    provenance: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """Stem of the record's files: its slot, so that it does not depend on what else was kept."""
+        return f"{self.row.slot:08d}"
+
+    @property
+    def patient_id(self) -> str:
+        """A patient of its own for each image: there is no person behind any."""
+        return f"synthetic-{self.name}"
+
+
+@dataclass(frozen=True)
+class SetInfo:
+    """What the whole set shares; goes into its card and into every format.
+
+    name: of the set. rows: images asked for. findings: columns of labels, in the vocabulary's order. model: name,
+    hash, steps, guidance, sampler as in provenance. plan: the resolved plan as plain values. filter: what
+    ``Filter.describe`` says, or None without a filter. command: the command line that makes it.
+    """
+
+    name: str
+    rows: int
+    findings: tuple[str, ...]
+    model: Mapping[str, str]
+    plan: Mapping[str, Any]
+    filter: Mapping[str, Any] | None
+    command: str
 
 
 class Column(NamedTuple):
@@ -128,13 +176,12 @@ class Parts:
 
     def write(self, shard: int, part: Part) -> None:
         """Say that a shard is finished; all its files must be written."""
-        body = json.dumps({"files": part.files, "rows": part.rows}, ensure_ascii=False).encode()
-        write_sealed(self._path(shard), body, scratch=self.scratch)
+        write_values(self._path(shard), {"files": part.files, "rows": part.rows}, scratch=self.scratch)
 
     def read(self, shard: int) -> Part | None:
         """A shard's part; None where there is none or it is damaged."""
-        body = read_sealed(self._path(shard))
-        return None if body is None else Part(**json.loads(body))
+        found = read_values(self._path(shard))
+        return None if found is None else Part(**found)
 
     def intact(self, shard: int) -> bool:
         """Whether a shard's part and all its files have the bytes that were written."""

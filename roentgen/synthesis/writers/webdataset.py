@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 from roentgen.files import HashedFile, open_atomic
 from roentgen.images import encode_image
-from roentgen.synthesis.records import Record
-from roentgen.synthesis.writers.parts import Part, ShardWriter, cell_text, cells, columns
+from roentgen.synthesis.writers.parts import Part, Record, ShardWriter, cell_text, cells, columns
 
 
 class WebDatasetWriter(ShardWriter):

@@ -22,6 +22,17 @@ from roentgen.errors import UserError
 from roentgen.generators.base import check_seed, check_text
 from roentgen.generators.generate import check_settings
 from roentgen.prompts import FINDINGS, NO_FINDING, Labels, labels_from_row
+from roentgen.synthesis.checks import (
+    age_or_range,
+    agreed,
+    at_least_one,
+    attributes_named,
+    check_labels,
+    demographics_named,
+    finding_names,
+    flag_of,
+    typed,
+)
 from roentgen.synthesis.plan import (
     AGE_BANDS,
     MAX_ROWS,
@@ -34,17 +45,6 @@ from roentgen.synthesis.plan import (
     in_order,
     name_of,
     shuffled,
-)
-from roentgen.synthesis.plan_checks import (
-    age_or_range,
-    agreed,
-    at_least_one,
-    attributes_named,
-    check_labels,
-    demographics_named,
-    finding_names,
-    flag_of,
-    typed,
 )
 
 if TYPE_CHECKING:
