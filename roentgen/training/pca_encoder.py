@@ -156,6 +156,8 @@ def recover(vae: Any) -> BlockPCA | None:
     ``block`` mean what they say. It takes the latents of ten thousand images in seconds, where the encoder takes an
     hour of CPU time. Latents of an encoder that is not linear to bf16 precision give None.
     """
+    if type(vae).__name__ != "AutoencoderKL" or vae.quant_conv is None:
+        return None
     block, channels = 2 ** (len(vae.config.block_out_channels) - 1), vae.config.in_channels
     weight, dtype = vae.encoder.conv_in.weight, vae.encoder.conv_in.weight.dtype
     if bool(weight.flatten(2)[..., [0, 1, 2, 3, 5, 6, 7, 8]].any()) or vae.config.scaling_factor is None:
