@@ -31,8 +31,8 @@ from roentgen.errors import UserError
 from roentgen.files import write_atomic
 from roentgen.images import read_image
 from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.metrics.result import git_state, versions
 from roentgen.models.loading import read_json
+from roentgen.provenance import git_state, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDES = Path(__file__).with_name("fid_sides.py")

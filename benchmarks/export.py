@@ -24,7 +24,8 @@ from roentgen import errors
 from roentgen.config import parse
 from roentgen.errors import UserError
 from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.metrics.result import Context, git_state, read_result, write_result
+from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.provenance import git_state
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 16

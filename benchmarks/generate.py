@@ -37,8 +37,8 @@ from roentgen.errors import UserError
 from roentgen.files import write_atomic
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
 from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.metrics.result import git_state, processor, versions
 from roentgen.models import loading, registry
+from roentgen.provenance import git_state, processor, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = Path(__file__).with_name("stock_diffusers.py")

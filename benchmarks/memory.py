@@ -17,7 +17,8 @@ from typing import Any
 from roentgen import errors
 from roentgen.config import parse
 from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.metrics.result import Context, git_state, read_result, write_result
+from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.provenance import git_state
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUPS = {

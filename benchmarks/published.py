@@ -36,7 +36,8 @@ from roentgen.metrics.distribution import frechet
 from roentgen.metrics.diversity.ms_ssim import MIN_SIDE, pair_ms_ssim
 from roentgen.metrics.report.tables import figure, replace_between_markers
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, portable, read_result, write_result
+from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.provenance import portable
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample" / "images"

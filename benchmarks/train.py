@@ -38,7 +38,8 @@ from roentgen.config import parse
 from roentgen.errors import UserError
 from roentgen.files import file_hash
 from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.metrics.result import Context, git_state, read_result, write_result
+from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.provenance import git_state
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "train" / "finetune.py"

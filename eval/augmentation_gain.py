@@ -50,7 +50,8 @@ from roentgen.files import file_hash, require_writable, write_atomic
 from roentgen.metrics.adherence.auroc import MIN_CASES
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights
 from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.metrics.result import Context, portable, read_result, write_result
+from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.provenance import portable
 from roentgen.training.settings import require
 
 NAME = "augmentation_gain"

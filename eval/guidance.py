@@ -23,8 +23,9 @@ from roentgen.metrics.adherence import auroc
 from roentgen.metrics.bootstrap import cluster_weights
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.pairing import draw_prompts
-from roentgen.metrics.result import Context, command_line, portable, write_result
+from roentgen.metrics.result import Context, write_result
 from roentgen.models.classifier import load_classifier
+from roentgen.provenance import command_line, portable
 from roentgen.synthesis.folder import Job, generated_images
 from roentgen.training.settings import as_dict, parse_settings, require
 

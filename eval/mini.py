@@ -30,10 +30,11 @@ from roentgen.metrics.bootstrap import cluster_weights, mean_interval, percentil
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.diversity import ms_ssim
 from roentgen.metrics.memorisation import nearness as memorisation
-from roentgen.metrics.result import Context, command_line, portable, write_result
+from roentgen.metrics.result import Context, write_result
 from roentgen.metrics.study import Study, write_grids
 from roentgen.models.classifier import load_classifier
 from roentgen.prompts import labels_from_row
+from roentgen.provenance import command_line, portable
 from roentgen.synthesis.folder import (
     Job,
     generated_images,

@@ -24,7 +24,8 @@ from roentgen.data.sections import BLANKS, clean_text, count_blanks, last_paragr
 from roentgen.data.sources.openi import REPORTS_ARCHIVE, carried_file, openi_reports
 from roentgen.files import file_hash, require_writable
 from roentgen.metrics.bootstrap import mean_interval
-from roentgen.metrics.result import Context, command_line, portable, write_result
+from roentgen.metrics.result import Context, write_result
+from roentgen.provenance import command_line, portable
 from roentgen.training.settings import as_dict, parse_settings
 
 Sections = Mapping[str, str]

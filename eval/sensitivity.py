@@ -34,7 +34,8 @@ from roentgen.files import file_hash, require_writable
 from roentgen.metrics import neighbours
 from roentgen.metrics.extractors import load_extractor
 from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.metrics.result import Context, command_line, portable
+from roentgen.metrics.result import Context
+from roentgen.provenance import command_line, portable
 from roentgen.training.settings import as_dict, parse_settings, require
 
 NAME = "sensitivity"

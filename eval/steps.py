@@ -38,8 +38,9 @@ from roentgen.metrics.distribution import frechet
 from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.report.tables import figure, replace_between_markers
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, command_line, portable, read_result, write_result
+from roentgen.metrics.result import Context, read_result, write_result
 from roentgen.models.classifier import load_classifier
+from roentgen.provenance import command_line, portable
 from roentgen.synthesis.folder import Job, generated_images
 from roentgen.training.settings import as_dict, parse_settings, require
 

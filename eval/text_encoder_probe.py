@@ -41,9 +41,10 @@ from roentgen.experiments.text_probe import bag_of_words, folds_of, judge, probe
 from roentgen.files import file_hash, require_writable, tensors_hash
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights
 from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.metrics.result import Context, portable, read_result, write_result
+from roentgen.metrics.result import Context, read_result, write_result
 from roentgen.models.registry import NAMED
 from roentgen.models.text_encoders import encode_text_states, load_text_encoder, make_reader
+from roentgen.provenance import portable
 
 WORDS, RANDOM, SHUFFLED = "bag of words", "random weights", "shuffled labels"
 POOLS = ("mean", "end")

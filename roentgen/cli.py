@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roentgen import __version__
 from roentgen.config import parse
 from roentgen.errors import UserError
 from roentgen.files import sha256
+from roentgen.provenance import __version__
 
 SUMMARY = "Radiology text in, synthetic chest X-rays out. Research only, not for diagnosis."
 

@@ -117,14 +117,14 @@ def evaluate(
 
     from dataclasses import replace
 
+    from roentgen.devices import meeting, pick_device, this_process
     from roentgen.files import hold_folder, require_writable
     from roentgen.metrics.features import extract_share
     from roentgen.metrics.image_set import open_set
     from roentgen.metrics.report.page import write_report
     from roentgen.metrics.report.replicates import write_replicates
-    from roentgen.metrics.result import portable
     from roentgen.metrics.suite import Outcome, Plan, choose_extractors, choose_measures, run_suite
-    from roentgen.processes import meeting, pick_device, this_process
+    from roentgen.provenance import portable
     from roentgen.synthesis.folder import generate_set, made_by, on_this_disk
     from roentgen.training.speed import keep_freed_memory
 
@@ -284,7 +284,7 @@ def _validation(real: str, real_split: str, *, skip_bad: bool) -> ImageSet | Non
 
 def _settings(**values: Any) -> dict[str, Any]:
     """What was asked for, paths made portable, unset flags left out."""
-    from roentgen.metrics.result import portable
+    from roentgen.provenance import portable
 
     def said(value: Any) -> Any:
         return portable(str(Path(value).resolve())) if isinstance(value, str) and Path(value).exists() else value
@@ -297,7 +297,7 @@ def _command(settings: dict[str, Any], out: str) -> str:
     import inspect
     import shlex
 
-    from roentgen.metrics.result import portable
+    from roentgen.provenance import portable
 
     usual = {name: p.default for name, p in inspect.signature(evaluate).parameters.items()}
     words = ["roentgen", "eval"]

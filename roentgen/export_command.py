@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from roentgen.devices import Process, this_process
 from roentgen.errors import UserError
-from roentgen.processes import Process, this_process
 
 if TYPE_CHECKING:
     from roentgen.generators.base import Generator, Sample
@@ -250,8 +250,8 @@ def _load(
     lora: str | None,
     batch_size: int,
 ) -> Job:
+    from roentgen.devices import throughput_dtype
     from roentgen.generators.generate import load_model
-    from roentgen.processes import throughput_dtype
     from roentgen.synthesis.filters import load_filter, load_repeats
     from roentgen.training.speed import keep_freed_memory
 
@@ -296,8 +296,8 @@ def _refuse_strangers(out: Path) -> None:
 
 def _claim(out: Path, job: Job, formats: Sequence[str], who: Process) -> bool:
     """Make ``out`` the folder of this job: whether it was before. UserError where it is another's."""
-    from roentgen import __version__
     from roentgen.files import claim
+    from roentgen.provenance import __version__
 
     about = {
         "plan": job.plan.as_dict(),
@@ -312,7 +312,7 @@ def _claim(out: Path, job: Job, formats: Sequence[str], who: Process) -> bool:
 def _run(job: Job, out: Path, formats: Sequence[str], who: Process, command: str) -> int:
     from tqdm import tqdm
 
-    from roentgen.processes import meeting
+    from roentgen.devices import meeting
     from roentgen.synthesis.engine import make_set, say_shortfalls
 
     plan = job.plan

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from roentgen import __version__, cli, images
+from roentgen import cli, images
+from roentgen.provenance import __version__
 
 ROOT = Path(__file__).parents[1]
 

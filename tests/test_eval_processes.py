@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from test_suite import write_set
 
+from roentgen.devices import Process, meeting, this_process
 from roentgen.errors import UserError
-from roentgen.processes import Process, meeting, this_process
 
 ROOT = Path(__file__).resolve().parents[1]
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from roentgen.devices import PeerLost, Process
 from roentgen.errors import UserError
 from roentgen.files import hold_folder
 from roentgen.generators.base import Sample
 from roentgen.images import read_image, read_provenance
 from roentgen.metrics.diversity.repeats import difference_hash
-from roentgen.processes import PeerLost, Process
 from roentgen.prompts import Labels
 from roentgen.synthesis.engine import Outcome, is_finished, make_set, say_shortfalls
 from roentgen.synthesis.filters import Verdict, load_filter
@@ -408,7 +408,7 @@ def test_a_filter_that_keeps_nothing_of_a_small_plan(tmp_path: Path) -> None:
 def test_a_process_that_has_gone_is_noticed_by_those_that_wait() -> None:
     """Real processes, no launcher that would end the others."""
     code = (
-        "import sys; from roentgen.processes import *\n"
+        "import sys; from roentgen.devices import *\n"
         "who, _ = this_process('cpu')\n"
         "with meeting(who) as wait:\n"
         "    wait()\n"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from roentgen.devices import Process
 from roentgen.errors import UserError
 from roentgen.images import read_image
 from roentgen.metrics import features
@@ -20,7 +21,6 @@ from roentgen.metrics.distribution import frechet
 from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.features import extract, stream_moments
 from roentgen.metrics.image_set import ImageSet, open_set
-from roentgen.processes import Process
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -197,7 +197,7 @@ from test_features import toy
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.features import extract, stream_moments
 from roentgen.metrics.image_set import open_set
-from roentgen.processes import Process
+from roentgen.devices import Process
 dist.init_process_group("gloo")
 rank, size = dist.get_rank(), dist.get_world_size()
 images = open_set(Path(sys.argv[1]), name="real")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from roentgen import files
+from roentgen import files, provenance
 from roentgen.errors import UserError
 from roentgen.metrics import neighbours, pairing, result
 from roentgen.metrics.adherence import auroc, laterality
@@ -358,7 +358,7 @@ def test_labelled_prompts(tmp_path: Path) -> None:
 
 
 def test_the_repositorys_evaluation_list_can_be_read() -> None:
-    prompts = pairing.read_labelled_prompts(result.ROOT / "prompts" / "evaluation.csv")
+    prompts = pairing.read_labelled_prompts(provenance.ROOT / "prompts" / "evaluation.csv")
     assert len(prompts) >= 1000
 
 
@@ -416,17 +416,17 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
 
 
 def test_no_path_of_a_machine_is_published(tmp_path: Path) -> None:
-    assert result.portable(str(result.ROOT / "prompts" / "x.csv")) == str(Path("prompts/x.csv"))
-    assert result.portable(tmp_path / "secret" / "m.csv") == "m.csv"
-    assert result.portable("../../elsewhere/m.csv") == "m.csv"
-    assert result.portable("mini") == "mini" and result.portable(3) == 3
-    command = result.command_line("eval/mini.py", Flags(tmp_path / "m.csv"))
+    assert provenance.portable(str(provenance.ROOT / "prompts" / "x.csv")) == str(Path("prompts/x.csv"))
+    assert provenance.portable(tmp_path / "secret" / "m.csv") == "m.csv"
+    assert provenance.portable("../../elsewhere/m.csv") == "m.csv"
+    assert provenance.portable("mini") == "mini" and provenance.portable(3) == 3
+    command = provenance.command_line("eval/mini.py", Flags(tmp_path / "m.csv"))
     assert command == "python eval/mini.py --manifest=m.csv"
 
 
 def test_git_state_outside_git_is_null(tmp_path: Path) -> None:
-    assert result.git_state(tmp_path) == {"commit": None, "modified": None}
-    assert result.git_state(result.ROOT / "tests")["commit"] is None  # below a checkout, but not one
+    assert provenance.git_state(tmp_path) == {"commit": None, "modified": None}
+    assert provenance.git_state(provenance.ROOT / "tests")["commit"] is None  # below a checkout, but not one
 
 
 def test_hash_of_a_folder_sees_names_and_content(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def named(words: list[str]) -> str:
 
 def test_versions_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "roentgen.__version__"}
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "roentgen.provenance.__version__"}
     version = re.escape(roentgen.__version__)
     assert re.search(rf"^version: {version}$", (ROOT / "CITATION.cff").read_text(), flags=re.MULTILINE)
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)

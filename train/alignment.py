@@ -34,7 +34,7 @@ from roentgen.files import file_hash, require_writable
 from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.bootstrap import cluster_weights
 from roentgen.metrics.report.tables import figure, replace_between_markers, table
-from roentgen.metrics.result import Context, command_line, portable, write_result
+from roentgen.metrics.result import Context, write_result
 from roentgen.metrics.text import retrieval
 from roentgen.metrics.text.alignment import alignment, own_and_other
 from roentgen.models.alignment import (
@@ -48,6 +48,7 @@ from roentgen.models.alignment import (
     text_features,
 )
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
+from roentgen.provenance import command_line, portable
 from roentgen.training.settings import as_dict, parse_settings, require
 from roentgen.training.state import batch_generator, batch_indices, cosine_rate
 

@@ -14,11 +14,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from roentgen import __version__
 from roentgen.errors import UserError
 from roentgen.generators import FAMILIES
 from roentgen.generators.base import Generator, Sample, Sampling, check_seed, check_text, roentgen_json
 from roentgen.models import loading, registry
+from roentgen.provenance import __version__
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 

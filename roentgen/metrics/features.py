@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from roentgen.devices import ALONE, Process
 from roentgen.errors import UserError
 from roentgen.files import files_sha256, write_atomic
 from roentgen.images import read_image
 from roentgen.metrics.distribution.frechet import Moments, MomentsBuilder
 from roentgen.metrics.extractors import BATCH, Extractor
 from roentgen.metrics.image_set import ImageSet, drop_bad
-from roentgen.processes import ALONE, Process
 
 Floats = NDArray[np.float32]
 Given = TypeVar("Given")

@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from roentgen import __version__
+from roentgen.devices import ALONE, Process
 from roentgen.errors import UserError
 from roentgen.files import check_same, files_sha256, sha256, write_atomic
 from roentgen.metrics.extractors import Extractor, load_extractor
 from roentgen.metrics.features import extract
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measures import MEASURES, VALIDATION, Case, Measure, Unavailable, match_to_real
-from roentgen.metrics.result import Context, plain, portable, read_result, versions, write_result
-from roentgen.processes import ALONE, Process
+from roentgen.metrics.result import Context, plain, read_result, write_result
+from roentgen.provenance import __version__, portable, versions
 
 DEFAULT_EXTRACTOR = "classifier"
 FULL_EXTRACTORS = (DEFAULT_EXTRACTOR, "inception", "xrv", "xrv-native", "clip", "rad-dino")

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from roentgen import __version__
 from roentgen.files import write_atomic
+from roentgen.provenance import __version__
 from roentgen.synthesis.plan import AGE_BANDS, band_text
 from roentgen.synthesis.writers.parts import LICENCE, WORK, Record, SetInfo, columns
 

@@ -24,9 +24,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from roentgen.devices import ALONE, PeerLost, Process
 from roentgen.errors import UserError
 from roentgen.files import file_sha256, hold_folder, require_writable, write_atomic
-from roentgen.processes import ALONE, PeerLost, Process
 from roentgen.synthesis.card import add_tallies, tally, write_card
 from roentgen.synthesis.draws import Drawn, DrawStore, Judge, Make, Tally, draw
 from roentgen.synthesis.plan import Plan, PlannedRows, write_rows

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roentgen.devices import ALONE, Process
 from roentgen.errors import UserError
 from roentgen.files import claim, file_hash, sha256
 from roentgen.generators import generate as generation
 from roentgen.generators.base import Generator, Sampling
 from roentgen.images import read_image, read_provenance, save_image
-from roentgen.metrics.result import portable
-from roentgen.processes import ALONE, Process
+from roentgen.provenance import portable
 
 if TYPE_CHECKING:
     from roentgen.metrics.image_set import ImageSet

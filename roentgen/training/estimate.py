@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from roentgen.errors import UserError
-from roentgen.metrics.result import processor
+from roentgen.provenance import processor
 
 DTYPES: dict[str, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIMIZERS = ("adamw", "adamw8bit")

@@ -22,13 +22,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from roentgen import images
+from roentgen.devices import pick_device
 from roentgen.errors import UserError
 from roentgen.files import file_sha256, new_folder, sha256
 from roentgen.generators.base import Info, roentgen_json, words
 from roentgen.generators.diffusion.sampling import Sampling, make_solver
 from roentgen.models import loading
 from roentgen.models.text_encoders import TextReader, encode_text_states, load_text_encoder, make_reader
-from roentgen.processes import pick_device
 
 # Where RoentGen-v2's own training script leaves the text encoder that it trained; text_encoder/ is the base model's.
 TRAINED_TEXT = "text_encoder_and_tokenizer"

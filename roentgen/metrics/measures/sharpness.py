@@ -18,7 +18,7 @@ from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
 from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.image_set import ImageSet, look
 from roentgen.metrics.measure import PIXELS, Case, Floats, Found, Unavailable, pixels
-from roentgen.metrics.result import portable
+from roentgen.provenance import portable
 
 MOST = 2000
 """Images of each set, at most."""

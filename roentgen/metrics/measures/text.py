@@ -15,9 +15,9 @@ from roentgen.images import read_image
 from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import Case, Found, Unavailable, labels_of, texts_of
-from roentgen.metrics.result import portable
 from roentgen.metrics.text import alignment, retrieval
 from roentgen.models.alignment import ShippedEncoder
+from roentgen.provenance import portable
 
 
 def measure_retrieval(case: Case, extractor: Extractor) -> Found:

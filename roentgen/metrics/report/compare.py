@@ -27,9 +27,10 @@ from roentgen.metrics.bootstrap import cluster_weights
 from roentgen.metrics.measures import SHOWN
 from roentgen.metrics.report import plots
 from roentgen.metrics.report.html import Plot, Report, number, render, spelled
-from roentgen.metrics.result import plain, portable, read_result, versions
+from roentgen.metrics.result import plain, read_result
 from roentgen.metrics.statistics import correct, from_draws, paired_bootstrap, permutation_test, verdict
 from roentgen.prompts import NO_FINDING
+from roentgen.provenance import portable, versions
 
 TESTED = {
     ("auroc", SHOWN): "How well the image shows what is asked",

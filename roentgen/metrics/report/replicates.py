@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from roentgen.files import write_atomic
-from roentgen.metrics.result import plain, read_result, versions
+from roentgen.metrics.result import plain, read_result
 from roentgen.metrics.statistics import over_seeds
 from roentgen.metrics.suite import read_index
+from roentgen.provenance import versions
 
 REPLICATES = "replicates.json"
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage
 
+from roentgen.dicom import dicom_bytes, dicom_dataset
 from roentgen.files import sha256, write_atomic
-from roentgen.images import dicom_bytes, dicom_dataset
 from roentgen.synthesis.writers.parts import (
     FOLDER_SIZE,
     Part,

@@ -1,4 +1,4 @@
-"""Which of several processes this is, as accelerate and torchrun say it, and how these wait for each other."""
+"""The device and precision to run on; which of several processes this is, and how these wait for each other."""
 
 from __future__ import annotations
 
@@ -66,27 +66,29 @@ def meeting(who: Process) -> Iterator[Callable[[], None]]:
     if who.world == 1:
         yield lambda: None
         return
-    import torch.distributed as dist
-
     if "MASTER_ADDR" not in os.environ:
         raise UserError("MASTER_ADDR is not set but WORLD_SIZE is; start with `accelerate launch`, or unset WORLD_SIZE")
 
+    from accelerate import PartialState
+
+    state = PartialState(cpu=True, timeout=PATIENCE)  # over gloo: they meet, and exchange nothing on a GPU
+
     def wait() -> None:
         try:
-            dist.barrier()
+            state.wait_for_everyone()
         except RuntimeError as error:  # gloo: its connection is closed
             raise PeerLost(
                 "another process of this run has ended early; look for its message, then run the same command again"
             ) from error
 
-    dist.init_process_group("gloo", rank=who.rank, world_size=who.world, timeout=PATIENCE)
     try:
         yield wait
     finally:
-        dist.destroy_process_group()
+        state.destroy_process_group()
 
 
 def pick_device(device: str | None) -> str:
+    """A device that is here: None and "auto" take a GPU if there is one; UserError names what is missing."""
     import torch
 
     if device in (None, "auto"):
