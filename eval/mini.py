@@ -22,6 +22,7 @@ import pandas as pd
 from roentgen import errors
 from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import read_manifest
+from roentgen.data.prompt_table import LabelledPrompt, read_labelled_prompts
 from roentgen.files import file_hash, require_writable
 from roentgen.generators.generate import check_settings, load_model
 from roentgen.metrics import neighbours, pairing
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         require(dataclasses.asdict(s)[flag] >= 1, f"--{flag} must be at least 1")
     require(s.images >= 2, "--images must be at least 2, a Frechet distance needs as many")
     check_settings(seed=s.seed, steps=s.steps, guidance=s.guidance, sampler=s.sampler, batch_size=s.batch_size)
-    prompts = pairing.read_labelled_prompts(s.prompts)
+    prompts = read_labelled_prompts(s.prompts)
     require(s.images <= len(prompts), f"--images {s.images}: {s.prompts} holds {len(prompts)} prompts")
     require(s.classifier.exists(), f"--classifier {s.classifier} does not exist; see train/classifier.py")
     table = read_manifest(s.manifest, allow_empty_text=True)
@@ -132,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prepare(
     s: Settings,
     splits: dict[str, pd.DataFrame],
-    prompts: list[pairing.LabelledPrompt],
+    prompts: list[LabelledPrompt],
     numbers: Sequence[int],
     test_rows: Sequence[int | None],
     notes: list[str],
@@ -155,9 +156,7 @@ def prepare(
     }
     places = np.array(test_rows, dtype=np.int64)
     real = np.asarray(pixels["test"][places])
-    rebuilt = in_batches(
-        model.reconstruct, real, batch_size=s.judge_batch_size, name="reconstructing"
-    ).astype(np.uint8)
+    rebuilt = in_batches(model.reconstruct, real, batch_size=s.judge_batch_size, name="reconstructing").astype(np.uint8)
     context = Context(
         extractor=f"roentgen classifier {s.classifier.name}, sha256 {file_hash(s.classifier)}",
         resize=f"files: {CHAIN}, shorter side to {size} px by antialiased bicubic, centre crop; generated: "

@@ -73,9 +73,7 @@ def write_atomic(path: Path, data: bytes, *, scratch: Path | None = None, advice
 
 
 @contextlib.contextmanager
-def open_atomic(
-    path: Path, *, scratch: Path | None = None, advice: str = "choose another --out"
-) -> Iterator[BinaryIO]:
+def open_atomic(path: Path, *, scratch: Path | None = None, advice: str = "choose another --out") -> Iterator[BinaryIO]:
     """A file to write that appears as ``path`` when the block ends well: temporary file, fsync, rename.
 
     Folders are made. ``scratch``: folder of the temporary file, on the same disk, so that a killed process leaves none

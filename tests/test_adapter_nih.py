@@ -10,8 +10,9 @@ from trees_b import carried, carried_rows, nih_tree, write_image
 
 from roentgen.data.labels import NIH_14
 from roentgen.data.manifest import as_cells, read_manifest, row_problems, write_manifest
+from roentgen.data.sources.common import manifest_columns
 from roentgen.data.sources.nih import BOX_COLUMNS, COLUMNS, SEX_COLUMNS, nih_rows, read_nih
-from roentgen.data.tables import manifest_columns, read_table
+from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 
 

@@ -10,8 +10,9 @@ import pytest
 from trees_b import PADCHEST_TABLE, carried, carried_rows, padchest_tree, write_image
 
 from roentgen.data.manifest import as_cells, read_manifest, row_problems, write_manifest
+from roentgen.data.sources.common import manifest_columns
 from roentgen.data.sources.padchest import COLUMNS, padchest_rows, read_padchest, sentence_sides
-from roentgen.data.tables import manifest_columns, read_table
+from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 
 

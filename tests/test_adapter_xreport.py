@@ -36,9 +36,10 @@ def test_ids_with_an_ending_and_images_in_subfolders(tmp_path: Path) -> None:
 
 
 BAD = [
-    ("id;label\n1;x\n", r"no table with the columns id and text \(its columns are id;label\)"),
+    ("id;label\n1;x\n", r"lacks the column 'text' \(it has id;label\); it needs the columns id and text"),
+    ("key;text\n1;x\n", "lacks the column 'id'; it needs the columns id and text"),
     ("id;text\n", "has no rows"),
-    ("", "no table with the columns id and text"),
+    ("", "it is empty; it needs the columns id and text"),
     ("id;text\n00000001-2a3c;clear\n00000001-2a3c;nodule\n", "the id '00000001-2a3c' twice"),
     ("id;text\n;clear\n", "row 1: the id is empty"),
     ("id;text\n00000001-2a3c;clear\nnone;nodule\n", "1 of 2 images .*none.*--missing drop"),

@@ -23,8 +23,8 @@ from roentgen.data.commands import OWN, Name, check, prepare
 from roentgen.data.labels import CHEXPERT_14, CHEXPERT_OUTSIDE, MESH, NIH_14, PADCHEST, label_value
 from roentgen.data.manifest import read_manifest
 from roentgen.data.sources import SOURCES
+from roentgen.data.sources.common import hashed_split
 from roentgen.data.sources.openchest import sides_of_boxes
-from roentgen.data.tables import hashed_split
 from roentgen.errors import UserError
 from roentgen.images import read_image
 from roentgen.prompts import FINDINGS

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from roentgen import files, provenance
+from roentgen.data.prompt_table import LabelledPrompt, read_labelled_prompts
 from roentgen.errors import UserError
 from roentgen.metrics import neighbours, pairing, result
 from roentgen.metrics.adherence import auroc, laterality
@@ -306,8 +307,8 @@ def rows_of(*rows: dict[str, object]) -> pd.DataFrame:
     return table
 
 
-def labelled(identifier: str, *findings: str, age: float = 50.0) -> pairing.LabelledPrompt:
-    return pairing.LabelledPrompt(identifier, "text", Labels(findings, {}, "PA", "M", age))
+def labelled(identifier: str, *findings: str, age: float = 50.0) -> LabelledPrompt:
+    return LabelledPrompt(identifier, "text", Labels(findings, {}, "PA", "M", age))
 
 
 def test_rows_match_by_name_then_labels_then_more_labels() -> None:
@@ -346,19 +347,19 @@ def test_labelled_prompts(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     header, one = "id,prompt,labels,view,sex,age", "a,Left effusion,Effusion:left;Mass,PA,,51"
     path.write_text("\n".join([header, one, "b,Clear,No Finding,,,"]))
-    first, second = pairing.read_labelled_prompts(path)
+    first, second = read_labelled_prompts(path)
     assert first.labels == Labels(("Effusion", "Mass"), {"Effusion": "left"}, "PA", None, 51.0)
     assert second.labels == Labels(("No Finding",))
     path.write_text("id,prompt,labels\na,x,Efusion\n")
     with pytest.raises(UserError, match="Efusion"):
-        pairing.read_labelled_prompts(path)
+        read_labelled_prompts(path)
     path.write_text("id,prompt\na,x\n")
     with pytest.raises(UserError, match="labels"):
-        pairing.read_labelled_prompts(path)
+        read_labelled_prompts(path)
 
 
 def test_the_repositorys_evaluation_list_can_be_read() -> None:
-    prompts = pairing.read_labelled_prompts(provenance.ROOT / "prompts" / "evaluation.csv")
+    prompts = read_labelled_prompts(provenance.ROOT / "prompts" / "evaluation.csv")
     assert len(prompts) >= 1000
 
 

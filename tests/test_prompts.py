@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import re
 from pathlib import Path
 
 import pytest
 
-from roentgen.data.prompt_table import read_prompts
+from roentgen.data.prompt_table import read_labelled_prompts, read_prompts
 from roentgen.errors import UserError
 from roentgen.prompts import (
     FINDINGS,
@@ -301,7 +302,7 @@ def test_the_three_kinds_of_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "id,text\n1,mass\n", "no column 'prompt'"),
+        ("a.csv", "id,text\n1,mass\n", "lacks the column 'prompt' (it has id, text)"),
         ("a.csv", "id,prompt\n1,mass\n2,  \n", "line 3: empty prompt"),
         ("a.csv", "id,prompt,seed\n1,mass,x\n", "line 2: seed 'x'"),
         ("a.csv", "prompt,seed\nmass,-1\n", "seed '-1'"),
@@ -310,8 +311,8 @@ def test_the_three_kinds_of_file(tmp_path: Path) -> None:
         ("a.csv", "id,prompt\n1,mass, left\n", "line 2: more fields"),
         ("a.csv", "id,prompt\n../1,mass\n", "path separator"),
         ("a.csv", 'id,prompt\n1,"mass', "not valid CSV"),
-        ("a.csv", "id,prompt\n", "holds no prompt"),
-        ("a.csv", "", "no column 'prompt'"),
+        ("a.csv", "id,prompt\n", "has no rows; it needs a column 'prompt' and one row a prompt"),
+        ("a.csv", "", "it is empty; it needs a column 'prompt'"),
         ("a.txt", "mass\n\nnodule\n", "line 2: empty prompt"),
         ("a.txt", "", "holds no prompt"),
         ("a.txt", b"\xff\xfe\x00m", "not UTF-8"),
@@ -319,6 +320,10 @@ def test_the_three_kinds_of_file(tmp_path: Path) -> None:
         ("a.jsonl", '{"prompt": "mass", "seed": true}\n', "seed True"),
         ("a.jsonl", '{"prompt": "mass"\n', "not valid JSON"),
         ("a.jsonl", '["mass"]\n', "no key 'prompt'"),
+        ("a.csv", "id,prompt\n1,mass,\n2,mass, left,\n", "line 3: more fields"),
+        ("a.csv", b"id,prompt\n1,\xf6dem\n", "line 2: not UTF-8 text (byte 0xf6"),
+        ("a.jsonl", '{"prompt": ' + "[" * 100_000 + "\n", "line 1 is not valid JSON"),
+        ("a.jsonl", '{"prompt": "mass", "seed": ' + "9" * 5000 + "}\n", "line 1 is not valid JSON"),
         ("a.docx", "mass", "unknown extension '.docx'"),
     ],
 )
@@ -328,8 +333,35 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, name: str, content: str | 
     assert str(tmp_path / name) in str(caught.value)
 
 
+@pytest.mark.parametrize("ending", ["csv", "txt", "jsonl"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, ending: str) -> None:
+    os.mkfifo(tmp_path / f"pipe.{ending}")
+    with pytest.raises(UserError, match="no regular file"):
+        read_prompts(tmp_path / f"pipe.{ending}")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("Effusion:up,PA,,", "unknown side 'up' of Effusion"),
+        ("Edema:left,PA,,", "Edema can have no side"),
+        ("Effusion,oblique,,", "unknown view 'oblique'"),
+        ("Effusion,,X,", "unknown sex 'X'"),
+        ("Effusion,,,old", "column 'age'"),
+        ("Effusion,,,nan", "column 'age'"),
+        (",,,", "no finding"),
+    ],
+)
+def test_labels_of_a_list_are_looked_at(tmp_path: Path, row: str, message: str) -> None:
+    path = write(tmp_path / "a.csv", f"id,prompt,labels,view,sex,age\n7,effusion,{row}\n")
+    assert len(read_prompts(path)) == 1
+    with pytest.raises(UserError, match=message) as caught:
+        read_labelled_prompts(path)
+    assert "id 7" in str(caught.value)
+
+
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.csv cannot be read"):
+    with pytest.raises(UserError, match=r"none\.csv does not exist"):
         read_prompts(tmp_path / "none.csv")
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(UserError, match=r"folder\.csv cannot be read"):

@@ -269,7 +269,7 @@ def test_generating_model_is_scored_and_continued(
 
 
 def test_texts_of_a_manifest_are_prompts(world_prompts: Path) -> None:
-    from roentgen.synthesis.folder import is_manifest_file, manifest_rows
+    from roentgen.data.prompt_table import is_manifest_file, manifest_rows
 
     assert is_manifest_file(world_prompts)
     rows = manifest_rows(world_prompts, "test")

@@ -26,6 +26,7 @@ from roentgen.data.manifest import (
     typed,
     write_manifest,
 )
+from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 from roentgen.files import open_atomic, sha256
 from roentgen.prompts import FINDINGS, compose, labels_from_row
@@ -142,20 +143,15 @@ def merge_sides(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, Counter[
     Raises:
         UserError: when the file or a column is missing, a finding or side is unknown, or no line is used.
     """
-    if not path.is_file():
-        raise UserError(f"--sides {path} does not exist; name a CSV with the columns file, finding, side")
-    sides = pd.read_csv(path, dtype=str, keep_default_na=False)
-    missing = [column for column in ("file", "finding", "side") if column not in sides.columns]
-    if missing:
-        raise UserError(f"--sides {path} lacks the column {missing[0]!r}; it needs file, finding and side")
+    columns = ("file", "finding", "side")
+    fix = "it needs file, finding and side"
+    sides = read_table(path, required=columns, name=f"--sides {path}", fix=fix, lines=True)
     table = table.reset_index(drop=True)
     by_name: dict[str, list[int]] = {}
     for index, image in enumerate(table["image"]):
         by_name.setdefault(Path(image).name, []).append(index)
     counts: Counter[str] = Counter()
-    for line, (file, finding, side) in enumerate(
-        zip(sides["file"], sides["finding"], sides["side"], strict=True), start=2
-    ):
+    for line, file, finding, side in sides[list(columns)].itertuples():
         if finding not in FINDINGS or not FINDINGS[finding].can_have_side:
             raise UserError(f"--sides {path}, line {line}: finding {finding!r} is unknown or has no side")
         if side not in SIDES:

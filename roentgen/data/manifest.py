@@ -26,8 +26,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from roentgen.data.tables import read_table
 from roentgen.errors import UserError
-from roentgen.files import write_atomic
+from roentgen.files import reason, write_atomic
 from roentgen.prompts import FINDINGS
 
 REQUIRED = ("image", "text", "patient_id", "split")
@@ -116,19 +117,18 @@ def load_table(path: Path) -> pd.DataFrame:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"manifest {path} must be a .csv or .parquet file")
-    if not path.is_file():
-        raise UserError(f"manifest {path} does not exist; write one with `roentgen data prepare`")
-    try:
-        if path.suffix.lower() == ".csv":
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        else:
+    if path.suffix.lower() == ".csv":
+        fix = f"it needs the columns {', '.join(REQUIRED)}; write it again with `roentgen data prepare`"
+        table = read_table(path, optional=None, name=f"manifest {path}", fix=fix)
+    else:
+        try:
+            if path.exists() and not path.is_file():
+                raise OSError("it is no regular file")
             table = pd.read_parquet(path)
-    except pd.errors.EmptyDataError:
-        raise UserError(f"manifest {path} is empty; it needs the columns {', '.join(REQUIRED)}") from None
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        kind = path.suffix[1:].lower()
-        raise UserError(f"manifest {path} cannot be read as {kind}: {reason.rstrip('.')}") from error
+        except FileNotFoundError:
+            raise UserError(f"manifest {path} does not exist; write one with `roentgen data prepare`") from None
+        except (OSError, ValueError) as error:  # pyarrow's parse errors are ValueErrors
+            raise UserError(f"manifest {path} cannot be read as parquet: {reason(error)}") from error
     table.columns = table.columns.map(str)
     missing = [column for column in REQUIRED if column not in table.columns]
     if missing:

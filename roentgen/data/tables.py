@@ -1,208 +1,169 @@
-"""What the adapters of public collections share: reading their tables, finding their images, splitting patients.
+"""The one reader of tables: every adapter, manifest and prompt file that is a CSV comes through ``read_table``.
 
-Every message names the file and the mend, because a collection of 100,000 images is rarely downloaded whole at once.
+What a table says is read whole or refused with its line, never shortened: a report with a comma that nobody quoted, a
+quote that nobody closed, bytes of another encoding.
 """
 
 from __future__ import annotations
 
-import os
+import csv
+import gzip
+import itertools
+import re
+import stat
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO
 
 import pandas as pd
 
-from roentgen.data.manifest import CORE, MAX_AGE, SIDE_SUFFIX, SPLITS
 from roentgen.errors import UserError
-from roentgen.files import sha256
-from roentgen.prompts.vocabulary import FINDINGS
+from roentgen.files import reason
 
-Missing = Literal["error", "drop"]
-SIDED = tuple(name for name, finding in FINDINGS.items() if finding.can_have_side)
-SPLIT_WORDS = {"validate": "val", "valid": "val", "validation": "val", "training": "train", "testing": "test"}
-CHUNK = 1000  # paths that one thread looks at in one go
-
-
-def find_table(root: Path, names: Sequence[str], *, below: str = "") -> Path:
-    """The one file of these names (or the same with ``.gz``) in ``root``, or in a folder of the pattern ``below``.
-
-    An earlier name wins over a later one, and ``root`` over the folders below it.
-
-    Raises:
-        UserError: when ``root`` is no folder, or it holds none or, in several folders below, more than one.
-    """
-    if not root.is_dir():
-        raise UserError(f"--root {root} is not a folder; name the folder of the collection")
-    for folders in ([root], sorted(root.glob(below)) if below else []):
-        for name in names:
-            found = [folder / end for folder in folders for end in (name, f"{name}.gz") if (folder / end).is_file()]
-            if len(found) > 1 and found[0].parent != found[1].parent:
-                raise UserError(f"--root {root} has two collections, {found[0].parent} and {found[1].parent}; name one")
-            if found:
-                return found[0]
-    raise UserError(f"--root {root} has no {names[0]}; name the folder that holds it, or download it there")
+SEPARATORS = (",", ";", "\t")
+LONGEST_LINE = 2**24  # bytes; a longer one is no table, and is not read into memory
+MOST_COLUMNS = 10_000
+BLOCK = 20_000  # rows
+UNICODE_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_LONE_RETURN = re.compile(rb"(?<=\r)(?!\n)")  # how old Mac programs end a line
 
 
-def read_table(path: Path, *, required: Sequence[str] = (), optional: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(
+    path: Path,
+    *,
+    required: Sequence[str] = (),
+    optional: Sequence[str] | None = (),
+    name: str = "",
+    fix: str = "download it again",
+    lines: bool = False,
+) -> pd.DataFrame:
     """The wanted columns of a CSV (gzip by its ending), as stripped text cells with "" for blank.
 
+    Columns are separated by commas, or by semicolons or tabs where only these give the required columns. Rows may be
+    shorter than the header, and longer by blank fields, as spreadsheets write them; columns without a name are left
+    out, and at the end of the header they count as blank fields.
+
     Args:
-        path: the file.
+        path: the file; UTF-8, with a byte order mark or without.
         required: columns that it must have.
-        optional: columns that are read where it has them; with none of either, all columns are read.
+        optional: columns that are read where it has them; None: all others.
+        name: what messages call the file, such as a flag with it; left out: the path.
+        fix: what to do about a file without header, rows or a column, and about a damaged one.
+        lines: name the rows by the line of the file that each begins in, not from 0.
 
     Raises:
-        UserError: when the file cannot be read, is cut short, lacks a column or has no rows.
+        UserError: when the file cannot be read, is cut short, lacks a column, has no rows, or a line is not a row.
     """
-    wanted = {*required, *optional}
+    name = name or str(path)
+    wanted = None if optional is None else {*required, *optional}
+    found = _rows(path, required, name=name, fix=fix)
+    _, header = next(found, (0, []))
+    header = [column.strip() for column in header]
+    while header and not header[-1]:
+        header.pop()
+    if not header:
+        raise UserError(f"{name} cannot be read as CSV: it is empty; {fix}")
+    if len(header) > MOST_COLUMNS:
+        raise UserError(f"{name} has {len(header):,} columns, more than {MOST_COLUMNS:,}; {fix}")
+    for column in required:
+        if column not in header:
+            has = ", ".join(header[:12]) + (", ..." if len(header) > 12 else "")
+            raise UserError(f"{name} lacks the column {column!r} (it has {has}); {fix}")
+    kept = [place for place, column in enumerate(header) if column and (wanted is None or column in wanted)]
+    for place, column in enumerate(header):
+        if place in kept and column in header[:place]:
+            raise UserError(f"{name} has two columns {column!r}; rename or remove one")
+    rows: list[list[str]] = []
+    blocks: list[pd.DataFrame] = []
+    numbers, width = [], len(header)
+    for number, fields in found:
+        if len(fields) > width and any(field.strip() for field in fields[width:]):
+            raise UserError(
+                f"{name} cannot be read as CSV, line {number}: more fields than columns ({len(fields)} for {width}); "
+                "put texts with commas in quotes"
+            )
+        rows.append(fields + [""] * (width - len(fields)))
+        numbers.append(number)
+        if len(rows) == BLOCK:
+            blocks.append(_block(rows, header, kept))
+            rows = []
+    if not numbers:
+        raise UserError(f"{name} has no rows; {fix}")
+    table = pd.concat([*blocks, _block(rows, header, kept)], ignore_index=True)
+    return table.set_axis(numbers) if lines else table
+
+
+def _block(rows: list[list[str]], header: list[str], kept: list[int]) -> pd.DataFrame:
+    """Rows as stripped columns; a block at a time, as pandas' strings need less memory than lists of Python's."""
+    return pd.DataFrame({header[place]: [row[place].strip() for row in rows] for place in kept}, dtype=str)
+
+
+def column_names(path: Path) -> list[str]:
+    """The names in the header of a CSV; none where it cannot be read, which ``read_table`` will say."""
     try:
-        table = pd.read_csv(
-            path,
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            index_col=False,
-            usecols=lambda name: not wanted or name.strip() in wanted,
-        ).fillna("")
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # pandas' parse errors are ValueErrors
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"{path} cannot be read as CSV ({reason}); download it again") from error
-    table.columns = table.columns.str.strip()
-    missing = [column for column in required if column not in table.columns]
-    if missing:
-        raise UserError(f"{path} lacks the column {missing[0]!r}; download the collection's own table again")
-    if table.empty:
-        raise UserError(f"{path} has no rows; download it again")
-    return table.apply(lambda cells: cells.str.strip())
+        return [column.strip() for column in next(_rows(path, (), name=str(path), fix=""), (0, []))[1]]
+    except UserError:
+        return []
 
 
-def find_images(root: Path, suffixes: Sequence[str]) -> dict[str, str]:
-    """File name -> absolute path of every image below ``root``, links to folders followed.
+def _rows(path: Path, required: Sequence[str], *, name: str, fix: str) -> Iterator[tuple[int, list[str]]]:
+    """(line that it begins in, fields) of every row that is not an empty line, the header first."""
+    begin = 1
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without end
+            raise UserError(f"{name} cannot be read as CSV: it is no regular file; {fix}")
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            lines = _lines(file, name)
+            first = next(lines, "")
+            reader = csv.reader(itertools.chain([first], lines), delimiter=_separator(first, required), strict=True)
+            for fields in reader:
+                if fields:
+                    yield begin, fields
+                begin = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"{name} cannot be read as CSV, line {begin}: not valid CSV ({error}); correct its quotes, or {fix}"
+        ) from error
+    except FileNotFoundError as error:
+        raise UserError(f"{name} does not exist; {fix}") from error
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: a name that no file can have
+        raise UserError(f"{name} cannot be read as CSV ({reason(error)}); {fix}") from error
 
-    Raises:
-        UserError: when two folders hold a file of the same name, as originals and a resized copy would.
-    """
-    found: dict[str, str] = {}
-    for folder, names in walk(root):
-        for name in names:
-            if not name.lower().endswith(tuple(suffixes)):
+
+def _lines(file: BinaryIO | gzip.GzipFile, name: str) -> Iterator[str]:
+    number = 0
+    while raw := file.readline(LONGEST_LINE):
+        if not number:
+            if raw[:2] in UNICODE_MARKS:
+                raise UserError(f"{name} cannot be read as CSV: it is {UNICODE_MARKS[raw[:2]]} text; save it as UTF-8")
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if len(raw) == LONGEST_LINE:
+            raise UserError(
+                f"{name} cannot be read as CSV, line {number + 1}: longer than {LONGEST_LINE:,} bytes; it is no table"
+            )
+        for part in _LONE_RETURN.split(raw) if b"\r" in raw else (raw,):
+            if not part:
                 continue
-            path = os.path.join(folder, name)  # noqa: PTH118 - a Path for each of 200,000 files takes seconds
-            if name in found:
+            number += 1
+            if b"\0" in part:
                 raise UserError(
-                    f"image {name} is there twice, as {found[name]} and {path}; name one folder by --images"
+                    f"{name} cannot be read as CSV, line {number}: it has a NUL byte; save it as UTF-8 text"
                 )
-            found[name] = path
-    return found
+            try:
+                yield part.decode()
+            except UnicodeDecodeError as error:
+                byte = part[error.start]
+                raise UserError(
+                    f"{name} cannot be read as CSV, line {number}: not UTF-8 text (byte 0x{byte:02x}, perhaps latin-1 "
+                    "or Windows-1252); save it as UTF-8 (spreadsheets: 'CSV UTF-8'; iconv -f CP1252 -t UTF-8)"
+                ) from error
 
 
-def walk(root: Path) -> Iterable[tuple[str, list[str]]]:
-    """(folder, its file names) below ``root``, sorted; links to folders are followed, each folder once."""
-    seen: set[str] = set()
-    for folder, folders, names in os.walk(Path(root).absolute(), followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        yield folder, sorted(names)
-
-
-def are_files(paths: Sequence[str]) -> list[bool]:
-    """Whether each path is a file, looked up in threads, as network disks answer slowly."""
-    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
-    with ThreadPoolExecutor(16) as pool:
-        answers = pool.map(lambda chunk: [os.path.isfile(path) for path in chunk], chunks)  # noqa: PTH113
-        return [answer for chunk in answers for answer in chunk]
-
-
-def keep_present(
-    table: pd.DataFrame, present: Sequence[bool], counts: Counter[str], *, missing: Missing, root: Path
-) -> pd.DataFrame:
-    """The rows whose image is there; absent ones stop (``missing`` = "error") or are dropped and counted.
-
-    Raises:
-        UserError: when an image is missing and may not be, or all are.
-    """
-    kept = pd.Series(present, index=table.index, dtype=bool)
-    absent = int((~kept).sum())
-    if absent and (missing == "error" or absent == len(table)):
-        first = table["image"][~kept].iloc[0]
-        mend = "mend --root" if absent == len(table) else "download them or add --missing drop"
-        raise UserError(f"{absent} of {len(table)} images are not below {root}, the first is {first}; {mend}")
-    if absent:
-        counts["images missing on disk"] += absent
-    return table[kept].reset_index(drop=True)
-
-
-def check_shares(val_share: float, test_share: float = 0.0) -> None:
-    """Raise UserError when the shares leave no patients for training."""
-    if val_share < 0 or test_share < 0 or val_share + test_share >= 1:
-        raise UserError("--val-share and --test-share must be at least 0 and leave some patients for training")
-
-
-def hashed_split(patient: str, val_share: float, test_share: float, *, seed: int) -> str:
-    """train, val or test, by a hash of (seed, patient): independent of order and of other patients."""
-    place = int(sha256(f"{seed}:{patient}")[:16], 16) / 2**64
-    train, val, test = SPLITS
-    if place < test_share:
-        return test
-    return val if place < test_share + val_share else train
-
-
-def hashed_splits(patients: pd.Series, val_share: float, test_share: float, *, seed: int) -> pd.Series:
-    """``hashed_split`` of every patient, each looked at once."""
-    split = {patient: hashed_split(patient, val_share, test_share, seed=seed) for patient in patients.unique()}
-    return patients.map(split)
-
-
-def ages(cells: pd.Series, counts: Counter[str]) -> pd.Series:
-    """Years as float64 from "58", "058Y" or 58.0; above ``MAX_AGE`` or not a number is blank, and counted."""
-    years = pd.to_numeric(cells.str.extract(r"^(-?\d+(?:\.\d*)?)[Yy]?$")[0], errors="coerce").astype("float64")
-    good = years.between(0, MAX_AGE)
-    bad = int(((cells != "") & ~good).sum())
-    if bad:
-        counts["impossible ages left blank"] += bad
-    return years.where(good)
-
-
-def manifest_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a manifest in its order; findings and sides that the table lacks are blank."""
-    columns = {name: table[name] for name in CORE}
-    for name in FINDINGS:
-        columns[name] = table.get(name, pd.Series(float("nan"), index=table.index)).astype("float64")
-        if name in SIDED:
-            columns[name + SIDE_SUFFIX] = table.get(name + SIDE_SUFFIX, pd.Series("", index=table.index)).astype(str)
-    return pd.DataFrame(columns)
-
-
-def drop_rows(table: pd.DataFrame, bad: pd.Series, counts: Counter[str], why: str) -> pd.DataFrame:
-    """The table without the ``bad`` rows, counted under ``why``; rows are numbered anew."""
-    if bad.any():
-        counts[why] += int(bad.sum())
-    return table[~bad].reset_index(drop=True)
-
-
-def finding_map(names: list[str], given: Mapping[str, str] | None, *, csv: Path) -> dict[str, str]:
-    """The user's columns that hold findings -> roentgen's finding, by the given map or by their names."""
-    simple = {_simple(finding): finding for finding in FINDINGS}
-    found = {name: simple[_simple(name)] for name in names if _simple(name) in simple}
-    for name, finding in (given or {}).items():
-        if name not in names:
-            raise UserError(f"--finding-columns: {csv} has no column {name!r}; it has {', '.join(names)}")
-        if finding not in FINDINGS:
-            raise UserError(f"--finding-columns: unknown finding {finding!r}; use {', '.join(FINDINGS)}")
-        found[name] = finding
-    targets = list(found.values())
-    twice = sorted({finding for finding in targets if targets.count(finding) > 1})
-    if twice:
-        raise UserError(f"--finding-columns: two columns of {csv} give {twice[0]!r}; rename or drop one")
-    return found
-
-
-def _simple(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+def _separator(header: str, required: Sequence[str]) -> str:
+    """What separates the columns: the first of ``SEPARATORS`` that gives all the required ones, else a comma."""
+    for separator in SEPARATORS:
+        names = {name.strip().strip('"').strip() for name in header.split(separator)}
+        if required and names.issuperset(required):
+            return separator
+    return SEPARATORS[0]

@@ -2,60 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import random
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.data.prompt_table import read_prompts
-from roentgen.errors import UserError
-from roentgen.prompts import FINDINGS, NO_FINDING, Labels, compose, labels_from_row, read_labels_text
+from roentgen.data.prompt_table import LabelledPrompt
+from roentgen.prompts import NO_FINDING, Labels, compose, labels_from_row
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass(frozen=True)
-class LabelledPrompt:
-    """One row of a prompt list whose labels are known."""
-
-    id: str
-    prompt: str
-    labels: Labels
-
-
-def read_labelled_prompts(path: Path) -> list[LabelledPrompt]:
-    """Read a CSV of id, prompt, labels ("Effusion:left;Cardiomegaly"), and optionally view, sex, age.
-
-    UserError names the file and what is wrong with it, an unknown finding included.
-    """
-    records = read_prompts(path)
-    if path.suffix.lower() != ".csv":
-        raise UserError(f"--prompts {path}: give a CSV with the columns id, prompt and labels")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if "labels" not in rows[0]:
-        raise UserError(f"--prompts {path} has no column 'labels'; prompts/evaluation.csv has it")
-    prompts = []
-    for record, row in zip(records, rows, strict=True):
-        findings, sides = read_labels_text(row["labels"])
-        unknown = [name for name in findings if name not in FINDINGS]
-        if unknown or not findings:
-            problem = f"unknown finding {unknown[0]!r}" if unknown else "no finding"
-            raise UserError(
-                f"--prompts {path}, id {record.id}: {problem} in column 'labels'; use the names of "
-                "roentgen.prompts.FINDINGS"
-            )
-        age = float(row["age"]) if row.get("age") else None
-        labels = Labels(findings, sides, row.get("view") or None, row.get("sex") or None, age)
-        prompts.append(LabelledPrompt(record.id, record.prompt, labels))
-    return prompts
 
 
 def match_rows(prompts: Sequence[LabelledPrompt], table: pd.DataFrame) -> list[int | None]:

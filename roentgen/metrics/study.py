@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roentgen.data.prompt_table import LabelledPrompt
 from roentgen.files import open_atomic
 from roentgen.generators.base import Generator, Sampling
 from roentgen.images import make_grid, save_image
 from roentgen.metrics.adherence import laterality
 from roentgen.metrics.memorisation.nearness import Nearness
-from roentgen.metrics.pairing import LabelledPrompt
 from roentgen.metrics.result import Context
 from roentgen.synthesis.folder import Job, generated_images, in_batches
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roentgen.data.prompt_table import is_manifest_file, manifest_rows, prompt_rows
 from roentgen.devices import ALONE, Process
 from roentgen.errors import UserError
 from roentgen.files import claim, file_hash, sha256
@@ -178,68 +179,6 @@ def generate_set(
 def _claim_images(out: Path, about: dict[str, Any]) -> None:
     """Refuse a folder with another model's images before one of them is replaced."""
     claim(out / "generation.json", about, holds="images of another", words={"name": "model", "hash": "model"})
-
-
-def is_manifest_file(path: Path) -> bool:
-    if path.suffix.lower() == ".parquet":
-        return True
-    return path.suffix.lower() == ".csv" and {"image", "text", "split"} <= set(_header(path))
-
-
-def _header(path: Path) -> list[str]:
-    """Column names of a CSV; none where it cannot be read, which its reader will say."""
-    try:
-        first = path.read_text(encoding="utf-8-sig").partition("\n")[0]
-    except (OSError, UnicodeDecodeError):
-        return []
-    return [name.strip().strip('"') for name in first.split(",")]
-
-
-def manifest_rows(path: Path, split: str) -> list[dict[str, Any]]:
-    """Texts of a manifest's split as prompts; labels are those of the images that the texts belong to."""
-    from roentgen.data.manifest import CORE, read_manifest
-
-    table = read_manifest(path, splits=[split], allow_empty_text=True, check_files=False)
-    table = table[table["text"] != ""]
-    rows = []
-    for row in table.to_dict("records"):
-        kept = {str(key): value for key, value in row.items() if key not in CORE}
-        known = {key: row[key] for key in ("text", "patient_id", "view", "sex", "age")}
-        rows.append({**kept, **known, "split": "test", "prompt_id": Path(str(row["image"])).stem, "own_seed": None})
-    if not rows:
-        raise UserError(f"--prompts {path} has no text in split {split}; give a file of prompts")
-    return rows
-
-
-def prompt_rows(prompts: Path) -> list[dict[str, Any]]:
-    """A manifest row a prompt: labels from the file's column where it has one, else as the prompt itself says."""
-    from roentgen.data.prompt_table import read_prompts
-    from roentgen.metrics.pairing import read_labelled_prompts
-    from roentgen.prompts import NO_FINDING, parse
-
-    records = read_prompts(prompts)
-    if prompts.suffix.lower() == ".csv" and "labels" in _header(prompts):
-        labels = [prompt.labels for prompt in read_labelled_prompts(prompts)]
-    else:
-        labels = [parse(record.prompt) for record in records]
-    rows: list[dict[str, Any]] = []
-    for record, said in zip(records, labels, strict=True):
-        row: dict[str, Any] = {
-            "text": record.prompt,
-            "patient_id": f"prompt {record.id}",
-            "split": "test",
-            "view": said.view or "",
-            "sex": said.sex or "",
-            "age": said.age,
-            "prompt_id": record.id,
-            "own_seed": record.seed,
-        }
-        row |= {name: 1.0 for name in said.findings}
-        row |= {f"{name}_side": side for name, side in said.sides.items()}
-        if said.findings and NO_FINDING not in said.findings:
-            row[NO_FINDING] = 0.0
-        rows.append(row)
-    return rows
 
 
 def made_by(images: ImageSet) -> dict[str, Any]:

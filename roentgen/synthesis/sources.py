@@ -6,7 +6,6 @@ flags with "-" for "_". Paths are relative to the working folder, in a file as i
 
 from __future__ import annotations
 
-import csv
 import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from roentgen.data.labels import NIH_14
-from roentgen.data.prompt_table import read_prompts
+from roentgen.data.prompt_table import has_labels, read_labelled_prompts, read_prompts
 from roentgen.errors import UserError
 from roentgen.generators.base import check_seed, check_text
 from roentgen.generators.generate import check_settings
@@ -278,17 +277,9 @@ def _from_prompts(path: Path, num_images: int) -> list[Group]:
 
 def _given_labels(path: Path) -> dict[str, Labels]:
     """Id -> labels, of a CSV with a column of that name; else nothing."""
-    if path.suffix.lower() != ".csv":
+    if not has_labels(path):
         return {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if "labels" not in next(csv.reader(file)):
-            return {}
-    from roentgen.metrics.pairing import read_labelled_prompts
-
-    try:
-        prompts = read_labelled_prompts(path)
-    except ValueError as error:
-        raise UserError(f"--prompts {path}, column 'age': {error}; write years or leave it blank") from None
+    prompts = read_labelled_prompts(path)
     for prompt in prompts:
         check_labels(prompt.labels, f"--prompts {path}, id {prompt.id}")
     return {prompt.id: prompt.labels for prompt in prompts}

@@ -232,11 +232,7 @@ def _check_files(folder: Path, *, process: int, processes: int, what: str) -> No
         return sha256(rows.data) == header.sha256
 
     # The share goes by name: lists differ between processes while damaged files disappear.
-    paths = [
-        p
-        for p in sorted(folder.glob("rows-*"))
-        if int(sha256(p.name), 16) % processes == process
-    ]
+    paths = [p for p in sorted(folder.glob("rows-*")) if int(sha256(p.name), 16) % processes == process]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for path, good in zip(paths, pool.map(sound, paths), strict=True):
             if not good and path.exists():

@@ -38,7 +38,7 @@ import pandas as pd
 from roentgen.data.labels import CHEXPERT_14, CHEXPERT_OUTSIDE, NO_FINDING, Uncertain, chexpert_labels
 from roentgen.data.manifest import VIEWS
 from roentgen.data.sections import clean_text
-from roentgen.data.tables import (
+from roentgen.data.sources.common import (
     Missing,
     ages,
     are_files,
@@ -48,8 +48,8 @@ from roentgen.data.tables import (
     hashed_splits,
     keep_present,
     manifest_columns,
-    read_table,
 )
+from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 
 SOURCE, PLUS_SOURCE = "CheXpert", "CheXpert Plus"

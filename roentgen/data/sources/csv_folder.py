@@ -12,7 +12,8 @@ import pandas as pd
 
 from roentgen.data.assemble import typed_labels
 from roentgen.data.manifest import SIDE_SUFFIX, VIEWS
-from roentgen.data.tables import SPLIT_WORDS, check_shares, finding_map, hashed_splits
+from roentgen.data.sources.common import SPLIT_WORDS, check_shares, finding_map, hashed_splits
+from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 from roentgen.prompts import FINDINGS
 
@@ -72,7 +73,7 @@ def read_csv(
     if not root.is_dir():
         raise UserError(f"--root {root} is not a folder; name the folder of images")
     check_shares(val_share, test_share)
-    users = _read_users_csv(csv)
+    users = read_table(csv, optional=None, name=f"--csv {csv}", fix="name a file with a header and one row an image")
     wanted = {
         "--image-column": image_column,
         "--text-column": text_column,
@@ -134,20 +135,6 @@ def read_csv(
         counts["images of views other than PA and AP"] = int((~kept).sum())
         table = table[kept].reset_index(drop=True)
     return typed_labels(table, csv), counts
-
-
-def _read_users_csv(csv: Path) -> pd.DataFrame:
-    if not csv.is_file():
-        raise UserError(f"--csv {csv} does not exist; name the CSV file of the images")
-    try:
-        users = pd.read_csv(csv, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
-    except pd.errors.EmptyDataError:
-        raise UserError(f"--csv {csv} is empty; it needs a header and one row an image") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"--csv {csv} cannot be read as CSV: {str(error).splitlines()[0]}") from error
-    if users.empty:
-        raise UserError(f"--csv {csv} has no rows; it needs one row an image")
-    return users
 
 
 def _age(cell: str) -> str:

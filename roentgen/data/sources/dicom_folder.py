@@ -49,7 +49,7 @@ from roentgen.data.assemble import map_images
 from roentgen.data.labels import Uncertain, label_column
 from roentgen.data.manifest import SPLITS, VIEWS
 from roentgen.data.sections import clean_text, pick_text
-from roentgen.data.tables import (
+from roentgen.data.sources.common import (
     SPLIT_WORDS,
     ages,
     check_shares,
@@ -57,9 +57,9 @@ from roentgen.data.tables import (
     finding_map,
     hashed_splits,
     manifest_columns,
-    read_table,
     walk,
 )
+from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 
 Join = Literal["AccessionNumber", "StudyInstanceUID", "SOPInstanceUID", "PatientID", "path"]
@@ -211,9 +211,7 @@ def report_table(path: Path, *, key: str, report: str, split: str | None, path_k
     Raises:
         UserError: when the file or a column is missing, a key is blank in every row, or two reports share a key.
     """
-    if not path.is_file():
-        raise UserError(f"--csv {path} does not exist; name the CSV of the reports")
-    header = read_table(path)
+    header = read_table(path, optional=None, name=f"--csv {path}", fix="name the CSV of the reports, one row each")
     for flag, name in (("--key-column", key), ("--text-column", report), ("--split-column", split)):
         if name is not None and name not in header.columns:
             raise UserError(f"{flag}: {path} has no column {name!r}; it has {', '.join(header.columns)}")

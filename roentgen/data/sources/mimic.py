@@ -39,7 +39,7 @@ from roentgen.data.assemble import first_patients
 from roentgen.data.labels import CHEXPERT_14, CHEXPERT_OUTSIDE, Uncertain, chexpert_labels
 from roentgen.data.manifest import MAX_AGE
 from roentgen.data.sections import clean_text, pick_text
-from roentgen.data.tables import (
+from roentgen.data.sources.common import (
     Missing,
     are_files,
     check_shares,
@@ -48,8 +48,8 @@ from roentgen.data.tables import (
     hashed_splits,
     keep_present,
     manifest_columns,
-    read_table,
 )
+from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 
 SOURCE = "MIMIC-CXR-JPG"

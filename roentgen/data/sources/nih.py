@@ -30,7 +30,7 @@ import pandas as pd
 
 from roentgen.data.labels import NIH_14, NO_FINDING
 from roentgen.data.manifest import SIDE_SUFFIX, VIEWS
-from roentgen.data.tables import (
+from roentgen.data.sources.common import (
     SIDED,
     Missing,
     ages,
@@ -40,8 +40,8 @@ from roentgen.data.tables import (
     hashed_splits,
     keep_present,
     manifest_columns,
-    read_table,
 )
+from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 
 SOURCE = "NIH ChestX-ray14"

@@ -35,16 +35,16 @@ import pandas as pd
 from roentgen.data.labels import MESH, listed_labels
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.data.sections import clean_text
-from roentgen.data.tables import (
+from roentgen.data.sources.common import (
     Missing,
     are_files,
     check_shares,
     hashed_split,
     keep_present,
     manifest_columns,
-    read_table,
     walk,
 )
+from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 from roentgen.prompts.vocabulary import FINDINGS
 

@@ -40,7 +40,7 @@ import pandas as pd
 
 from roentgen.data.labels import NO_FINDING, PADCHEST
 from roentgen.data.manifest import SIDE_SUFFIX
-from roentgen.data.tables import (
+from roentgen.data.sources.common import (
     SIDED,
     Missing,
     ages,
@@ -51,8 +51,8 @@ from roentgen.data.tables import (
     hashed_splits,
     keep_present,
     manifest_columns,
-    read_table,
 )
+from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 from roentgen.prompts.vocabulary import FINDINGS
 

@@ -14,7 +14,16 @@ import numpy as np
 import pandas as pd
 
 from roentgen.data.sections import clean_text
-from roentgen.data.tables import Missing, are_files, check_shares, hashed_splits, keep_present, manifest_columns, walk
+from roentgen.data.sources.common import (
+    Missing,
+    are_files,
+    check_shares,
+    hashed_splits,
+    keep_present,
+    manifest_columns,
+    walk,
+)
+from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 
 IDS = ("id", "image")
@@ -76,26 +85,15 @@ def read_xreport(
 
 def _read(csv: Path) -> tuple[str, pd.DataFrame]:
     """Name of the id column, and the rows as stripped text cells."""
-    if not csv.is_file():
-        raise UserError(f"--csv {csv} does not exist; name XREPORT's CSV file with the columns id and text")
-    for separator in (";", ","):
-        try:
-            rows = pd.read_csv(csv, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig").fillna("")
-        except (OSError, ValueError) as error:  # also where a text holds the wrong separator
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-            continue
-        rows.columns = rows.columns.str.strip()
-        reason = f"its columns are {', '.join(rows.columns[:6])}"
-        name = next((column for column in IDS if column in rows.columns), "")
-        if name and "text" in rows.columns:
-            if rows.empty:
-                raise UserError(f"--csv {csv} has no rows; it needs one row an image")
-            rows = rows[[name, "text"]].apply(lambda cells: cells.str.strip())
-            blank = rows[name] == ""
-            if blank.any():
-                raise UserError(f"--csv {csv}, row {int(blank.to_numpy().argmax()) + 1}: the {name} is empty; fill it")
-            return name, rows
-    raise UserError(f"--csv {csv} is no table with the columns id and text ({reason}); mend its header")
+    fix = "it needs the columns id and text, and one row an image"
+    rows = read_table(csv, required=("text",), optional=IDS, name=f"--csv {csv}", fix=fix)
+    name = next((column for column in IDS if column in rows.columns), "")
+    if not name:
+        raise UserError(f"--csv {csv} lacks the column 'id'; {fix}")
+    blank = rows[name] == ""
+    if blank.any():
+        raise UserError(f"--csv {csv}, row {int(blank.to_numpy().argmax()) + 1}: the {name} is empty; fill it")
+    return name, rows
 
 
 def _images(root: Path) -> dict[str, list[str]]:

@@ -1,0 +1,174 @@
+"""What the adapters of public collections share: finding their files, splitting patients, their columns.
+
+Every message names the file and the mend, because a collection of 100,000 images is rarely downloaded whole at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from roentgen.data.manifest import CORE, MAX_AGE, SIDE_SUFFIX, SPLITS
+from roentgen.errors import UserError
+from roentgen.files import sha256
+from roentgen.prompts.vocabulary import FINDINGS
+
+Missing = Literal["error", "drop"]
+SIDED = tuple(name for name, finding in FINDINGS.items() if finding.can_have_side)
+SPLIT_WORDS = {"validate": "val", "valid": "val", "validation": "val", "training": "train", "testing": "test"}
+CHUNK = 1000  # paths that one thread looks at in one go
+
+
+def find_table(root: Path, names: Sequence[str], *, below: str = "") -> Path:
+    """The one file of these names (or the same with ``.gz``) in ``root``, or in a folder of the pattern ``below``.
+
+    An earlier name wins over a later one, and ``root`` over the folders below it.
+
+    Raises:
+        UserError: when ``root`` is no folder, or it holds none or, in several folders below, more than one.
+    """
+    if not root.is_dir():
+        raise UserError(f"--root {root} is not a folder; name the folder of the collection")
+    for folders in ([root], sorted(root.glob(below)) if below else []):
+        for name in names:
+            found = [folder / end for folder in folders for end in (name, f"{name}.gz") if (folder / end).is_file()]
+            if len(found) > 1 and found[0].parent != found[1].parent:
+                raise UserError(f"--root {root} has two collections, {found[0].parent} and {found[1].parent}; name one")
+            if found:
+                return found[0]
+    raise UserError(f"--root {root} has no {names[0]}; name the folder that holds it, or download it there")
+
+
+def find_images(root: Path, suffixes: Sequence[str]) -> dict[str, str]:
+    """File name -> absolute path of every image below ``root``, links to folders followed.
+
+    Raises:
+        UserError: when two folders hold a file of the same name, as originals and a resized copy would.
+    """
+    found: dict[str, str] = {}
+    for folder, names in walk(root):
+        for name in names:
+            if not name.lower().endswith(tuple(suffixes)):
+                continue
+            path = os.path.join(folder, name)  # noqa: PTH118 - a Path for each of 200,000 files takes seconds
+            if name in found:
+                raise UserError(
+                    f"image {name} is there twice, as {found[name]} and {path}; name one folder by --images"
+                )
+            found[name] = path
+    return found
+
+
+def walk(root: Path) -> Iterable[tuple[str, list[str]]]:
+    """(folder, its file names) below ``root``, sorted; links to folders are followed, each folder once."""
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(Path(root).absolute(), followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield folder, sorted(names)
+
+
+def are_files(paths: Sequence[str]) -> list[bool]:
+    """Whether each path is a file, looked up in threads, as network disks answer slowly."""
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    with ThreadPoolExecutor(16) as pool:
+        answers = pool.map(lambda chunk: [os.path.isfile(path) for path in chunk], chunks)  # noqa: PTH113
+        return [answer for chunk in answers for answer in chunk]
+
+
+def keep_present(
+    table: pd.DataFrame, present: Sequence[bool], counts: Counter[str], *, missing: Missing, root: Path
+) -> pd.DataFrame:
+    """The rows whose image is there; absent ones stop (``missing`` = "error") or are dropped and counted.
+
+    Raises:
+        UserError: when an image is missing and may not be, or all are.
+    """
+    kept = pd.Series(present, index=table.index, dtype=bool)
+    absent = int((~kept).sum())
+    if absent and (missing == "error" or absent == len(table)):
+        first = table["image"][~kept].iloc[0]
+        mend = "mend --root" if absent == len(table) else "download them or add --missing drop"
+        raise UserError(f"{absent} of {len(table)} images are not below {root}, the first is {first}; {mend}")
+    if absent:
+        counts["images missing on disk"] += absent
+    return table[kept].reset_index(drop=True)
+
+
+def check_shares(val_share: float, test_share: float = 0.0) -> None:
+    """Raise UserError when the shares leave no patients for training."""
+    if val_share < 0 or test_share < 0 or val_share + test_share >= 1:
+        raise UserError("--val-share and --test-share must be at least 0 and leave some patients for training")
+
+
+def hashed_split(patient: str, val_share: float, test_share: float, *, seed: int) -> str:
+    """train, val or test, by a hash of (seed, patient): independent of order and of other patients."""
+    place = int(sha256(f"{seed}:{patient}")[:16], 16) / 2**64
+    train, val, test = SPLITS
+    if place < test_share:
+        return test
+    return val if place < test_share + val_share else train
+
+
+def hashed_splits(patients: pd.Series, val_share: float, test_share: float, *, seed: int) -> pd.Series:
+    """``hashed_split`` of every patient, each looked at once."""
+    split = {patient: hashed_split(patient, val_share, test_share, seed=seed) for patient in patients.unique()}
+    return patients.map(split)
+
+
+def ages(cells: pd.Series, counts: Counter[str]) -> pd.Series:
+    """Years as float64 from "58", "058Y" or 58.0; above ``MAX_AGE`` or not a number is blank, and counted."""
+    years = pd.to_numeric(cells.str.extract(r"^(-?\d+(?:\.\d*)?)[Yy]?$")[0], errors="coerce").astype("float64")
+    good = years.between(0, MAX_AGE)
+    bad = int(((cells != "") & ~good).sum())
+    if bad:
+        counts["impossible ages left blank"] += bad
+    return years.where(good)
+
+
+def manifest_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a manifest in its order; findings and sides that the table lacks are blank."""
+    columns = {name: table[name] for name in CORE}
+    for name in FINDINGS:
+        columns[name] = table.get(name, pd.Series(float("nan"), index=table.index)).astype("float64")
+        if name in SIDED:
+            columns[name + SIDE_SUFFIX] = table.get(name + SIDE_SUFFIX, pd.Series("", index=table.index)).astype(str)
+    return pd.DataFrame(columns)
+
+
+def drop_rows(table: pd.DataFrame, bad: pd.Series, counts: Counter[str], why: str) -> pd.DataFrame:
+    """The table without the ``bad`` rows, counted under ``why``; rows are numbered anew."""
+    if bad.any():
+        counts[why] += int(bad.sum())
+    return table[~bad].reset_index(drop=True)
+
+
+def finding_map(names: list[str], given: Mapping[str, str] | None, *, csv: Path) -> dict[str, str]:
+    """The user's columns that hold findings -> roentgen's finding, by the given map or by their names."""
+    simple = {_simple(finding): finding for finding in FINDINGS}
+    found = {name: simple[_simple(name)] for name in names if _simple(name) in simple}
+    for name, finding in (given or {}).items():
+        if name not in names:
+            raise UserError(f"--finding-columns: {csv} has no column {name!r}; it has {', '.join(names)}")
+        if finding not in FINDINGS:
+            raise UserError(f"--finding-columns: unknown finding {finding!r}; use {', '.join(FINDINGS)}")
+        found[name] = finding
+    targets = list(found.values())
+    twice = sorted({finding for finding in targets if targets.count(finding) > 1})
+    if twice:
+        raise UserError(f"--finding-columns: two columns of {csv} give {twice[0]!r}; rename or drop one")
+    return found
+
+
+def _simple(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
