@@ -26,7 +26,7 @@ from generate import machine, summarised, timed
 from PIL import Image
 
 from roentgen import errors
-from roentgen.config import parse
+from roentgen.config import parse_call
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
 from roentgen.images import read_image
@@ -184,7 +184,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
-    return measure(**parse(measure, arguments, prog="benchmarks/eval.py"))
+    return measure(**parse_call(measure, arguments, prog="benchmarks/eval.py"))
 
 
 if __name__ == "__main__":

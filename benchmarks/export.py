@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from roentgen import errors
-from roentgen.config import parse
+from roentgen.config import parse_call
 from roentgen.errors import UserError
 from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import Context, read_result, write_result
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["--one"]:
         print(json.dumps(make_one(int(words[1]), words[2] == "1")))
         return 0
-    return measure(**parse(measure, words, prog="benchmarks/export.py"))
+    return measure(**parse_call(measure, words, prog="benchmarks/export.py"))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from roentgen import errors
-from roentgen.config import parse
+from roentgen.config import parse_call
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
@@ -359,7 +359,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
-    return measure(**parse(measure, arguments, prog="benchmarks/generate.py"))
+    return measure(**parse_call(measure, arguments, prog="benchmarks/generate.py"))
 
 
 if __name__ == "__main__":

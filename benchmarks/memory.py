@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from roentgen import errors
-from roentgen.config import parse
+from roentgen.config import parse_call
 from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import Context, read_result, write_result
 from roentgen.provenance import git_state
@@ -129,7 +129,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    settings = parse(measure, sys.argv[1:] if argv is None else argv, prog="benchmarks/memory.py")
+    settings = parse_call(measure, sys.argv[1:] if argv is None else argv, prog="benchmarks/memory.py")
     return measure(**settings)
 
 

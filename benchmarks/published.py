@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from roentgen import errors
-from roentgen.config import parse
+from roentgen.config import parse_call
 from roentgen.errors import UserError
 from roentgen.images import read_image
 from roentgen.metrics import extractors
@@ -410,7 +410,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
-    return measure(**parse(measure, arguments, prog="benchmarks/published.py"))
+    return measure(**parse_call(measure, arguments, prog="benchmarks/published.py"))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from typing import Any
 import psutil
 
 from roentgen import errors
-from roentgen.config import parse
+from roentgen.config import parse_call
 from roentgen.errors import UserError
 from roentgen.files import file_hash
 from roentgen.metrics.report.tables import replace_between_markers
@@ -653,7 +653,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
-    return measure(**parse(measure, arguments, prog="benchmarks/train.py"))
+    return measure(**parse_call(measure, arguments, prog="benchmarks/train.py"))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 
 from roentgen import errors
+from roentgen.config import require
 from roentgen.data.manifest import finding_columns, read_manifest
 from roentgen.experiments.augmentation import gain as augmentation
 from roentgen.experiments.augmentation import report as augmentation_report
@@ -52,7 +53,6 @@ from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights
 from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import Context, read_result, write_result
 from roentgen.provenance import portable
-from roentgen.training.settings import require
 
 NAME = "augmentation_gain"
 REGION = "augmentation"

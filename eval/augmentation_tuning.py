@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from roentgen import errors
+from roentgen.config import require
 from roentgen.data.manifest import finding_columns, read_manifest
 from roentgen.experiments.augmentation.arms import Source, load_source, open_pixels, real_subset
 from roentgen.experiments.augmentation.classifier import (
@@ -40,7 +41,6 @@ from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights
 from roentgen.metrics.result import Context, plain, read_result, write_result
 from roentgen.provenance import portable
-from roentgen.training.settings import require
 from roentgen.training.speed import keep_freed_memory
 
 

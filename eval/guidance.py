@@ -11,10 +11,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 
 from roentgen import errors
+from roentgen.config import (
+    BatchSize,
+    Filled,
+    Guidance,
+    PathOrName,
+    Range,
+    Seed,
+    Steps,
+    as_dict,
+    parse_settings,
+)
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import file_hash, require_writable
@@ -27,45 +39,35 @@ from roentgen.metrics.result import Context, write_result
 from roentgen.models.classifier import load_classifier
 from roentgen.provenance import command_line, portable
 from roentgen.synthesis.folder import Job, generated_images
-from roentgen.training.settings import as_dict, parse_settings, require
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the choice.
+    """Settings of the choice."""
 
-    Args:
-        manifest: manifest with `val` images.
-        classifier: the judge.
-        out: folder for guidance.json.
-        model: name, folder or hub id.
-        work: folder for generated images and caches.
-        guidance: scales to compare.
-        images: prompts a scale, two thirds of them with findings where there are enough.
-        dtype: float32, float16 or bfloat16 (default: float16 on a GPU, else float32).
-        steps: inference steps (default: the model's own).
-        sampler: sampler (default: the model's own).
-        seed: seed of the first image, and of texts.
-        batch_size: images generated at a time.
-    """
-
-    manifest: Path
-    classifier: Path
-    out: Path
-    model: str = "mini"
-    work: Path = Path("out/guidance")
-    guidance: tuple[float, ...] = (1.5, 3.0, 5.0)
-    images: int = 200
-    dtype: str | None = None
-    steps: int | None = None
-    sampler: str | None = None
-    seed: int = 10_000
-    batch_size: int = 8
+    manifest: Annotated[Path, "manifest with `val` images"]
+    classifier: Annotated[Path, "the judge"]
+    out: Annotated[Path, "folder for guidance.json"]
+    model: Annotated[PathOrName, "name, folder or hub id"] = "mini"
+    work: Annotated[Path, "folder for generated images and caches"] = Path("out/guidance")
+    guidance: Annotated[tuple[Guidance, ...], Filled(), "scales to compare"] = (1.5, 3.0, 5.0)
+    images: Annotated[
+        int,
+        Range(10, 10**12),
+        "prompts a scale, two thirds of them with findings where there are enough",
+    ] = 200
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        "float32, float16 or bfloat16 (default: float16 on a GPU, else float32)",
+    ] = None
+    steps: Annotated[Steps | None, "inference steps (default: the model's own)"] = None
+    sampler: Annotated[Literal["dpm++", "unipc", "ddim", "pndm"] | None, "sampler (default: the model's own)"] = None
+    seed: Annotated[Seed, "seed of the first image, and of texts"] = 10_000
+    batch_size: Annotated[BatchSize, "images generated at a time"] = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    s = parse_settings(Settings, argv, prog="eval/guidance.py", description=(__doc__ or "").splitlines()[0])
-    require(s.images >= 10 and len(s.guidance) > 0, "--images must be at least 10 and --guidance name a scale")
+    s = parse_settings(Settings, argv, prog="eval/guidance.py", about=__doc__)
     require_writable(s.out, "--out")
     judge, model = load_classifier(s.classifier), load_model(s.model, dtype=s.dtype)
     table = read_manifest(s.manifest, splits=["val"], allow_empty_text=True)

@@ -12,11 +12,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 
 from roentgen import errors
+from roentgen.config import Count, Seed, as_dict, parse_settings, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import require_writable
@@ -25,30 +27,24 @@ from roentgen.metrics.bootstrap import mean_interval
 from roentgen.metrics.result import Context, write_result
 from roentgen.provenance import command_line, portable
 from roentgen.training import pca_encoder
-from roentgen.training.settings import as_dict, parse_settings, require
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the comparison.
+    """Settings of the comparison."""
 
-    Args:
-        manifest: manifest with `train` and `val` images.
-        out: result JSON.
-        shapes: factor x channels of each latent shape.
-        images: training images to fit on.
-        seed: seed of the bootstrap.
-    """
-
-    manifest: Path
-    out: Path
-    shapes: tuple[str, ...] = ("8x4", "8x8", "16x8", "16x16", "16x32")
-    images: int = 800
-    seed: int = 0
+    manifest: Annotated[Path, "manifest with `train` and `val` images"]
+    out: Annotated[Path, "result JSON"]
+    shapes: Annotated[
+        tuple[str, ...],
+        "factor x channels of each latent shape",
+    ] = ("8x4", "8x8", "16x8", "16x16", "16x32")
+    images: Annotated[Count, "training images to fit on"] = 800
+    seed: Annotated[Seed, "seed of the bootstrap"] = 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    s = parse_settings(Settings, argv, prog="eval/latents.py", description=(__doc__ or "").splitlines()[0])
+    s = parse_settings(Settings, argv, prog="eval/latents.py", about=__doc__)
     require_writable(s.out.parent, "--out")
     table = read_manifest(s.manifest, splits=["train", "val"], allow_empty_text=True)
     train, val = (table[table["split"] == split] for split in ("train", "val"))

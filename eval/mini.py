@@ -14,17 +14,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from roentgen import errors
+from roentgen.config import BatchSize, Count, Guidance, PathOrName, Range, Seed, Steps, as_dict, parse_settings, require
 from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.data.prompt_table import LabelledPrompt, read_labelled_prompts
 from roentgen.files import file_hash, require_writable
-from roentgen.generators.generate import check_settings, load_model
+from roentgen.generators.generate import load_model
 from roentgen.metrics import neighbours, pairing
 from roentgen.metrics.adherence import auroc, laterality
 from roentgen.metrics.bootstrap import cluster_weights, mean_interval, percentile_interval
@@ -41,7 +42,6 @@ from roentgen.synthesis.folder import (
     generated_images,
     in_batches,
 )
-from roentgen.training.settings import as_dict, parse_settings, require
 
 FIVE = ("Effusion", "Pneumothorax", "Cardiomegaly", "Atelectasis", "Consolidation")
 SIDED = {"Effusion": "pleural effusion", "Pneumothorax": "pneumothorax", "Lung Opacity": "lung opacity"}
@@ -51,57 +51,34 @@ BY_PATIENT = "95 % percentile, bootstrap by patient of the prompt's real image"
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the measurement.
+    """Settings of the measurement."""
 
-    Args:
-        manifest: manifest with `train`, `val` and `test` images.
-        classifier: the judge, a classifier that took no part in training the model.
-        model: name, folder or hub id.
-        prompts: CSV of id, prompt, labels made from `test` rows.
-        out: folder for the results.
-        work: folder for generated images and caches.
-        images: how many prompts of the list to use, from the first.
-        sided: images for each of "left" and "right" of each finding.
-        groups: prompts for MS-SSIM, four images each.
-        steps: inference steps (None: the model's own).
-        guidance: guidance scale (None: the model's own).
-        sampler: sampler (None: the model's own).
-        seed: seed of the first image and of every random choice.
-        batch_size: images generated at a time.
-        judge_batch_size: images judged or reconstructed at a time.
-        device: auto, cpu, cuda or mps (None: auto).
-        dtype: float32, float16 or bfloat16 (None: float16 on a GPU, else float32).
-        resamples: bootstrap resamples.
-        fid_resamples: bootstrap resamples of the Frechet distances.
-    """
-
-    manifest: Path
-    classifier: Path
-    model: str = "mini"
-    prompts: Path = Path("prompts/evaluation.csv")
-    out: Path = Path("eval/results/mini")
-    work: Path = Path("runs/eval-mini")
-    images: int = 1000
-    sided: int = 100
-    groups: int = 20
-    steps: int | None = None
-    guidance: float | None = None
-    sampler: str | None = None
-    seed: int = 0
-    batch_size: int = 4
-    judge_batch_size: int = 32
-    device: str | None = None
-    dtype: str | None = None
-    resamples: int = 1000
-    fid_resamples: int = 100
+    manifest: Annotated[Path, "manifest with `train`, `val` and `test` images"]
+    classifier: Annotated[Path, "the judge, a classifier that took no part in training the model"]
+    model: Annotated[PathOrName, "name, folder or hub id"] = "mini"
+    prompts: Annotated[Path, "CSV of id, prompt, labels made from `test` rows"] = Path("prompts/evaluation.csv")
+    out: Annotated[Path, "folder for the results"] = Path("eval/results/mini")
+    work: Annotated[Path, "folder for generated images and caches"] = Path("runs/eval-mini")
+    images: Annotated[int, Range(2, 10**12), "how many prompts of the list to use, from the first"] = 1000
+    sided: Annotated[Count, "images for each of 'left' and 'right' of each finding"] = 100
+    groups: Annotated[Count, "prompts for MS-SSIM, four images each"] = 20
+    steps: Annotated[Steps | None, "inference steps (None: the model's own)"] = None
+    guidance: Annotated[Guidance | None, "guidance scale (None: the model's own)"] = None
+    sampler: Annotated[Literal["dpm++", "unipc", "ddim", "pndm"] | None, "sampler (None: the model's own)"] = None
+    seed: Annotated[Seed, "seed of the first image and of every random choice"] = 0
+    batch_size: Annotated[BatchSize, "images generated at a time"] = 4
+    judge_batch_size: Annotated[BatchSize, "images judged or reconstructed at a time"] = 32
+    device: Annotated[str | None, "auto, cpu, cuda or mps (None: auto)"] = None
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        "float32, float16 or bfloat16 (None: float16 on a GPU, else float32)",
+    ] = None
+    resamples: Annotated[int, Range(1, 1_000_000), "bootstrap resamples"] = 1000
+    fid_resamples: Annotated[int, Range(1, 1_000_000), "bootstrap resamples of the Frechet distances"] = 100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    s = parse_settings(Settings, argv, prog="eval/mini.py", description=(__doc__ or "").splitlines()[0])
-    for flag in ("images", "sided", "groups", "judge_batch_size", "resamples", "fid_resamples"):
-        require(dataclasses.asdict(s)[flag] >= 1, f"--{flag} must be at least 1")
-    require(s.images >= 2, "--images must be at least 2, a Frechet distance needs as many")
-    check_settings(seed=s.seed, steps=s.steps, guidance=s.guidance, sampler=s.sampler, batch_size=s.batch_size)
+    s = parse_settings(Settings, argv, prog="eval/mini.py", about=__doc__)
     prompts = read_labelled_prompts(s.prompts)
     require(s.images <= len(prompts), f"--images {s.images}: {s.prompts} holds {len(prompts)} prompts")
     require(s.classifier.exists(), f"--classifier {s.classifier} does not exist; see train/classifier.py")

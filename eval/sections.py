@@ -16,17 +16,18 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from roentgen import errors
+from roentgen.config import CountFromZero, Seed, as_dict, parse_settings
 from roentgen.data.sections import BLANKS, clean_text, count_blanks, last_paragraph, split_sections
 from roentgen.data.sources.openi import REPORTS_ARCHIVE, carried_file, openi_reports
 from roentgen.files import file_hash, require_writable
 from roentgen.metrics.bootstrap import mean_interval
 from roentgen.metrics.result import Context, write_result
 from roentgen.provenance import command_line, portable
-from roentgen.training.settings import as_dict, parse_settings
 
 Sections = Mapping[str, str]
 NUMBERED = "numbered impression, cleaned"
@@ -35,19 +36,15 @@ ORDER = ("comparison", "indication", "findings", "impression")
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the measurement.
+    """Settings of the measurement."""
 
-    Args:
-        out: result JSON.
-        reports: NLMCXR_reports.tgz, or the folder it unpacks to (default: the copy in the torchxrayvision package).
-        seed: seed of the bootstrap.
-        show: wrong sections to print.
-    """
-
-    out: Path
-    reports: Path | None = None
-    seed: int = 0
-    show: int = 0
+    out: Annotated[Path, "result JSON"]
+    reports: Annotated[
+        Path | None,
+        "NLMCXR_reports.tgz, or the folder it unpacks to (default: the copy in the torchxrayvision package)",
+    ] = None
+    seed: Annotated[Seed, "seed of the bootstrap"] = 0
+    show: Annotated[CountFromZero, "wrong sections to print"] = 0
 
 
 def lines(header: Callable[[str], str], joint: str = " ", between: str = "\n\n") -> Callable[[Sections], str]:
@@ -103,7 +100,7 @@ def plain(text: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    s = parse_settings(Settings, argv, prog="eval/sections.py", description=(__doc__ or "").splitlines()[0])
+    s = parse_settings(Settings, argv, prog="eval/sections.py", about=__doc__)
     require_writable(s.out.parent, "--out")
     path = s.reports or carried_file(REPORTS_ARCHIVE)
     if path is None:

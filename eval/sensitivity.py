@@ -10,18 +10,18 @@ kept under WORK by content, so the same command again continues a run that was s
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from roentgen import errors
+from roentgen.config import BatchSize, Count, Range, Seed, as_dict, parse_settings, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.experiments.sensitivity.damages import DAMAGES, damaged_sample, doses_of
@@ -36,7 +36,6 @@ from roentgen.metrics.extractors import load_extractor
 from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import Context
 from roentgen.provenance import command_line, portable
-from roentgen.training.settings import as_dict, parse_settings, require
 
 NAME = "sensitivity"
 LEAST = 40
@@ -45,46 +44,40 @@ RESIZE = f"file: shorter side to {SIDE} px by antialiased bicubic, centre crop; 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the measurement.
+    """Settings of the measurement."""
 
-    Args:
-        out: folder for the results.
-        manifest: manifest with `train` and `test` images (not needed with `--measure false`).
-        update: Markdown file with the markers, to put the tables into (None: they are printed).
-        measure: false: take the results that OUT holds.
-        images: damaged images, and as many to compare with; half of the test images where there are fewer.
-        train: training images that copies are taken from and searched in.
-        extractor: makes the features; scores are always those of the classifier that ships.
-        draws: of undamaged images for the noise of each metric.
-        pairs: image pairs for MS-SSIM, of one kind and of different kinds.
-        planted: training images whose copies are searched.
-        work: folder for features.
-        seed: of every random choice.
-        batch_size: images through the network at a time.
-        device: for the network, such as cpu or cuda.
-    """
-
-    out: Path
-    manifest: Path | None = None
-    update: Path | None = None
-    measure: bool = True
-    images: int = 400
-    train: int = 1600
-    extractor: str = "classifier"
-    draws: int = 100
-    pairs: int = 100
-    planted: int = 200
-    work: Path = Path("runs/eval-sensitivity")
-    seed: int = 0
-    batch_size: int = 32
-    device: str = "cpu"
+    out: Annotated[Path, "folder for the results"]
+    manifest: Annotated[
+        Path | None,
+        "manifest with `train` and `test` images (not needed with `--measure false`)",
+    ] = None
+    update: Annotated[
+        Path | None,
+        "Markdown file with the markers, to put the tables into (None: they are printed)",
+    ] = None
+    measure: Annotated[bool, "false: take the results that OUT holds"] = True
+    images: Annotated[
+        int,
+        Range(LEAST, 10**12),
+        "damaged images, and as many to compare with; half of the test images where there are fewer",
+    ] = 400
+    train: Annotated[int, Range(LEAST, 10**12), "training images that copies are taken from and searched in"] = 1600
+    extractor: Annotated[str, "makes the features; scores are always those of the classifier that ships"] = "classifier"
+    draws: Annotated[int, Range(20, 1_000_000), "of undamaged images for the noise of each metric"] = 100
+    pairs: Annotated[
+        int,
+        Range(2, 10**12),
+        "image pairs for MS-SSIM, of one kind and of different kinds",
+    ] = 100
+    planted: Annotated[Count, "training images whose copies are searched"] = 200
+    work: Annotated[Path, "folder for features"] = Path("runs/eval-sensitivity")
+    seed: Annotated[Seed, "of every random choice"] = 0
+    batch_size: Annotated[BatchSize, "images through the network at a time"] = 32
+    device: Annotated[str, "for the network, such as cpu or cuda"] = "cpu"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    s = parse_settings(Settings, argv, prog="eval/sensitivity.py", description=(__doc__ or "").splitlines()[0])
-    for flag, least in (("images", LEAST), ("train", LEAST), ("draws", 20), ("pairs", 2), ("planted", 1)):
-        require(dataclasses.asdict(s)[flag] >= least, f"--{flag} must be at least {least}")
-    require(s.batch_size >= 1, "--batch_size must be at least 1")
+    s = parse_settings(Settings, argv, prog="eval/sensitivity.py", about=__doc__)
     if s.update is not None:  # before the minutes of work, not after
         replace_between_markers(s.update, NAME, "", write=False)
     if s.measure:

@@ -21,17 +21,29 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roentgen import errors
+from roentgen.config import (
+    BatchSize,
+    Filled,
+    Guidance,
+    PathOrName,
+    Range,
+    Seed,
+    Steps,
+    as_dict,
+    parse_settings,
+    require,
+)
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import file_hash, require_writable, write_atomic
 from roentgen.generators.diffusion.sampling import make_solver
-from roentgen.generators.generate import check_settings, load_model
+from roentgen.generators.generate import load_model
 from roentgen.metrics.adherence import auroc
 from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
 from roentgen.metrics.distribution import frechet
@@ -42,7 +54,6 @@ from roentgen.metrics.result import Context, read_result, write_result
 from roentgen.models.classifier import load_classifier
 from roentgen.provenance import command_line, portable
 from roentgen.synthesis.folder import Job, generated_images
-from roentgen.training.settings import as_dict, parse_settings, require
 
 NAME = "steps"
 """Of the region in a document."""
@@ -54,50 +65,38 @@ DONE = 2.55
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the curve.
+    """Settings of the curve."""
 
-    Args:
-        out: folder for steps.json.
-        manifest: manifest with `val` images (not needed with `--measure false`).
-        classifier: the judge (not needed with `--measure false`).
-        measure: false: take the result that OUT holds.
-        model: name, folder or hub id.
-        work: folder for generated images and caches.
-        samplers: samplers to compare.
-        steps: numbers of steps to compare; the reference, pndm with 75, is always measured.
-        guidance: guidance scale, the same for all.
-        images: prompts a setting, two thirds of them with findings.
-        dtype: float32, float16 or bfloat16 (default: float16 on a GPU, else float32).
-        seed: seed of the first image, and of texts.
-        batch_size: images generated at a time.
-        plot: SVG file for the curve (None: no plot).
-        update: document in which the region results:steps is replaced by the table.
-    """
-
-    out: Path
-    manifest: Path | None = None
-    classifier: Path | None = None
-    measure: bool = True
-    model: str = "mini"
-    work: Path = Path("out/steps")
-    samplers: tuple[str, ...] = ("dpm++", "unipc", "ddim", "pndm")
-    steps: tuple[int, ...] = (5, 10, 20, 75)
-    guidance: float = 4.0
-    images: int = 144
-    dtype: str | None = None
-    seed: int = 20_000
-    batch_size: int = 16
-    plot: Path | None = None
-    update: Path | None = None
+    out: Annotated[Path, "folder for steps.json"]
+    manifest: Annotated[Path | None, "manifest with `val` images (not needed with `--measure false`)"] = None
+    classifier: Annotated[Path | None, "the judge (not needed with `--measure false`)"] = None
+    measure: Annotated[bool, "false: take the result that OUT holds"] = True
+    model: Annotated[PathOrName, "name, folder or hub id"] = "mini"
+    work: Annotated[Path, "folder for generated images and caches"] = Path("out/steps")
+    samplers: Annotated[
+        tuple[Literal["dpm++", "unipc", "ddim", "pndm"], ...],
+        Filled(),
+        "samplers to compare",
+    ] = ("dpm++", "unipc", "ddim", "pndm")
+    steps: Annotated[
+        tuple[Steps, ...],
+        Filled(),
+        "numbers of steps to compare; the reference, pndm with 75, is always measured",
+    ] = (5, 10, 20, 75)
+    guidance: Annotated[Guidance, "guidance scale, the same for all"] = 4.0
+    images: Annotated[int, Range(10, 10**12), "prompts a setting, two thirds of them with findings"] = 144
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        "float32, float16 or bfloat16 (default: float16 on a GPU, else float32)",
+    ] = None
+    seed: Annotated[Seed, "seed of the first image, and of texts"] = 20_000
+    batch_size: Annotated[BatchSize, "images generated at a time"] = 16
+    plot: Annotated[Path | None, "SVG file for the curve (None: no plot)"] = None
+    update: Annotated[Path | None, "document in which the region results:steps is replaced by the table"] = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    s = parse_settings(Settings, argv, prog="eval/steps.py", description=(__doc__ or "").splitlines()[0])
-    require(s.images >= 10, "--images must be at least 10")
-    require(bool(s.samplers) and bool(s.steps), "--samplers and --steps must name at least one each")
-    for sampler in s.samplers:
-        for steps in s.steps:
-            check_settings(steps=steps, sampler=sampler, guidance=s.guidance, batch_size=s.batch_size)
+    s = parse_settings(Settings, argv, prog="eval/steps.py", about=__doc__)
     if s.update is not None:  # before the hours of work, not after
         replace_between_markers(s.update, NAME, "", write=False)
     if s.measure:

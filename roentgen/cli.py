@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roentgen.config import parse
+from roentgen.config import parse_call
 from roentgen.errors import UserError
 from roentgen.files import sha256
 from roentgen.provenance import __version__
@@ -380,7 +380,7 @@ def main(argv: Sequence[str]) -> int:
             command = COMMANDS[name]
             function = command.find()
             prog = f"roentgen {name}"
-            return function(**parse(function, argv[words:], prog=prog, positional=command.positional)) or 0
+            return function(**parse_call(function, argv[words:], prog=prog, positional=command.positional)) or 0
     group = [name for name in COMMANDS if name.startswith(f"{argv[0]} ")]
     if group:
         if argv[1:2] in (["-h"], ["--help"]):

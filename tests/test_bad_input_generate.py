@@ -59,7 +59,7 @@ def fails(run_cli, tiny_pipeline, tmp_path):
         (r"--format tiff: unknown.*png, jpeg, dicom", ["left", "--format", "tiff"]),
         (r"--dtype int8: unknown", ["left", "--dtype", "int8"]),
         (r"--device tpu7: unknown device", ["left", "--device", "tpu7"]),
-        (r"unknown key or flag|unrecognized arguments: --stepz", ["left", "--stepz", "3"]),
+        (r"unknown flag '--stepz'; did you mean --steps\?", ["left", "--stepz", "3"]),
         (r"--out .*a\.png is one file, but 2 images", ["left", "--out", "a.png", "--num-images", "2"]),
         (r"--format png does not fit --out a\.dcm", ["left", "--out", "a.dcm", "--format", "png"]),
         (r"two images would be written to .*left_0\.png", ["left", "left"]),

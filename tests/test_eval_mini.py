@@ -113,7 +113,7 @@ def script(name: str, **replaced: Any) -> Callable[[list[str]], int]:
     spec = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / "eval" / name)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and jsonargparse look up type hints there
+    sys.modules[spec.name] = module  # dataclasses look up type hints there
     spec.loader.exec_module(module)
     for key, value in replaced.items():
         assert hasattr(module, key)

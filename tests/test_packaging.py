@@ -17,7 +17,7 @@ import pytest
 
 import roentgen
 from roentgen import cli, errors
-from roentgen.config import parse
+from roentgen.config import parse_call
 from roentgen.images import read_provenance
 from roentgen.models.registry import MINI
 
@@ -195,7 +195,7 @@ def test_roentgen_commands_parse(words: list[str]) -> None:
     name = next(name for name in cli.COMMANDS if words[: len(name.split())] == name.split())
     command = cli.COMMANDS[name]
     rest = words[len(name.split()) :]
-    parse(command.find(), rest, prog=f"roentgen {name}", positional=command.positional)
+    parse_call(command.find(), rest, prog=f"roentgen {name}", positional=command.positional)
 
 
 @pytest.mark.parametrize("words", commands(), ids=named)

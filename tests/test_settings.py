@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from roentgen.config import as_dict, flat, parse_settings
 from roentgen.errors import UserError
-from roentgen.training.settings import as_dict, flat, parse_settings
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Settings:
 
 
 def parse(*argv: str) -> Settings:
-    return parse_settings(Settings, argv, prog="test", description="")
+    return parse_settings(Settings, argv, prog="test")
 
 
 def test_flags_win_over_yaml(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_dashes_and_a_boolean_alone() -> None:
 @pytest.mark.parametrize(
     ("argv", "word"),
     [
-        (["--out", "x", "--batch_size", "many"], "batch_size"),
+        (["--out", "x", "--batch_size", "many"], "--batch-size"),
         (["--out", "x", "--size", "3"], "size"),
         ([], "out"),
         (["--config", "none.yaml"], "none.yaml"),
@@ -94,8 +94,8 @@ class Nested:
 def test_sections_are_yaml_mappings_and_dotted_flags(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("out: here\nloss: {rate: 3.0}\n")
-    made = parse_settings(Nested, ["--config", str(config), "--loss.on"], prog="test", description="")
+    made = parse_settings(Nested, ["--config", str(config), "--loss.on"], prog="test")
     assert made == Nested(Path("here"), Section(3.0, True))
     assert flat(as_dict(made)) == {"out": "here", "loss.rate": 3.0, "loss.on": True}
     with pytest.raises(UserError, match=r"rat\b"):
-        parse_settings(Nested, ["--out", "x", "--loss.rat", "3"], prog="test", description="")
+        parse_settings(Nested, ["--out", "x", "--loss.rat", "3"], prog="test")

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ import torch
 from tqdm import tqdm
 
 from roentgen import errors
+from roentgen.config import Count, Range, Rate, Seed, Share, ShareBelowOne, as_dict, parse_settings, require
 from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import finding_columns, read_manifest
 from roentgen.files import file_hash, require_writable
@@ -49,68 +50,55 @@ from roentgen.models.alignment import (
 )
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
 from roentgen.provenance import command_line, portable
-from roentgen.training.settings import as_dict, parse_settings, require
 from roentgen.training.state import batch_generator, batch_indices, cosine_rate
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the dual encoder recipe.
+    """Settings of the dual encoder recipe."""
 
-    Args:
-        manifest: manifest with `train` and `val` images.
-        out: folder for the heads.
-        texts: texts a training image, the manifest's and composed ones.
-        bare: share of the composed texts that say findings and sides only; view, sex and age are easier to see, and
-            would be all that is learned.
-        balance: exponent of one over the count of an image's rarest finding, its chance to be drawn (0: all alike).
-        hidden: hidden size of both heads.
-        dim: size of the common space.
-        dropout: of features and hidden layer.
-        pairs: length of training in pairs of image and text.
-        batch_size: pairs a step; every other text of the batch is a negative.
-        rate: peak learning rate of AdamW.
-        weight_decay: of AdamW.
-        noise: standard deviation of the noise on standardised image features.
-        eval_every: pairs between validations.
-        seed: of weights, order, texts and dropout.
-        resamples: bootstrap resamples of the result.
-        cache: folder for decoded images and features (default OUT/cache).
-        result: JSON of the val figures (default OUT/alignment.json).
-        dry_run: print what would be done and stop.
-    """
-
-    manifest: Path
-    out: Path
-    texts: int = 4
-    bare: float = 0.5
-    balance: float = 0.0
-    hidden: int = 512
-    dim: int = 128
-    dropout: float = 0.5
-    pairs: int = 250_000
-    batch_size: int = 256
-    rate: float = 1e-3
-    weight_decay: float = 0.1
-    noise: float = 0.0
-    eval_every: int = 15_000
-    seed: int = 0
-    resamples: int = 1000
-    cache: Path | None = None
-    result: Path | None = None
-    dry_run: bool = False
+    manifest: Annotated[Path, "manifest with `train` and `val` images"]
+    out: Annotated[Path, "folder for the heads"]
+    texts: Annotated[int, Range(1, 1000), "texts a training image, the manifest's and composed ones"] = 4
+    bare: Annotated[
+        Share,
+        "share of the composed texts that say findings and sides only; view, sex and age are easier to see, "
+        "and would be all that is learned",
+    ] = 0.5
+    balance: Annotated[
+        float,
+        Range(0, 10),
+        "exponent of one over the count of an image's rarest finding, its chance to be drawn (0: all alike)",
+    ] = 0.0
+    hidden: Annotated[int, Range(1, 65_536), "hidden size of both heads"] = 512
+    dim: Annotated[int, Range(1, 65_536), "size of the common space"] = 128
+    dropout: Annotated[ShareBelowOne, "of features and hidden layer"] = 0.5
+    pairs: Annotated[Count, "length of training in pairs of image and text"] = 250_000
+    batch_size: Annotated[
+        int,
+        Range(2, 65_536),
+        "pairs a step; every other text of the batch is a negative",
+    ] = 256
+    rate: Annotated[Rate, "peak learning rate of AdamW"] = 1e-3
+    weight_decay: Annotated[float, Range(0, 100), "of AdamW"] = 0.1
+    noise: Annotated[
+        float,
+        Range(0, 100),
+        "standard deviation of the noise on standardised image features",
+    ] = 0.0
+    eval_every: Annotated[Count, "pairs between validations"] = 15_000
+    seed: Annotated[Seed, "of weights, order, texts and dropout"] = 0
+    resamples: Annotated[int, Range(1, 1_000_000), "bootstrap resamples of the result"] = 1000
+    cache: Annotated[Path | None, "folder for decoded images and features (default OUT/cache)"] = None
+    result: Annotated[Path | None, "JSON of the val figures (default OUT/alignment.json)"] = None
+    dry_run: Annotated[bool, "print what would be done and stop"] = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    s = parse_settings(Settings, argv, prog="train/alignment.py", description=(__doc__ or "").splitlines()[0])
-    for flag in ("texts", "hidden", "dim", "pairs", "eval_every", "resamples"):
-        require(as_dict(s)[flag] >= 1, f"--{flag} must be at least 1")
-    require(s.batch_size >= 2, "--batch_size must be at least 2: the other pairs are the negatives")
-    require(0 <= s.dropout < 1, "--dropout must be at least 0 and below 1")
-    require(0 <= s.bare <= 1, "--bare must be between 0 and 1")
+    s = parse_settings(Settings, argv, prog="train/alignment.py", about=__doc__)
     table = read_manifest(s.manifest, splits=["train", "val"])
     train, val = (table[table["split"] == split].reset_index(drop=True) for split in ("train", "val"))
-    require(len(train) >= s.batch_size, f"--manifest {s.manifest}: {len(train)} train images; lower --batch_size")
+    require(len(train) >= s.batch_size, f"--manifest {s.manifest}: {len(train)} train images; lower --batch-size")
     require(len(val) >= 2, f"--manifest {s.manifest}: fewer than two val images; they choose the heads")
     print(f"{len(train)} training and {len(val)} validation images; {s.pairs} pairs to see", flush=True)
     if s.dry_run:

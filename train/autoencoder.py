@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,22 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from roentgen import errors
+from roentgen.config import (
+    BatchSize,
+    Count,
+    CountFromZero,
+    HalfLife,
+    Pixels,
+    Range,
+    Rate,
+    Seed,
+    Share,
+    ShareBelowOne,
+    Weight,
+    as_dict,
+    parse_settings,
+    require,
+)
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import require_writable
@@ -32,87 +48,84 @@ from roentgen.training import pca_encoder
 from roentgen.training import reconstruction as R
 from roentgen.training.fast_norm import use_fast_group_norm
 from roentgen.training.latents import load_vae
-from roentgen.training.settings import as_dict, parse_settings, require
 from roentgen.training.state import EMA, Checkpoints, batch_generator, batch_indices, cosine_rate
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the autoencoder recipe; every count is in images.
+    """Settings of the autoencoder recipe; every count is in images."""
 
-    Args:
-        manifest: manifest with `train` and `val` images (see `roentgen data prepare`).
-        out: run folder.
-        size: side of the square image in pixels.
-        crop: side of the random training crop; a convolutional autoencoder learns the same from crops, sooner.
-        channels: width of each level; the factor is 2 ** (levels - 1).
-        layers: residual blocks a level in the encoder (the decoder has one more).
-        groups: groups of the group norms.
-        latent_channels: channels of the latents.
-        encoder: `learned`, `pca` for blockwise principal components, which need no training, or `start` to keep that
-            of `start`, which must be such a projection: only the decoder learns.
-        whitening: 0 leaves the latents the pixels' spectrum, 1 gives every channel the same variance; with `start`
-            the same of the variances that its latents have.
-        start: autoencoder folder to start from instead of random weights (its shape must be the one set here).
-        images: length of the learning-rate schedule.
-        until: images after which to stop, when that is before the schedule's end.
-        batch_size: images a step, over all processes.
-        rate: peak learning rate of AdamW.
-        warmup: images of linear warm-up.
-        kl_weight: weight of the KL term per latent element.
-        features_weight: weight of the difference in a frozen ImageNet network's features (roentgen.models.perceptual).
-        adversary_weight: weight of the adversary on those features.
-        consistency_weight: weight of the change that encoding the reconstruction again makes, in variances of the
-            latents: detail that is added must not change what the latents say.
-        latent_noise: largest sd, over that of the latents, of noise added to the latents that the decoder sees: a
-            generator's latents are never exact.
-        gain_jitter: largest relative change of an image's contrast about its mean, drawn anew each time.
-        beta1: first moment of AdamW; with an adversary .5 is usual.
-        sharp_share: share of the batch drawn from images stored at full `size` (None: as they come).
-        degrade: share of those whose input, not target, is reduced to half resolution.
-        ema_halflife: half-life of the weight average.
-        precision: bf16 or no.
-        seed: seed of order, crops and noise.
-        log_every: images between log lines.
-        sample_every: images between reconstruction grids and validation.
-        checkpoint_every: images between checkpoints.
-        cache: folder for decoded images (default OUT/cache).
-        dry_run: print what would be done and stop.
-    """
-
-    manifest: Path
-    out: Path
-    size: int = 256
-    crop: int = 128
-    channels: tuple[int, ...] = (16, 32, 64, 128, 256)
-    layers: int = 1
-    groups: int = 16
-    latent_channels: int = 16
-    encoder: Literal["learned", "pca", "start"] = "learned"
-    whitening: float = 0.5
-    start: Path | None = None
-    images: int = 32_000
-    until: int | None = None
-    batch_size: int = 8
-    rate: float = 1e-3
-    warmup: int = 1_000
-    kl_weight: float = 1e-3
-    features_weight: float = 0.0
-    adversary_weight: float = 0.0
-    consistency_weight: float = 0.0
-    latent_noise: float = 0.0
-    gain_jitter: float = 0.0
-    beta1: float = 0.9
-    sharp_share: float | None = None
-    degrade: float = 0.5
-    ema_halflife: float = 2_000
-    precision: str = "bf16"
-    seed: int = 0
-    log_every: int = 800
-    sample_every: int = 8_000
-    checkpoint_every: int = 8_000
-    cache: Path | None = None
-    dry_run: bool = False
+    manifest: Annotated[Path, "manifest with `train` and `val` images (see `roentgen data prepare`)"]
+    out: Annotated[Path, "run folder"]
+    size: Annotated[Pixels, "side of the square image in pixels"] = 256
+    crop: Annotated[
+        Pixels,
+        "side of the random training crop; a convolutional autoencoder learns the same from crops, sooner",
+    ] = 128
+    channels: Annotated[
+        tuple[Annotated[int, Range(1, 4096)], ...],
+        "width of each level; the factor is 2 ** (levels - 1)",
+    ] = (16, 32, 64, 128, 256)
+    layers: Annotated[
+        int,
+        Range(1, 64),
+        "residual blocks a level in the encoder (the decoder has one more)",
+    ] = 1
+    groups: Annotated[int, Range(1, 4096), "groups of the group norms"] = 16
+    latent_channels: Annotated[int, Range(1, 1024), "channels of the latents"] = 16
+    encoder: Annotated[
+        Literal["learned", "pca", "start"],
+        "`learned`, `pca` for blockwise principal components, which need no training, or `start` to keep that "
+        "of `start`, which must be such a projection: only the decoder learns",
+    ] = "learned"
+    whitening: Annotated[
+        Share,
+        "0 leaves the latents the pixels' spectrum, 1 gives every channel the same variance; with `start` the "
+        "same of the variances that its latents have",
+    ] = 0.5
+    start: Annotated[
+        Path | None,
+        "autoencoder folder to start from instead of random weights (its shape must be the one set here)",
+    ] = None
+    images: Annotated[Count, "length of the learning-rate schedule"] = 32_000
+    until: Annotated[Count | None, "images after which to stop, when that is before the schedule's end"] = None
+    batch_size: Annotated[BatchSize, "images a step, over all processes"] = 8
+    rate: Annotated[Rate, "peak learning rate of AdamW"] = 1e-3
+    warmup: Annotated[CountFromZero, "images of linear warm-up"] = 1_000
+    kl_weight: Annotated[Weight, "weight of the KL term per latent element"] = 1e-3
+    features_weight: Annotated[
+        Weight,
+        "weight of the difference in a frozen ImageNet network's features (roentgen.models.perceptual)",
+    ] = 0.0
+    adversary_weight: Annotated[Weight, "weight of the adversary on those features"] = 0.0
+    consistency_weight: Annotated[
+        Weight,
+        "weight of the change that encoding the reconstruction again makes, in variances of the latents: "
+        "detail that is added must not change what the latents say",
+    ] = 0.0
+    latent_noise: Annotated[
+        Weight,
+        "largest sd, over that of the latents, of noise added to the latents that the decoder sees: a "
+        "generator's latents are never exact",
+    ] = 0.0
+    gain_jitter: Annotated[
+        Share,
+        "largest relative change of an image's contrast about its mean, drawn anew each time",
+    ] = 0.0
+    beta1: Annotated[ShareBelowOne, "first moment of AdamW; with an adversary .5 is usual"] = 0.9
+    sharp_share: Annotated[
+        Share | None,
+        "share of the batch drawn from images stored at full `size` (None: as they come)",
+    ] = None
+    degrade: Annotated[Share, "share of those whose input, not target, is reduced to half resolution"] = 0.5
+    ema_halflife: Annotated[HalfLife, "half-life of the weight average"] = 2_000
+    precision: Annotated[Literal["bf16", "no"], "bf16 or no"] = "bf16"
+    seed: Annotated[Seed, "seed of order, crops and noise"] = 0
+    log_every: Annotated[Count, "images between log lines"] = 800
+    sample_every: Annotated[Count, "images between reconstruction grids and validation"] = 8_000
+    checkpoint_every: Annotated[Count, "images between checkpoints"] = 8_000
+    cache: Annotated[Path | None, "folder for decoded images (default OUT/cache)"] = None
+    dry_run: Annotated[bool, "print what would be done and stop"] = False
 
 
 # Settings that may change between a run and its continuation.
@@ -120,24 +133,19 @@ FREE = frozenset({"until", "out", "manifest", "cache", "log_every", "sample_ever
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    s = parse_settings(Settings, argv, prog="train/autoencoder.py", description=(__doc__ or "").splitlines()[0])
+    s = parse_settings(Settings, argv, prog="train/autoencoder.py", about=__doc__)
     factor = 2 ** (len(s.channels) - 1)
-    require(s.images > 0 and s.batch_size > 0, "--images and --batch_size must be positive")
     require(
         s.crop % factor == 0 and 0 < s.crop <= s.size,
         f"--crop must be a multiple of {factor}, at most --size",
     )
     require(s.encoder != "start" or s.start is not None, "--encoder start needs --start")
-    for name in ("features_weight", "adversary_weight", "consistency_weight", "latent_noise", "gain_jitter"):
-        require(0 <= getattr(s, name) < 1e3, f"--{name} must be 0 or a positive number")
-    require(0 <= s.beta1 < 1, "--beta1 must be in [0, 1)")
     require(
         s.encoder != "learned" or not (s.consistency_weight or s.latent_noise),
-        "--consistency_weight and --latent_noise need --encoder pca or start",
+        "--consistency-weight and --latent-noise need --encoder pca or start",
     )
-    require(s.precision in ("bf16", "no"), f"--precision {s.precision} is unknown; use bf16 or no")
     accelerator = Accelerator(mixed_precision=s.precision)
-    require(s.batch_size % accelerator.num_processes == 0, "--batch_size must be a multiple of the processes")
+    require(s.batch_size % accelerator.num_processes == 0, "--batch-size must be a multiple of the processes")
     local = s.batch_size // accelerator.num_processes
     mine = slice(accelerator.process_index * local, (accelerator.process_index + 1) * local)
 
@@ -189,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             vae.load_state_dict(load_vae(s.start).state_dict())
         except RuntimeError:
             raise errors.UserError(
-                f"--start {s.start}: its shape is not that of --channels, --layers, --groups and --latent_channels"
+                f"--start {s.start}: its shape is not that of --channels, --layers, --groups and --latent-channels"
             ) from None
     linear = None
     if s.encoder == "pca":

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,69 +27,52 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from roentgen import errors
+from roentgen.config import BatchSize, Count, Pixels, Range, Rate, Seed, ShareBelowOne, Weight, parse_settings, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import SIDE_SUFFIX, finding_columns, read_manifest
 from roentgen.files import require_writable
 from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import auroc
 from roentgen.models.classifier import HalvesNet, noisy_or_loss, save_classifier
-from roentgen.training.settings import parse_settings, require
 from roentgen.training.state import batch_generator, batch_indices, cosine_rate
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the classifier recipe.
+    """Settings of the classifier recipe."""
 
-    Args:
-        manifest: manifest with `train` and `val` images.
-        out: folder for the classifier.
-        part: share of training patients to use, as START-END of the unit interval (patients are hashed into it).
-        findings: findings to learn (default: all with at least `min_positive` positive training images).
-        min_positive: see findings.
-        size: side of the image in pixels.
-        blocks: residual blocks a stage.
-        images: length of training in images seen.
-        batch_size: images a step, over all processes.
-        rate: peak learning rate of AdamW.
-        weight_decay: of AdamW.
-        mil_weight: weight of the half-image loss against the image loss.
-        side_weight: weight of the loss on known sides (the manifest's `<Finding>_side` columns).
-        label_smoothing: towards 0.5, for labels mined from reports.
-        precision: bf16 or no.
-        seed: seed of order and augmentation.
-        eval_every: images between validations.
-        cache: folder for decoded images (default OUT/cache).
-        dry_run: print what would be done and stop.
-    """
-
-    manifest: Path
-    out: Path
-    part: str = "0-1"
-    findings: tuple[str, ...] | None = None
-    min_positive: int = 30
-    size: int = 128
-    blocks: tuple[int, ...] = (1, 1, 1, 1)
-    images: int = 80_000
-    batch_size: int = 32
-    rate: float = 2e-3
-    weight_decay: float = 0.05
-    mil_weight: float = 0.5
-    side_weight: float = 0.5
-    label_smoothing: float = 0.02
-    precision: str = "bf16"
-    seed: int = 0
-    eval_every: int = 8_000
-    cache: Path | None = None
-    dry_run: bool = False
+    manifest: Annotated[Path, "manifest with `train` and `val` images"]
+    out: Annotated[Path, "folder for the classifier"]
+    part: Annotated[
+        str,
+        "share of training patients to use, as START-END of the unit interval (patients are hashed into it)",
+    ] = "0-1"
+    findings: Annotated[
+        tuple[str, ...] | None,
+        "findings to learn (default: all with at least `min_positive` positive training images)",
+    ] = None
+    min_positive: Annotated[Count, "see findings"] = 30
+    size: Annotated[Pixels, "side of the image in pixels"] = 128
+    blocks: Annotated[tuple[Annotated[int, Range(1, 64)], ...], "residual blocks a stage"] = (1, 1, 1, 1)
+    images: Annotated[Count, "length of training in images seen"] = 80_000
+    batch_size: Annotated[BatchSize, "images a step, over all processes"] = 32
+    rate: Annotated[Rate, "peak learning rate of AdamW"] = 2e-3
+    weight_decay: Annotated[float, Range(0, 100), "of AdamW"] = 0.05
+    mil_weight: Annotated[Weight, "weight of the half-image loss against the image loss"] = 0.5
+    side_weight: Annotated[Weight, "weight of the loss on known sides (the manifest's `<Finding>_side` columns)"] = 0.5
+    label_smoothing: Annotated[ShareBelowOne, "towards 0.5, for labels mined from reports"] = 0.02
+    precision: Annotated[Literal["bf16", "no"], "bf16 or no"] = "bf16"
+    seed: Annotated[Seed, "seed of order and augmentation"] = 0
+    eval_every: Annotated[Count, "images between validations"] = 8_000
+    cache: Annotated[Path | None, "folder for decoded images (default OUT/cache)"] = None
+    dry_run: Annotated[bool, "print what would be done and stop"] = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    s = parse_settings(Settings, argv, prog="train/classifier.py", description=(__doc__ or "").splitlines()[0])
+    s = parse_settings(Settings, argv, prog="train/classifier.py", about=__doc__)
     start, end = part_bounds(s.part)
-    require(s.images > 0 and s.batch_size > 0, "--images and --batch_size must be positive")
     accelerator = Accelerator(mixed_precision=s.precision)
-    require(s.batch_size % accelerator.num_processes == 0, "--batch_size must be a multiple of the processes")
+    require(s.batch_size % accelerator.num_processes == 0, "--batch-size must be a multiple of the processes")
     local = s.batch_size // accelerator.num_processes
     mine = slice(accelerator.process_index * local, (accelerator.process_index + 1) * local)
 
@@ -102,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     require(not unknown, f"--findings {', '.join(unknown)}: not a column of {s.manifest}")
     require(
         bool(findings),
-        f"--manifest {s.manifest}: no finding has {s.min_positive} positives; lower --min_positive",
+        f"--manifest {s.manifest}: no finding has {s.min_positive} positives; lower --min-positive",
     )
     accelerator.print(
         f"{len(train)} training images of {train['patient_id'].nunique()} patients, {len(val)} for "

@@ -16,12 +16,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from roentgen import errors
+from roentgen.config import Count, InnerShare, Seed, parse_settings, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import require_writable
@@ -34,51 +36,46 @@ from roentgen.synthesis.filters import copies, demographics, load_filter, prompt
 from roentgen.synthesis.filters.appearance import fit_appearance
 from roentgen.synthesis.filters.reference import outside_part, save_reference
 from roentgen.synthesis.filters.repeats import pair_counts
-from roentgen.training.settings import parse_settings, require
 
 BLOCK = 64
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the reference.
+    """Settings of the reference."""
 
-    Args:
-        manifest: manifest with `train` and `val` images.
-        out: folder for the reference.
-        classifier: folder made by train/classifier.py, copied into the reference (default: the one that ships).
-        sensitivity: share of real images with a finding, a view or a sex that pass the threshold of it.
-        specificity: share of real normal images in which no finding is above its highest probability.
-        least_auroc: a finding that the classifier tells less well on real images is not judged.
-        least_cases: nor one with fewer positives or negatives.
-        real: share of real images that pass as chest radiographs.
-        copies: share of real images of other patients that count as near-copies of a training image.
-        fit_images: training images at most from which it is learned what real images look like.
-        seed: which ones.
-        cache: folder for decoded images and the classifier's outputs (default OUT/cache).
-        dry_run: print what would be done and stop.
-    """
-
-    manifest: Path
-    out: Path
-    classifier: Path | None = None
-    sensitivity: float = 0.85
-    specificity: float = 0.95
-    least_auroc: float = 0.65
-    least_cases: int = 20
-    real: float = 0.995
-    copies: float = 0.01
-    fit_images: int = 2500
-    seed: int = 0
-    cache: Path | None = None
-    dry_run: bool = False
+    manifest: Annotated[Path, "manifest with `train` and `val` images"]
+    out: Annotated[Path, "folder for the reference"]
+    classifier: Annotated[
+        Path | None,
+        "folder made by train/classifier.py, copied into the reference (default: the one that ships)",
+    ] = None
+    sensitivity: Annotated[
+        InnerShare,
+        "share of real images with a finding, a view or a sex that pass the threshold of it",
+    ] = 0.85
+    specificity: Annotated[
+        InnerShare,
+        "share of real normal images in which no finding is above its highest probability",
+    ] = 0.95
+    least_auroc: Annotated[
+        InnerShare,
+        "a finding that the classifier tells less well on real images is not judged",
+    ] = 0.65
+    least_cases: Annotated[Count, "nor one with fewer positives or negatives"] = 20
+    real: Annotated[InnerShare, "share of real images that pass as chest radiographs"] = 0.995
+    copies: Annotated[
+        InnerShare,
+        "share of real images of other patients that count as near-copies of a training image",
+    ] = 0.01
+    fit_images: Annotated[Count, "training images at most from which it is learned what real images look like"] = 2500
+    seed: Annotated[Seed, "which ones"] = 0
+    cache: Annotated[Path | None, "folder for decoded images and the classifier's outputs (default OUT/cache)"] = None
+    dry_run: Annotated[bool, "print what would be done and stop"] = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    s = parse_settings(Settings, argv, prog="train/reference.py", description=(__doc__ or "").splitlines()[0])
-    for name in ("sensitivity", "specificity", "least_auroc", "real", "copies"):
-        require(0 < getattr(s, name) < 1, f"--{name} {getattr(s, name)}: must be between 0 and 1")
-    require(s.least_cases > 0, f"--least_cases {s.least_cases}: must be at least 1")
+    s = parse_settings(Settings, argv, prog="train/reference.py", about=__doc__)
     judge = load_classifier(s.classifier)
     extractor = classifier_extractor(s.classifier)
     size = judge.size

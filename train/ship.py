@@ -14,44 +14,36 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 
 from roentgen import errors
+from roentgen.config import Guidance, Steps, parse_settings, require
 from roentgen.files import fingerprint
 from roentgen.generators.diffusion.build import load_parts
 from roentgen.training.latents import load_vae
-from roentgen.training.settings import parse_settings, require
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of shipping.
+    """Settings of shipping."""
 
-    Args:
-        pipeline: trained pipeline folder (train/finetune.py).
-        out: folder to write; what is there and not part of a pipeline (a model card) is kept.
-        vae: finished autoencoder (train/autoencoder.py); left out, the pipeline's own.
-        version: version of the weights.
-        licence: licence of the weights.
-        steps: default sampling steps; left out, the pipeline's own.
-        guidance: default guidance scale; left out, the pipeline's own.
-        sampler: default sampler; left out, the pipeline's own.
-    """
-
-    pipeline: Path
-    out: Path
-    vae: Path | None = None
-    version: str = "1"
-    licence: str = "Apache-2.0"
-    steps: int | None = None
-    guidance: float | None = None
-    sampler: str | None = None
+    pipeline: Annotated[Path, "trained pipeline folder (train/finetune.py)"]
+    out: Annotated[Path, "folder to write; what is there and not part of a pipeline (a model card) is kept"]
+    vae: Annotated[Path | None, "finished autoencoder (train/autoencoder.py); left out, the pipeline's own"] = None
+    version: Annotated[str, "version of the weights"] = "1"
+    licence: Annotated[str, "licence of the weights"] = "Apache-2.0"
+    steps: Annotated[Steps | None, "default sampling steps; left out, the pipeline's own"] = None
+    guidance: Annotated[Guidance | None, "default guidance scale; left out, the pipeline's own"] = None
+    sampler: Annotated[
+        Literal["dpm++", "unipc", "ddim", "pndm"] | None,
+        "default sampler; left out, the pipeline's own",
+    ] = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    s = parse_settings(Settings, argv, prog="train/ship.py", description=(__doc__ or "").splitlines()[0])
+    s = parse_settings(Settings, argv, prog="train/ship.py", about=__doc__)
     require((s.pipeline / "roentgen.json").is_file(), f"--pipeline {s.pipeline}: not a pipeline of train/finetune.py")
     parts = load_parts(model=str(s.pipeline), vae=None, text=None, unet=None, prediction_type=None)
     if s.vae is not None:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -21,54 +22,43 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from roentgen import errors
+from roentgen.config import BatchSize, Count, CountFromZero, Range, Rate, Seed, Share, parse_settings, require
 from roentgen.data.manifest import read_manifest
 from roentgen.files import require_writable
 from roentgen.models.text_encoders import TextProbe, build_tokenizer, text_targets, tokenize
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
-from roentgen.training.settings import parse_settings, require
 from roentgen.training.state import batch_generator, batch_indices, cosine_rate
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the text encoder recipe.
+    """Settings of the text encoder recipe."""
 
-    Args:
-        manifest: manifest whose `train` labels give the texts.
-        out: folder for tokenizer/ and text_encoder/.
-        width: hidden size; must equal the U-Net's cross-attention width.
-        layers: transformer layers.
-        heads: attention heads.
-        window: tokens of a text, with start and end.
-        merges: byte-pair merges of the tokenizer at most.
-        corpus: composed texts from which the merges are learned.
-        texts: length of training in texts.
-        batch_size: texts a step.
-        rate: peak learning rate of AdamW.
-        random_sides: share of the texts whose labels get a random side, since few manifests hold sides.
-        seed: seed.
-        dry_run: print what would be done and stop.
-    """
-
-    manifest: Path
-    out: Path
-    width: int = 256
-    layers: int = 4
-    heads: int = 4
-    window: int = 64
-    merges: int = 600
-    corpus: int = 20_000
-    texts: int = 60_000
-    batch_size: int = 64
-    rate: float = 1e-3
-    random_sides: float = 0.5
-    seed: int = 0
-    dry_run: bool = False
+    manifest: Annotated[Path, "manifest whose `train` labels give the texts"]
+    out: Annotated[Path, "folder for tokenizer/ and text_encoder/"]
+    width: Annotated[
+        int,
+        Range(1, 65_536),
+        "hidden size; must equal the U-Net's cross-attention width",
+    ] = 256
+    layers: Annotated[int, Range(1, 64), "transformer layers"] = 4
+    heads: Annotated[int, Range(1, 1024), "attention heads"] = 4
+    window: Annotated[int, Range(3, 4096), "tokens of a text, with start and end"] = 64
+    merges: Annotated[CountFromZero, "byte-pair merges of the tokenizer at most"] = 600
+    corpus: Annotated[Count, "composed texts from which the merges are learned"] = 20_000
+    texts: Annotated[Count, "length of training in texts"] = 60_000
+    batch_size: Annotated[BatchSize, "texts a step"] = 64
+    rate: Annotated[Rate, "peak learning rate of AdamW"] = 1e-3
+    random_sides: Annotated[
+        Share,
+        "share of the texts whose labels get a random side, since few manifests hold sides",
+    ] = 0.5
+    seed: Annotated[Seed, "seed"] = 0
+    dry_run: Annotated[bool, "print what would be done and stop"] = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    s = parse_settings(Settings, argv, prog="train/text_encoder.py", description=(__doc__ or "").splitlines()[0])
-    require(s.texts > 0 and s.batch_size > 0, "--texts and --batch_size must be positive")
+    s = parse_settings(Settings, argv, prog="train/text_encoder.py", about=__doc__)
     require(s.width % s.heads == 0, "--width must be a multiple of --heads")
     table = read_manifest(s.manifest, splits=["train"], allow_empty_text=True, check_files=False)
     rows = [labels_from_row(row) for row in table.to_dict("records")]

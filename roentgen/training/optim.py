@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from roentgen.config import require
 from roentgen.errors import UserError
-from roentgen.training.settings import require
 
 
 def make_optimizer(name: str, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.checkpoint.api import CheckpointException
 
-from roentgen.training.settings import require
+from roentgen.config import require
 from roentgen.training.state import EMA, Checkpoints
 
 
