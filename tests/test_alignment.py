@@ -306,10 +306,10 @@ def test_recipe_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert recipe("--manifest", manifest, "--out", tmp_path / "out", "--dry-run", "--batch_size", 4) == 0
     assert not (tmp_path / "out").exists()
     for flags, words in (
-        (("--batch_size", 16), "lower --batch_size"),
+        (("--batch_size", 16), "lower --batch-size"),
         (("--dropout", 1), "--dropout"),
-        (("--texts", 0), "--texts must be at least 1"),
-        (("--batch_size", 1), "negatives"),
+        (("--texts", 0), "--texts 0: must be at least 1"),
+        (("--batch_size", 1), "--batch-size 1: must be at least 2"),
     ):
         capsys.readouterr()
         assert recipe("--manifest", manifest, "--out", tmp_path / "out", *flags) == 2

@@ -293,7 +293,7 @@ def test_mistakes_are_one_sentence(script: Any, manifest: Path, tmp_path: Path) 
     out = ["--out", str(tmp_path / "out")]
     with pytest.raises(errors.UserError, match="--manifest is missing"):
         script.main(out)
-    with pytest.raises(errors.UserError, match="--images must be at least 40"):
+    with pytest.raises(errors.UserError, match="--images 3: must be at least 40"):
         script.main([*out, "--images", "3"])
     document = tmp_path / "no_markers.md"
     document.write_text("nothing here\n")

@@ -203,8 +203,8 @@ def test_it_writes_the_curve_and_puts_table_and_plot_where_they_are_asked_for(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"images": 9}, "--images must be at least 10"),
-        ({"samplers": "[]"}, "--samplers and --steps"),
+        ({"images": 9}, "--images 9: must be at least 10"),
+        ({"samplers": "[]"}, "--samplers: must not be empty"),
         ({"samplers": "[euler-x]"}, "euler-x"),
         ({"steps": "[0]"}, "steps"),
         ({"update": "missing.md"}, r"missing\.md"),

@@ -63,8 +63,8 @@ Pixels = Annotated[int, Range(8, 16_384)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Steps = Annotated[int, Range(1, 1000)]
 Guidance = Annotated[float, Range(0, 1000)]
-Rate = Annotated[float, Range(0, 1, above=True)]
-"""A learning rate."""
+Rate = Annotated[float, Range(0, 1)]
+"""A learning rate; 0 leaves what it is for as it is."""
 Share = Annotated[float, Range(0, 1)]
 InnerShare = Annotated[float, Range(0, 1, above=True, below=True)]
 ShareBelowOne = Annotated[float, Range(0, 1, below=True)]

@@ -34,7 +34,7 @@ def convert(hint: Any, raw: Any, where: str) -> Any:
     for extra in extras:
         wrong = extra.wrong(value) if isinstance(extra, Range | Filled) else ""
         if wrong:
-            raise UserError(f"{where} {shown(value)}: {wrong}")
+            raise UserError(f"{where}: {wrong}" if isinstance(extra, Filled) else f"{where} {shown(value)}: {wrong}")
     return value
 
 
