@@ -38,8 +38,8 @@ from roentgen.experiments.augmentation.classifier import (
 )
 from roentgen.files import file_hash, require_writable
 from roentgen.metrics.adherence.auroc import macro_auroc
-from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights
 from roentgen.metrics.result import Context, plain, read_result, write_result
+from roentgen.metrics.statistics import RESAMPLES, cluster_weights
 from roentgen.provenance import portable
 from roentgen.training.speed import keep_freed_memory
 

@@ -32,10 +32,10 @@ from roentgen.data.manifest import read_manifest
 from roentgen.files import file_hash, require_writable
 from roentgen.generators.generate import load_model
 from roentgen.metrics.adherence import auroc
-from roentgen.metrics.bootstrap import cluster_weights
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.statistics import cluster_weights
 from roentgen.models.classifier import load_classifier
 from roentgen.provenance import command_line, portable
 from roentgen.synthesis.folder import Job, generated_images

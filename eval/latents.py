@@ -23,8 +23,8 @@ from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import require_writable
 from roentgen.images import to_autoencoder
-from roentgen.metrics.bootstrap import mean_interval
 from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.statistics import mean_interval
 from roentgen.provenance import command_line, portable
 from roentgen.training import pca_encoder
 

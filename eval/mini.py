@@ -28,11 +28,11 @@ from roentgen.files import file_hash, require_writable
 from roentgen.generators.generate import load_model
 from roentgen.metrics import neighbours, pairing
 from roentgen.metrics.adherence import auroc, laterality
-from roentgen.metrics.bootstrap import cluster_weights, mean_interval, percentile_interval
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.diversity import ms_ssim
 from roentgen.metrics.memorisation import nearness as memorisation
 from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.statistics import cluster_weights, mean_interval, percentile_interval
 from roentgen.metrics.study import Study, write_grids
 from roentgen.models.classifier import load_classifier
 from roentgen.prompts import labels_from_row

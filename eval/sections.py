@@ -25,8 +25,8 @@ from roentgen.config import CountFromZero, Seed, as_dict, parse_settings
 from roentgen.data.sections import BLANKS, clean_text, count_blanks, last_paragraph, split_sections
 from roentgen.data.sources.openi import REPORTS_ARCHIVE, carried_file, openi_reports
 from roentgen.files import file_hash, require_writable
-from roentgen.metrics.bootstrap import mean_interval
 from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.statistics import mean_interval
 from roentgen.provenance import command_line, portable
 
 Sections = Mapping[str, str]

@@ -45,12 +45,12 @@ from roentgen.files import file_hash, require_writable, write_atomic
 from roentgen.generators.diffusion.sampling import make_solver
 from roentgen.generators.generate import load_model
 from roentgen.metrics.adherence import auroc
-from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.report.tables import figure, replace_between_markers
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.statistics import cluster_weights, percentile_interval
 from roentgen.models.classifier import load_classifier
 from roentgen.provenance import command_line, portable
 from roentgen.synthesis.folder import Job, generated_images

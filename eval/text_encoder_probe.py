@@ -39,9 +39,9 @@ from roentgen.data.sections import clean_text
 from roentgen.data.sources.openi import REPORTS_ARCHIVE, SECTIONS, carried_file, openi_reports
 from roentgen.experiments.text_probe import bag_of_words, folds_of, judge, probe_report, probe_scores, summarise
 from roentgen.files import file_hash, require_writable, tensors_hash
-from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights
 from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.statistics import RESAMPLES, cluster_weights
 from roentgen.models.registry import NAMED
 from roentgen.models.text_encoders import encode_text_states, load_text_encoder, make_reader
 from roentgen.provenance import portable

@@ -272,7 +272,7 @@ def _validation(real: str, real_split: str, *, skip_bad: bool) -> ImageSet | Non
     """The real manifest's rows in split val, where it has any and they are not measured themselves."""
     from roentgen.data.manifest import read_manifest
     from roentgen.metrics.image_set import open_set
-    from roentgen.metrics.measures import VALIDATION
+    from roentgen.metrics.measure import VALIDATION
 
     if not _is_manifest(real) or real_split == "val":
         return None

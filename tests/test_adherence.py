@@ -7,18 +7,28 @@ import pytest
 
 from roentgen.metrics.adherence import calibration
 from roentgen.metrics.adherence import scored as adherence
-from roentgen.metrics.adherence.scored import Judged
+from roentgen.metrics.adherence.auroc import adherence_auroc
+from roentgen.metrics.adherence.f1 import (
+    adherence_f1,
+    best_f1_threshold,
+    calibrate,
+    f1_score,
+    prevalence_threshold,
+    weighted_f1,
+)
+from roentgen.metrics.adherence.laterality import side_adherence
+from roentgen.metrics.adherence.scored import ScoredImages
 
 FINDINGS = ["No Finding", "Effusion", "Mass"]
 
 
-def judged(signal: float, n: int = 300, seed: int = 0) -> Judged:
+def judged(signal: float, n: int = 300, seed: int = 0) -> ScoredImages:
     """Scores that tell labels apart by ``signal``, two images a patient, a few labels unknown."""
     rng = np.random.default_rng(seed)
     labels = (rng.random((n, 3)) < 0.3).astype(float)
     scores = 1 / (1 + np.exp(-(signal * (labels - 0.5) + rng.normal(size=(n, 3)))))
     labels[rng.random((n, 3)) < 0.05] = np.nan
-    return Judged(scores, labels, [f"p{i // 2}" for i in range(n)])
+    return ScoredImages(scores, labels, [f"p{i // 2}" for i in range(n)])
 
 
 def test_best_f1_threshold_by_trying_all() -> None:
@@ -26,35 +36,35 @@ def test_best_f1_threshold_by_trying_all() -> None:
     for _ in range(20):
         labels = np.r_[1.0, (rng.random(39) < 0.3).astype(float)]
         scores = rng.integers(0, 12, 40) / 12  # with ties
-        best = max(calibration.f1_score(scores >= cut, labels) for cut in np.unique(scores))
-        threshold = calibration.best_f1_threshold(scores, labels)
-        assert calibration.f1_score(scores >= threshold, labels) == pytest.approx(best, abs=1e-12)
+        best = max(f1_score(scores >= cut, labels) for cut in np.unique(scores))
+        threshold = best_f1_threshold(scores, labels)
+        assert f1_score(scores >= threshold, labels) == pytest.approx(best, abs=1e-12)
 
 
 def test_threshold_lies_between_scores_and_calls_fewest() -> None:
     scores, labels = np.array([0.9, 0.8, 0.3, 0.1]), np.array([1.0, 1, 0, 0])
-    assert calibration.best_f1_threshold(scores, labels) == pytest.approx(0.55)
+    assert best_f1_threshold(scores, labels) == pytest.approx(0.55)
     # F1 is 2/3 for one call and for four: the higher threshold is taken.
     tied = np.array([0.9, 0.7, 0.5, 0.3])
-    assert calibration.best_f1_threshold(tied, np.array([1.0, 0, 0, 1])) == pytest.approx(0.8)
-    assert calibration.best_f1_threshold(np.array([0.9, 0.5]), np.array([1.0, 0])) == pytest.approx(0.7)
-    assert calibration.best_f1_threshold(np.ones(4), labels) == 1.0
+    assert best_f1_threshold(tied, np.array([1.0, 0, 0, 1])) == pytest.approx(0.8)
+    assert best_f1_threshold(np.array([0.9, 0.5]), np.array([1.0, 0])) == pytest.approx(0.7)
+    assert best_f1_threshold(np.ones(4), labels) == 1.0
 
 
 def test_prevalence_threshold_calls_as_many_as_there_are() -> None:
     rng = np.random.default_rng(2)
     scores, labels = rng.random(500), (rng.random(500) < 0.13).astype(float)
-    threshold = calibration.prevalence_threshold(scores, labels)
+    threshold = prevalence_threshold(scores, labels)
     assert (scores >= threshold).sum() == labels.sum()
     with pytest.raises(ValueError, match="no positive"):
-        calibration.prevalence_threshold(scores, np.zeros(500))
+        prevalence_threshold(scores, np.zeros(500))
 
 
 def test_f1_by_hand_and_with_weights() -> None:
     called, labels = np.array([True, True, True, False, False]), np.array([1.0, 1, 0, 1, 0])
-    assert calibration.f1_score(called, labels) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert f1_score(called, labels) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     weights = np.array([[1.0, 2, 0, 3, 1], [0, 0, 0, 0, 2]])
-    values = calibration.weighted_f1(called, labels, weights)
+    values = weighted_f1(called, labels, weights)
     assert values[0] == pytest.approx(2 * 3 / (2 * 3 + 3)) and np.isnan(values[1])
 
 
@@ -87,16 +97,16 @@ def test_thresholds_need_cases() -> None:
     part = judged(2.0)
     labels = part.labels.copy()
     labels[:, 2] = np.where(np.arange(len(labels)) < 3, 1.0, 0.0)
-    rows = calibration.calibrate(part.scores, labels, FINDINGS)
+    rows = calibrate(part.scores, labels, FINDINGS)
     assert np.isfinite(rows[1].threshold) and rows[1].f1 > 0.6
     assert np.isnan(rows[2].threshold) and rows[2].positives == 3
     with pytest.raises(ValueError, match="method"):
-        calibration.calibrate(part.scores, labels, FINDINGS, method="youden")
+        calibrate(part.scores, labels, FINDINGS, method="youden")
 
 
 def test_auroc_stands_between_ceiling_and_floor() -> None:
     made, real = judged(1.0), judged(3.0, seed=1)
-    result = adherence.adherence_auroc(made, FINDINGS, real=real, resamples=100)
+    result = adherence_auroc(made, FINDINGS, real=real, resamples=100)
     details = result["details"]
     assert details["macro_findings"] == ["Effusion", "Mass"]
     assert details["shuffled"]["value"] == pytest.approx(0.5, abs=0.03)
@@ -109,33 +119,33 @@ def test_auroc_stands_between_ceiling_and_floor() -> None:
 
 def test_interval_widens_when_images_share_patients() -> None:
     made = judged(1.0)
-    one = adherence.adherence_auroc(made, FINDINGS, resamples=300)
-    few = Judged(made.scores, made.labels, [f"p{i // 30}" for i in range(300)])
-    ten = adherence.adherence_auroc(few, FINDINGS, resamples=300)
+    one = adherence_auroc(made, FINDINGS, resamples=300)
+    few = ScoredImages(made.scores, made.labels, [f"p{i // 30}" for i in range(300)])
+    ten = adherence_auroc(few, FINDINGS, resamples=300)
     assert ten["value"] == one["value"] and ten["ci"] != one["ci"]
 
 
 def test_f1_at_thresholds_from_elsewhere() -> None:
-    thresholds = calibration.calibrate(*_both(judged(2.0, seed=5)), FINDINGS)
+    thresholds = calibrate(*_both(judged(2.0, seed=5)), FINDINGS)
     made, real = judged(1.5), judged(2.5, seed=1)
-    result = adherence.adherence_f1(made, FINDINGS, thresholds, real=real, resamples=100)
+    result = adherence_f1(made, FINDINGS, thresholds, real=real, resamples=100)
     rows = {row["finding"]: row for row in result["details"]["findings"]}
     known = np.isfinite(made.labels[:, 1])
-    expected = calibration.f1_score(made.scores[known, 1] >= thresholds[1].threshold, made.labels[known, 1])
+    expected = f1_score(made.scores[known, 1] >= thresholds[1].threshold, made.labels[known, 1])
     assert rows["Effusion"]["value"] == pytest.approx(expected)
     assert result["value"] == pytest.approx((rows["Effusion"]["value"] + rows["Mass"]["value"]) / 2)
     floor = result["details"]["shuffled"]["value"]
     assert 0 < floor < result["value"] < result["details"]["on_common_findings"]["real"]["value"]
     assert {row["method"] for row in result["details"]["thresholds"]} == {"prevalence"}
     blind = judged(0.0, seed=6)  # the best F1 of scores that know nothing is had by calling nearly everything
-    greedy = calibration.calibrate(blind.scores, blind.labels, FINDINGS, method="f1")
+    greedy = calibrate(blind.scores, blind.labels, FINDINGS, method="f1")
     assert greedy[1].called > 0.8
-    assert "too often" in " ".join(adherence.adherence_f1(made, FINDINGS, greedy, resamples=20)["warnings"])
+    assert "too often" in " ".join(adherence_f1(made, FINDINGS, greedy, resamples=20)["warnings"])
     with pytest.raises(ValueError, match="order"):
-        adherence.adherence_f1(made, FINDINGS, thresholds[::-1])
+        adherence_f1(made, FINDINGS, thresholds[::-1])
 
 
-def _both(part: Judged) -> tuple[np.ndarray, np.ndarray]:
+def _both(part: ScoredImages) -> tuple[np.ndarray, np.ndarray]:
     return part.scores, part.labels
 
 
@@ -144,8 +154,8 @@ def test_ceiling_has_the_same_labels() -> None:
     top, warnings = adherence.ceiling(made, real)
     np.testing.assert_array_equal(top.labels == 1, made.labels == 1)
     assert not warnings
-    lonely = Judged(made.scores[:3], np.array([[1.0, 1, 1]] * 3), ["a", "b", "c"])
-    pool = Judged(made.scores[:2], np.array([[1.0, 1, 1], [0, 0, 0]]), ["d", "e"])
+    lonely = ScoredImages(made.scores[:3], np.array([[1.0, 1, 1]] * 3), ["a", "b", "c"])
+    pool = ScoredImages(made.scores[:2], np.array([[1.0, 1, 1], [0, 0, 0]]), ["d", "e"])
     again, warnings = adherence.ceiling(lonely, pool)
     assert len(again.scores) == 3 and "used more than once" in warnings[0]
     none, warnings = adherence.ceiling(pool, lonely)
@@ -155,17 +165,17 @@ def test_ceiling_has_the_same_labels() -> None:
 def test_sides_by_hand() -> None:
     leftness = np.array([[0.2, -0.1], [-0.3, 0.4], [0.1, 0.0], [0.5, 0.2]])
     sides = [["left", "right"], ["right", ""], ["right", "left"], ["bilateral", "left"]]
-    result = adherence.side_adherence(leftness, sides, ["Effusion", "Mass"], range(4))
+    result = side_adherence(leftness, sides, ["Effusion", "Mass"], range(4))
     assert result["n"] == 6 and result["value"] == pytest.approx(4 / 6)
     first, second = result["details"]["findings"]
     assert (first["correct"], first["n"]) == (2, 3) and (second["correct"], second["n"]) == (2, 3)
     assert "at least 50" in result["warnings"][0]
-    flipped = adherence.side_adherence(-leftness, sides, ["Effusion", "Mass"], range(4))
+    flipped = side_adherence(-leftness, sides, ["Effusion", "Mass"], range(4))
     assert flipped["value"] == pytest.approx(1 / 6)  # a tie is wrong on both sides
 
 
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
-        Judged(np.full((2, 1), np.nan), np.zeros((2, 1)), ["a", "b"])
+        ScoredImages(np.full((2, 1), np.nan), np.zeros((2, 1)), ["a", "b"])
     with pytest.raises(ValueError, match="shapes"):
-        Judged(np.zeros((2, 1)), np.zeros((2, 2)), ["a", "b"])
+        ScoredImages(np.zeros((2, 1)), np.zeros((2, 2)), ["a", "b"])

@@ -21,7 +21,7 @@ from roentgen.experiments.augmentation import gain as augmentation
 from roentgen.experiments.augmentation.arms import ARMS, Source, plan_runs, real_subset, schedule, synthetic_rows
 from roentgen.experiments.augmentation.classifier import Recipe, build_net, classic, masked_loss
 from roentgen.metrics.adherence.auroc import weighted_auroc
-from roentgen.metrics.bootstrap import cluster_weights
+from roentgen.metrics.statistics import cluster_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 FINDINGS = ("No Finding", "Effusion", "Hernia")

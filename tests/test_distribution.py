@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
 from roentgen.metrics.distribution import frechet, kernel
 from roentgen.metrics.distribution import pairs as distribution
-from roentgen.metrics.distribution.pairs import METRICS, Pair
+from roentgen.metrics.distribution.fid import fd_infinity, fid
+from roentgen.metrics.distribution.kid import kid
+from roentgen.metrics.distribution.neighbourhoods import coverage, density, precision, recall
+from roentgen.metrics.distribution.pairs import Pair
 from roentgen.metrics.distribution.prdc import manifolds, radii
 
 
@@ -233,9 +237,16 @@ def pair() -> Pair:
     return Pair(draws(150, 6, shift=2), draws(300, 6, seed=1), None, patients, resamples=50)
 
 
+METRICS = {metric.__name__: metric for metric in (fid, kid, fd_infinity, precision, recall, density, coverage)}
+
+
+def measured(name: str, pair: Pair) -> dict[str, Any]:
+    return distribution.with_floor(METRICS[name], pair, falls_with_n=name in ("fid", "fd_infinity"))
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_a_result_with_a_floor(name: str, pair: Pair) -> None:
-    found = distribution.measure(name, pair)
+    found = measured(name, pair)
     assert set(found) == {"value", "ci", "ci_method", "n", "warnings", "details"}
     low, high = found["ci"]
     assert low <= found["value"] <= high and found["n"] == 150 and "%" in found["ci_method"]
@@ -246,7 +257,7 @@ def test_every_metric_is_a_result_with_a_floor(name: str, pair: Pair) -> None:
         else (floor["value"] < found["value"])
     )
     assert better and floor["n"] + floor["real_n"] in (300, 2 * min(floor["n"], floor["real_n"]))
-    assert found == distribution.measure(name, replace(pair))  # nothing is left to chance
+    assert found == measured(name, replace(pair))  # nothing is left to chance
 
 
 def test_floor_halves_share_no_patient(pair: Pair) -> None:
@@ -256,23 +267,23 @@ def test_floor_halves_share_no_patient(pair: Pair) -> None:
     assert len(halves.synthetic) + len(halves.real) == 300 and abs(len(halves.synthetic) - 150) <= 3
     one_patient = replace(pair, real_groups=[0] * 300)
     assert distribution.real_halves(one_patient) is None
-    found = distribution.measure("precision", one_patient)
+    found = measured("precision", one_patient)
     assert "floor" not in found["details"] and any("too few real" in line for line in found["warnings"])
 
 
 def test_fid_is_held_against_the_floor_at_equal_n(pair: Pair) -> None:
-    at_n = distribution.measure("fid", pair)["details"]["at_floor_n"]
+    at_n = measured("fid", pair)["details"]["at_floor_n"]
     assert at_n["n"] in (149, 150, 151, 147, 153) and at_n["floor"] < at_n["value"]
 
 
 def test_small_n_is_a_warning() -> None:
     few = Pair(draws(20, 32), draws(30, 32, seed=1), resamples=20)
-    assert any("not above the feature dimension 32" in line for line in distribution.fid(few)["warnings"])
-    assert any("not to be trusted" in line for line in distribution.fd_infinity(few)["warnings"])
-    assert any("subsets of 10" in line for line in distribution.kid(few)["warnings"])
-    assert any("n = 20" in line for line in distribution.coverage(few)["warnings"])
+    assert any("not above the feature dimension 32" in line for line in fid(few)["warnings"])
+    assert any("not to be trusted" in line for line in fd_infinity(few)["warnings"])
+    assert any("subsets of 10" in line for line in kid(few)["warnings"])
+    assert any("n = 20" in line for line in coverage(few)["warnings"])
     many = Pair(draws(200, 4), draws(300, 4, seed=1), resamples=20)
-    assert distribution.fid(many)["warnings"] == []
+    assert fid(many)["warnings"] == []
 
 
 def test_per_finding(pair: Pair) -> None:
@@ -283,7 +294,7 @@ def test_per_finding(pair: Pair) -> None:
     real["Effusion"][:150] = real["Cardiomegaly"][150:] = real["Hernia"][:200] = 1
     real["Effusion"][299] = np.nan
     features = np.concatenate([draws(70, 6), draws(80, 6, shift=4)])
-    found = distribution.per_finding("fid", replace(pair, synthetic=features), synthetic, real)
+    found = distribution.per_finding(fid, replace(pair, synthetic=features), synthetic, real)
     assert found["Effusion"]["value"] < 5 < found["Cardiomegaly"]["value"]
     assert (found["Effusion"]["n"], found["Effusion"]["details"]["real_n"]) == (70, 150)
     assert np.isnan(found["Hernia"]["value"]) and "at least 50" in found["Hernia"]["warnings"][0]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from roentgen.metrics.diversity import grouping as diversity
-from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim, within_group_ms_ssim
+from roentgen.metrics.diversity.feature_distance import feature_diversity, pair_distances, standardised
+from roentgen.metrics.diversity.ms_ssim import ms_ssim_diversity, pair_ms_ssim, within_group_ms_ssim
 
 
 def pictures(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -83,7 +84,7 @@ def test_pairs_across_prompts_differ_and_do_not_repeat() -> None:
 
 def test_distances_by_hand() -> None:
     x = np.array([[1.0, 0], [0, 2], [-3, 0], [1, 0]])
-    found = diversity.pair_distances(x, np.array([(0, 1), (0, 2), (0, 3)]))
+    found = pair_distances(x, np.array([(0, 1), (0, 2), (0, 3)]))
     np.testing.assert_allclose(found["cosine"], [1, 2, 0], atol=1e-12)
     np.testing.assert_allclose(found["l2"], [np.sqrt(5 / 2), np.sqrt(16 / 2), 0], atol=1e-12)
 
@@ -92,13 +93,13 @@ def test_standardised_by_the_reference() -> None:
     rng = np.random.default_rng(0)
     reference = rng.normal(3, 2, (500, 3))
     reference[:, 1] = 7.0  # does not vary
-    z = diversity.standardised(reference, reference)
+    z = standardised(reference, reference)
     assert z.shape == (500, 2)
     np.testing.assert_allclose([z.mean(), z.std()], [0, 1], atol=1e-9)
     with pytest.raises(ValueError, match="NaN"):
-        diversity.standardised(np.full((2, 3), np.nan), reference)
+        standardised(np.full((2, 3), np.nan), reference)
     with pytest.raises(ValueError, match="no dimension"):
-        diversity.standardised(reference[:, 1:2], reference[:, 1:2])
+        standardised(reference[:, 1:2], reference[:, 1:2])
 
 
 def test_a_collapsed_generator_is_seen() -> None:
@@ -106,11 +107,9 @@ def test_a_collapsed_generator_is_seen() -> None:
     real = rng.normal(size=(400, 16))
     kinds, patients = [i % 10 for i in range(400)], list(range(400))
     keys = [i // 4 for i in range(120)]
-    varied = diversity.feature_diversity(
-        rng.normal(size=(120, 16)), keys, real, real=(real, kinds, patients), resamples=100
-    )
+    varied = feature_diversity(rng.normal(size=(120, 16)), keys, real, real=(real, kinds, patients), resamples=100)
     one = rng.normal(size=(30, 16))[keys] + 0.1 * rng.normal(size=(120, 16))
-    collapsed = diversity.feature_diversity(one, keys, real, resamples=100)
+    collapsed = feature_diversity(one, keys, real, resamples=100)
     assert varied["value"] == pytest.approx(1, abs=0.1) and varied["n"] == 30
     assert varied["details"]["within"]["l2"]["value"] == pytest.approx(np.sqrt(2), abs=0.1)
     assert varied["details"]["real_within"]["value"] == pytest.approx(1, abs=0.1)
@@ -124,14 +123,12 @@ def test_ms_ssim_within_and_across_beside_real() -> None:
     made = np.clip(made + rng.normal(0, 5, made.shape), 0, 255).astype(np.uint8)
     keys = [i // 4 for i in range(12)]
     real = np.concatenate([pictures((176, 176), seed)[:2] for seed in range(8, 12)])
-    result = diversity.ms_ssim_diversity(
-        made, keys, real=(real, ["a"] * 4 + ["b"] * 4, list(range(8))), pairs=6, resamples=20
-    )
+    result = ms_ssim_diversity(made, keys, real=(real, ["a"] * 4 + ["b"] * 4, list(range(8))), pairs=6, resamples=20)
     details = result["details"]
     assert details["within"]["value"] > 0.9 > 0.5 > details["across"]["value"]
     assert details["real_within"]["n"] == 2 and details["real_within"]["value"] < details["within"]["value"]
     assert len(result["warnings"]) == 2
     with pytest.raises(ValueError, match="size"):
-        diversity.ms_ssim_diversity(made, keys, real=(real[:, :, :170], ["a"] * 8, list(range(8))))
+        ms_ssim_diversity(made, keys, real=(real[:, :, :170], ["a"] * 8, list(range(8))))
     with pytest.raises(ValueError, match="no prompt has 4"):
-        diversity.ms_ssim_diversity(made, list(range(12)))
+        ms_ssim_diversity(made, list(range(12)))

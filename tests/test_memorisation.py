@@ -11,6 +11,9 @@ from roentgen.metrics import neighbours
 from roentgen.metrics.diversity import repeats as duplicates
 from roentgen.metrics.memorisation import damage, reidentification
 from roentgen.metrics.memorisation import nearness as memorisation
+from roentgen.metrics.memorisation.authenticity import authenticity
+from roentgen.metrics.memorisation.copies import near_duplicate_threshold, near_duplicates
+from roentgen.metrics.memorisation.planted import planted_recall
 
 
 def cloud(n: int, *, dim: int = 6, seed: int = 0) -> np.ndarray:
@@ -105,22 +108,22 @@ def test_authenticity_by_hand() -> None:
     train = np.array([[0.0], [1.0], [10.0], [14.0]])
     # Nearest 1.0 (its own neighbour 1 away): 0.4 away copies it, 1.5 away does not. Nearest 10 (4 away): 3 copies.
     queries = np.array([[1.4], [2.5], [7.0]])
-    result = memorisation.authenticity(queries, train)
+    result = authenticity(queries, train)
     np.testing.assert_array_equal(result["details"]["authentic"], [0, 1, 0])
     assert result["value"] == pytest.approx(1 / 3)
-    assert memorisation.authenticity(train, train)["value"] == 0
+    assert authenticity(train, train)["value"] == 0
 
 
 def test_authenticity_is_not_fooled_by_a_second_image_of_the_same_patient() -> None:
     train = np.array([[0.0], [0.1], [10.0], [20.0]])  # the first two are one patient's
     query = np.array([[-0.5]])
-    assert memorisation.authenticity(query, train)["value"] == 1
-    assert memorisation.authenticity(query, train, train_groups=["a", "a", "b", "c"])["value"] == 0
+    assert authenticity(query, train)["value"] == 1
+    assert authenticity(query, train, train_groups=["a", "a", "b", "c"])["value"] == 0
 
 
 def test_authenticity_beside_unseen_images() -> None:
     train, unseen = cloud(200, seed=1), cloud(200, seed=2)
-    result = memorisation.authenticity(cloud(200, seed=3), train, unseen=unseen)
+    result = authenticity(cloud(200, seed=3), train, unseen=unseen)
     real = result["details"]["unseen"]
     assert abs(result["value"] - real["value"]) < 0.15 and real["n"] == 200
 
@@ -132,14 +135,14 @@ def test_the_threshold_flags_its_quantile_of_unseen_images_and_all_copies() -> N
     train, unseen = cloud(300, seed=1), cloud(200, seed=2)
     fresh = cloud(190, seed=3)
     queries = np.concatenate([fresh, train[:10] + 1e-3])
-    result = memorisation.near_duplicates(queries, train, unseen)
+    result = near_duplicates(queries, train, unseen)
     flagged = result["details"]["flagged"]
     assert flagged[190:].all() and flagged[:190].mean() < 0.05
     pairs = result["details"]["pairs"]
     assert {(pair["query"], pair["train"]) for pair in pairs[:10]} == {(190 + i, i) for i in range(10)}
     assert [pair["distance"] for pair in pairs] == sorted(pair["distance"] for pair in pairs)
-    assert memorisation.near_duplicates(unseen, train, unseen)["value"] == pytest.approx(0.01)
-    few = memorisation.near_duplicates(queries, train, unseen[:20])
+    assert near_duplicates(unseen, train, unseen)["value"] == pytest.approx(0.01)
+    few = near_duplicates(queries, train, unseen[:20])
     assert any("20 unseen images" in warning for warning in few["warnings"])
 
 
@@ -149,12 +152,12 @@ def test_recall_on_planted_copies_of_images() -> None:
     space = {name: neighbours.thumbnails(np.stack(each)) for name, each in kinds.items()}
     train = neighbours.thumbnails(np.stack(images))
     unseen = neighbours.thumbnails(np.stack(radiographs(100, seed=9)))
-    threshold = memorisation.near_duplicate_threshold(unseen, train)
+    threshold = near_duplicate_threshold(unseen, train)
     numbers = np.arange(20)
-    found = memorisation.planted_recall(space, dict.fromkeys(space, numbers), train, threshold=threshold)
+    found = planted_recall(space, dict.fromkeys(space, numbers), train, threshold=threshold)
     assert found["exact"]["value"] == found["exact"]["details"]["right_source"] == 1
     assert found["brighter"]["value"] > 0.9
-    wrong = memorisation.planted_recall(space, dict.fromkeys(space, numbers[::-1]), train, threshold=threshold)
+    wrong = planted_recall(space, dict.fromkeys(space, numbers[::-1]), train, threshold=threshold)
     assert wrong["exact"]["value"] == 1 and wrong["exact"]["details"]["right_source"] == 0
 
 
@@ -164,12 +167,12 @@ def test_copies_that_are_brighter_or_cropped_are_found_among_views() -> None:
     unseen = neighbours.standardise(neighbours.thumbnails(np.stack(radiographs(150, seed=9))))
     pool = neighbours.train_views(images)
     assert pool.shape == (120, 1024)
-    threshold = memorisation.near_duplicate_threshold(unseen, pool)
+    threshold = near_duplicate_threshold(unseen, pool)
     sources = dict.fromkeys(kinds, np.arange(15))
     points = {kind: neighbours.standardise(each) for kind, each in kinds.items()}
-    found = memorisation.planted_recall(points, sources, pool, threshold=threshold, views=3)
+    found = planted_recall(points, sources, pool, threshold=threshold, views=3)
     assert all(entry["details"]["right_source"] > 0.9 for entry in found.values()), found
-    listed = memorisation.near_duplicates(points["cropped"], pool, unseen, views=3)["details"]["pairs"]
+    listed = near_duplicates(points["cropped"], pool, unseen, views=3)["details"]["pairs"]
     assert all(pair["train"] == pair["query"] for pair in listed[:10])
     # A change of brightness and contrast changes nothing; a flat image is no division by zero.
     np.testing.assert_allclose(neighbours.standardise(0.5 * kinds["exact"] + 0.1), points["exact"], atol=1e-4)

@@ -17,10 +17,10 @@ from roentgen.data.prompt_table import LabelledPrompt, read_labelled_prompts
 from roentgen.errors import UserError
 from roentgen.metrics import neighbours, pairing, result
 from roentgen.metrics.adherence import auroc, laterality
-from roentgen.metrics.bootstrap import cluster_weights, mean_interval, percentile_interval
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.memorisation import nearness as memorisation
 from roentgen.metrics.report import tables as report
+from roentgen.metrics.statistics import cluster_weights, mean_interval, percentile_interval, wilson_interval
 from roentgen.prompts import Labels
 
 RNG = np.random.default_rng(0)
@@ -268,10 +268,10 @@ def test_thumbnails_are_block_means() -> None:
 
 def test_wilson_by_hand() -> None:
     # 8 of 10: (0.8 + z2/20 +- z sqrt(0.016 + z2/400)) / (1 + z2/10) with z = 1.96, Newcombe 1998.
-    assert laterality.wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert laterality.wilson_interval(0, 10)[0] == 0
-    assert laterality.wilson_interval(10, 10)[1] == pytest.approx(1)
-    assert np.isnan(laterality.wilson_interval(0, 0)).all()
+    assert wilson_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson_interval(0, 10)[0] == 0
+    assert wilson_interval(10, 10)[1] == pytest.approx(1)
+    assert np.isnan(wilson_interval(0, 0)).all()
 
 
 def test_side_accuracy() -> None:

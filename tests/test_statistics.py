@@ -9,7 +9,7 @@ import pytest
 
 from roentgen.metrics import statistics
 from roentgen.metrics.adherence import auroc
-from roentgen.metrics.bootstrap import cluster_weights
+from roentgen.metrics.statistics import cluster_weights
 
 
 def two_models(n: int, *, shift: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,9 @@ from PIL import Image
 
 from roentgen.errors import UserError
 from roentgen.images import save_image
-from roentgen.metrics.measures import MEASURES, match_to_real, shown
+from roentgen.metrics.adherence.scored import shown
+from roentgen.metrics.measure import match_to_real
+from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.report import plots
 from roentgen.metrics.report.compare import paired
 from roentgen.metrics.report.html import Line, Panel, Picture, Plot, Report, interval, render
@@ -415,10 +417,10 @@ def test_partners_give_what_a_prompt_leaves_open() -> None:
 
 
 def test_shown_is_the_share_of_controls_below() -> None:
-    from roentgen.metrics.adherence.scored import Judged
+    from roentgen.metrics.adherence.scored import ScoredImages
 
-    mine = Judged(np.array([[0.5, 0.0], [0.95, 0.0]]), np.array([[1, np.nan], [0, 0]]), ["a", "b"])
-    real = Judged(
+    mine = ScoredImages(np.array([[0.5, 0.0], [0.95, 0.0]]), np.array([[1, np.nan], [0, 0]]), ["a", "b"])
+    real = ScoredImages(
         np.array([[0.1, 0], [0.4, 0], [0.6, 0], [0.9, 0]]), np.array([[0, 0], [0, 0], [0, 0], [1, 0]]), "abcd"
     )
     assert shown(mine, real).tolist()[0] == pytest.approx(2 / 3)

@@ -15,8 +15,8 @@ from test_suite import sentence, write_generated, write_set
 
 from roentgen.errors import UserError
 from roentgen.metrics.adherence import calibration
+from roentgen.metrics.memorisation.reidentification import load_siamese
 from roentgen.metrics.report.replicates import write_replicates
-from roentgen.metrics.siamese import load_siamese
 
 Run = Callable[..., tuple[int, str, str]]
 SIAMESE = '''

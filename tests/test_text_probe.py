@@ -23,7 +23,7 @@ from roentgen.experiments.text_probe import (
     weighted_average_precision,
 )
 from roentgen.metrics.adherence.auroc import auroc, weighted_auroc
-from roentgen.metrics.bootstrap import cluster_weights
+from roentgen.metrics.statistics import cluster_weights
 from roentgen.models.registry import MINI
 
 ROOT = Path(__file__).parents[1]

@@ -33,9 +33,9 @@ from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import finding_columns, read_manifest
 from roentgen.files import file_hash, require_writable
 from roentgen.metrics.adherence.auroc import macro_auroc
-from roentgen.metrics.bootstrap import cluster_weights
 from roentgen.metrics.report.tables import figure, replace_between_markers, table
 from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.statistics import cluster_weights
 from roentgen.metrics.text import retrieval
 from roentgen.metrics.text.alignment import alignment, own_and_other
 from roentgen.models.alignment import (

@@ -114,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     right, said, known = (sum(c[key] for c in counts.values()) for key in ("right", "said", "known"))
     print(f"{args.out}: of {known} known sides {said} are named, {right} of them rightly")
     if args.result is not None and said:
-        from roentgen.metrics.adherence.laterality import wilson_interval
         from roentgen.metrics.result import Context, write_result
+        from roentgen.metrics.statistics import wilson_interval
 
         args.result.parent.mkdir(parents=True, exist_ok=True)
         context = Context(

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics.adherence.auroc import weighted_auroc
-from roentgen.metrics.bootstrap import percentile_interval
 from roentgen.metrics.report.tables import figure, table
+from roentgen.metrics.statistics import percentile_interval
 
 Floats = NDArray[np.float64]
 

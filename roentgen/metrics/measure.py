@@ -1,30 +1,40 @@
-"""What every measure reads and gives: the case, the line of the report, and prompts matched to real images."""
+"""What every measure reads and gives: the inputs of an evaluation, the result, and the registry of measures.
+
+A measure is one function that takes ``EvaluationInputs`` and an extractor, gives a ``Result``, and is decorated with
+``@measure``; ``roentgen.metrics.measures`` lists the modules that hold them. The suite, the report, the comparison and
+the table of what each notices read what the decorator says.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen.images import read_image, resize_center_crop
-from roentgen.metrics.extractors import Extractor
-from roentgen.metrics.features import Features
-from roentgen.metrics.image_set import ImageSet
 from roentgen.prompts import FINDINGS
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from roentgen.metrics.extractors import Extractor
+    from roentgen.metrics.features import Features
+    from roentgen.metrics.image_set import ImageSet
+
 Floats = NDArray[np.float64]
-Found = dict[str, Any]
+Entry = Mapping[str, Any]
+"""A figure beside another or a row: value, and where known ci, n, name, group and what it is of."""
 NOTHING = (float("nan"), float("nan"))
 VALIDATION = "validation"
 """Name of the set of real validation images, on which thresholds are fitted."""
 PIXELS = 256
 """Shorter side at which images are compared pixel by pixel."""
+SUITES = ("quick", "standard", "full")
 
 
 class Unavailable(Exception):
@@ -36,13 +46,12 @@ class Unavailable(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class EvaluationInputs:
     """Everything that a measure reads; hashed by identity.
 
     ``partner`` (N,): row of the real image whose prompt or text each synthetic image has, -1 without one. ``notes``:
     how labels of synthetic images came about, where that needs saying. ``dual_encoder``, ``image_to_text``,
-    ``siamese``, ``autoencoder``: names of the models that measures of text, of re-identification and of sharpness
-    use.
+    ``siamese``, ``autoencoder``: names of the models that measures of text, of re-identification and of sharpness use.
     """
 
     real: ImageSet
@@ -80,23 +89,112 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Result:
+    """What a measure found.
+
+    value, ci, n: the figure, its 95 % interval (NaN where it has none; ``ci_method`` says how it was made) and of how
+    many. floor, ceiling, reconstructed: what chance, real images, and real images after the model's autoencoder give.
+    rows: the figures one by one where one line of a report does not do, each with ``name``. notes: what the reader
+    must be told. details: everything else that a reader of the JSON may want. per_image: values (N,) of each synthetic
+    image, by name.
+    """
+
+    value: float
+    ci: tuple[float, float]
+    n: int
+    ci_method: str
+    floor: Entry | None = None
+    ceiling: Entry | None = None
+    reconstructed: Entry | None = None
+    rows: Sequence[Entry] = ()
+    notes: Sequence[str] = ()
+    details: Entry = field(default_factory=dict)
+    per_image: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], *, notes: Sequence[str] = (), **more: Any) -> Result:
+        """From a dictionary with value, ci, ci_method, n, warnings and details; ``notes`` are added, ``more`` wins."""
+        known = {key: found[key] for key in ("value", "ci", "n", "ci_method", "details")} | more
+        return cls(**known, notes=tuple(dict.fromkeys([*found["warnings"], *notes])))
+
+    def written(self) -> dict[str, Any]:
+        """``details`` of the result file: what stands beside the value first, then the rest."""
+        beside = {key: getattr(self, key) for key in ("floor", "ceiling", "reconstructed")}
+        kept: dict[str, Any] = {key: entry for key, entry in beside.items() if entry is not None}
+        return {**kept, **({"rows": list(self.rows)} if self.rows else {}), **self.details}
+
+
+@dataclass(frozen=True)
+class ByFinding:
+    """A measure that is drawn and listed by finding: title, axis, and what chance gives, where that is one line."""
+
+    title: str
+    axis: str
+    chance: float | None = None
+
+
+BLUR, NOISE, BRIGHT, JPEG = "blur", "noise", "brightness", "JPEG"
+LABELS, FLIP = "shuffled labels", "left-right flip"
+COLLAPSE, ONE_KIND = "mode collapse", "collapse within a kind"
+COPIES, CROPPED, BLURRED, BRIGHTER = "training copies", "cropped copies", "blurred copies", "brighter copies"
+LOOKS = (BLUR, NOISE, BRIGHT, JPEG)
+ALL_COPIES = (COPIES, CROPPED, BLURRED, BRIGHTER)
+"""Names of the damages by which it is found out what a metric notices."""
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """A column of the table of what metrics notice: its title, decimals, 1 where higher is worse (else -1), and the
+    damages that it is said to measure."""
+
+    title: str
+    digits: int
+    worse: int
+    claims: tuple[str, ...]
+
+
+Compute = Callable[[EvaluationInputs, "Extractor"], Result]
+
+
+@dataclass(frozen=True)
 class Measure:
     """A line of the report.
 
     ``suite``: the smallest that has it. ``reads``: sets that it reads besides real and synthetic. ``output``: what it
     reads of an extractor; one that reads none has ``judge``, which says what it looks at images with: name with hash,
-    and chain.
+    and chain. ``tested``: columns of ``Result.per_image`` that a comparison tests in pairs, by the name of the test.
+    ``noticed``: columns of the table of what metrics notice, by the stem of their result file.
     """
 
+    name: str
     label: str
+    compute: Compute
     suite: str
     better: str
-    unit: str
-    compute: Callable[[Case, Extractor], Found]
+    unit: str = ""
     output: str = "features"
     each_extractor: bool = False
     reads: tuple[str, ...] = ()
-    judge: Callable[[Case], tuple[str, str]] | None = None
+    judge: Callable[[EvaluationInputs], tuple[str, str]] | None = None
+    by_finding: ByFinding | None = None
+    tested: Mapping[str, str] = field(default_factory=dict)
+    noticed: Mapping[str, Noticed] = field(default_factory=dict)
+
+
+REGISTRY: dict[str, Measure] = {}
+"""Measures by name, filled as their modules are imported; ``roentgen.metrics.measures.MEASURES`` has all of them."""
+
+
+def measure(name: str, label: str, **about: Any) -> Callable[[Compute], Compute]:
+    """Register the function below as the measure ``name``; ``about`` are the other fields of ``Measure``."""
+
+    def register(compute: Compute) -> Compute:
+        if name in REGISTRY and REGISTRY[name].compute.__module__ != compute.__module__:
+            raise ValueError(f"two measures have the name {name}")
+        REGISTRY[name] = Measure(name, label, compute, **about)
+        return compute
+
+    return register
 
 
 def match_to_real(
@@ -152,7 +250,7 @@ def pixels(images: ImageSet, rows: Sequence[int] | NDArray[np.integer], size: in
     return np.stack([resize_center_crop(read_image(paths[row]), size) for row in rows])
 
 
-def by_pixels(case: Case) -> tuple[str, str]:
+def by_pixels(inputs: EvaluationInputs) -> tuple[str, str]:
     return "pixels", f"grey uint8; shorter side to at most {PIXELS} px by antialiased bicubic, centre crop; [0, 1]"
 
 
@@ -168,18 +266,18 @@ def prompt_keys(images: ImageSet) -> list[str | None]:
     return [str(text) or None for text in images.table["text"]]
 
 
-def one_seed(case: Case) -> list[str]:
+def one_seed(inputs: EvaluationInputs) -> list[str]:
     """A warning where all images were made from the same seed: they share their noise and so look alike."""
-    seeds, texts = case.synthetic.table["seed"].astype(str), case.synthetic.table["text"]
+    seeds, texts = inputs.synthetic.table["seed"].astype(str), inputs.synthetic.table["text"]
     if len(seeds) < 2 or seeds.iloc[0] == "" or seeds.nunique() > 1 or texts.nunique() < 2:
         return []
     return [f"all images have the seed {seeds.iloc[0]}: they share their noise and are more alike than need be"]
 
 
-def labels_of(case: Case, findings: Sequence[str] | None = None) -> tuple[Floats, Floats]:
+def labels_of(inputs: EvaluationInputs, findings: Sequence[str] | None = None) -> tuple[Floats, Floats]:
     """Labels of synthetic (N, F) and real (M, F) images; Unavailable where one side has none."""
-    names = case.real.findings if findings is None else findings
-    mine, theirs = case.synthetic.labels(names), case.real.labels(names)
+    names = inputs.real.findings if findings is None else findings
+    mine, theirs = inputs.synthetic.labels(names), inputs.real.labels(names)
     for flag, matrix in (("--real", theirs), ("--synthetic", mine)):
         if not (matrix == 1).any():
             raise Unavailable(

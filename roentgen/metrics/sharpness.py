@@ -17,14 +17,36 @@ size at which they are measured, or larger, say anything about high bands: enlar
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from roentgen.errors import UserError
+from roentgen.images import read_image, resize_center_crop
+from roentgen.metrics.image_set import ImageSet, look
+from roentgen.metrics.measure import (
+    BLUR,
+    NOISE,
+    PIXELS,
+    EvaluationInputs,
+    Noticed,
+    Result,
+    Unavailable,
+    measure,
+    pixels,
+)
+from roentgen.metrics.statistics import cluster_weights, percentile_interval
+from roentgen.provenance import portable
 
+if TYPE_CHECKING:
+    from roentgen.metrics.extractors import Extractor
+
+Floats = NDArray[np.float64]
 STEP = 16
 """Width of a band, in cycles an image."""
 DETAIL = (32, 64)
@@ -147,3 +169,168 @@ def white_noise(count: int, size: int, *, seed: int) -> NDArray[Any]:
     """Grain without anatomy, uint8 (count, size, size): what the coherence is of detail that has no direction."""
     noise = np.random.default_rng(seed).normal(128, 30, (count, size, size))
     return np.clip(np.rint(noise), 0, 255).astype(np.uint8)
+
+
+MOST = 2000
+"""Images of each set, at most."""
+REBUILT = 200
+"""Real images that go through the autoencoder, at most."""
+FEW = 20
+BLOCK = 64
+GRAIN = 8  # images of white noise, of which one is enough to two digits
+
+
+def by_spectrum(inputs: EvaluationInputs) -> tuple[str, str]:
+    return "pixels" + ("" if inputs.autoencoder is None else f"; autoencoder of {portable(inputs.autoencoder)}"), (
+        f"grey uint8; shorter side to at most {PIXELS} px (that of the generated images where it is smaller) by "
+        "antialiased bicubic, centre crop; real images with a smaller shorter side left out; float64, Hann window"
+    )
+
+
+@measure(
+    "sharpness",
+    "Sharpness,",
+    suite="quick",
+    better="as real",
+    unit="share",
+    output="",
+    judge=by_spectrum,
+    tested={DETAIL_SHARE: "Power at 32-64 cycles", COHERENCE: "Coherence at 32-64 cycles"},
+    noticed={"detail": Noticed("detail", 4, -1, (BLUR,)), "coherence": Noticed("coherence", 3, -1, (NOISE,))},
+)
+def measure_sharpness(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    """Share of power at 32 to 64 cycles an image; in the rows the other bands, coherence, contrast and clipping."""
+    mine = _some(np.arange(len(inputs.synthetic)), inputs.seed)
+    sides = _sides(inputs.synthetic, mine)
+    size = min(PIXELS, int(sides.min()))
+    if size < MIN_SIDE:
+        raise Unavailable(f"sharpness needs images of at least {MIN_SIDE} pixels, these have {size}")
+    everything = np.arange(len(inputs.real))
+    large = everything[_sides(inputs.real, everything) >= size]
+    theirs = _some(large, inputs.seed)
+    groups = inputs.bootstrap_groups
+    summaries = {"generated": _summary(_each(inputs.synthetic, mine, size), [groups[row] for row in mine], inputs)}
+    flat = _flat(summaries["generated"])
+    warnings = [f"{flat} generated image(s) are constant and have no power"] if flat else []
+    if len(theirs):
+        patients = inputs.real.patients
+        summaries["real"] = _summary(_each(inputs.real, theirs, size), [patients[row] for row in theirs], inputs)
+    if len(theirs) < FEW:
+        warnings.append(
+            f"{len(theirs)} of {len(inputs.real)} real images are stored at {size} px or more: too few to compare with"
+        )
+    rebuilt, why = _reconstructions(inputs, theirs, size) if len(theirs) else ({}, "no real image is large enough")
+    if rebuilt:
+        summaries["reconstructed"] = rebuilt
+    grain = sharpness_of(white_noise(GRAIN, size, seed=inputs.seed))
+    rows = [
+        _row(name, summaries, {COHERENCE: grain[COHERENCE]})
+        for name in (DETAIL_SHARE, *(n for n in names_of(size) if n != DETAIL_SHARE))
+    ]
+    sources = inputs.real.table.get("source")
+    each = summaries["generated"]["each"]
+    whole = np.full((2, len(inputs.synthetic)), np.nan)
+    whole[:, mine] = each[DETAIL_SHARE], each[COHERENCE]
+    return Result(
+        value=rows[0]["value"],
+        ci=rows[0]["ci"],
+        n=rows[0]["n"],
+        ceiling=rows[0].get("ceiling"),
+        reconstructed=rows[0].get("reconstructed"),
+        ci_method=f"95 % percentile, bootstrap by patient or prompt, {inputs.resamples} resamples",
+        rows=rows,
+        notes=warnings,
+        per_image={DETAIL_SHARE: whole[0], COHERENCE: whole[1]},
+        details={
+            "size": size,
+            "real_images": {
+                "used": len(theirs),
+                "large_enough": len(large),
+                "all": len(inputs.real),
+                "rule": f"stored with a shorter side of at least {size} px; smaller ones say nothing of high bands",
+                "sources": {} if sources is None else dict(Counter(str(sources.iloc[row]) or "–" for row in theirs)),
+            },
+            "reconstructions": why,
+        },
+    )
+
+
+def _some(rows: NDArray[np.integer], seed: int, most: int = MOST) -> NDArray[np.int64]:
+    """At most ``most`` of ``rows``, drawn by ``seed``, in their order."""
+    drawn = np.random.default_rng([seed, 3]).permutation(len(rows))[:most]
+    return np.asarray(rows[np.sort(drawn)], dtype=np.int64)
+
+
+def _sides(images: ImageSet, rows: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+    """Shorter side (n,) as stored, from the headers."""
+    paths = images.paths
+    with ThreadPoolExecutor(4) as pool:
+        return np.array([min(size) for size, _ in pool.map(look, [paths[row] for row in rows])], dtype=np.int64)
+
+
+def _each(images: ImageSet, rows: NDArray[np.integer], size: int) -> dict[str, Floats]:
+    blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+    parts = [each_sharpness(pixels(images, block, size)) for block in blocks]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _summary(each: dict[str, Floats], groups: Sequence[object], inputs: EvaluationInputs) -> dict[str, Any]:
+    """Mean, interval and n of every figure; ``each`` as it was."""
+    weights = cluster_weights(groups, inputs.resamples, inputs.seed)
+    found: dict[str, Any] = {"each": each}
+    for name, values in each.items():
+        known = np.isfinite(values)
+        if known.any():
+            total = weights[:, known].sum(axis=1)
+            draws = np.divide(
+                weights[:, known] @ values[known], total, out=np.full(len(total), np.nan), where=total > 0
+            )
+            mean = float(values[known].mean())
+            found[name] = {"value": mean, "ci": percentile_interval(draws), "n": int(known.sum())}
+        else:
+            found[name] = {"value": float("nan"), "ci": (float("nan"), float("nan")), "n": 0}
+    return found
+
+
+def _flat(summary: dict[str, Any]) -> int:
+    return int((~np.isfinite(summary["each"][DETAIL_SHARE])).sum())
+
+
+def _row(name: str, summaries: dict[str, dict[str, Any]], floors: dict[str, float]) -> dict[str, Any]:
+    row = {"name": name, "group": "pixels", **summaries["generated"][name]}
+    if name in floors:
+        row["floor"] = {"value": floors[name], "what": "white grain"}
+    if "real" in summaries:
+        row["ceiling"] = {**summaries["real"][name], "what": f"real images, n = {summaries['real'][name]['n']:,}"}
+    if "reconstructed" in summaries:
+        row["reconstructed"] = summaries["reconstructed"][name]
+    return row
+
+
+def _reconstructions(inputs: EvaluationInputs, rows: NDArray[np.int64], size: int) -> tuple[dict[str, Any], str]:
+    """The figures of real images after the model's autoencoder, and what was done; none where there is no model."""
+    if inputs.autoencoder is None:
+        return {}, "left out: no model with an autoencoder is known (--autoencoder)"
+    model = autoencoder(inputs.autoencoder, inputs.device)
+    chosen = _some(rows, inputs.seed, REBUILT)
+    paths = inputs.real.paths
+    own = model.pixels
+    parts = []
+    for start in range(0, len(chosen), 8):
+        batch = np.stack([resize_center_crop(read_image(paths[row]), own) for row in chosen[start : start + 8]])
+        again = [resize_center_crop(image, size) for image in model.reconstruct(batch)]
+        parts.append(each_sharpness(np.stack(again)))
+    each = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    summary = _summary(each, [inputs.real.patients[row] for row in chosen], inputs)
+    return summary, f"{len(chosen)} real images at {own} px through the autoencoder of {model.info.name} and back"
+
+
+@lru_cache(maxsize=1)
+def autoencoder(name: str, device: str) -> Any:
+    """The model ``name``, for its autoencoder; Unavailable where it cannot be loaded."""
+    from roentgen.generators.generate import load_model
+
+    try:
+        return load_model(name, device=device)
+    except UserError as error:
+        raise Unavailable(f"--autoencoder: {error}", bad_input=True) from None

@@ -15,12 +15,89 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from roentgen.metrics.bootstrap import LEVEL, RESAMPLES, cluster_weights, percentile_interval
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+def cluster_weights(
+    groups: Sequence[object] | NDArray[np.generic], resamples: int = RESAMPLES, seed: int = 0
+) -> NDArray[np.float64]:
+    """How often each item is drawn in each resample, (resamples, N).
+
+    ``groups`` (N,) names the cluster of each item; as many clusters are drawn with replacement as there are.
+    """
+    if len(groups) == 0 or resamples < 1:
+        raise ValueError("a bootstrap needs at least one item and one resample")
+    names, index = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    return counts[:, index].astype(np.float64)
+
+
+def percentile_interval(draws: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
+    """Central percentile interval of the finite ``draws``; (nan, nan) if there are none."""
+    values = np.asarray(draws, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_interval(
+    values: ArrayLike,
+    groups: Sequence[object] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> tuple[float, float]:
+    """Bootstrap interval of the mean of ``values`` (N,), by ``groups`` (None: each value is its own)."""
+    array = np.asarray(values, dtype=np.float64)
+    weights = cluster_weights(range(len(array)) if groups is None else groups, resamples, seed)
+    return percentile_interval(weights @ array / weights.sum(axis=1), level)
+
+
+def wilson_interval(successes: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927); (nan, nan) for n = 0. An effective ``n`` need not be whole."""
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials")
+    if n == 0:
+        return float("nan"), float("nan")
+    share, z2 = successes / n, z * z
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clustered_wilson(right: ArrayLike, asked: ArrayLike, groups: Sequence[object]) -> tuple[float, float]:
+    """95 % interval of sum(right) / sum(asked), both (N,), where what belongs to one of ``groups`` (N,) may be alike.
+
+    Wilson's at the effective number of independent trials: the one at which a proportion would vary as the ratio does
+    over the groups (Korn & Graubard 1998), never more than the trials, never fewer than if all trials of a group were
+    one. Where all are right or all wrong nothing tells how alike they are, and the latter is taken. So it is never of
+    no width, as a bootstrap's is there.
+    """
+    hits, trials = np.asarray(right, dtype=np.float64), np.asarray(asked, dtype=np.float64)
+    if not len(hits) == len(trials) == len(groups) or (hits < 0).any() or (hits > trials).any():
+        raise ValueError("right must lie between 0 and asked, one of each and one group an item")
+    _, index = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
+    s, m = np.bincount(index, weights=hits), np.bincount(index, weights=trials)
+    s, m = s[m > 0], m[m > 0]
+    total = float(m.sum())
+    if total == 0:
+        return float("nan"), float("nan")
+    share = float(s.sum()) / total
+    effective = least = total * total / float((m * m).sum())
+    if 0 < share < 1 and len(m) > 1:
+        variance = len(m) / (len(m) - 1) * float(((s - share * m) ** 2).sum()) / total**2
+        effective = total if variance == 0 else min(total, max(least, share * (1 - share) / variance))
+    return wilson_interval(share * effective, effective)
+
 
 Floats = NDArray[np.float64]
 Groups = Sequence[object] | NDArray[np.generic]
 Statistic = Callable[[Floats], float]
-
 PERMUTATIONS = 10_000
 EXACT = 12
 """Up to so many clusters all sign patterns are gone through (4096) and the p-value is exact."""

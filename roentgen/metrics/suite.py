@@ -26,13 +26,13 @@ from roentgen.files import check_same, files_sha256, sha256, write_atomic
 from roentgen.metrics.extractors import Extractor, load_extractor
 from roentgen.metrics.features import extract
 from roentgen.metrics.image_set import ImageSet
-from roentgen.metrics.measures import MEASURES, VALIDATION, Case, Measure, Unavailable, match_to_real
+from roentgen.metrics.measure import SUITES, VALIDATION, EvaluationInputs, Measure, Result, Unavailable, match_to_real
+from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.result import Context, plain, read_result, write_result
 from roentgen.provenance import __version__, portable, versions
 
 DEFAULT_EXTRACTOR = "classifier"
 FULL_EXTRACTORS = (DEFAULT_EXTRACTOR, "inception", "xrv", "xrv-native", "clip", "rad-dino")
-SUITES = ("quick", "standard", "full")
 INDEX = "evaluation.json"
 """The file that says what a folder holds."""
 
@@ -71,7 +71,7 @@ class Outcome:
     results: dict[str, dict[str, Any]]
     missing: list[tuple[str, str]]
     refused: list[str]
-    case: Case
+    inputs: EvaluationInputs
 
 
 def choose_measures(suite: str, metrics: str | None) -> tuple[str, ...]:
@@ -153,7 +153,7 @@ def run_suite(
     )
     measured = {images.name: images for images in features.sets}
     synthetic, partner, notes = match_to_real(measured["synthetic"].table, measured["real"].table)
-    case = Case(
+    inputs = EvaluationInputs(
         real=measured["real"],
         synthetic=dataclasses.replace(measured["synthetic"], table=synthetic),
         train=measured.get("train"),
@@ -170,7 +170,7 @@ def run_suite(
         siamese=plan.siamese,
         autoencoder=plan.autoencoder,
     )
-    inputs = {name: _described(images, hashes[name]) for name, images in measured.items()}
+    described = {name: _described(images, hashes[name]) for name, images in measured.items()}
     contexts = {
         extractor.name: Context(
             extractor=f"{portable(extractor.name)}, sha256 {extractor.hash}",
@@ -178,7 +178,7 @@ def run_suite(
             seed=plan.seed,
             settings=settings,
             model=model,
-            inputs=inputs,
+            inputs=described,
             command=command,
         )
         for extractor in plan.extractors
@@ -204,28 +204,28 @@ def run_suite(
         context = contexts[extractor.name]
         try:
             if measure.judge is not None:
-                judge, chain = measure.judge(case)
+                judge, chain = measure.judge(inputs)
                 context = dataclasses.replace(context, extractor=judge, resize=chain)
             kept = _kept(plan.out / f"{name}.json", context, measure)
             if kept is not None:
                 results[name] = kept
                 continue
-            found = measure.compute(case, extractor)
+            found = measure.compute(inputs, extractor)
         except Unavailable as reason:
             missing.append((name, str(reason)))
             if reason.bad_input or plan.asked:
                 refused.append(f"{name} ({reason})")
             continue
-        results[name] = _write(plan.out / f"{name}.json", measure, found, context, case)
+        results[name] = _write(plan.out / f"{name}.json", measure, found, context, inputs)
         seconds[name] = time.monotonic() - began
         _write_index(plan.out, {**read_index(plan.out), "seconds": seconds})
         with tqdm.external_write_mode(file=sys.stderr):
             print(f"{name}: {_line(results[name])}", file=sys.stderr)
-    results = _in_order({**_earlier(plan.out, results, inputs), **results})
+    results = _in_order({**_earlier(plan.out, results, described), **results})
     index = {
         "key": _key(plan, hashes),
         "model": model,
-        "inputs": inputs,
+        "inputs": described,
         "suite": plan.suite,
         "measures": list(results),
         "missing": [{"measure": name, "reason": reason} for name, reason in missing],
@@ -238,7 +238,7 @@ def run_suite(
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
     _write_index(plan.out, index)
-    return Outcome(results, missing, refused, case)
+    return Outcome(results, missing, refused, inputs)
 
 
 def result_name(measure: str, extractor: Extractor, extractors: Sequence[Extractor]) -> str:
@@ -344,33 +344,32 @@ def _same_inputs(result: Mapping[str, Any], inputs: Mapping[str, Mapping[str, An
     return all((result["inputs"].get(name) or {}).get("hash") == inputs.get(name, {}).get("hash") for name in sets)
 
 
-def _write(path: Path, measure: Measure, found: dict[str, Any], context: Context, case: Case) -> dict[str, Any]:
-    per_image = found.pop("per_image", None)
-    if per_image:  # before the result: a result that is there is whole
+def _write(path: Path, measure: Measure, found: Result, context: Context, inputs: EvaluationInputs) -> dict[str, Any]:
+    if found.per_image:  # before the result: a result that is there is whole
         table = pd.DataFrame(
             {
-                "image": [Path(image).name for image in case.synthetic.table["image"]],
-                "prompt": case.synthetic.table["text"].to_numpy(),
-                "patient": case.bootstrap_groups,
-                **{name: np.asarray(values) for name, values in per_image.items()},
+                "image": [Path(image).name for image in inputs.synthetic.table["image"]],
+                "prompt": inputs.synthetic.table["text"].to_numpy(),
+                "patient": inputs.bootstrap_groups,
+                **{name: np.asarray(values) for name, values in found.per_image.items()},
             }
         )
         write_atomic(path.with_suffix(".images.csv"), table.to_csv(index=False).encode())
     left_out = [
         f"{len(images.bad)} bad image(s) of --{images.name} left out"
-        for images in case.features.sets
+        for images in inputs.features.sets
         if images.bad and images.name in ("real", "synthetic", *measure.reads)
     ]
     return write_result(
         path,
         metric=measure.label,
-        value=found["value"],
-        ci=found["ci"],
-        ci_method=found["ci_method"],
-        n=found["n"],
+        value=found.value,
+        ci=found.ci,
+        ci_method=found.ci_method,
+        n=found.n,
         context=context,
-        warnings=[*found["warnings"], *left_out],
-        details={"better": measure.better, "unit": measure.unit, **found["details"]},
+        warnings=[*found.notes, *left_out],
+        details={"better": measure.better, "unit": measure.unit, **found.written()},
     )
 
 

@@ -26,8 +26,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen.metrics.adherence.auroc import MIN_CASES, weighted_auroc
-from roentgen.metrics.bootstrap import LEVEL, percentile_interval
-from roentgen.metrics.statistics import correct, t_quantile
+from roentgen.metrics.statistics import LEVEL, correct, percentile_interval, t_quantile
 
 Floats = NDArray[np.float64]
 

@@ -8,14 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from roentgen.experiments.sensitivity.samples import Reader, Sample, World, changed
+from roentgen.metrics.measure import (
+    BLUR,
+    BLURRED,
+    BRIGHT,
+    BRIGHTER,
+    COLLAPSE,
+    COPIES,
+    CROPPED,
+    FLIP,
+    JPEG,
+    LABELS,
+    NOISE,
+    ONE_KIND,
+)
 from roentgen.metrics.memorisation import damage
-
-BLUR, NOISE, BRIGHT, JPEG = "blur", "noise", "brightness", "JPEG"
-LABELS, FLIP = "shuffled labels", "left-right flip"
-COLLAPSE, ONE_KIND = "mode collapse", "collapse within a kind"
-COPIES, CROPPED, BLURRED, BRIGHTER = "training copies", "cropped copies", "blurred copies", "brighter copies"
-LOOKS = (BLUR, NOISE, BRIGHT, JPEG)
-ALL_COPIES = (COPIES, CROPPED, BLURRED, BRIGHTER)
 
 
 @dataclass(frozen=True)

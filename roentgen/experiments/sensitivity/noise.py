@@ -12,9 +12,9 @@ from tqdm import tqdm
 from roentgen.experiments.sensitivity.samples import Sample, World, join, pairs_of
 from roentgen.experiments.sensitivity.scores import METRICS, SPACES, Metric, in_space, train_in_space
 from roentgen.metrics import neighbours
-from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
 from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
-from roentgen.metrics.memorisation import nearness as memorisation
+from roentgen.metrics.memorisation.copies import QUANTILE
+from roentgen.metrics.statistics import cluster_weights, percentile_interval
 
 Floats = NDArray[np.float64]
 
@@ -83,7 +83,7 @@ class Lookup:
             to_real = self.within[np.ix_(a, b)].min(axis=1)
             return float((self.subsets[:, a] < to_real).mean())
         distance = self.nearest[key]
-        return float((distance[a] < np.quantile(distance[b], memorisation.QUANTILE)).mean())
+        return float((distance[a] < np.quantile(distance[b], QUANTILE)).mean())
 
 
 def range_about(value: float, draws: Floats, bounds: tuple[float, float]) -> tuple[float, float]:

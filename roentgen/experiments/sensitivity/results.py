@@ -12,7 +12,8 @@ from roentgen.experiments.sensitivity.samples import SIDE, Reader, Sample, World
 from roentgen.experiments.sensitivity.scores import SPACES, Metric, in_space, train_in_space
 from roentgen.metrics.adherence.auroc import MIN_CASES
 from roentgen.metrics.memorisation import damage
-from roentgen.metrics.memorisation import nearness as memorisation
+from roentgen.metrics.memorisation.copies import near_duplicate_threshold
+from roentgen.metrics.memorisation.planted import planted_recall
 from roentgen.metrics.result import Context, write_result
 
 
@@ -48,7 +49,7 @@ def write_metric(
     world: World,
     context: Context,
 ) -> None:
-    judged = judge_doses(entries, noise, metric.worse)
+    judged = judge_doses(entries, noise, metric.about.worse)
     n = len(start)
     warnings = []
     if metric.key == "fid" and n < start.features.shape[1]:
@@ -72,7 +73,7 @@ def write_metric(
     }
     write_result(
         out / f"{metric.key}.json",
-        metric=f"{metric.title} of undamaged images, and under known damage",
+        metric=f"{metric.about.title} of undamaged images, and under known damage",
         value=undamaged,
         ci=noise,
         ci_method=methods[metric.noise],
@@ -80,22 +81,22 @@ def write_metric(
         context=context,
         warnings=warnings,
         details={
-            "title": metric.title,
-            "digits": metric.digits,
-            "higher_is_worse": metric.worse == 1,
+            "title": metric.about.title,
+            "digits": metric.about.digits,
+            "higher_is_worse": metric.about.worse == 1,
             "images": len(start),
             "compared_with": len(world.real),
             "train": len(world.train),
             "damages": judged,
             "claims": [
                 {"damage": name, "noticed_from": _label(judged, name)}
-                for name in metric.claims
+                for name in metric.about.claims
                 if any(entry["damage"] == name for entry in judged)
             ],
             "beyond": [
                 {"damage": name, "noticed_from": _label(judged, name)}
                 for name in dict.fromkeys(entry["damage"] for entry in judged)
-                if name not in metric.claims and noticed_from(judged, name) is not None
+                if name not in metric.about.claims and noticed_from(judged, name) is not None
             ],
             "fooled": {
                 name: [e["label"] for e in judged if e["damage"] == name and e["outside"] == "better"]
@@ -121,8 +122,8 @@ def write_planted(out: Path, world: World, reader: Reader, context: Context, *, 
     spaces: dict[str, dict[str, Any]] = {}
     for space, title in SPACES.items():
         pool = train_in_space(space, world)
-        threshold = memorisation.near_duplicate_threshold(in_space(space, real), pool)
-        kinds = memorisation.planted_recall(
+        threshold = near_duplicate_threshold(in_space(space, real), pool)
+        kinds = planted_recall(
             {kind: in_space(space, sample) for kind, sample in copies.items()},
             dict.fromkeys(copies, numbers),
             pool,

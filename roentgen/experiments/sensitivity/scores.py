@@ -9,14 +9,17 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.experiments.sensitivity.damages import ALL_COPIES, BLUR, COLLAPSE, FLIP, LABELS, LOOKS, NOISE, ONE_KIND
 from roentgen.experiments.sensitivity.samples import Sample, World
 from roentgen.metrics import neighbours, sharpness
 from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.distribution import frechet, kernel, prdc
-from roentgen.metrics.diversity import repeats as duplicates
 from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
-from roentgen.metrics.memorisation import nearness as memorisation
+from roentgen.metrics.diversity.repeats import duplicates_within
+from roentgen.metrics.measure import Noticed
+from roentgen.metrics.measures import MEASURES
+from roentgen.metrics.memorisation.authenticity import authenticity
+from roentgen.metrics.memorisation.copies import near_duplicates
+from roentgen.metrics.memorisation.nearness import nearer_to_train
 
 Floats = NDArray[np.float64]
 Rows = Callable[[Sample, World], Floats]
@@ -53,15 +56,13 @@ def right_side(s: Sample, w: World) -> float:
 
 
 def nearer(s: Sample, w: World) -> float:
-    found = memorisation.nearer_to_train(
-        s.features, w.train.features, w.real.features, subsets=5, resamples=1, seed=w.seed
-    )
+    found = nearer_to_train(s.features, w.train.features, w.real.features, subsets=5, resamples=1, seed=w.seed)
     return found.share
 
 
 def authentic_rows(s: Sample, w: World) -> Floats:
     """1 where a row is authentic (N,)."""
-    found = memorisation.authenticity(s.features, w.train.features, train_groups=w.train.patients, resamples=1)
+    found = authenticity(s.features, w.train.features, train_groups=w.train.patients, resamples=1)
     return np.asarray(found["details"]["authentic"])
 
 
@@ -76,11 +77,11 @@ def train_in_space(space: str, w: World) -> NDArray[np.floating]:
 
 def copied(space: str, s: Sample, w: World) -> float:
     queries, unseen = in_space(space, s), in_space(space, w.real)
-    return float(memorisation.near_duplicates(queries, train_in_space(space, w), unseen, listed=0)["value"])
+    return float(near_duplicates(queries, train_in_space(space, w), unseen, listed=0)["value"])
 
 
 def repeated(s: Sample, w: World) -> float:
-    found = duplicates.duplicates_within(
+    found = duplicates_within(
         s.features,
         s.hashes,
         w.real.features,
@@ -106,9 +107,12 @@ def mean_of(rows: Rows, s: Sample, w: World) -> float:
     return sharpness.mean_of_known(rows(s, w))
 
 
+Value = Callable[[Sample, World], float]
+
+
 @dataclass(frozen=True)
 class Metric:
-    """``claims``: damages that the metric is said to measure. ``worse``: 1 where higher is worse, else -1.
+    """``about``: what the registry of measures says of it; ``key``: stem of its result file.
 
     noise: "halves" compares halves of undamaged images with each other ("lookup": the same, from distances to train
     that are measured once); "patients" draws patients with replacement, for what depends on one set alone (halves of
@@ -117,41 +121,44 @@ class Metric:
     """
 
     key: str
-    title: str
-    value: Callable[[Sample, World], float]
-    worse: int
-    digits: int
-    claims: tuple[str, ...]
-    noise: str = "halves"
+    about: Noticed
+    value: Value
+    noise: str
     rows: Rows | None = None
 
 
-def by_rows(key: str, title: str, rows: Rows, worse: int, digits: int, claims: tuple[str, ...]) -> Metric:
-    """A metric that is the mean of ``rows`` over images."""
-    return Metric(key, title, partial(mean_of, rows), worse, digits, claims, "rows", rows)
+VALUES: dict[str, tuple[Value, str]] = {
+    "fid": (fid, "halves"),
+    "kid": (kid, "halves"),
+    "precision": (partial(manifold, "precision"), "halves"),
+    "recall": (partial(manifold, "recall"), "halves"),
+    "density": (partial(manifold, "density"), "halves"),
+    "coverage": (partial(manifold, "coverage"), "halves"),
+    "ms_ssim_within": (partial(alike, "same_kind"), "pairs"),
+    "ms_ssim_across": (partial(alike, "other_kind"), "pairs"),
+    "repeats": (repeated, "halves"),
+    "auroc": (adherence, "patients"),
+    "laterality": (right_side, "patients"),
+    "nearer": (nearer, "lookup"),
+    "copies_features": (partial(copied, "features"), "lookup"),
+    "copies_pixels": (partial(copied, "pixels"), "lookup"),
+}
+"""Each metric as a number of a sample and the world, and how its noise is found."""
+ROWS: dict[str, Rows] = {
+    "authpct": authentic_rows,
+    "detail": lambda s, w: sharpness_rows(s)[sharpness.DETAIL_SHARE],
+    "coherence": lambda s, w: sharpness_rows(s)[sharpness.COHERENCE],
+}
+"""Metrics that are means over images, as values of the images."""
 
 
-METRICS = (
-    Metric("fid", "FID", fid, 1, 1, (*LOOKS, COLLAPSE)),
-    Metric("kid", f"KID x {KID_UNIT}", kid, 1, 1, (*LOOKS, COLLAPSE)),
-    Metric("precision", "precision", partial(manifold, "precision"), -1, 2, LOOKS),
-    Metric("recall", "recall", partial(manifold, "recall"), -1, 2, (COLLAPSE, ONE_KIND)),
-    Metric("density", "density", partial(manifold, "density"), -1, 2, LOOKS),
-    Metric("coverage", "coverage", partial(manifold, "coverage"), -1, 2, (COLLAPSE, ONE_KIND)),
-    Metric("ms_ssim_within", "MS-SSIM, one kind", partial(alike, "same_kind"), 1, 3, (ONE_KIND, COLLAPSE), "pairs"),
-    Metric("ms_ssim_across", "MS-SSIM, all kinds", partial(alike, "other_kind"), 1, 3, (COLLAPSE,), "pairs"),
-    Metric("repeats", "near-duplicates within", repeated, 1, 3, (COLLAPSE, ONE_KIND)),
-    Metric("auroc", "AUROC", adherence, -1, 3, (LABELS,), "patients"),
-    Metric("laterality", "right side", right_side, -1, 3, (FLIP,), "patients"),
-    Metric("nearer", "nearer to train", nearer, 1, 3, ALL_COPIES, "lookup"),
-    by_rows("authpct", "AuthPct (share)", authentic_rows, -1, 3, ALL_COPIES),
-    Metric(
-        "copies_features", "near-duplicates of train, features", partial(copied, "features"), 1, 3, ALL_COPIES, "lookup"
-    ),
-    Metric("copies_pixels", "near-duplicates of train, pixels", partial(copied, "pixels"), 1, 3, ALL_COPIES, "lookup"),
-    by_rows("detail", "detail", lambda s, w: sharpness_rows(s)[sharpness.DETAIL_SHARE], -1, 4, (BLUR,)),
-    by_rows("coherence", "coherence", lambda s, w: sharpness_rows(s)[sharpness.COHERENCE], -1, 3, (NOISE,)),
-)
+def _metric(key: str, about: Noticed) -> Metric:
+    if key in ROWS:
+        return Metric(key, about, partial(mean_of, ROWS[key]), "rows", ROWS[key])
+    return Metric(key, about, *VALUES[key])
 
+
+METRICS = tuple(_metric(key, about) for measure in MEASURES.values() for key, about in measure.noticed.items())
+"""Every measure that says what it notices, in the order of the report."""
 BOUNDS = {"fid": (0.0, np.inf), "kid": (-np.inf, np.inf), "density": (0.0, np.inf)}
 """What a metric can be at all, where that is not 0 to 1."""

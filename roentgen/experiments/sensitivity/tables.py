@@ -8,9 +8,12 @@ from typing import Any
 
 from roentgen.errors import UserError
 from roentgen.experiments.sensitivity.scores import METRICS
-from roentgen.metrics.memorisation import nearness as memorisation
+from roentgen.metrics.memorisation.copies import QUANTILE
 from roentgen.metrics.report.tables import table
 from roentgen.metrics.result import read_result
+
+COLUMNS = 6
+"""Metrics in one table, so that it fits on a page."""
 
 
 def report(folder: Path) -> str:
@@ -28,14 +31,12 @@ def report(folder: Path) -> str:
         f"{details['train']} training images; features and scores: {fid_result['extractor']}. Bold: outside the range "
         "of undamaged images (second row) to the worse side. A dagger: outside it to the better side, so the metric "
         "praises the damage.",
-        _table(results, kinds[:6]),
-        _table(results, kinds[6:11]),
-        _table(results, kinds[11:]),
+        *(_table(results, kinds[start : start + COLUMNS]) for start in range(0, len(kinds), COLUMNS)),
         "Kinds are findings and view. What each metric notices, and from which dose on: first of what it is said to "
         "measure, then besides. The range of undamaged images is a 95 % one, so a few entries are there by chance.",
         _claims_table(results),
         f"Recall of the search for near-duplicates on {planted['n']} planted copies of each kind (the threshold flags "
-        f"{memorisation.QUANTILE:.0%} of {planted['details']['unseen']} unseen real images):",
+        f"{QUANTILE:.0%} of {planted['details']['unseen']} unseen real images):",
         _planted_table(planted),
         *dict.fromkeys(f"Note, {r['details']['title']}: {w}." for r in results.values() for w in r["warnings"]),
         f"Made by `{fid_result['command']}`.",

@@ -9,121 +9,21 @@ Thresholds are fitted on one set and applied to others; nothing here fits and sc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics.adherence.auroc import MIN_CASES
-from roentgen.metrics.adherence.laterality import wilson_interval
-from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
+from roentgen.metrics.adherence.scored import ScoredImages, judged
+from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, measure
+from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval, wilson_interval
+
+if TYPE_CHECKING:
+    from roentgen.metrics.extractors import Extractor
 
 Floats = NDArray[np.float64]
-
-METHODS = ("prevalence", "f1")
 BINS = 10
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Score from which ``finding`` counts as called; NaN with fewer than ``MIN_CASES`` positives or negatives.
-
-    f1, called, prevalence: on the images that it was fitted on, where F1 is too good by construction.
-    """
-
-    finding: str
-    threshold: float
-    method: str
-    f1: float
-    called: float
-    prevalence: float
-    positives: int
-    negatives: int
-
-
-def weighted_f1(called: NDArray[np.bool_], labels: Floats, weights: Floats) -> Floats:
-    """F1 (B,) of ``called`` (N,) for ``labels`` (N,) in {0, 1} under B sets of ``weights`` (B, N).
-
-    2 TP / (2 TP + FP + FN): 0 where nothing is both called and there, NaN where there is neither.
-    """
-    if called.shape != labels.shape or weights.shape[1:] != labels.shape:
-        raise ValueError(f"shapes differ: {called.shape}, {labels.shape}, weights {weights.shape}")
-    if not np.isin(labels, (0, 1)).all():
-        raise ValueError("labels must be 0 or 1")
-    hits = weights @ (called * labels)
-    wrong = weights @ (called != labels).astype(np.float64)
-    below = 2 * hits + wrong
-    return np.asarray(np.divide(2 * hits, below, out=np.full(len(weights), np.nan), where=below > 0))
-
-
-def f1_score(called: NDArray[np.bool_], labels: Floats) -> float:
-    """F1 of ``called`` (N,) for ``labels`` (N,) in {0, 1}; see ``weighted_f1``."""
-    return float(weighted_f1(called, labels, np.ones((1, len(labels))))[0])
-
-
-def best_f1_threshold(scores: Floats, labels: Floats) -> float:
-    """The threshold with the highest F1, halfway between two scores; of equals the highest, which calls fewest.
-
-    ``scores`` (N,) finite, ``labels`` (N,) in {0, 1} with at least one positive.
-    """
-    order = np.argsort(-scores, kind="stable")
-    ranked, truth = scores[order], labels[order]
-    if not truth.sum() > 0:
-        raise ValueError("no positive to find a threshold for")
-    hits, called = np.cumsum(truth), np.arange(1, len(truth) + 1)
-    f1 = 2 * hits / (called + truth.sum())
-    ends = np.append(np.diff(ranked) < 0, True)  # equal scores are called together
-    last = int(np.argmax(np.where(ends, f1, -1.0)))
-    return _cut(ranked, last)
-
-
-def prevalence_threshold(scores: Floats, labels: Floats) -> float:
-    """The threshold that calls as many of ``scores`` (N,) as ``labels`` (N,) are positive, as nearly as ties allow."""
-    ranked = np.sort(scores)[::-1]
-    wanted = round(float(labels.sum()))
-    if wanted < 1:
-        raise ValueError("no positive to find a threshold for")
-    ends = np.flatnonzero(np.append(np.diff(ranked) < 0, True))
-    return _cut(ranked, int(ends[np.argmin(np.abs(ends + 1 - wanted))]))
-
-
-def _cut(ranked: Floats, last: int) -> float:
-    """Halfway below falling score number ``last``; below all of them if it is the last."""
-    if last + 1 == len(ranked):
-        return float(ranked[last])
-    middle = (ranked[last] + ranked[last + 1]) / 2
-    return float(middle if ranked[last + 1] < middle <= ranked[last] else ranked[last])
-
-
-def calibrate(
-    scores: Floats, labels: Floats, findings: Sequence[str], *, method: str = "prevalence", min_cases: int = MIN_CASES
-) -> list[Threshold]:
-    """One threshold a finding from real validation ``scores`` (N, F) and ``labels`` (N, F) in {0, 1, NaN = unknown}.
-
-    Raises:
-        ValueError: unknown method, shapes that differ, scores that are not finite.
-    """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r}: choose one of {', '.join(METHODS)}")
-    if scores.shape != labels.shape or scores.shape[1] != len(findings):
-        raise ValueError(f"shapes differ: {scores.shape}, {labels.shape}, {len(findings)} findings")
-    if not np.isfinite(scores).all():
-        raise ValueError("scores hold NaN or infinity")
-    fit = best_f1_threshold if method == "f1" else prevalence_threshold
-    rows = []
-    for column, finding in enumerate(findings):
-        known = np.isfinite(labels[:, column])
-        score, truth = scores[known, column].astype(np.float64), labels[known, column]
-        positives = int(truth.sum())
-        negatives = len(truth) - positives
-        threshold = f1 = called = float("nan")
-        if min(positives, negatives) >= min_cases:
-            threshold = fit(score, truth)
-            f1, called = f1_score(score >= threshold, truth), float((score >= threshold).mean())
-        prevalence = positives / len(truth) if len(truth) else float("nan")
-        rows.append(Threshold(finding, threshold, method, f1, called, prevalence, positives, negatives))
-    return rows
 
 
 def reliability_curve(scores: Floats, labels: Floats, *, bins: int = BINS) -> list[dict[str, Any]]:
@@ -264,3 +164,44 @@ def _shifted_interval(draws: Floats, value: float) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = percentile_interval(known - known.mean() + value)
     return max(low, 0.0), max(high, 0.0)
+
+
+@measure(
+    "calibration",
+    "Calibration error (ECE), macro",
+    suite="quick",
+    better="as real",
+    output="probabilities",
+    each_extractor=True,
+    by_finding=ByFinding("Calibration error by finding", "expected calibration error (0 is perfect)"),
+)
+def measure_calibration(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    """Calibration error of the classifier's probabilities for what the prompts say, beside real images."""
+    mine, theirs, findings = judged(inputs, extractor)
+    options: dict[str, Any] = {"resamples": inputs.resamples, "seed": inputs.seed}
+    found = calibration(mine.scores, mine.labels, findings, mine.groups, **options)
+    rows = found["details"]["findings"]
+    if not rows:
+        raise Unavailable("no finding has enough prompts with and without it")
+    real = calibration(theirs.scores, theirs.labels, findings, theirs.groups, **options)
+    of_real = {row["finding"]: row for row in real["details"]["findings"]}
+    for row in rows:
+        if other := of_real.get(row["finding"]):
+            row["ceiling"] = {key: other[key] for key in ("value", "ci", "n")}
+    common = [row["finding"] for row in rows if "ceiling" in row]
+    found["details"]["reliability"] = {"generated": reliability(mine), "real": reliability(theirs)}
+    more: dict[str, Any] = {}
+    if common:
+        columns = [findings.index(name) for name in common]
+        ceiling = calibration(theirs.scores[:, columns], theirs.labels[:, columns], common, theirs.groups, **options)
+        words = f"real images, {len(common)} findings"
+        more["ceiling"] = {key: ceiling[key] for key in ("value", "ci", "n")} | {"what": words}
+    floor = calibrated_error(mine.scores, mine.labels, [row["finding"] for row in rows], findings, **options)
+    floor["what"] = "labels drawn from the probabilities themselves"
+    return Result.of(found, floor=floor, notes=inputs.notes, **more)
+
+
+def reliability(images: ScoredImages) -> list[dict[str, Any]]:
+    """Reliability curve over all findings together."""
+    known = np.isfinite(images.labels)
+    return reliability_curve(images.scores[known], images.labels[known])

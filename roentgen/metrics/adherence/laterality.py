@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import pandas as pd
+from numpy.typing import NDArray
 
+from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.metrics.adherence.auroc import auroc
+from roentgen.metrics.measure import FLIP, ByFinding, EvaluationInputs, Floats, Noticed, Result, Unavailable, measure
+from roentgen.metrics.statistics import clustered_wilson
+
+if TYPE_CHECKING:
+    from roentgen.metrics.extractors import Extractor
+    from roentgen.metrics.image_set import ImageSet
 
 RIGHT, LEFT = 0, 1  # last axis of Classifier.predict_sides: the patient's right first, as on the film
-
 # Rows of the image (as shares of its height) in which a finding changes the lateral third of its lung, and
 # the direction: fluid and opacity are white, air is black.
 REGIONS: dict[str, tuple[float, float, float]] = {
@@ -36,43 +44,6 @@ class SideAccuracy:
     left: float
     right: float
     auroc: float
-
-
-def wilson_interval(successes: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927); (nan, nan) for n = 0. An effective ``n`` need not be whole."""
-    if not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes in {n} trials")
-    if n == 0:
-        return float("nan"), float("nan")
-    share, z2 = successes / n, z * z
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def clustered_wilson(right: ArrayLike, asked: ArrayLike, groups: Sequence[object]) -> tuple[float, float]:
-    """95 % interval of sum(right) / sum(asked), both (N,), where what belongs to one of ``groups`` (N,) may be alike.
-
-    Wilson's at the effective number of independent trials: the one at which a proportion would vary as the ratio does
-    over the groups (Korn & Graubard 1998), never more than the trials, never fewer than if all trials of a group were
-    one. Where all are right or all wrong nothing tells how alike they are, and the latter is taken. So it is never of
-    no width, as a bootstrap's is there.
-    """
-    hits, trials = np.asarray(right, dtype=np.float64), np.asarray(asked, dtype=np.float64)
-    if not len(hits) == len(trials) == len(groups) or (hits < 0).any() or (hits > trials).any():
-        raise ValueError("right must lie between 0 and asked, one of each and one group an item")
-    _, index = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
-    s, m = np.bincount(index, weights=hits), np.bincount(index, weights=trials)
-    s, m = s[m > 0], m[m > 0]
-    total = float(m.sum())
-    if total == 0:
-        return float("nan"), float("nan")
-    share = float(s.sum()) / total
-    effective = least = total * total / float((m * m).sum())
-    if 0 < share < 1 and len(m) > 1:
-        variance = len(m) / (len(m) - 1) * float(((s - share * m) ** 2).sum()) / total**2
-        effective = total if variance == 0 else min(total, max(least, share * (1 - share) / variance))
-    return wilson_interval(share * effective, effective)
 
 
 def side_accuracy(
@@ -121,3 +92,114 @@ def brightness_asymmetry(images: NDArray[np.uint8], finding: str) -> NDArray[np.
     on_right = images[:, rows, :third].mean(axis=(1, 2), dtype=np.float64)
     on_left = images[:, rows, width - third :].mean(axis=(1, 2), dtype=np.float64)
     return sign * (on_left - on_right)
+
+
+def side_adherence(
+    leftness: Floats,
+    sides: Sequence[Sequence[str]] | NDArray[np.str_],
+    findings: Sequence[str],
+    groups: Sequence[object],
+    *,
+    real: tuple[Floats, Sequence[Sequence[str]] | NDArray[np.str_]] | None = None,
+    real_groups: Sequence[object] | None = None,
+) -> dict[str, Any]:
+    """Share of findings that are on the side their prompt asks for; 0.5 by chance.
+
+    Args:
+        leftness: (N, F) left less right for the classifier, above 0 for the patient's left.
+        sides: (N, F) "left", "right", or anything else ("bilateral", "") where there is nothing to tell apart.
+        findings: names of the columns.
+        groups: (N,) prompt or patient, for the intervals (``laterality.clustered_wilson``; a bootstrap would give no
+            width where all are right).
+        real, real_groups: leftness and sides of real images, the ceiling, and their patients.
+    """
+    table = _sides(leftness, sides, findings)
+    entries = _side_rows(leftness, table, findings, groups)
+    told = np.where(table == "left", leftness > 0, leftness < 0)
+    asked = np.isin(table, ("left", "right"))
+    right, n = (told & asked).sum(axis=1).astype(np.float64), asked.sum(axis=1).astype(np.float64)
+    details: dict[str, Any] = {"chance": 0.5, "findings": entries}
+    if real is not None:
+        others = range(len(real[0])) if real_groups is None else real_groups
+        details["real"] = _side_rows(real[0], _sides(real[0], real[1], findings), findings, others)
+    return {
+        "value": float(right.sum() / n.sum()) if n.sum() else float("nan"),
+        "ci": clustered_wilson(right, n, groups),
+        "ci_method": "95 % Wilson at the effective number of independent findings, by patient or prompt",
+        "n": int(n.sum()),
+        "warnings": [] if n.sum() >= 50 else [f"{int(n.sum())} findings with a side: use at least 50"],
+        "details": details,
+    }
+
+
+def _sides(leftness: Floats, sides: Any, findings: Sequence[str]) -> NDArray[np.str_]:
+    table = np.asarray(sides, dtype=np.str_)
+    if leftness.ndim != 2 or table.shape != leftness.shape or leftness.shape[1] != len(findings):
+        raise ValueError(f"shapes differ: {leftness.shape}, {table.shape}, {len(findings)} findings")
+    return table
+
+
+def _side_rows(
+    leftness: Floats, table: NDArray[np.str_], findings: Sequence[str], groups: Sequence[object]
+) -> list[dict[str, Any]]:
+    entries = []
+    for column, finding in enumerate(findings):
+        rows = np.isin(table[:, column], ("left", "right"))
+        if rows.any():
+            accuracy = side_accuracy(
+                leftness[rows, column],
+                table[rows, column].tolist(),
+                groups=[group for group, chosen in zip(groups, rows, strict=True) if chosen],
+            )
+            entries.append({"finding": finding, **dataclasses.asdict(accuracy)})
+    return entries
+
+
+@measure(
+    "laterality",
+    "Left and right told apart",
+    suite="quick",
+    better="higher",
+    unit="share",
+    output="sides",
+    by_finding=ByFinding("Left and right by finding", "share on the side that the prompt asks for", 0.5),
+    noticed={"laterality": Noticed("right side", 3, -1, (FLIP,))},
+)
+def measure_laterality(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    """Left and right told apart by the classifier, over the findings that prompts give a side."""
+
+    def see(images: ImageSet, name: str) -> tuple[Floats, NDArray[np.str_]]:
+        both = inputs.of(name, extractor, "sides").astype(np.float64)
+        sides = [
+            images.table.get(finding + SIDE_SUFFIX, pd.Series("", index=images.table.index)).tolist()
+            for finding in extractor.findings
+        ]
+        return both[..., LEFT] - both[..., RIGHT], np.array(sides).T
+
+    leftness, sides = see(inputs.synthetic, "synthetic")
+    real_leftness, real_sides = see(inputs.real, "real")
+    if not np.isin(sides, ("left", "right")).any():
+        raise Unavailable("no prompt gives a finding a side (left or right)")
+    found = side_adherence(
+        leftness,
+        sides,
+        extractor.findings,
+        inputs.bootstrap_groups,
+        real=(real_leftness, real_sides),
+        real_groups=inputs.real.patients,
+    )
+    details = found["details"]
+
+    def renamed(row: dict[str, Any]) -> dict[str, Any]:
+        return {"finding": row["finding"], "value": row["accuracy"], **{k: row[k] for k in ("ci", "n", "auroc")}}
+
+    real_rows = {row["finding"]: renamed(row) for row in details.pop("real")}
+    details["findings"] = [renamed(row) | {"ceiling": real_rows.get(row["finding"])} for row in details["findings"]]
+    known = np.isin(real_sides, ("left", "right"))
+    whole = side_accuracy(
+        real_leftness[known],
+        real_sides[known].tolist(),
+        groups=[inputs.real.patients[row] for row in np.nonzero(known)[0]],
+    )
+    ceiling = {"value": whole.accuracy, "ci": whole.ci, "n": whole.n, "what": "real images"}
+    return Result.of(found, floor={"value": 0.5, "what": "by chance"}, ceiling=ceiling)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.bootstrap import cluster_weights, percentile_interval
+from roentgen.metrics.statistics import cluster_weights, percentile_interval
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
+from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval
 
 Floats = NDArray[np.float64]
 SUBSETS = 100

@@ -18,8 +18,40 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from roentgen.metrics.diversity.grouping import (
+    FEW,
+    PAIRS,
+    PER_PROMPT,
+    diversity_result,
+    groups_of,
+    kind_keys,
+    over_groups,
+    over_pairs,
+    pairs_across,
+)
+from roentgen.metrics.image_set import ImageSet, look
+from roentgen.metrics.measure import (
+    COLLAPSE,
+    ONE_KIND,
+    PIXELS,
+    EvaluationInputs,
+    Noticed,
+    Result,
+    Unavailable,
+    by_pixels,
+    measure,
+    one_seed,
+    pixels,
+    prompt_keys,
+)
+from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from roentgen.metrics.extractors import Extractor
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 MIN_SIDE = 176
 """An 11 x 11 window at the fifth scale, a sixteenth of the size (Wang, Simoncelli & Bovik 2003)."""
@@ -111,3 +143,143 @@ def _blur(x: Tensor) -> Tensor:
     window = torch.exp(-(place**2) / (2 * SIGMA**2))
     window = window / window.sum()
     return F.conv2d(F.conv2d(x, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+
+
+def ms_ssim_diversity(
+    images: NDArray[np.uint8],
+    keys: Sequence[Hashable],
+    *,
+    real: tuple[NDArray[np.uint8], Sequence[Hashable], Sequence[object]] | None = None,
+    size: int = PER_PROMPT,
+    groups: int | None = None,
+    pairs: int = PAIRS,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> dict[str, Any]:
+    """MS-SSIM within a prompt (the value) and across prompts, beside real images.
+
+    Args:
+        images: uint8 (N, H, W) of at least 176 pixels.
+        keys: (N,) prompt of each image.
+        real: images (of the same size), what stands for their prompt (labels and view), patients.
+        size: images a prompt.
+        groups: prompts at most; None: all that have ``size`` images.
+        pairs: pairs across prompts.
+        resamples: of the bootstrap over prompts.
+        seed: of every choice.
+        batch_size: pairs at a time.
+
+    Returns:
+        The metric's dictionary; ``details`` has ``within`` (with the standard deviation over prompts) and ``across``,
+        and for real images ``real_within`` and ``real_across``.
+    """
+    if real is not None and real[0].shape[1:] != images.shape[1:]:
+        raise ValueError(f"real images must have the size of the others: {real[0].shape[1:]} and {images.shape[1:]}")
+    details: dict[str, Any] = {"edges": "valid, as pytorch-msssim and the paper have it (torchmetrics mirrors)"}
+    warnings: list[str] = []
+    sets = {"": (images, keys, None)} | ({} if real is None else {"real_": real})
+    for prefix, (grey, names, apart) in sets.items():
+        chosen = groups_of(names, size=size, apart=apart, most=groups, seed=seed)
+        if not len(chosen):
+            raise ValueError(f"no prompt has {size} {prefix.rstrip('_') or 'generated'} images")
+        if len(chosen) < FEW:
+            warnings.append(f"{prefix}within: {len(chosen)} prompts: use at least {FEW}")
+        values = within_group_ms_ssim(grey[chosen], batch_size=batch_size)
+        owner = [names[group[0]] for group in chosen]
+        details[f"{prefix}within"] = over_groups(values, owner, resamples, seed)
+        apart_pairs = pairs_across(names, pairs=pairs, seed=seed)
+        likeness = pair_ms_ssim(grey, apart_pairs, batch_size=batch_size)
+        details[f"{prefix}across"] = over_pairs(likeness, apart_pairs, names, resamples, seed)
+    return diversity_result(details, warnings, resamples)
+
+
+ACROSS = 400
+"""Pairs of different prompts."""
+GROUPS = 100
+"""Prompts at most for MS-SSIM within a prompt."""
+
+
+def common_size(inputs: EvaluationInputs) -> int:
+    """Side at which generated and real images are compared by pixels: theirs, at most ``PIXELS``."""
+    sides = [min(look(path)[0]) for path in inputs.synthetic.paths[:8]]
+    size = min(PIXELS, *sides)
+    if size < MIN_SIDE:
+        raise Unavailable(f"MS-SSIM needs images of at least {MIN_SIDE} pixels, these have {size}")
+    return size
+
+
+@measure(
+    "ms_ssim_within",
+    "MS-SSIM within a prompt",
+    suite="quick",
+    better="as real",
+    output="",
+    judge=by_pixels,
+    noticed={"ms_ssim_within": Noticed("MS-SSIM, one kind", 3, 1, (ONE_KIND, COLLAPSE))},
+)
+def measure_ms_ssim_within(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    """MS-SSIM of four images a prompt, beside four real images of other people with the same findings and view."""
+    size = common_size(inputs)
+    sets = []
+    for images, keys, apart in (
+        (inputs.synthetic, prompt_keys(inputs.synthetic), None),
+        (inputs.real, kind_keys(inputs.real), inputs.real.patients),
+    ):
+        chosen = groups_of(keys, apart=apart, most=GROUPS, seed=inputs.seed).ravel()
+        if not len(chosen) and images is inputs.synthetic:
+            raise Unavailable(f"no prompt has {PER_PROMPT} images; generate them with --num-images 4")
+        sets.append(
+            (pixels(images, chosen, size), [keys[row] for row in chosen], [images.patients[row] for row in chosen])
+        )
+    (mine, prompts, _), (real, kinds, patients) = sets
+    found = ms_ssim_diversity(
+        mine,
+        prompts,
+        real=(real, kinds, patients) if len(real) else None,
+        pairs=1,
+        resamples=inputs.resamples,
+        seed=inputs.seed,
+    )
+    more: dict[str, Any] = {}
+    if len(real):
+        more["ceiling"] = {**found["details"]["real_within"], "what": "real images of the same findings and view"}
+    return Result.of(found, details={"size": size, "sd_over_prompts": found["details"]["within"]["sd"]}, **more)
+
+
+@measure(
+    "ms_ssim_across",
+    "MS-SSIM across prompts",
+    suite="quick",
+    better="as real",
+    output="",
+    judge=by_pixels,
+    noticed={"ms_ssim_across": Noticed("MS-SSIM, all kinds", 3, 1, (COLLAPSE,))},
+)
+def measure_ms_ssim_across(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    """MS-SSIM of pairs of different prompts, beside pairs of real images of different patients."""
+    size = common_size(inputs)
+
+    def likeness(images: ImageSet, keys: Sequence[Hashable]) -> dict[str, Any]:
+        pairs = pairs_across(keys, pairs=ACROSS, seed=inputs.seed)
+        if not len(pairs):
+            raise Unavailable("all images have the same prompt")
+        rows, index = np.unique(pairs, return_inverse=True)
+        values = pair_ms_ssim(pixels(images, rows, size), index.reshape(-1, 2))
+        # In the bootstrap over keys a pair counts as often as both of its keys were drawn together.
+        weights = cluster_weights(keys, inputs.resamples, inputs.seed)
+        both = weights[:, pairs[:, 0]] * weights[:, pairs[:, 1]]
+        total = both.sum(axis=1)
+        draws = np.divide(both @ values, total, out=np.full(len(total), np.nan), where=total > 0)
+        return {"value": float(values.mean()), "ci": percentile_interval(draws), "n": len(values)}
+
+    keys = [
+        key or path for key, path in zip(prompt_keys(inputs.synthetic), inputs.synthetic.table["image"], strict=True)
+    ]
+    return Result(
+        **likeness(inputs.synthetic, keys),
+        ci_method=f"95 % percentile, bootstrap over prompts, {inputs.resamples} resamples; n counts pairs",
+        ceiling={**likeness(inputs.real, inputs.real.patients), "what": "real images of different patients"},
+        notes=one_seed(inputs),
+        details={"size": size},
+    )

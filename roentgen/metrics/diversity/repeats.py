@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from roentgen.metrics.memorisation.nearness import QUANTILE, Groups
+from roentgen.images import read_image
+from roentgen.metrics.measure import COLLAPSE, ONE_KIND, EvaluationInputs, Noticed, Result, measure, one_seed
+from roentgen.metrics.memorisation.copies import QUANTILE
 from roentgen.metrics.neighbours import MEMORY, Ints, nearest
+
+if TYPE_CHECKING:
+    from roentgen.metrics.extractors import Extractor
+    from roentgen.metrics.statistics import Groups
 
 SIDE = 16
 """A difference hash has ``SIDE`` x ``SIDE`` bits; 8 x 8 tells photographs apart, not radiographs."""
-
 EXACT = 1e-4
 """Distance, as a share of the threshold, that two passes of one image through a network may differ by."""
 
@@ -180,3 +186,38 @@ def duplicates_within(
             ],
         },
     }
+
+
+@measure(
+    "repeats",
+    "Repeats among generated images",
+    suite="standard",
+    better="lower",
+    unit="share",
+    noticed={"repeats": Noticed("near-duplicates within", 3, 1, (COLLAPSE, ONE_KIND))},
+)
+def measure_repeats(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    """Share of generated images that have a near-duplicate among the generated ones."""
+    hashes = [
+        difference_hash([read_image(path) for path in images.paths]) for images in (inputs.synthetic, inputs.real)
+    ]
+    found = duplicates_within(
+        inputs.of("synthetic", extractor),
+        hashes[0],
+        inputs.of("real", extractor),
+        hashes[1],
+        real_groups=inputs.real.patients,
+    )
+    real = duplicates_within(
+        inputs.of("real", extractor),
+        hashes[1],
+        inputs.of("real", extractor),
+        hashes[1],
+        groups=inputs.real.patients,
+        real_groups=inputs.real.patients,
+    )
+    names = [Path(image).name for image in inputs.synthetic.table["image"]]
+    for pair in found["details"]["pairs"]:
+        pair |= {"first_image": names[pair["first"]], "second_image": names[pair["second"]]}
+    floor = {"value": real["value"], "n": real["n"], "what": "real images among themselves"}
+    return Result.of(found, floor=floor, notes=one_seed(inputs))

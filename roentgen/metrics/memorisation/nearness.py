@@ -7,23 +7,23 @@ images of the same kind stay hidden, so ``planted_recall`` belongs beside every 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.adherence.laterality import wilson_interval
-from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, mean_interval, percentile_interval
-from roentgen.metrics.neighbours import Floats, Ints, blocks, nearest
+from roentgen.metrics import neighbours
+from roentgen.metrics.measure import ALL_COPIES, EvaluationInputs, Floats, Noticed, Result, measure
+from roentgen.metrics.neighbours import Ints, blocks, nearest
+from roentgen.metrics.statistics import RESAMPLES, cluster_weights, mean_interval, percentile_interval
+
+if TYPE_CHECKING:
+    from roentgen.metrics.extractors import Extractor
 
 Groups = Sequence[object] | NDArray[np.generic]
-
-QUANTILE = 0.01
-"""Share of unseen real images that the threshold of a near-duplicate flags."""
 FEW = 100
 """Below this many images a share is too rough to say more than "all" or "none"."""
 OFTEN = 10
@@ -174,7 +174,7 @@ def nearness(
     test_of = membership_test(
         queries, train, test, train_groups=train_groups, test_groups=test_groups, resamples=resamples, seed=seed
     )
-    warnings = _few(found.n, "queries") + _few(found.pool, "unseen images")
+    warnings = rough_if_few(found.n, "queries") + rough_if_few(found.pool, "unseen images")
     if len(train) > 4 * len(test):
         warnings.append(
             f"train holds {len(train)} images and the unseen set {len(test)}: a copy counts only where its source is "
@@ -199,154 +199,10 @@ def nearness(
     }
 
 
-def authenticity(
-    queries: NDArray[np.floating],
-    train: NDArray[np.floating],
-    *,
-    unseen: NDArray[np.floating] | None = None,
-    groups: Groups | None = None,
-    train_groups: Groups | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """AuthPct as a share: ``queries`` that are farther from their nearest training image than that one from its own.
-
-    Alaa et al. 2022, section 4.3: a sample is authentic if d(query, r) > d(r, nearest other training item), r being
-    the query's nearest. Two images of one patient in train make r's own neighbour near and so a copy "authentic";
-    with ``train_groups`` (A,) the neighbour is one of another patient. The value rises with the spread of the model
-    and falls with the size of train, so it says something only beside ``unseen`` real images' value.
-    """
-    if len(queries) == 0 or len(train) < 2:
-        raise ValueError("authenticity needs a query and two training items")
-    own = np.arange(len(train)) if train_groups is None else _numbered(train_groups)
-
-    def shares(items: NDArray[np.floating]) -> Floats:
-        closest, distance = nearest(items, train)
-        sources, back = np.unique(closest[:, 0], return_inverse=True)
-        _, between = nearest(train[sources], train, without=own[sources], pool_groups=own)
-        return (distance[:, 0] > between[back, 0]).astype(np.float64)
-
-    authentic = shares(queries)
-    details: dict[str, Any] = {"authentic": authentic, "pool": len(train)}
-    if unseen is not None and len(unseen):
-        real = shares(unseen)
-        details["unseen"] = {
-            "value": float(real.mean()),
-            "ci": wilson_interval(int(real.sum()), len(real)),
-            "n": len(real),
-        }
-    return {
-        "value": float(authentic.mean()),
-        "ci": _interval(authentic, groups, resamples=resamples, seed=seed),
-        "ci_method": f"95 % percentile, bootstrap by {'image' if groups is None else 'patient'}, {resamples} resamples",
-        "n": len(queries),
-        "warnings": _few(len(queries), "queries"),
-        "details": details,
-    }
-
-
-def near_duplicate_threshold(
-    unseen: NDArray[np.floating], train: NDArray[np.floating], *, quantile: float = QUANTILE
-) -> float:
-    """Distance below which ``quantile`` of ``unseen`` real images (B, D) lie from their nearest training image."""
-    if not 0 < quantile < 1:
-        raise ValueError(f"quantile must be between 0 and 1, got {quantile}")
-    _, distance = nearest(unseen, train)
-    return float(np.quantile(distance[:, 0], quantile))
-
-
-def near_duplicates(
-    queries: NDArray[np.floating],
-    train: NDArray[np.floating],
-    unseen: NDArray[np.floating],
-    *,
-    quantile: float = QUANTILE,
-    views: int = 1,
-    listed: int = 50,
-) -> dict[str, Any]:
-    """Share of ``queries`` nearer to a training image than all but ``quantile`` of ``unseen`` real images are.
-
-    A model that memorises nothing is expected to have about ``quantile``; ``details["pairs"]`` holds the nearest
-    ``listed`` pairs, nearest first, (query, train, distance, whether below the threshold), for looking at. With
-    ``views`` V, ``train`` is (A * V, D), the rows of one image one after the other, as
-    ``neighbours.train_views`` gives them.
-    """
-    threshold = near_duplicate_threshold(unseen, train, quantile=quantile)
-    numbers, distance = nearest(queries, train)
-    order = np.argsort(distance[:, 0], kind="stable")
-    below = distance[:, 0] < threshold
-    count = int(below.sum())
-    warnings = _few(len(queries), "queries")
-    if quantile * len(unseen) < 1:
-        warnings.append(
-            f"{len(unseen)} unseen images cannot tell the {quantile:.1%} quantile: the threshold rests on the nearest "
-            f"of them; {math.ceil(1 / quantile)} or more are needed"
-        )
-    return {
-        "value": count / len(queries),
-        "ci": wilson_interval(count, len(queries)),
-        "ci_method": "95 % Wilson",
-        "n": len(queries),
-        "warnings": warnings,
-        "details": {
-            "expected": quantile,
-            "threshold": threshold,
-            "count": count,
-            "unseen": len(unseen),
-            "flagged": below,
-            "pairs": [
-                {
-                    "query": int(row),
-                    "train": int(numbers[row, 0]) // views,
-                    "distance": float(distance[row, 0]),
-                    "near_duplicate": bool(below[row]),
-                }
-                for row in order[:listed]
-            ],
-        },
-    }
-
-
-def planted_recall(
-    planted: Mapping[str, NDArray[np.floating]],
-    sources: Mapping[str, NDArray[np.integer]],
-    train: NDArray[np.floating],
-    *,
-    threshold: float,
-    views: int = 1,
-) -> dict[str, dict[str, Any]]:
-    """How many copies ``near_duplicates`` would find, by kind of copy (exact, cropped, blurred, brightness-shifted).
-
-    ``planted[kind]`` (K, D) are features of copies of the training items ``sources[kind]`` (K,), made with
-    ``damage.plant``. ``value`` is the share below ``threshold``; ``details["right_source"]`` the share that is and
-    whose nearest training item is the one copied, ``details["found"]`` (K,) which are. ``views`` as in
-    ``near_duplicates``.
-    """
-    result = {}
-    for kind, features in planted.items():
-        numbers, distance = nearest(features, train)
-        found = distance[:, 0] < threshold
-        right = found & (numbers[:, 0] // views == np.asarray(sources[kind]))
-        n = len(features)
-        result[kind] = {
-            "value": float(found.mean()),
-            "ci": wilson_interval(int(found.sum()), n),
-            "ci_method": "95 % Wilson",
-            "n": n,
-            "warnings": _few(n, "planted copies"),
-            "details": {
-                "right_source": float(right.mean()),
-                "median_distance": float(np.median(distance)),
-                "found": found,
-            },
-        }
-    return result
-
-
 def prompt_counts(prompts: Sequence[Hashable], training: Sequence[Hashable]) -> Ints:
     """How often each of ``prompts`` (N,) occurs among the prompts of ``training``.
 
-    Texts are compared without regard to case, punctuation at the end and white space; other things (sets of labels,
+    Texts are compared without regard to inputs, punctuation at the end and white space; other things (sets of labels,
     where each report is worded differently) as they are.
     """
     counted = Counter(_plain(prompt) for prompt in training)
@@ -383,14 +239,14 @@ def by_frequency(
                 "value": float("nan") if empty else float(np.mean(values[rows])),
                 "ci": (float("nan"), float("nan"))
                 if empty
-                else _interval(values[rows], names[rows], resamples=resamples, seed=seed),
+                else share_interval(values[rows], names[rows], resamples=resamples, seed=seed),
                 "n": len(rows),
             }
         )
     return result
 
 
-def _interval(values: Floats, groups: Groups | None, *, resamples: int, seed: int) -> tuple[float, float]:
+def share_interval(values: Floats, groups: Groups | None, *, resamples: int, seed: int) -> tuple[float, float]:
     return mean_interval(values, None if groups is None else list(groups), resamples=resamples, seed=seed)
 
 
@@ -398,9 +254,70 @@ def _plain(prompt: Hashable) -> Hashable:
     return " ".join(prompt.split()).rstrip(".").casefold() if isinstance(prompt, str) else prompt
 
 
-def _numbered(groups: Groups) -> Ints:
+def numbered(groups: Groups) -> Ints:
     return np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)[1].astype(np.int64)
 
 
-def _few(n: int, what: str) -> list[str]:
+def rough_if_few(n: int, what: str) -> list[str]:
     return [f"{n} {what}: fewer than {FEW}, the share is rough"] if n < FEW else []
+
+
+@measure(
+    "nearest",
+    "Nearer to training than to held-out",
+    suite="quick",
+    better="near 0.5",
+    unit="share",
+    each_extractor=True,
+    reads=("train",),
+    tested={
+        "distance to training": "Distance to the nearest training image",
+        "share nearer to training": "Share nearer to training",
+    },
+    noticed={"nearer": Noticed("nearer to train", 3, 1, ALL_COPIES)},
+)
+def measure_nearest(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    """Share of generated images nearer to training images than to as many unseen ones."""
+    train = inputs.training()
+    queries, seen, unseen = (inputs.of(name, extractor) for name in ("synthetic", "train", "real"))
+    found = nearness(
+        queries,
+        seen,
+        unseen,
+        groups=inputs.bootstrap_groups,
+        train_groups=train.patients,
+        test_groups=inputs.real.patients,
+        resamples=inputs.resamples,
+        seed=inputs.seed,
+    )
+    details = found["details"]
+    _, to_unseen = neighbours.nearest(queries, unseen)
+    _, real_to_train = neighbours.nearest(unseen, seen)
+    distances = {
+        "generated to training": details.pop("distance"),
+        "generated to held-out real": to_unseen[:, 0],
+        "held-out real to training": real_to_train[:, 0],
+    }
+    per_image = {
+        "nearest training row": details.pop("nearest_train"),
+        "distance to training": distances["generated to training"],
+        "share nearer to training": details.pop("nearer"),
+    }
+    counts = prompt_counts(inputs.synthetic.table["text"].tolist(), train.table["text"].tolist())
+    details["by_frequency"] = by_frequency(
+        per_image["share nearer to training"],
+        counts,
+        groups=inputs.bootstrap_groups,
+        resamples=inputs.resamples,
+        seed=inputs.seed,
+    )
+    details["histogram"] = histogram(distances)
+    return Result.of(found, floor={"value": 0.5, "what": "no difference"}, per_image=per_image)
+
+
+def histogram(values: Mapping[str, Floats], bins: int = 30) -> dict[str, Any]:
+    """Common edges (bins + 1,) from the least to the greatest, and for each set the per cent of it in each bin."""
+    every = np.concatenate(list(values.values()))
+    edges = np.linspace(every.min(), every.max() if every.max() > every.min() else every.min() + 1, bins + 1)
+    shares = {name: 100 * np.histogram(found, edges)[0] / len(found) for name, found in values.items()}
+    return {"edges": edges, "shares": shares, "unit": "Euclidean distance of features"}

@@ -6,22 +6,35 @@ first, as one that cannot tell real patients apart says nothing about generated 
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from roentgen.errors import UserError
+from roentgen.files import sha256
+from roentgen.images import read_image
 from roentgen.metrics.adherence.auroc import weighted_auroc
-from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
-from roentgen.metrics.memorisation.nearness import Groups
+from roentgen.metrics.measure import EvaluationInputs, Floats, Result, Unavailable, measure
 from roentgen.metrics.neighbours import Ints, nearest
+from roentgen.metrics.statistics import RESAMPLES, Groups, cluster_weights, percentile_interval
+
+if TYPE_CHECKING:
+    from roentgen.metrics.extractors import Extractor
+    from roentgen.metrics.image_set import ImageSet
 
 Images = Sequence[NDArray[np.uint8]]
 Siamese = Callable[[Images, Images], NDArray[np.floating]]
 """Scores (n,) of n pairs of grey uint8 images, higher for "same patient"; any scale."""
-
 POWER = 0.8
 """A siamese model below this AUROC on real pairs is too weak to find anything."""
 FALSE_ALARMS = 0.01
@@ -157,3 +170,145 @@ def reidentification(
             "different_pairs": len(d),
         },
     }
+
+
+@dataclass(frozen=True)
+class LoadedSiamese:
+    """``compare`` scores two lists of grey uint8 images; ``name`` as it was given, ``hash`` of the file with it."""
+
+    name: str
+    hash: str
+    compare: Siamese
+
+
+@lru_cache(maxsize=1)
+def load_siamese(name: str) -> LoadedSiamese:
+    """The function that ``name`` names, "FILE.py:FUNCTION" or "package.module:FUNCTION".
+
+    It takes two lists of n grey uint8 images (H, W) and gives n scores, higher for "same patient"; where it keeps its
+    weights is its own affair. The code is run, so name only what you trust.
+
+    Raises:
+        UserError: no such file, module or function, or one that cannot be imported.
+    """
+    place, colon, function = name.rpartition(":")
+    if not colon or not place or not function.isidentifier():
+        raise UserError(f"--siamese {name}: write FILE.py:FUNCTION or package.module:FUNCTION")
+    module = _from_file(Path(place), name) if place.endswith(".py") else _from_package(place, name)
+    compare = vars(module).get(function)
+    if not callable(compare):
+        raise UserError(f"--siamese {name}: {place} has no function {function}; check the name after the colon")
+    file = Path(module.__file__) if module.__file__ else None
+    digest = sha256(file.read_bytes())[:16] if file else "unknown"
+    short = Path(place).name if place.endswith(".py") else place
+    return LoadedSiamese(f"{short}:{function}", digest, compare)
+
+
+def _from_file(path: Path, name: str) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"--siamese {name}: there is no file {path}; check the path")
+    spec = importlib.util.spec_from_file_location("roentgen_siamese", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses in it look themselves up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # somebody else's code
+        raise UserError(
+            f"--siamese {name} cannot be imported ({type(error).__name__}: {error}); mend the file"
+        ) from error
+    return module
+
+
+def _from_package(place: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except Exception as error:  # somebody else's code
+        raise UserError(
+            f"--siamese {name} cannot be imported ({type(error).__name__}: {error}); install it, or name a .py file"
+        ) from error
+
+
+SIAMESE_PAIRS = 500
+"""Pairs of each kind that the siamese model sees, at most."""
+
+
+def by_siamese(inputs: EvaluationInputs) -> tuple[str, str]:
+    siamese = _siamese(inputs)
+    return f"siamese {siamese.name}, sha256 {siamese.hash}", "grey uint8 images as they are; the function's own chain"
+
+
+def _siamese(inputs: EvaluationInputs) -> LoadedSiamese:
+    if inputs.siamese is None:
+        raise Unavailable("no model that tells patients apart was given (--siamese FILE.py:FUNCTION)")
+    return load_siamese(inputs.siamese)
+
+
+@measure(
+    "reidentification",
+    "Re-identification, AUROC",
+    suite="full",
+    better="near floor",
+    reads=("train",),
+    judge=by_siamese,
+)
+def measure_reidentification(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    """Do generated images, each with its nearest training image, look like one patient to a siamese model?"""
+    train, siamese = inputs.training(), _siamese(inputs)
+    pool = inputs.of("train", extractor)
+    same, _ = patient_pairs(train.patients, count=SIAMESE_PAIRS, seed=inputs.seed)
+    if not len(same):
+        raise Unavailable(
+            "no patient of --train has two images, so the siamese model cannot be measured", bad_input=True
+        )
+    groups = inputs.bootstrap_groups
+
+    def nearest_scores(images: ImageSet, name: str) -> tuple[Floats, NDArray[np.int64]]:
+        rows = np.random.default_rng(inputs.seed).permutation(len(images))[:SIAMESE_PAIRS]
+        rows = np.sort(rows)
+        near = nearest_pairs(inputs.of(name, extractor)[rows], pool)
+        return siamese_scores(siamese, images, train, np.column_stack([rows, near[:, 1]])), rows
+
+    generated, rows = nearest_scores(inputs.synthetic, "synthetic")
+    strangers, unseen = nearest_scores(inputs.real, "real")
+    found = reidentification(
+        generated,
+        siamese_scores(siamese, train, train, same),
+        strangers,
+        groups=[groups[row] for row in rows],
+        same_groups=[train.patients[first] for first, _ in same],
+        different_groups=[inputs.real.patients[row] for row in unseen],
+        resamples=inputs.resamples,
+        seed=inputs.seed,
+    )
+    return Result.of(
+        found,
+        floor={"value": 0.5, "what": "no more like training patients than unseen images are"},
+        ceiling={**found["details"]["power"], "n": len(same), "what": "real pairs of one patient"},
+    )
+
+
+def siamese_scores(siamese: LoadedSiamese, first: ImageSet, second: ImageSet, pairs: NDArray[np.integer]) -> Floats:
+    """Scores (P,) of ``pairs`` (P, 2) of rows of two sets, read as they are needed."""
+    try:
+        return scores(siamese.compare, Read(first), Read(second), np.asarray(pairs, dtype=np.int64))
+    except UserError:
+        raise
+    except Exception as error:  # somebody else's code
+        raise UserError(
+            f"--siamese {siamese.name} failed on two lists of grey uint8 images ({type(error).__name__}: {error}); "
+            "it must give one score a pair, higher for the same patient"
+        ) from error
+
+
+class Read(Sequence[NDArray[np.uint8]]):
+    """The images of a set, read when they are asked for."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.paths = images.paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: Any) -> Any:
+        return read_image(self.paths[row])

@@ -23,23 +23,21 @@ from numpy.typing import NDArray
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
 from roentgen.metrics.adherence.auroc import MIN_CASES, macro_auroc
-from roentgen.metrics.bootstrap import cluster_weights
-from roentgen.metrics.measures import SHOWN
+from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.report import plots
 from roentgen.metrics.report.html import Plot, Report, number, render, spelled
 from roentgen.metrics.result import plain, read_result
-from roentgen.metrics.statistics import correct, from_draws, paired_bootstrap, permutation_test, verdict
+from roentgen.metrics.statistics import (
+    cluster_weights,
+    correct,
+    from_draws,
+    paired_bootstrap,
+    permutation_test,
+    verdict,
+)
 from roentgen.prompts import NO_FINDING
 from roentgen.provenance import portable, versions
 
-TESTED = {
-    ("auroc", SHOWN): "How well the image shows what is asked",
-    ("alignment", "cosine of image and prompt"): "Cosine of image and prompt",
-    ("nearest", "distance to training"): "Distance to the nearest training image",
-    ("nearest", "share nearer to training"): "Share nearer to training",
-    ("authenticity", "authentic"): "Authentic share",
-}
-"""Values of single images that are tested: (measure, column) -> name."""
 COMPARISON = "comparison.json"
 LEVEL = 0.05
 
@@ -103,7 +101,8 @@ def paired_tests(a: Evaluation, b: Evaluation, *, seed: int, resamples: int) -> 
     UserError (a reason for the report, no mistake) where no prompt is in both.
     """
     tests: dict[str, Any] = {}
-    for (measure, column), name in TESTED.items():
+    tested = [(m.name, column, name) for m in MEASURES.values() for column, name in m.tested.items()]
+    for measure, column, name in tested:
         if measure in a.images and measure in b.images:
             x, y = paired(a.images[measure], b.images[measure])
             if len(x) >= 2 and column in x and column in y:

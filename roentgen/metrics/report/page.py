@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,45 +16,41 @@ from numpy.typing import NDArray
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
 from roentgen.images import read_image
-from roentgen.metrics.image_set import ImageSet
-from roentgen.metrics.measures import MEASURES, SHOWN
+from roentgen.metrics.adherence.scored import SHOWN
+from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.report import plots
 from roentgen.metrics.report.html import Line, Panel, Picture, Plot, Report, number, render, spelled
 from roentgen.metrics.report.tables import table
 from roentgen.metrics.result import read_result
 from roentgen.metrics.suite import Outcome, read_index
 
+if TYPE_CHECKING:
+    from roentgen.metrics.image_set import ImageSet
+    from roentgen.metrics.measure import ByFinding
+
 REPORT = "report.html"
 SHOWING = 12  # pictures of a panel
 ALIKE = 2  # of the same findings in the panels of best and worst
 PAIRS = 8  # pairs of a panel
-Result = Mapping[str, Any]
+Written = Mapping[str, Any]
 BOUNDS = ("floor", "ceiling", "reconstructed")
 """What stands beside a value, as entries of ``details`` or of a row."""
-BY_FINDING = {
-    "auroc": ("AUROC by finding", "AUROC (0.5 is chance)", 0.5),
-    "f1": ("F1 by finding", "F1 at the threshold fitted on validation images", None),
-    "calibration": ("Calibration error by finding", "expected calibration error (0 is perfect)", None),
-    "laterality": ("Left and right by finding", "share on the side that the prompt asks for", 0.5),
-    "fid_by_finding": ("Fréchet distance by finding", "Fréchet distance to real images with the finding", None),
-}
-"""Measures that are drawn and listed by finding: title, axis, and what chance gives."""
 
 
 def write_report(
-    out: Path, outcome: Outcome, *, command: str, title: str, spread: Mapping[str, Result] | None = None
+    out: Path, outcome: Outcome, *, command: str, title: str, spread: Mapping[str, Written] | None = None
 ) -> Path:
     """Write ``report.html`` into ``out`` and return its path; ``spread`` as ``write_replicates`` gives it."""
-    case = outcome.case
+    inputs = outcome.inputs
     first = next(iter(outcome.results.values()), None)
-    counted = f"{len(case.synthetic):,} generated images against {len(case.real):,} real ones"
-    if case.train is not None:
-        counted += f"; {len(case.train):,} training images"
+    counted = f"{len(inputs.synthetic):,} generated images against {len(inputs.real):,} real ones"
+    if inputs.train is not None:
+        counted += f"; {len(inputs.train):,} training images"
     report = Report(
         title=title,
         subtitle=f"{counted}. Research only, not for diagnosis.",
         lines=lines(outcome.results),
-        warnings=case.notes,
+        warnings=inputs.notes,
         missing=[(_label(name), reason) for name, reason in outcome.missing],
         plots=drawings(outcome.results),
         panels=panels(out, outcome),
@@ -67,7 +63,7 @@ def write_report(
     return path
 
 
-def lines(results: Mapping[str, Result]) -> list[Line]:
+def lines(results: Mapping[str, Written]) -> list[Line]:
     """Lines of the summary: one a result, or one for each of its rows (such as precision at 5, 10 and 50)."""
     found = []
     for name, result in results.items():
@@ -132,16 +128,16 @@ def markdown(folder: Path) -> str:
     )
 
 
-def drawings(results: Mapping[str, Result]) -> list[Plot]:
+def drawings(results: Mapping[str, Written]) -> list[Plot]:
     """All plots that the results have data for, in their order."""
     found: list[Plot] = []
     curves: dict[str, Any] = {}
     for name, result in results.items():
-        details, measure = result["details"], name.partition("-")[0]
+        details, how = result["details"], _by_finding(name)
         features = _short(result["extractor"])
         of = "" if "-" not in name else f", {features}"
-        if measure in BY_FINDING and details.get("findings"):
-            found.append(_finding_plot(measure, result, of))
+        if how is not None and details.get("findings"):
+            found.append(_finding_plot(how, result, of))
         if details.get("by_n"):
             curves = details["by_n"]
             limit = results.get(name.replace("fid", "fd_infinity", 1), {}).get("value")
@@ -190,8 +186,7 @@ def drawings(results: Mapping[str, Result]) -> list[Plot]:
     return found
 
 
-def _finding_plot(measure: str, result: Result, of: str) -> Plot:
-    title, axis, chance = BY_FINDING[measure]
+def _finding_plot(how: ByFinding, result: Written, of: str) -> Plot:
     rows = result["details"]["findings"]
     known = [row for row in rows if row.get("value") is not None]
     without = [row["finding"].replace("_", " ") for row in rows if row.get("value") is None]
@@ -203,15 +198,15 @@ def _finding_plot(measure: str, result: Result, of: str) -> Plot:
     if without:
         caption += f" Without a value (no cases or no controls): {', '.join(without)}."
     told = "; ".join(f"{row['finding']} {number(row['value'])}" for row in known)
-    return Plot(f"{title}{of}", plots.finding_bars(known, axis=axis, chance=chance), caption, told)
+    return Plot(f"{how.title}{of}", plots.finding_bars(known, axis=how.axis, chance=how.chance), caption, told)
 
 
-def tables(results: Mapping[str, Result]) -> list[tuple[str, str, Sequence[str], Sequence[Sequence[str]]]]:
+def tables(results: Mapping[str, Written]) -> list[tuple[str, str, Sequence[str], Sequence[Sequence[str]]]]:
     """Figures by finding, and memorisation by how often a prompt was seen."""
     found: list[tuple[str, str, Sequence[str], Sequence[Sequence[str]]]] = []
     for name, result in results.items():
         rows = result["details"].get("findings")
-        if rows and name.partition("-")[0] in BY_FINDING:
+        if rows and _by_finding(name):
             body = [
                 [
                     row["finding"].replace("_", " "),
@@ -232,7 +227,7 @@ def tables(results: Mapping[str, Result]) -> list[tuple[str, str, Sequence[str],
     return found
 
 
-def spread_table(spread: Mapping[str, Result]) -> tuple[str, str, Sequence[str], Sequence[Sequence[str]]]:
+def spread_table(spread: Mapping[str, Written]) -> tuple[str, str, Sequence[str], Sequence[Sequence[str]]]:
     """Mean and spread over generation seeds, beside the first draw's own interval."""
     body = [
         [entry["metric"], number(entry["value"]), number(entry["sd"]), spelled(entry), spelled(entry["first"])]
@@ -249,22 +244,24 @@ def spread_table(spread: Mapping[str, Result]) -> tuple[str, str, Sequence[str],
 
 def panels(out: Path, outcome: Outcome) -> list[Panel]:
     """Random images, the best and the worst by adherence, and the nearest training images."""
-    case = outcome.case
-    images, texts = case.synthetic.paths, [str(text) for text in case.synthetic.table["text"]]
-    rng = np.random.default_rng(case.seed)
+    inputs = outcome.inputs
+    images, texts = inputs.synthetic.paths, [str(text) for text in inputs.synthetic.table["text"]]
+    rng = np.random.default_rng(inputs.seed)
     chosen = np.sort(rng.permutation(len(images))[:SHOWING])
 
     def one(row: int, note: str = "") -> Picture:
         said = texts[row] or images[row].name
         return Picture([read_image(images[row])], [""], f"{said} {note}".strip())
 
-    found = [Panel("Random", f"{len(chosen)} generated images, drawn with seed {case.seed}.", [one(i) for i in chosen])]
+    found = [
+        Panel("Random", f"{len(chosen)} generated images, drawn with seed {inputs.seed}.", [one(i) for i in chosen])
+    ]
     shown = _column(out / "auroc.images.csv", SHOWN, len(images))
     if shown is not None:
         known = np.flatnonzero(np.isfinite(shown))
         order = known[np.argsort(-shown[known], kind="stable")]
         half = len(order) // 2
-        asked = [tuple(np.flatnonzero(labels == 1)) for labels in case.synthetic.labels(case.synthetic.findings)]
+        asked = [tuple(np.flatnonzero(labels == 1)) for labels in inputs.synthetic.labels(inputs.synthetic.findings)]
         about = (
             "By the share of real images without the finding that the classifier scores lower, mean over the findings "
             f"that the prompt names (in brackets); at most {ALIKE} of the same findings. The classifier can be wrong, "
@@ -276,8 +273,8 @@ def panels(out: Path, outcome: Outcome) -> list[Panel]:
                 found.append(Panel(title, about, [one(i, f"[{shown[i]:.2f}]") for i in picked]))
     gap = _column(out / "nearest.images.csv", "distance to training", len(images))
     place = _column(out / "nearest.images.csv", "nearest training row", len(images))
-    if case.train is not None and gap is not None and place is not None:
-        found.append(_neighbours(case.synthetic, case.train, gap, place.astype(int)))
+    if inputs.train is not None and gap is not None and place is not None:
+        found.append(_neighbours(inputs.synthetic, inputs.train, gap, place.astype(int)))
     return found
 
 
@@ -315,7 +312,7 @@ def _column(path: Path, name: str, n: int) -> NDArray[np.float64] | None:
     return values if len(values) == n else None
 
 
-def conditions(outcome: Outcome, first: Result) -> dict[str, Any]:
+def conditions(outcome: Outcome, first: Written) -> dict[str, Any]:
     """What a reader needs to repeat the run."""
     found: dict[str, Any] = {}
     for name, said in first["inputs"].items():
@@ -324,7 +321,7 @@ def conditions(outcome: Outcome, first: Result) -> dict[str, Any]:
             found[f"{name}, left out"] = said["left_out"]
     if first["model"]:
         found["model"] = first["model"]
-    for extractor in outcome.case.extractors:
+    for extractor in outcome.inputs.extractors:
         found[f"extractor {_base(extractor.name)}"] = (
             f"sha256 {extractor.hash}; {extractor.dim:,} features; {extractor.chain}"
         )
@@ -341,6 +338,12 @@ def conditions(outcome: Outcome, first: Result) -> dict[str, Any]:
         "versions": first["versions"],
     }
     return found
+
+
+def _by_finding(name: str) -> ByFinding | None:
+    """How the result ``name`` is drawn by finding; None where its measure is not."""
+    measure = MEASURES.get(name.partition("-")[0])
+    return None if measure is None else measure.by_finding
 
 
 def _label(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Result files as Markdown tables, put between markers of a document: no figure is typed by hand."""
+"""Written files as Markdown tables, put between markers of a document: no figure is typed by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from roentgen.errors import UserError
 from roentgen.files import write_atomic
 from roentgen.metrics.result import read_result
 
-Result = Mapping[str, Any]
+Written = Mapping[str, Any]
 MINI = ("classifier_auroc", "laterality", "fid", "memorisation", "ms_ssim")
 
 
@@ -114,7 +114,7 @@ def mini_report(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _conditions(result: Result) -> dict[str, Any]:
+def _conditions(result: Written) -> dict[str, Any]:
     return {entry["condition"]: entry for entry in result["details"]["conditions"]}
 
 

@@ -8,15 +8,24 @@ with the share of other texts that the own one beats, which does not depend on t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
+from roentgen.metrics.measure import EvaluationInputs, Result, measure
+from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval
 from roentgen.metrics.text.retrieval import FEW, unit_rows
+from roentgen.metrics.text.vectors import by_dual_encoder, vectors
+
+if TYPE_CHECKING:
+    from roentgen.metrics.extractors import Extractor
 
 Floats = NDArray[np.float64]
+
+
+COSINE = "cosine of image and prompt"
+"""Column of single images."""
 
 
 def own_and_other(
@@ -113,3 +122,36 @@ def _measure(
     gain, gains = mean(own - other)
     result = {**mean(own)[0], "floor": mean(other)[0], "gain": gain, "beats": mean(share)[0]}
     return result, gains
+
+
+@measure(
+    "alignment",
+    "Image-text alignment, cosine",
+    suite="standard",
+    better="higher",
+    unit="cosine",
+    output="",
+    judge=by_dual_encoder,
+    tested={COSINE: "Cosine of image and prompt"},
+)
+def measure_alignment(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    """Mean cosine of images and prompts, beside other prompts and real pairs."""
+    images, texts, rows = vectors(inputs, inputs.synthetic, "--synthetic")
+    real_images, real_texts, real_rows = vectors(inputs, inputs.real, "--real")
+    groups, patients = inputs.bootstrap_groups, inputs.real.patients
+    said = [str(text) for text in inputs.synthetic.table["text"].iloc[rows]]
+    found = alignment(
+        images,
+        texts,
+        [groups[row] for row in rows],
+        same=np.array([[a == b for b in said] for a in said]),
+        real=(real_images, real_texts, [patients[row] for row in real_rows]),
+        resamples=inputs.resamples,
+        seed=inputs.seed,
+    )
+    details = found["details"]
+    floor = {**details.pop("floor"), "what": "other prompts of the set"}
+    ceiling = {**details.pop("real"), "what": "real images and their texts"}
+    cosine = np.full(len(inputs.synthetic), np.nan)
+    cosine[rows] = (images * texts).sum(axis=1)
+    return Result.of(found, floor=floor, ceiling=ceiling, per_image={COSINE: cosine})

@@ -20,20 +20,26 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
-from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
+from roentgen.images import read_image
+from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, measure, texts_of
+from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval
 from roentgen.models.registry import cached_snapshot
 from roentgen.prompts.vocabulary import words
+from roentgen.provenance import portable
+
+if TYPE_CHECKING:
+    from roentgen.metrics.extractors import Extractor
+    from roentgen.metrics.image_set import ImageSet
 
 Floats = NDArray[np.float64]
 ImageToText = Callable[[Sequence[NDArray[np.uint8]]], list[str]]
 """Grey uint8 images (H, W) of any sizes -> one text each."""
-
 BLEU_ORDER = 4
 FEW = 100
 BERT_SCORE_MODEL = "roberta-large"
@@ -368,3 +374,48 @@ def load_image_to_text(name: str, *, device: str = "cpu", max_tokens: int = 128,
         return texts
 
     return describe
+
+
+def by_describer(inputs: EvaluationInputs) -> tuple[str, str]:
+    if inputs.image_to_text is None:
+        raise Unavailable("no image-to-text model was given (--image-to-text)")
+    return str(portable(f"image-to-text {inputs.image_to_text}")), "the model's own image processor"
+
+
+@measure(
+    "text_scores",
+    "Described by an image-to-text model,",
+    suite="full",
+    better="higher",
+    output="",
+    judge=by_describer,
+)
+def measure_text_scores(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    """An image-to-text model's words for each image against the prompt, beside its words for real images."""
+    from roentgen.metrics.text.report_scores import Described, load_image_to_text, text_scores
+
+    if inputs.image_to_text is None:
+        raise Unavailable("no image-to-text model was given (--image-to-text)")
+    describe = load_image_to_text(inputs.image_to_text, device=inputs.device)
+
+    def described(images: ImageSet, groups: Sequence[str], flag: str) -> Described:
+        texts = texts_of(images, flag)
+        rows = [row for row, text in enumerate(texts) if text]
+        said = describe([read_image(images.paths[row]) for row in rows])
+        return Described(said, [texts[row] for row in rows], [groups[row] for row in rows])
+
+    mine = described(inputs.synthetic, inputs.bootstrap_groups, "--synthetic")
+    theirs = described(inputs.real, inputs.real.patients, "--real")
+    found = text_scores(mine, real=theirs, resamples=inputs.resamples, seed=inputs.seed)
+    rows, warnings = [], []
+    for name, entry in found.items():
+        warnings += entry["warnings"]
+        if math.isfinite(entry["value"]):
+            row = {"name": name, **{key: entry[key] for key in ("value", "ci", "n")}}
+            row["floor"] = {**entry["details"]["floor"], "what": "prompts shuffled"}
+            row["ceiling"] = {**entry["details"]["real"], "what": "real images and their texts"}
+            rows.append(row)
+    first = next(iter(found.values()))
+    return Result.of(
+        {**first, "warnings": warnings, "details": {}}, rows=rows, floor=rows[0]["floor"], ceiling=rows[0]["ceiling"]
+    )

@@ -9,16 +9,20 @@ ranking could reach.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.bootstrap import RESAMPLES, cluster_weights, percentile_interval
+from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, labels_of, measure
+from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval
+from roentgen.metrics.text.vectors import by_dual_encoder, vectors
+
+if TYPE_CHECKING:
+    from roentgen.metrics.extractors import Extractor
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-
 KS = (5, 10, 50)
 FLOOR_SHUFFLES = 20
 FEW = 100
@@ -237,3 +241,82 @@ def by_finding(
             found = retrieval(queries[rows], gallery, relevant, [groups[i] for i in rows], **options)
             entries.append({"finding": finding, **found})
     return entries
+
+
+@measure(
+    "retrieval", "Image retrieval, precision", suite="standard", better="higher", unit="share", each_extractor=True
+)
+def measure_retrieval(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    """Precision at 5, 10 and 50 of real images found for a generated one: same findings as it was asked for."""
+    mine, theirs = labels_of(inputs)
+    found = retrieval(
+        inputs.of("synthetic", extractor),
+        inputs.of("real", extractor),
+        same_findings(mine, theirs),
+        inputs.bootstrap_groups,
+        resamples=inputs.resamples,
+        seed=inputs.seed,
+    )
+    real = retrieval(
+        inputs.of("real", extractor),
+        inputs.of("real", extractor),
+        same_findings(theirs, theirs),
+        inputs.real.patients,
+        gallery_groups=inputs.real.patients,
+        resamples=inputs.resamples,
+        seed=inputs.seed,
+    )
+    return retrieval_result(found, real, "real images, other patients found")
+
+
+def retrieval_result(found: dict[str, Any], real: dict[str, Any], what: str) -> Result:
+    """Rows by depth, each with the floor of shuffled labels and what real images reach."""
+    if not found["details"]["at"]:
+        raise Unavailable("no generated image has a real one of the same findings, or the real images are too few")
+    reached = {entry["k"]: entry for entry in real["details"]["at"]}
+    rows = []
+    for entry in found["details"].pop("at"):
+        row = {"name": f"at {entry['k']}", **entry}
+        row["floor"] = {"value": entry["floor"], "ci": entry["floor_range"], "what": "labels shuffled"}
+        if entry["k"] in reached:
+            other = reached[entry["k"]]
+            row["ceiling"] = {"value": other["value"], "ci": other["ci"], "n": other["n"], "what": what}
+        rows.append(row)
+    return Result.of(found, rows=rows, floor=rows[0]["floor"], ceiling=rows[0].get("ceiling"))
+
+
+@measure(
+    "text_retrieval",
+    "Text retrieval, precision",
+    suite="standard",
+    better="higher",
+    unit="share",
+    output="",
+    judge=by_dual_encoder,
+)
+def measure_text_retrieval(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    """Precision at 5, 10 and 50 of real texts found for a generated image."""
+    labels_of(inputs)
+    images, _, rows = vectors(inputs, inputs.synthetic, "--synthetic")
+    real_images, real_texts, real_rows = vectors(inputs, inputs.real, "--real")
+    mine, theirs = labels_of(inputs)
+    groups, patients = inputs.bootstrap_groups, inputs.real.patients
+    own = [patients[row] for row in real_rows]
+    found = retrieval(
+        images,
+        real_texts,
+        same_findings(mine[rows], theirs[real_rows]),
+        [groups[row] for row in rows],
+        resamples=inputs.resamples,
+        seed=inputs.seed,
+    )
+    real = retrieval(
+        real_images,
+        real_texts,
+        same_findings(theirs[real_rows], theirs[real_rows]),
+        own,
+        gallery_groups=own,
+        resamples=inputs.resamples,
+        seed=inputs.seed,
+    )
+    return retrieval_result(found, real, "real images, texts of other patients found")

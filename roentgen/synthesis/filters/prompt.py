@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.metrics.adherence.auroc import auroc
-from roentgen.metrics.adherence.laterality import LEFT, RIGHT, wilson_interval
+from roentgen.metrics.adherence.laterality import LEFT, RIGHT
+from roentgen.metrics.statistics import wilson_interval
 from roentgen.prompts import NO_FINDING, Labels
 from roentgen.synthesis.filters.inputs import FilterInputs, Floats
 from roentgen.synthesis.filters.reference import Reference

@@ -1,0 +1,40 @@
+"""All measures of an evaluation, in the order of the report: a module that is listed here registers what it holds."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from roentgen.metrics.measure import REGISTRY, Measure
+
+MODULES = (
+    "distribution.fid",
+    "distribution.kid",
+    "distribution.neighbourhoods",
+    "adherence.auroc",
+    "adherence.f1",
+    "adherence.calibration",
+    "adherence.laterality",
+    "text.retrieval",
+    "text.alignment",
+    "diversity.ms_ssim",
+    "diversity.feature_distance",
+    "diversity.repeats",
+    "sharpness",
+    "memorisation.nearness",
+    "memorisation.authenticity",
+    "memorisation.copies",
+    "memorisation.planted",
+    "text.report_scores",
+    "memorisation.reidentification",
+)
+
+
+def _all() -> dict[str, Measure]:
+    found: dict[str, Measure] = {}
+    for name in MODULES:
+        module = import_module(f"roentgen.metrics.{name}")
+        found |= {key: entry for key, entry in REGISTRY.items() if entry.compute.__module__ == module.__name__}
+    return found
+
+
+MEASURES = _all()

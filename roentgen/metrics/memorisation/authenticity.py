@@ -1,0 +1,89 @@
+"""AuthPct: generated images that are farther from training than training images are from each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roentgen.metrics.measure import ALL_COPIES, EvaluationInputs, Floats, Noticed, Result, measure
+from roentgen.metrics.memorisation.nearness import numbered, rough_if_few, share_interval
+from roentgen.metrics.neighbours import nearest
+from roentgen.metrics.statistics import RESAMPLES, Groups, wilson_interval
+
+if TYPE_CHECKING:
+    from roentgen.metrics.extractors import Extractor
+
+
+def authenticity(
+    queries: NDArray[np.floating],
+    train: NDArray[np.floating],
+    *,
+    unseen: NDArray[np.floating] | None = None,
+    groups: Groups | None = None,
+    train_groups: Groups | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """AuthPct as a share: ``queries`` that are farther from their nearest training image than that one from its own.
+
+    Alaa et al. 2022, section 4.3: a sample is authentic if d(query, r) > d(r, nearest other training item), r being
+    the query's nearest. Two images of one patient in train make r's own neighbour near and so a copy "authentic";
+    with ``train_groups`` (A,) the neighbour is one of another patient. The value rises with the spread of the model
+    and falls with the size of train, so it says something only beside ``unseen`` real images' value.
+    """
+    if len(queries) == 0 or len(train) < 2:
+        raise ValueError("authenticity needs a query and two training items")
+    own = np.arange(len(train)) if train_groups is None else numbered(train_groups)
+
+    def shares(items: NDArray[np.floating]) -> Floats:
+        closest, distance = nearest(items, train)
+        sources, back = np.unique(closest[:, 0], return_inverse=True)
+        _, between = nearest(train[sources], train, without=own[sources], pool_groups=own)
+        return (distance[:, 0] > between[back, 0]).astype(np.float64)
+
+    authentic = shares(queries)
+    details: dict[str, Any] = {"authentic": authentic, "pool": len(train)}
+    if unseen is not None and len(unseen):
+        real = shares(unseen)
+        details["unseen"] = {
+            "value": float(real.mean()),
+            "ci": wilson_interval(int(real.sum()), len(real)),
+            "n": len(real),
+        }
+    return {
+        "value": float(authentic.mean()),
+        "ci": share_interval(authentic, groups, resamples=resamples, seed=seed),
+        "ci_method": f"95 % percentile, bootstrap by {'image' if groups is None else 'patient'}, {resamples} resamples",
+        "n": len(queries),
+        "warnings": rough_if_few(len(queries), "queries"),
+        "details": details,
+    }
+
+
+@measure(
+    "authenticity",
+    "Authentic (AuthPct)",
+    suite="standard",
+    better="higher",
+    unit="share",
+    each_extractor=True,
+    reads=("train",),
+    tested={"authentic": "Authentic share"},
+    noticed={"authpct": Noticed("AuthPct (share)", 3, -1, ALL_COPIES)},
+)
+def measure_authenticity(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    train = inputs.training()
+    found = authenticity(
+        inputs.of("synthetic", extractor),
+        inputs.of("train", extractor),
+        unseen=inputs.of("real", extractor),
+        groups=inputs.bootstrap_groups,
+        train_groups=train.patients,
+        resamples=inputs.resamples,
+        seed=inputs.seed,
+    )
+    details = found["details"]
+    per_image = {"authentic": details.pop("authentic")}
+    return Result.of(found, ceiling={**details.pop("unseen"), "what": "held-out real images"}, per_image=per_image)
