@@ -342,6 +342,7 @@ def _run(job: Job, out: Path, formats: Sequence[str], who: Process, command: str
 
 
 def _info(job: Job, command: str) -> SetInfo:
+    from roentgen.synthesis.card import model_licence
     from roentgen.synthesis.writers.parts import SetInfo
 
     plan = job.plan
@@ -353,6 +354,7 @@ def _info(job: Job, command: str) -> SetInfo:
         plan=plan.as_dict(),
         filter=job.describe_filter(),
         command=command,
+        licence=model_licence(job.model.info.folder),
     )
 
 

@@ -22,10 +22,11 @@ import yaml
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
 from roentgen.images import read_provenance
+from roentgen.models.registry import MINI
 from roentgen.prompts import FINDINGS, Labels
-from roentgen.synthesis.card import add_tallies, tally, write_card
+from roentgen.synthesis.card import add_tallies, model_licence, tally, write_card
 from roentgen.synthesis.plan import Row
-from roentgen.synthesis.writers import FORMATS, write_sums
+from roentgen.synthesis.writers import FORMATS, check_sums, write_sums
 from roentgen.synthesis.writers.parts import Part, Parts, Record, SetInfo
 
 ROWS = [
@@ -125,10 +126,6 @@ def check_row(row: dict, record: Record, *, number=lambda value: value) -> None:
     assert {name: row[f"{name}_side"] or None for name in sided} == {name: labels.sides.get(name) for name in sided}
 
 
-def text_number(value: str) -> float | None:
-    return float(value) if value != "" else None
-
-
 # ------------------------------------------------------------------------------------------ opened by their packages
 
 
@@ -222,6 +219,38 @@ def test_datasets_types_the_folders_table_past_its_first_piece(tmp_path):
     assert np.array_equal(np.asarray(found[10_000]["image"]), RECORDS[1].image)
 
 
+@pytest.mark.parametrize("formats", [("folder", "webdataset"), tuple(FORMATS)], ids="+".join)
+def test_datasets_opens_the_image_folder_whatever_lies_beside(tmp_path, formats):
+    import datasets
+
+    out = write_set(tmp_path / "set", formats=formats)
+    shutil.rmtree(out / ".work")
+    found = datasets.load_dataset("imagefolder", data_dir=str(out), split="train")
+    check_images(found)
+    assert [row["text"] for row in found] == [record.row.prompt for record in RECORDS]
+
+
+def test_stems_stay_text_in_pandas(whole):
+    table = pd.read_csv(whole / "manifest.csv")
+    stems = pd.DataFrame({"id": [Path(image).stem for image in table["image"]]})
+    stems.to_csv(whole.parent / "ids.csv", index=False)
+    assert pd.read_csv(whole.parent / "ids.csv")["id"].tolist() == [record.name for record in RECORDS]
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_a_spreadsheet_runs_no_cell(tmp_path, start):
+    record = make_record(0)
+    evil = replace(record, row=replace(record.row, prompt=f"{start}HYPERLINK(1) effusion", group=f"{start}x"))
+    for name in ("folder", "dicom"):
+        writer = FORMATS[name](tmp_path, INFO)
+        writer.write_shard(0, [evil])
+        writer.finish(1)
+    for name in ("manifest.csv", "metadata.csv", "Data_Entry_synthetic.csv", "dicom/index.csv"):
+        with (tmp_path / name).open(newline="") as file:
+            for row in csv.reader(file):
+                assert not [cell for cell in row if cell.startswith(("=", "+", "-", "@", "\t", "\r"))], name
+
+
 def test_datasets_opens_webdataset(tmp_path):
     import datasets
 
@@ -233,23 +262,25 @@ def test_datasets_opens_webdataset(tmp_path):
         check_images(found, column="png")
         for row, record in zip(found, RECORDS, strict=True):
             assert row["txt"] == record.row.prompt
-            check_row(row["json"], record, number=text_number)
+            check_row(row["json"], record)
 
 
 def test_webdataset_opens_the_tars(whole):
     wds = pytest.importorskip("webdataset")
     tars = sorted(str(path) for path in (whole / "webdataset").iterdir())
-    assert [Path(tar).name for tar in tars] == ["train-000000.tar", "train-000002.tar"]
+    assert [Path(tar).name for tar in tars] == ["shard-000000.tar", "shard-000002.tar"]
     found = list(wds.WebDataset(tars, shardshuffle=False).decode("l8"))
     assert [sample["__key__"] for sample in found] == [record.name for record in RECORDS]
     for sample, record in zip(found, RECORDS, strict=True):
         assert np.array_equal(sample["png"], record.image)
         assert sample["txt"] == record.row.prompt
-        check_row(sample["json"], record, number=text_number)
+        check_row(sample["json"], record)
+        numbers = [sample["json"][name] for name in ("age", "slot", "seed", "steps", "guidance", *FINDINGS_USED)]
+        assert all(value is None or isinstance(value, int | float) for value in numbers)
 
 
 def test_tars_have_no_dates(whole):
-    with tarfile.open(whole / "webdataset" / "train-000000.tar") as tar:
+    with tarfile.open(whole / "webdataset" / "shard-000000.tar") as tar:
         assert {(member.mtime, member.uid, member.uname) for member in tar} == {(0, 0, "")}
 
 
@@ -432,6 +463,10 @@ def test_card_counts(whole):
     text = (whole / "README.md").read_text()
     header = yaml.safe_load(text.split("---\n")[1])
     assert header["license"] == "other" and "synthetic" in header["tags"]
+    assert header["task_categories"] == ["text-to-image", "image-classification"]
+    assert header["size_categories"] == ["n<1K"]
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(pictures) == 4 and all((whole / picture).is_file() for picture in pictures)
     for piece in (
         *("of no patient", "not for diagnosis", "0123456789012345", INFO.command, "threshold: 0.321"),
         *("| classifier | 5 |", "Drawn 12, kept 7", "| Effusion | 2 |", "7 images of the 9", "| Effusion | 3 |"),
@@ -446,6 +481,15 @@ def test_age_bands():
     record = make_record(0)
     made = [replace(record, row=replace(record.row, labels=Labels(age=age))) for age in ages]
     assert tally(made)["ages"] == {"0-17": 2, "18-39": 2, "40-59": 1, "60-79": 1, "80+": 2}
+
+
+def test_card_of_a_model_with_a_licence(tmp_path):
+    assert model_licence(MINI) == "apache-2.0" and model_licence(tmp_path) is None
+    write_card(tmp_path, replace(INFO, licence="apache-2.0"), tally(RECORDS))
+    text = (tmp_path / "README.md").read_text()
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == "apache-2.0"
+    assert "Licence: apache-2.0, as the model that made it" in text and "@software{roentgen" in text
+    assert json.loads((tmp_path / "summary.json").read_text())["licenses"][0]["name"].startswith("apache-2.0")
 
 
 def test_card_without_filter(tmp_path):
@@ -484,10 +528,29 @@ def test_sums(tmp_path, parts):
     assert subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=out).returncode == 0
 
 
+@pytest.mark.parametrize("lost", ["images/00000/cxr00000001.png", "webdataset/shard-000002.tar"])
+def test_a_set_that_has_lost_a_file_gets_no_sums(tmp_path, lost):
+    out = write_set(tmp_path / "set", card=False)
+    (out / lost).unlink()
+    with pytest.raises(UserError, match=rf"{lost} is gone; run the same command again"):
+        write_sums(out)
+    assert not (out / "SHA256SUMS").exists()
+
+
+@pytest.mark.parametrize("harm", ["gone", "spoiled"])
+def test_a_set_passes_its_own_check_only_if_whole(tmp_path, harm):
+    out = write_set(tmp_path / "set")
+    check_sums(out)
+    path = out / "dicom/images/00001/cxr00001001/image.dcm"
+    path.unlink() if harm == "gone" else path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"is not whole: 1 of its files are gone or damaged, such as dicom/images"):
+        check_sums(out)
+
+
 def test_sums_tell_what_was_meant(tmp_path):
     """A file that the disk spoiled after its shard was finished must not get the sum of its spoiled bytes."""
     out = write_set(tmp_path / "set")
-    (out / "images/00000/00000001.png").write_bytes(b"spoiled")
+    (out / "images/00000/cxr00000001.png").write_bytes(b"spoiled")
     write_sums(out)
     assert subprocess.run(["sha256sum", "--check", "--status", "SHA256SUMS"], cwd=out).returncode == 1
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import ChainableUndefined, Environment
 
 from roentgen.files import write_atomic
 from roentgen.provenance import __version__
@@ -16,7 +20,10 @@ from roentgen.synthesis.plan import AGE_BANDS, band_text
 from roentgen.synthesis.writers.parts import LICENCE, WORK, Record, SetInfo, columns
 
 UNKNOWN = "unknown"
+SAMPLES = 4  # pictures in the card
 TABLE_LINES = 60  # longer tables, and a longer plan, are whole in summary.json only
+_SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6, "1M<n<10M": 10**7}
+_SIZES |= {"10M<n<100M": 10**8}
 # What a format leaves in the finished set; the first that is there is what ``datasets.load_dataset(FOLDER)`` opens,
 # because one card can name one kind of files only. Parquet first: it has the types.
 _DATA_FILES: dict[str, tuple[str, list[str]]] = {
@@ -77,8 +84,17 @@ def write_card(out: Path, info: SetInfo, counts: Mapping[str, Any]) -> None:
     scratch = out / WORK / "scratch"
     summary = json.dumps(_summary(info, counts, formats), indent=1, ensure_ascii=False) + "\n"
     write_atomic(out / "summary.json", summary.encode(), scratch=scratch)
-    header = yaml.safe_dump(_header(info, formats), sort_keys=False, allow_unicode=True)
-    write_atomic(out / "README.md", f"---\n{header}---\n{_text(info, counts, formats)}".encode(), scratch=scratch)
+    header = yaml.safe_dump(_header(info, counts["images"], formats), sort_keys=False, allow_unicode=True)
+    text = f"---\n{header}---\n{_text(info, counts, formats, _samples(out))}"
+    write_atomic(out / "README.md", text.encode(), scratch=scratch)
+
+
+def _samples(out: Path) -> list[tuple[str, str]]:
+    """Path and prompt of the first images of an image folder."""
+    if not (out / "manifest.csv").is_file():
+        return []
+    with (out / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        return [(row["image"], row["text"]) for row in itertools.islice(csv.DictReader(file), SAMPLES)]
 
 
 def _summary(info: SetInfo, counts: Mapping[str, Any], formats: Sequence[str]) -> dict[str, Any]:
@@ -94,7 +110,7 @@ def _summary(info: SetInfo, counts: Mapping[str, Any], formats: Sequence[str]) -
             "command": info.command,
             "formats": sorted(formats),
         },
-        "licenses": [{"id": 1, "name": LICENCE}],
+        "licenses": [{"id": 1, "name": _licence(info)}],
         "categories": [
             {"id": number, "name": name, "supercategory": "finding", "images": found.get(name, 0)}
             for number, name in enumerate(info.findings, start=1)
@@ -107,104 +123,69 @@ def _summary(info: SetInfo, counts: Mapping[str, Any], formats: Sequence[str]) -
     }
 
 
-def _header(info: SetInfo, formats: Sequence[str]) -> dict[str, Any]:
+def model_licence(folder: Path) -> str | None:
+    """The licence that the card of a model's folder (``README.md``) names for the Hugging Face hub, or None."""
+    try:
+        front = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+        licence = yaml.safe_load(front)["license"]
+    except (OSError, UnicodeDecodeError, IndexError, TypeError, KeyError, yaml.YAMLError):
+        return None  # no card, or one that names none
+    return licence if isinstance(licence, str) else None
+
+
+def _licence(info: SetInfo) -> str:
+    return LICENCE if info.licence is None else f"{info.licence}, {LICENCE}"
+
+
+def _header(info: SetInfo, images: int, formats: Sequence[str]) -> dict[str, Any]:
     """The YAML that the Hugging Face hub and ``datasets`` read."""
     header: dict[str, Any] = {
         "pretty_name": info.name,
-        "license": "other",
-        "license_name": "as-the-model",
+        "license": info.licence or "other",
+        **({} if info.licence else {"license_name": "as-the-model"}),
+        "language": ["en"],
+        "task_categories": ["text-to-image", "image-classification"],
+        "size_categories": [next((name for name, most in _SIZES.items() if images < most), "100M<n<1B")],
         "tags": ["synthetic", "chest-x-ray", "medical", "not-for-diagnosis"],
     }
-    if formats:
-        config: dict[str, Any] = {
-            "config_name": "default",
-            "data_files": [{"split": "train", "path": _DATA_FILES[formats[0]][1]}],
-        }
-        if formats[0] == "folder":
-            config["features"] = _csv_features(info)
-        header["configs"] = [config]
+    if not formats:
+        return header
+    config: dict[str, Any] = {
+        "config_name": "default",
+        "data_files": [{"split": "train", "path": _DATA_FILES[formats[0]][1]}],
+    }
+    header["configs"] = [config]
+    kinds = {column.name: column.kind for column in columns(info)}
+    if formats[0] == "folder":  # pandas reads blanks among numbers as floats only
+        kinds |= {column.name: "float64" for column in columns(info) if column.blank} | {"image": "image"}
+        config["features"] = _features(kinds)
+    if formats[0] == "webdataset":
+        features = _features({"__key__": "string", "__url__": "string", "png": "image", "txt": "string"})
+        header["dataset_info"] = {"features": [*features, {"name": "json", "struct": _features(kinds)}]}
     return header
 
 
-def _csv_features(info: SetInfo) -> list[dict[str, str]]:
-    """Types of ``metadata.csv``: from a piece of the table, which may be blank, ``datasets`` would guess them wrong."""
-    # pandas reads blanks among numbers as floats only.
-    kinds = {column.name: "float64" if column.blank else column.kind for column in columns(info)}
-    return [{"name": name, "dtype": kind} for name, kind in (kinds | {"image": "image"}).items()]
+def _features(kinds: Mapping[str, str]) -> list[dict[str, str]]:
+    """Types as ``datasets`` has them in a card: from the first rows, which may be blank, it would guess them wrong."""
+    return [{"name": name, "dtype": kind} for name, kind in kinds.items()]
 
 
-def _text(info: SetInfo, counts: Mapping[str, Any], formats: Sequence[str]) -> str:
-    images = counts["images"]
-    parts = [
-        f"# {info.name}: synthetic chest X-rays",
-        "**Every image of this set is synthetic: made from text by a model, of no patient. For research only; not for "
-        "diagnosis, and not for any decision about a patient.** "
-        f"It has {images:,} images of the {info.rows:,} that its plan asks for.",
-        "## Load it",
-        *_load(formats),
-        "## The model",
-        _table(("setting", "value"), info.model),
-        f"Made by roentgen {__version__} with",
-        f"    {info.command}",
-        "## The plan",
-        _block(info.plan),
-        "## The filter",
-        *_filter(info, counts),
-        "## What it holds",
-        *_counts(info, counts),
-        "## Labels",
-        _LABELS,
-        "## Known limits",
-        _LIMITS,
-        "## Licence",
-        f"Licence: {LICENCE}.",
-        "## Check the files",
-        "    sha256sum --check --quiet SHA256SUMS",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _load(formats: Sequence[str]) -> list[str]:
-    parts = [text for name, text in _LOAD.items() if name in formats]
-    if formats and formats[0] != "dicom":  # of which ``datasets`` would give the table only
-        parts.insert(0, _LOAD_DATASETS.format(files=_DATA_FILES[formats[0]][0]))
-    return parts
-
-
-def _filter(info: SetInfo, counts: Mapping[str, Any]) -> list[str]:
-    if info.filter is None:
-        return ["No filter: every image that the model drew was kept, whatever it shows."]
-    rejected = counts.get("rejected", {})
-    parts = ["Stages, with their thresholds:", _block(info.filter)]
-    if "drawn" in counts:
-        parts.append(
-            f"Drawn {counts['drawn']:,}, kept {counts['images']:,}; each rejected image was drawn again with the next "
-            "seed, up to the plan's limit."
-        )
-    parts.append(_table(("stage", "rejected"), rejected) if rejected else "Nothing was rejected.")
-    return parts
-
-
-def _counts(info: SetInfo, counts: Mapping[str, Any]) -> list[str]:
-    findings = {name: counts.get("findings", {}).get(name, 0) for name in info.findings}
-    parts = [_table(("finding", "images"), findings)]
-    parts.append("An image of two findings counts for both.")
+def _text(
+    info: SetInfo, counts: Mapping[str, Any], formats: Sequence[str], samples: Sequence[tuple[str, str]]
+) -> str:
+    template = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
+    # Not HTML: Markdown shows what an escape would spoil, and its tables have their own.
+    jinja = Environment(trim_blocks=True, lstrip_blocks=True, undefined=ChainableUndefined, keep_trailing_newline=True)
+    jinja.filters["cell"] = _cell
     told = {"images", "drawn", "findings", "rejected", "shortfalls"}
-    for name, values in counts.items():
-        if name in told:
-            continue
-        if not isinstance(values, Mapping):
-            parts.append(f"{name.capitalize()}: {values}.")
-        elif values:
-            parts.append(_table((name, "images"), values))
-    missing = {name: number for name, number in counts.get("shortfalls", {}).items() if number}
-    if missing:
-        parts += ["**Short of the plan**, as too many of their images were rejected:", _table(("", "missing"), missing)]
-    elif counts["images"] == info.rows:
-        parts.append("Nothing is missing: the plan's counts are reached.")
-    else:
-        parts.append(f"**Short of the plan** by {info.rows - counts['images']:,} images.")
-    return parts
+    text = jinja.from_string(template).render(
+        info=info, counts=counts, formats=formats, samples=samples, table=_table, block=_block, version=__version__,
+        first=_DATA_FILES[formats[0]][0] if formats else "", licence=_licence(info),
+        findings={name: counts.get("findings", {}).get(name, 0) for name in info.findings},
+        others={name: values for name, values in counts.items() if name not in told and values},
+        missing={name: number for name, number in counts.get("shortfalls", {}).items() if number},
+    )  # fmt: skip
+    return re.sub("\n{3,}", "\n\n", text)
 
 
 def _table(header: tuple[str, str], values: Mapping[str, Any]) -> str:
@@ -226,79 +207,3 @@ def _block(values: Mapping[str, Any]) -> str:
     if len(lines) > TABLE_LINES:
         lines = [*lines[:TABLE_LINES], f"# ... and {len(lines) - TABLE_LINES:,} more lines, see summary.json"]
     return "```yaml\n" + "\n".join(lines) + "\n```"
-
-
-_LOAD_DATASETS = """Hugging Face `datasets`, from the files in `{files}`:
-
-```python
-import datasets
-
-folder = "path/of/this/folder"
-images = datasets.load_dataset(folder, split="train")
-print(len(images), images[0])
-```"""
-
-_LOAD = {
-    "folder": """torchxrayvision, whose class for NIH's layout counts what is not asked for as absent:
-
-```python
-import torchxrayvision as xrv
-
-folder = "path/of/this/folder"
-images = xrv.datasets.NIH_Dataset(
-    imgpath=f"{folder}/images", csvpath=f"{folder}/Data_Entry_synthetic.csv", views=["*"]
-)
-print(len(images), images[0]["img"].shape, images[0]["lab"])
-```
-
-roentgen itself: `manifest.csv` goes wherever a manifest is asked for.
-
-```python
-from roentgen.data.manifest import read_manifest
-
-folder = "path/of/this/folder"
-table = read_manifest(f"{folder}/manifest.csv")
-print(table[["image", "text", "seed"]].head())
-```""",
-    "webdataset": """webdataset, or `datasets.load_dataset("webdataset", data_files=...)`. A shard in which nothing
-was kept has no file, so take the names from the folder. In the JSON, labels and age are text: "1", "0", or "" for
-unknown.
-
-```python
-from pathlib import Path
-
-import webdataset
-
-folder = "path/of/this/folder"
-tars = sorted(str(path) for path in Path(folder, "webdataset").glob("*.tar"))
-for sample in webdataset.WebDataset(tars, shardshuffle=False).decode("l8"):
-    print(sample["png"].shape, sample["txt"], sample["json"]["seed"])
-```""",
-    "dicom": """pydicom; `dicom/index.csv` lists image, report and labels, and is a manifest of roentgen too:
-
-```python
-from pathlib import Path
-
-import pandas
-import pydicom
-
-folder = "path/of/this/folder"
-for row in pandas.read_csv(Path(folder, "dicom", "index.csv")).itertuples():
-    image = pydicom.dcmread(Path(folder, "dicom", row.image))
-    report = pydicom.dcmread(Path(folder, "dicom", row.report))
-    print(image.PatientID, image.pixel_array.shape, report.ContentSequence[-1].ContentSequence[0].TextValue)
-```""",
-}
-
-_LABELS = """A label says what the prompt asked for, not what a reader saw: 1 asked for, 0 known to be absent, blank
-unknown. `No Finding` is 0 where any other finding is asked for. `<Finding>_side` is the patient's side; the patient's
-left is on the image's right. `slot` is the place in the plan, `attempt` how many images of it were rejected before,
-`scores` what the filter measured. The same model, prompt, seed, steps, guidance and sampler give the same image."""
-
-_LIMITS = """- A generator draws what it has learned: its errors, gaps and biases are in the images, and a filter that
-  is trained on similar data shares some of them.
-- The labels are not a radiologist's. Do not test with this set; train with it, and test on real images of patients
-  that neither the generator nor the classifier has seen.
-- Words of severity and size in a prompt need not show in its image.
-- A filter for near-copies misses some: this set is no proof that no training image can be recognised.
-- Patients are made up, one an image, and named by the slot alone: rename them before two such sets are joined."""

@@ -31,8 +31,8 @@ from roentgen.synthesis.card import add_tallies, tally, write_card
 from roentgen.synthesis.draws import Drawn, DrawStore, Judge, Make, Tally, draw
 from roentgen.synthesis.plan import Plan, PlannedRows, write_rows
 from roentgen.synthesis.store import WORK, read_values, write_values
-from roentgen.synthesis.writers import FORMATS, SUMS, Writer, write_sums
-from roentgen.synthesis.writers.parts import SetInfo
+from roentgen.synthesis.writers import FORMATS, SUMS, check_sums, write_sums
+from roentgen.synthesis.writers.parts import SetInfo, Writer
 
 TABLE = "plan.parquet"
 
@@ -52,8 +52,11 @@ class Outcome:
 
 
 def is_finished(out: Path) -> bool:
-    """Whether a set is complete: its sums are written last."""
-    return (out / SUMS).is_file()
+    """Whether a set is complete: its sums are written last. UserError where a file of a complete set is lost."""
+    if not (out / SUMS).is_file():
+        return False
+    check_sums(out)
+    return True
 
 
 def make_set(

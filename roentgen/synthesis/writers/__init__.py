@@ -5,11 +5,12 @@ a crash. The bytes depend on the records alone: no dates, no random names, one o
 of a thousand, a shard's other files are named after it; a shard in which nothing was kept has none.
 
 ==========  ===================================================================================================
-folder      ``images/00000/00000012.png``; ``manifest.csv`` (roentgen), ``metadata.csv`` (Hugging Face ImageFolder),
+folder      ``images/00000/cxr00000012.png``; ``manifest.csv`` (roentgen), ``metadata.csv`` (Hugging Face ImageFolder),
             ``Data_Entry_synthetic.csv`` (NIH's layout, for torchxrayvision)
-parquet     ``parquet/train-00000.parquet`` with Hugging Face's Image feature
-webdataset  ``webdataset/train-000000.tar`` of ``00000012.png``, ``.txt`` (prompt), ``.json`` (all columns)
-dicom       ``dicom/00000/00000012/image.dcm`` and ``report.dcm``; ``dicom/index.csv``, a manifest too
+parquet     ``parquet/part-00000.parquet`` with Hugging Face's Image feature
+webdataset  ``webdataset/shard-000000.tar`` of ``cxr00000012.png``, ``.txt`` (prompt), ``.json`` (all columns)
+dicom       ``dicom/images/00000/cxr00000012/image.dcm``, ``dicom/reports/00000/cxr00000012/report.dcm``;
+            ``dicom/index.csv``, a manifest too
 ==========  ===================================================================================================
 
 A format is one file of this folder and one line of ``FORMATS``.
@@ -19,42 +20,22 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
-from roentgen.files import file_sha256, open_atomic
+from roentgen.errors import UserError
+from roentgen.files import file_sha256, has_sha256, open_atomic
 from roentgen.synthesis.store import WORK
 from roentgen.synthesis.writers.dicom import DicomWriter
 from roentgen.synthesis.writers.folder import FolderWriter
 from roentgen.synthesis.writers.parquet import ParquetWriter
-from roentgen.synthesis.writers.parts import Parts, Record, SetInfo
+from roentgen.synthesis.writers.parts import Parts, Writer
 from roentgen.synthesis.writers.webdataset import WebDatasetWriter
 
 SUMS = "SHA256SUMS"
 
 
-class Writer(Protocol):
-    """One format of a set."""
-
-    def write_shard(self, shard: int, records: Sequence[Record]) -> None:
-        """Write the kept records of one shard, in the order of slots. The same records give the same bytes, also over
-        those of an earlier try; a killed call leaves nothing that ``is_written`` takes for finished.
-
-        UserError where a file cannot be written, such as on a full disk; finished shards are untouched.
-        """
-
-    def is_written(self, shard: int) -> bool:
-        """Whether the shard is finished and all its files have the SHA-256 that was written."""
-
-    def finish(self, shards: int) -> None:
-        """Write the files of the whole set from the parts of its shards; memory does not grow with their number.
-
-        UserError where a shard is unfinished.
-        """
-
-
-FORMATS: dict[str, Callable[[Path, SetInfo], Writer]] = {
+FORMATS: dict[str, type[Writer]] = {
     FolderWriter.name: FolderWriter,
     ParquetWriter.name: ParquetWriter,
     WebDatasetWriter.name: WebDatasetWriter,
@@ -65,16 +46,38 @@ FORMATS: dict[str, Callable[[Path, SetInfo], Writer]] = {
 def write_sums(out: Path) -> None:
     """``SHA256SUMS`` over every file of the set but itself and those at work, sorted, for ``sha256sum -c``.
 
-    Files of shards have the sum that their part tells (what was meant, should the disk have lost it since); others are
-    read. Memory does not grow with the number of files.
+    Files of shards have the sum that their part tells (what was meant, should the disk have spoiled it since); others
+    are read. Memory does not grow with the number of files.
+
+    UserError where a file of a shard is gone: sums without it would call a set whole that is not.
     """
-    known = heapq.merge(*(Parts(out, name).sums() for name in FORMATS))
+    sums = [Parts(out, name).sums(folder) for name, writer in FORMATS.items() for folder in writer.folders]
+    known = heapq.merge(*sums)
     path, sha = next(known, ("", ""))
     with open_atomic(out / SUMS, scratch=out / WORK / "scratch") as file:
         for found in _files(out, ""):
-            while path and path < found:
-                path, sha = next(known, ("", ""))
+            if path and path < found:
+                break
             file.write(f"{sha if path == found else file_sha256(out / found)}  {found}\n".encode())
+            if path == found:
+                path, sha = next(known, ("", ""))
+        if path:
+            raise UserError(f"{out / path} is gone; run the same command again")
+
+
+def check_sums(out: Path) -> None:
+    """UserError where a file that ``SHA256SUMS`` names is gone or has other bytes."""
+    wrong = []
+    with (out / SUMS).open(encoding="utf-8") as file:
+        for line in file:
+            sha, _, path = line.rstrip("\n").partition("  ")
+            if not has_sha256(out / path, sha):
+                wrong.append(path)
+    if wrong:
+        raise UserError(
+            f"--out {out} is not whole: {len(wrong)} of its files are gone or damaged, such as {wrong[0]}; put them "
+            "back from a copy, or make the set in another folder"
+        )
 
 
 def _files(out: Path, folder: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from roentgen.synthesis.writers.parts import (
     FOLDER_SIZE,
     Part,
     Record,
-    ShardWriter,
+    Writer,
     cell_text,
     cells,
     columns,
@@ -33,10 +33,11 @@ _SHARED = (
 )
 
 
-class DicomWriter(ShardWriter):
-    """A study an image, and ``dicom/index.csv``; see ``roentgen.synthesis.writers.Writer``."""
+class DicomWriter(Writer):
+    """A study an image, and ``dicom/index.csv``; see ``Writer``."""
 
     name = "dicom"
+    folders = ("dicom/images/", "dicom/reports/")
 
     def write_shard(self, shard: int, records: Sequence[Record]) -> None:
         """See ``Writer``."""
@@ -44,13 +45,15 @@ class DicomWriter(ShardWriter):
         for record in records:
             study = f"{record.row.slot // FOLDER_SIZE:05d}/{record.name}"
             image = make_image(record)
-            for name, dataset in (("image", image), ("report", make_report(record, image))):
-                path = f"dicom/{study}/{name}.dcm"
+            # Folders of their own: readers of series take all files of a folder for one.
+            paths = {"images": f"images/{study}/image.dcm", "reports": f"reports/{study}/report.dcm"}
+            for name, dataset in (("images", image), ("reports", make_report(record, image))):
+                path = f"dicom/{paths[name]}"
                 data = dicom_bytes(dataset)
                 write_atomic(self.out / path, data, scratch=self.parts.scratch)
                 files[path] = sha256(data)
-            added = [f"{study}/report.dcm", str(image.StudyInstanceUID), str(image.SOPInstanceUID)]
-            rows.append([*cells(record, self.info, f"{study}/image.dcm"), *added])
+            added = [paths["reports"], str(image.StudyInstanceUID), str(image.SOPInstanceUID)]
+            rows.append([*cells(record, self.info, paths["images"]), *added])
         self.parts.write(shard, Part(files, rows))
 
     def finish(self, shards: int) -> None:

@@ -14,7 +14,7 @@ from roentgen.synthesis.writers.parts import (
     FOLDER_SIZE,
     Part,
     Record,
-    ShardWriter,
+    Writer,
     cell_text,
     cells,
     columns,
@@ -28,10 +28,11 @@ NIH_COLUMNS = (
 )
 
 
-class FolderWriter(ShardWriter):
+class FolderWriter(Writer):
     """PNG files and three tables."""
 
     name = "folder"
+    folders = ("images/",)
 
     def write_shard(self, shard: int, records: Sequence[Record]) -> None:
         """See ``Writer``."""

@@ -8,15 +8,16 @@ from typing import Any
 
 from roentgen.files import HashedFile, open_atomic
 from roentgen.images import encode_image
-from roentgen.synthesis.writers.parts import Part, Record, ShardWriter, cells, columns
+from roentgen.synthesis.writers.parts import Part, Record, Writer, cells, columns
 
 ROW_GROUP = 100  # images; what a reader of Parquet must hold at once
 
 
-class ParquetWriter(ShardWriter):
+class ParquetWriter(Writer):
     """One Parquet file a shard; ``image`` holds the PNG."""
 
     name = "parquet"
+    folders = ("parquet/",)
 
     def write_shard(self, shard: int, records: Sequence[Record]) -> None:
         """See ``Writer``."""
@@ -27,7 +28,7 @@ class ParquetWriter(ShardWriter):
             self.parts.write(shard, Part({}, []))
             return
         schema = self._schema()
-        path = f"parquet/train-{shard:05d}.parquet"
+        path = f"parquet/part-{shard:05d}.parquet"
         with open_atomic(self.out / path, scratch=self.parts.scratch) as file:
             hashed = HashedFile(file)
             with pyarrow.parquet.ParquetWriter(hashed, schema) as table:

@@ -25,6 +25,8 @@ from roentgen.synthesis.plan import Row
 from roentgen.synthesis.store import WORK, read_values, write_values
 
 LICENCE = "as the model that made it; synthetic, of no patient"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell begins with that a spreadsheet takes for a formula."""
 FOLDER_SIZE = 1000  # slots a sub-folder, so that a set of a million opens in a file manager
 
 
@@ -46,13 +48,16 @@ class Record:
 
     @property
     def name(self) -> str:
-        """Stem of the record's files: its slot, so that it does not depend on what else was kept."""
-        return f"{self.row.slot:08d}"
+        """Stem of the record's files: its slot, so that it does not depend on what else was kept.
+
+        A letter comes first: pandas reads a column of digits as numbers, and their zeros are gone.
+        """
+        return f"cxr{self.row.slot:08d}"
 
     @property
     def patient_id(self) -> str:
         """A patient of its own for each image: there is no person behind any."""
-        return f"synthetic-{self.name}"
+        return f"synthetic-{self.row.slot:08d}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class SetInfo:
 
     name: of the set. rows: images asked for. findings: columns of labels, in the vocabulary's order. model: name,
     hash, steps, guidance, sampler as in provenance. plan: the resolved plan as plain values. filter: what
-    ``Filter.describe`` says, or None without a filter. command: the command line that makes it.
+    ``Filter.describe`` says, or None without a filter. command: the command line that makes it. licence: of the model,
+    as the Hugging Face hub names it, or None if it is not known.
     """
 
     name: str
@@ -71,6 +77,7 @@ class SetInfo:
     plan: Mapping[str, Any]
     filter: Mapping[str, Any] | None
     command: str
+    licence: str | None = None
 
 
 class Column(NamedTuple):
@@ -98,7 +105,7 @@ def columns(info: SetInfo) -> list[Column]:
         *(Column(name, "string") for name in ("model", "model_hash", "lora", "sampler")),
         Column("steps", "int64"),
         Column("guidance", "float64"),
-        *(Column(name, "string") for name in ("negative_prompt", "version", "scores")),
+        *(Column(name, "string") for name in ("negative_prompt", "version", "dtype", "scores")),
         Column("synthetic", "bool"),
     ]
 
@@ -125,7 +132,8 @@ def cells(record: Record, info: SetInfo, image: str) -> list[Any]:
         *(row.group, row.slot, record.seed, record.attempt),
         *(marks["model"], marks["model_hash"], marks.get("lora", ""), marks["sampler"]),
         *(int(marks["steps"]), float(marks["guidance"])),
-        *(marks.get("negative_prompt", ""), marks.get("version", ""), json.dumps(scores), True),
+        *(marks.get("negative_prompt", ""), marks.get("version", "")),
+        *(marks.get("dtype", ""), json.dumps(scores), True),
     ]
 
 
@@ -138,11 +146,13 @@ def _label(record: Record, finding: str) -> int | None:
 
 
 def cell_text(value: Any) -> str:
-    """A value as CSV holds it: blank for None, 54 for 54.0."""
+    """A value as CSV holds it: blank for None, 54 for 54.0; text that a spreadsheet would run gets a quote in front."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(FORMULA) else value
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -196,32 +206,45 @@ class Parts:
                 raise UserError(f"{self._path(shard)}: this shard is unfinished; run the same command again")
             yield from part.rows
 
-    def sums(self) -> Iterator[tuple[str, str]]:
-        """(path below OUT, SHA-256) of every file of the finished shards, in the order of paths."""
+    def sums(self, folder: str) -> Iterator[tuple[str, str]]:
+        """(path below OUT, SHA-256) of the files of finished shards in ``folder``, in the order of paths."""
         for path in sorted(self.folder.glob("*.json")):
             part = self.read(int(path.stem))
             if part is not None:
-                yield from part.files.items()
+                yield from sorted(pair for pair in part.files.items() if pair[0].startswith(folder))
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"{shard:06d}.json"
 
 
-class ShardWriter:
-    """What the formats share; alone a ``roentgen.synthesis.writers.Writer`` without tables of the whole set."""
+class Writer:
+    """One format of a set; alone, one without tables of the whole set."""
 
     name: str
+    folders: tuple[str, ...]
+    """Folders of the set, each with files whose paths rise with the shards."""
 
     def __init__(self, out: Path, info: SetInfo) -> None:
         self.out = out
         self.info = info
         self.parts = Parts(out, self.name)
 
+    def write_shard(self, shard: int, records: Sequence[Record]) -> None:
+        """Write the kept records of one shard, in the order of slots. The same records give the same bytes, also over
+        those of an earlier try; a killed call leaves nothing that ``is_written`` takes for finished.
+
+        UserError where a file cannot be written, such as on a full disk; finished shards are untouched.
+        """
+        raise NotImplementedError
+
     def is_written(self, shard: int) -> bool:
-        """See ``Writer``."""
+        """Whether the shard is finished and all its files have the SHA-256 that was written."""
         return self.parts.intact(shard)
 
     def finish(self, shards: int) -> None:
-        """See ``Writer``."""
+        """Write the files of the whole set from the parts of its shards; memory does not grow with their number.
+
+        UserError where a shard is unfinished.
+        """
         for _ in self.parts.rows(shards):
             pass  # looks that every shard is there

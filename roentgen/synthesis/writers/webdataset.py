@@ -9,24 +9,25 @@ from collections.abc import Sequence
 
 from roentgen.files import HashedFile, open_atomic
 from roentgen.images import encode_image
-from roentgen.synthesis.writers.parts import Part, Record, ShardWriter, cell_text, cells, columns
+from roentgen.synthesis.writers.parts import Part, Record, Writer, cells, columns
 
 
-class WebDatasetWriter(ShardWriter):
-    """One tar a shard.
+class WebDatasetWriter(Writer):
+    """One tar a shard; in the JSON numbers are numbers, and null is unknown.
 
-    Hugging Face takes the types of the JSON from the first five rows of the first tar and fails at any other, null
-    among them: so what may be blank (labels, age) is text there, as in the CSV files.
+    Hugging Face takes the types of the JSON from the first five rows of the first tar, where a label may be unknown in
+    all of them: so the set's card names the types.
     """
 
     name = "webdataset"
+    folders = ("webdataset/",)
 
     def write_shard(self, shard: int, records: Sequence[Record]) -> None:
         """See ``Writer``."""
         if not records:
             self.parts.write(shard, Part({}, []))
             return
-        path = f"webdataset/train-{shard:06d}.tar"
+        path = f"webdataset/shard-{shard:06d}.tar"
         with open_atomic(self.out / path, scratch=self.parts.scratch) as file:
             hashed = HashedFile(file)
             with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
@@ -38,8 +39,7 @@ class WebDatasetWriter(ShardWriter):
 
     def _json(self, record: Record) -> bytes:
         values = cells(record, self.info, f"{record.name}.png")
-        pairs = zip(columns(self.info), values, strict=True)
-        row = {column.name: cell_text(value) if column.blank else value for column, value in pairs}
+        row = {column.name: value for column, value in zip(columns(self.info), values, strict=True)}
         return json.dumps(row, ensure_ascii=False).encode()
 
 
