@@ -129,6 +129,37 @@ def test_openchest2_replaces_older_copies_and_children_weigh_less(openchest: Pat
     assert set(frame.loc[frame["patient_id"] != "k", "weight"]) == {1.0}
 
 
+def test_severities_come_from_measured_ratios_and_from_a_csv(openchest: Path, tmp_path: Path) -> None:
+    metadata = openchest / "cxr320" / "metadata.csv"
+    table = pd.read_csv(metadata, dtype=str, keep_default_na=False)
+    table.assign(findings="Cardiomegaly", expert=["ctr:0.584", "ctr:0.51"]).to_csv(metadata, index=False)
+    weak = tmp_path / "weak.csv"
+    weak.write_text("file,finding,side,severity\nn2.png,Effusion,,large\nn4.png,Effusion,right,small\n")
+    frame = prepared(openchest, tmp_path / "out", sides=str(weak))
+    assert frame["Cardiomegaly_severity"].to_dict() | {} == {
+        **dict.fromkeys(frame.index, ""), "c1": "moderate", "c2": "mild"
+    }  # fmt: skip
+    assert frame.at["n2", "Effusion_severity"] == "large" and frame.at["n2", "Effusion_side"] == "left"
+    assert frame.at["n4", "Effusion_severity"] == "small" and frame.at["n4", "Effusion_side"] == "right"
+    for line, said in (("n2.png,Effusion,,severe", "severity 'severe'"), ("n2.png,Hernia,,large", "Hernia")):
+        weak.write_text(f"file,finding,side,severity\n{line}\n")
+        with pytest.raises(UserError, match=said):
+            prepare("openchest", root=str(openchest), out=str(tmp_path / "bad"), sides=str(weak))
+
+
+def test_a_severity_needs_its_finding_and_a_word_that_suits_it(openchest: Path, tmp_path: Path) -> None:
+    prepared(openchest, tmp_path / "out")
+    manifest = tmp_path / "out" / "manifest.csv"
+    table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+    for finding, word, said in (("Effusion", "severe", "small, moderate, large"), ("Mass", "large", "is not 1")):
+        table.assign(**{f"{finding}_severity": word}).to_csv(manifest, index=False)
+        with pytest.raises(UserError, match=said):
+            read_manifest(manifest)
+    table.assign(Efusion_severity="").to_csv(manifest, index=False)
+    with pytest.raises(UserError, match="'Effusion_severity'"):
+        read_manifest(manifest)
+
+
 @pytest.mark.parametrize("weight", ["0", "-1", "heavy", "inf", "nan", ""])
 def test_weights_of_rows_are_positive_numbers(weight: str, openchest: Path, tmp_path: Path) -> None:
     prepared(openchest, tmp_path / "out")

@@ -427,3 +427,13 @@ def test_generator_names_a_wrong_metadata_file(tmp_path: Path) -> None:
         lists.main(["--write", str(tmp_path), "--metadata", str(write(tmp_path / "m.csv", "split\n"))])
     with pytest.raises(UserError, match="cannot be read"):
         lists.main(["--write", str(tmp_path), "--metadata", str(tmp_path / "none.csv")])
+
+
+def test_a_known_severity_is_said_and_no_other_word() -> None:
+    labels = Labels(("Effusion",), {"Effusion": "left"}, severities={"Effusion": "large"})
+    texts = [compose(labels, random.Random(seed)).lower() for seed in range(400)]
+    said = [text for text in texts if "large" in text]
+    assert 0.5 < len(said) / len(texts) < 0.7
+    assert not any(word in text for text in texts for word in ("small", "moderate"))
+    complete = compose(labels, random.Random(0), complete=True)
+    assert "large" in complete.lower() and parse(complete).findings == ("Effusion",)

@@ -16,6 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from roentgen.data.manifest import (
+    SEVERITY_SUFFIX,
     SIDE_SUFFIX,
     SIDES,
     as_cells,
@@ -133,6 +134,8 @@ def compose_texts(
 def merge_sides(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, Counter[str]]:
     """Fill blank sides from a CSV with the columns file, finding, side; known sides stay as they are.
 
+    A column ``severity`` fills blank severities in the same way; where there is one, either cell of a line may be blank.
+
     ``file`` is an image's file name, or the end of its path (``cxr320/images/x.jpg``) where one name is in
     two folders and the two differ; a bare name goes to all images of that name.
 
@@ -145,19 +148,27 @@ def merge_sides(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, Counter[
     """
     columns = ("file", "finding", "side")
     fix = "it needs file, finding and side"
-    sides = read_table(path, required=columns, name=f"--sides {path}", fix=fix, lines=True)
+    sides = read_table(path, required=columns, optional=("severity",), name=f"--sides {path}", fix=fix, lines=True)
+    if "severity" not in sides.columns:
+        sides = sides.assign(severity="")
     table = table.reset_index(drop=True)
     by_name: dict[str, list[int]] = {}
     for index, image in enumerate(table["image"]):
         by_name.setdefault(Path(image).name, []).append(index)
     counts: Counter[str] = Counter()
-    for line, file, finding, side in sides[list(columns)].itertuples():
-        if finding not in FINDINGS or not FINDINGS[finding].can_have_side:
+    for line, file, finding, side, severity in sides[[*columns, "severity"]].itertuples():
+        blank_side = side == "" and severity != ""
+        if finding not in FINDINGS or not (FINDINGS[finding].can_have_side or blank_side):
             raise UserError(f"--sides {path}, line {line}: finding {finding!r} is unknown or has no side")
-        if side not in SIDES:
+        if side not in SIDES and not blank_side:
             raise UserError(f"--sides {path}, line {line}: side {side!r} is not one of {', '.join(SIDES)}")
-        if finding + SIDE_SUFFIX not in table.columns:
-            table[finding + SIDE_SUFFIX] = ""
+        words = FINDINGS[finding].qualifiers
+        if severity not in ("", *words):
+            suits = f"one of {', '.join(words)}" if words else "known for it"
+            raise UserError(f"--sides {path}, line {line}: severity {severity!r} of {finding} is not {suits}")
+        for column, value in ((finding + SIDE_SUFFIX, side), (finding + SEVERITY_SUFFIX, severity)):
+            if value and column not in table.columns:
+                table[column] = ""
         wanted = Path(file).parts
         matches = [
             row
@@ -169,12 +180,14 @@ def merge_sides(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, Counter[
         for row in matches:
             if finding not in table.columns or table.at[row, finding] != 1:
                 counts["finding not present"] += 1
-            elif table.at[row, finding + SIDE_SUFFIX] != "":
-                counts["side already known"] += 1
-            else:
-                table.at[row, finding + SIDE_SUFFIX] = side
-                counts["used"] += 1
-    if not counts["used"] and not counts["side already known"]:
+                continue
+            for column, value in ((finding + SIDE_SUFFIX, side), (finding + SEVERITY_SUFFIX, severity)):
+                if value and table.at[row, column] != "":
+                    counts[f"{column.rsplit('_', 1)[1]} already known"] += 1
+                elif value:
+                    table.at[row, column] = value
+                    counts["used"] += 1
+    if not any(counts[key] for key in ("used", "side already known", "severity already known")):
         raise UserError(f"--sides {path} fits no image of the data set; check its file and finding columns")
     return table, counts
 

@@ -9,6 +9,7 @@ A CSV or Parquet file with the columns
 - one column a finding, named as in ``roentgen.prompts.FINDINGS``: 1, 0, or blank for unknown
 - optionally ``weight``: how often training draws the image against others, above 0
 - optionally ``<Finding>_side``: left, right, bilateral (the patient's side) or blank
+- optionally ``<Finding>_severity``: a word that suits the finding ("small" effusion, "severe" cardiomegaly) or blank
 
 ``image``, ``text``, ``patient_id`` and ``split`` are required; the rest may be left out and is then
 blank. Other columns are kept and never read. A bad row is an error, never dropped or mended.
@@ -39,6 +40,7 @@ VIEWS = ("PA", "AP")
 SEXES = ("M", "F")
 SIDES = ("left", "right", "bilateral")
 SIDE_SUFFIX = "_side"
+SEVERITY_SUFFIX = "_severity"
 WEIGHT = "weight"
 MAX_AGE = 120  # de-identified sets write older patients as 90 or so; NIH has typing errors above 400
 SUFFIXES = (".csv", ".parquet")
@@ -170,13 +172,13 @@ def _check_column_names(table: pd.DataFrame, path: Path) -> None:
     for column in table.columns:
         if column in CORE or column in FINDINGS:
             continue
-        is_side = column.endswith(SIDE_SUFFIX)
-        name = column.removesuffix(SIDE_SUFFIX) if is_side else column
-        if is_side and name in FINDINGS:
+        suffix = next((suffix for suffix in (SIDE_SUFFIX, SEVERITY_SUFFIX) if column.endswith(suffix)), "")
+        name = column.removesuffix(suffix)
+        if suffix and name in FINDINGS:
             continue
         close = difflib.get_close_matches(_simple(name), simple, n=1, cutoff=0.85)
         if close:
-            meant = simple[close[0]] + (SIDE_SUFFIX if is_side else "")
+            meant = simple[close[0]] + suffix
             raise UserError(f"manifest {path} has an unknown column {column!r}; rename it to {meant!r}")
 
 
@@ -192,6 +194,11 @@ def finding_columns(table: pd.DataFrame) -> list[str]:
 def side_columns(table: pd.DataFrame) -> list[str]:
     """The ``<Finding>_side`` columns that the table has, in the vocabulary's order."""
     return [name + SIDE_SUFFIX for name in FINDINGS if name + SIDE_SUFFIX in table.columns]
+
+
+def severity_columns(table: pd.DataFrame) -> list[str]:
+    """The ``<Finding>_severity`` columns that the table has, in the vocabulary's order."""
+    return [name + SEVERITY_SUFFIX for name in FINDINGS if name + SEVERITY_SUFFIX in table.columns]
 
 
 def row_problems(table: pd.DataFrame) -> list[Problem]:
@@ -226,11 +233,16 @@ def row_problems(table: pd.DataFrame) -> list[Problem]:
     for column in side_columns(table):
         mend = "write left, right, bilateral or leave it blank"
         each_bad(column, table[column].isin([*SIDES, ""]), "bad side", mend)
-        finding = column.removesuffix(SIDE_SUFFIX)
+    for column in severity_columns(table):
+        words = FINDINGS[column.removesuffix(SEVERITY_SUFFIX)].qualifiers
+        mend = f"write {', '.join(words)} or leave it blank" if words else "leave it blank"
+        each_bad(column, table[column].isin([*words, ""]), "bad severity", mend)
+    for column in [*side_columns(table), *severity_columns(table)]:
+        finding, what = column.rsplit("_", 1)
         blank = table[column] == ""
         good = blank | table[finding].isin(["1", "1.0"]) if finding in table.columns else blank
-        mend = f"{finding} is not 1, so set it or clear the side"
-        each_bad(column, good, "side without finding", mend)
+        mend = f"{finding} is not 1, so set it or clear the {what}"
+        each_bad(column, good, f"{what} without finding", mend)
     return problems + _patients_in_two_splits(table)
 
 
@@ -301,7 +313,8 @@ def write_manifest(table: pd.DataFrame, path: str | Path) -> Path:
             table[column] = ""
     order = list(CORE)
     for name in FINDINGS:
-        order += [column for column in (name, name + SIDE_SUFFIX) if column in table.columns]
+        columns = (name, name + SIDE_SUFFIX, name + SEVERITY_SUFFIX)
+        order += [column for column in columns if column in table.columns]
     order += [column for column in table.columns if column not in order]
     table = table[order]
     if path.suffix.lower() == ".csv":

@@ -20,9 +20,9 @@ def compose(labels: Labels, rng: random.Random, *, complete: bool = False) -> st
 
     Varied: order, synonyms, omitted view, sex, age and side; one text in three is the bare findings; one in
     four of several findings names only some of them; fewer than one in ten denies a finding that is not among
-    the labels (blank counts as absent), and one finding in ten gets a severity or size word, which says
-    nothing, because no label tells it. With ``complete`` everything that the labels say is in the text and
-    nothing else, and ``parse`` gives the labels back (age in whole years; below one year as the word
+    the labels (blank counts as absent), and one finding in ten whose severity is not known gets a
+    severity or size word, which says nothing; a known one is said in six of ten. With ``complete`` everything that the labels say is in the text and
+    nothing else, and ``parse`` gives the labels back but for severities (age in whole years; below one year as the word
     "infant"). The same ``rng`` state gives the same text.
 
     Raises ValueError for a finding that is not in ``FINDINGS``.
@@ -90,7 +90,11 @@ def _phrases(names: Sequence[str], labels: Labels, rng: random.Random, *, comple
         finding = FINDINGS[name]
         side = labels.sides.get(name) if complete or rng.random() < 0.85 else None
         phrase = _with_side(finding, side, rng)
-        if finding.qualifiers and not complete and rng.random() < 0.1:
+        severity = labels.severities.get(name)
+        if severity is not None:
+            if complete or rng.random() < 0.6:
+                phrase = f"{severity} {phrase}"
+        elif finding.qualifiers and not complete and rng.random() < 0.1:
             phrase = f"{rng.choice(finding.qualifiers)} {phrase}"
         phrases[name] = phrase
     same_side = labels.sides.get("Atelectasis") in {None, labels.sides.get("Effusion")}

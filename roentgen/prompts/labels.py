@@ -17,7 +17,8 @@ class Labels:
     """What is known of an image, or asked of one.
 
     ``findings`` are names in ``FINDINGS``; ``sides`` gives left, right or bilateral for some of them
-    (patient's side); ``view`` is PA or AP, ``sex`` M or F, ``age`` in years; None is unknown.
+    (patient's side); ``view`` is PA or AP, ``sex`` M or F, ``age`` in years; None is unknown. ``severities`` gives
+    for some findings one of the words that suit it (``Finding.qualifiers``), where something measured says so.
     """
 
     findings: tuple[str, ...] = ()
@@ -25,6 +26,7 @@ class Labels:
     view: str | None = None
     sex: str | None = None
     age: float | None = None
+    severities: dict[str, str] = field(default_factory=dict)
 
 
 def labels_from_row(row: Mapping[Any, Any]) -> Labels:
@@ -51,13 +53,16 @@ def labels_from_row(row: Mapping[Any, Any]) -> Labels:
     sides = {
         name: side for name in findings if (side := choice(f"{name}_side", ("left", "right", "bilateral"))) is not None
     }
+    severities = {
+        name: word for name in findings if (word := choice(f"{name}_severity", FINDINGS[name].qualifiers)) is not None
+    }
     try:
         age = float(value("age")) if value("age") else None
     except ValueError:
         raise UserError(
             f"manifest column 'age' holds {value('age')!r}; write years as a number or leave it blank"
         ) from None
-    return Labels(findings, sides, choice("view", ("PA", "AP")), choice("sex", ("M", "F")), age)
+    return Labels(findings, sides, choice("view", ("PA", "AP")), choice("sex", ("M", "F")), age, severities)
 
 
 def labels_text(labels: Labels) -> str:

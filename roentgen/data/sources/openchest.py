@@ -18,6 +18,7 @@ How its cells become manifest cells:
   says nothing about the side, so the finding's side stays blank.
 - **Text.** The few reports are kept when they have 5 to 60 words: shorter ones are fragments ("with
   co-infection"), longer ones no 77-token text encoder reads whole. All other texts are composed from labels.
+- **Severity.** Where a cardiothoracic ratio was measured (``expert``), it says how severe cardiomegaly is.
 - **Age.** "paediatric (1-5 y)" becomes 3, the middle of the range.
 - **Weight.** Children aged 1 to 5 from one hospital are 48 % of openchest2: each counts ``CHILD_WEIGHT`` in training,
   every other image 1.
@@ -25,6 +26,7 @@ How its cells become manifest cells:
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -60,6 +62,9 @@ NIH_14 = (
 BOXED_AS_OPACITY = ("Infiltration", "Consolidation", "Pneumonia")
 NO_FINDING = "No Finding"
 OPACITY = "Lung Opacity"
+RATIO = re.compile(r"ctr:(\d\.\d+)")
+# Cardiothoracic ratios above which an enlarged heart (over .5) is called moderate and severe.
+RATIO_BOUNDS = (0.54, 0.59)
 AGE_RANGE = re.compile(r"(\d+)\s*-\s*(\d+)\s*y")
 COLUMNS = (
     "file",
@@ -158,11 +163,20 @@ def manifest_row(record: Mapping[str, str], folder: Path) -> tuple[dict[str, obj
         "age": _age(record["age"]),
         "source": record["source"],
         "licence": record["licence"],
+        "Cardiomegaly_severity": _severity_of_ratio(record.get("expert", "")) if "Cardiomegaly" in known else "",
         "weight": CHILD_WEIGHT if record["source"] == CHILD_SOURCE else 1.0,
     }
     row.update({name: float("nan") if value is None else value for name, value in values.items()})
     row.update({name + SIDE_SUFFIX: side for name, side in sides.items()})
     return row, [name for name in listed if name not in FINDINGS]
+
+
+def _severity_of_ratio(expert: str) -> str:
+    """The word for a measured cardiothoracic ratio ("ctr:0.584"), or ""."""
+    measured = RATIO.search(expert)
+    if measured is None:
+        return ""
+    return FINDINGS["Cardiomegaly"].qualifiers[bisect.bisect(RATIO_BOUNDS, float(measured[1]))]
 
 
 def sides_of_boxes(region: str) -> dict[str, str]:
