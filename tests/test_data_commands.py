@@ -141,7 +141,7 @@ def test_severities_come_from_measured_ratios_and_from_a_csv(openchest: Path, tm
     }  # fmt: skip
     assert frame.at["n2", "Effusion_severity"] == "large" and frame.at["n2", "Effusion_side"] == "left"
     assert frame.at["n4", "Effusion_severity"] == "small" and frame.at["n4", "Effusion_side"] == "right"
-    for line, said in (("n2.png,Effusion,,severe", "severity 'severe'"), ("n2.png,Hernia,,large", "Hernia")):
+    for line, said in (("n2.png,Effusion,,severe", "severity 'severe'"), ("n2.png,No Finding,,large", "No Finding")):
         weak.write_text(f"file,finding,side,severity\n{line}\n")
         with pytest.raises(UserError, match=said):
             prepare("openchest", root=str(openchest), out=str(tmp_path / "bad"), sides=str(weak))

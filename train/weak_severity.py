@@ -1,4 +1,4 @@
-"""Weak severities of effusions and enlarged hearts, measured on the images, as a CSV for ``roentgen data prepare --sides``.
+"""Weak severities of effusions and enlarged hearts, measured on images, for ``roentgen data prepare --sides``.
 
     python train/weak_severity.py --manifest MANIFEST --openchest2 openchest2 --sides runs/sides.csv \\
         --out data/openchest_sides.csv --result eval/results/severity.json

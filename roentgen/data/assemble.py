@@ -134,7 +134,7 @@ def compose_texts(
 def merge_sides(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, Counter[str]]:
     """Fill blank sides from a CSV with the columns file, finding, side; known sides stay as they are.
 
-    A column ``severity`` fills blank severities in the same way; where there is one, either cell of a line may be blank.
+    A column ``severity`` fills blank severities in the same way; then either cell of a line may be blank.
 
     ``file`` is an image's file name, or the end of its path (``cxr320/images/x.jpg``) where one name is in
     two folders and the two differ; a bare name goes to all images of that name.

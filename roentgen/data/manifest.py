@@ -234,9 +234,9 @@ def row_problems(table: pd.DataFrame) -> list[Problem]:
         mend = "write left, right, bilateral or leave it blank"
         each_bad(column, table[column].isin([*SIDES, ""]), "bad side", mend)
     for column in severity_columns(table):
-        words = FINDINGS[column.removesuffix(SEVERITY_SUFFIX)].qualifiers
-        mend = f"write {', '.join(words)} or leave it blank" if words else "leave it blank"
-        each_bad(column, table[column].isin([*words, ""]), "bad severity", mend)
+        suits = FINDINGS[column.removesuffix(SEVERITY_SUFFIX)].qualifiers
+        mend = f"write {', '.join(suits)} or leave it blank" if suits else "leave it blank"
+        each_bad(column, table[column].isin([*suits, ""]), "bad severity", mend)
     for column in [*side_columns(table), *severity_columns(table)]:
         finding, what = column.rsplit("_", 1)
         blank = table[column] == ""

@@ -20,10 +20,10 @@ def compose(labels: Labels, rng: random.Random, *, complete: bool = False) -> st
 
     Varied: order, synonyms, omitted view, sex, age and side; one text in three is the bare findings; one in
     four of several findings names only some of them; fewer than one in ten denies a finding that is not among
-    the labels (blank counts as absent), and one finding in ten whose severity is not known gets a
-    severity or size word, which says nothing; a known one is said in six of ten. With ``complete`` everything that the labels say is in the text and
-    nothing else, and ``parse`` gives the labels back but for severities (age in whole years; below one year as the word
-    "infant"). The same ``rng`` state gives the same text.
+    the labels (blank counts as absent), and one finding in ten whose severity is not known gets a severity or
+    size word, which says nothing; a known one is said in six of ten. With ``complete`` everything that the labels
+    say is in the text and nothing else, and ``parse`` gives the labels back but for severities (age in whole
+    years; below one year as the word "infant"). The same ``rng`` state gives the same text.
 
     Raises ValueError for a finding that is not in ``FINDINGS``.
     """
