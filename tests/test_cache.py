@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -18,16 +20,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file, save
 from test_shards import damage
 from test_sources import write_manifest
 from torch import Tensor
 
+from roentgen import cache
+from roentgen.cache import build_rows
 from roentgen.data.images import ImageSource, open_source
 from roentgen.data.shards import write_shards
 from roentgen.errors import UserError
 from roentgen.models.text_encoders import encode_text_states, make_reader
-from roentgen.training import cache
-from roentgen.training.cache import build_rows, latent_cache, text_cache
+from roentgen.training import encoded
+from roentgen.training.encoded import latent_cache, text_cache
 from roentgen.training.latents import encode, load_vae
 
 SIZE = 32
@@ -197,10 +202,51 @@ def test_damage_of_every_byte_is_noticed(tmp_path: Path) -> None:
         broken = bytearray(sound)
         broken[place] ^= 4
         path.write_bytes(broken)
-        cache._check_files(tmp_path, process=0, processes=1, what="rows")
+        cache.check_rows(tmp_path, what="rows")
         assert not path.exists(), place
     store = build_rows(tmp_path, keys, lambda items: items, lambda items: rows[items], **settings)
     assert np.array_equal(store.take([2, 0]), rows[[2, 0]]) and path.read_bytes() == sound
+
+
+def test_files_of_the_first_version_are_read(tmp_path: Path) -> None:
+    """As safetensors' own writer made them, with one array and no second list of it."""
+    rows, digest = np.arange(8, dtype=np.float16).reshape(2, 4), hashlib.sha256
+    note = json.dumps({"keys": ["a", "b"], "sha256": digest(rows.tobytes()).hexdigest()})
+    name = f"rows-{digest(b'a b').hexdigest()[:20]}.safetensors"
+    (tmp_path / name).write_bytes(save({"rows": rows}, metadata={"roentgen": note}))
+    settings: dict[str, Any] = {"what": "rows", "batch_size": 3, "process": 0, "processes": 1, "wait": lambda: None}
+    store = build_rows(tmp_path, ["b", "a"], lambda items: pytest.fail("computed"), lambda _: rows, **settings)
+    assert np.array_equal(store.take([0, 1]), rows[[1, 0]])
+
+
+def test_named_rows_and_whole_arrays(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """safetensors reads what is written; types and order stay; damage is said and made good."""
+    store = cache.Store(tmp_path, what="features")
+    first = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "hash": np.array([True, False])}
+    store.write(["a", "b"], first)
+    store.write(["c"], {"x": np.full((1, 3), 9, np.float32), "hash": np.array([True])})
+    (path,) = (path for path in tmp_path.glob("rows-*") if load_file(path)["x"].shape == (2, 3))
+    assert all(np.array_equal(load_file(path)[name], values) for name, values in first.items())
+    found = cache.Store(tmp_path, what="features").read(["c", "a"], ["x", "hash"])
+    assert found["x"].tolist() == [[9, 9, 9], [0, 1, 2]] and found["hash"].tolist() == [True, True]
+    damage(path, path.stat().st_size - 3)
+    again = cache.Store(tmp_path, what="features")
+    assert "a" not in again and "c" in again and f"{path}: corrupt; its features" in capsys.readouterr().err
+
+    made: list[int] = []
+
+    def make() -> dict[str, np.ndarray]:
+        made.append(1)
+        return {"pixels": np.arange(12, dtype=np.uint8).reshape(3, 2, 2), "none": np.zeros((0, 5), np.int32)}
+
+    for _ in range(2):
+        got = cache.kept(tmp_path / "whole", "pixels", "ab" * 32, make)
+        assert np.array_equal(got["pixels"], make()["pixels"]) and got["none"].shape == (0, 5)
+    assert len(made) == 3  # two by this test
+    (path,) = (tmp_path / "whole").iterdir()
+    damage(path, path.stat().st_size - 3)
+    assert np.array_equal(cache.kept(tmp_path / "whole", "pixels", "ab" * 32, make)["pixels"], make()["pixels"])
+    assert f"{path}: corrupt" in capsys.readouterr().err
 
 
 class TinyVae(torch.nn.Module):
@@ -230,7 +276,7 @@ def build_in_a_process(manifest: Path, folder: Path, process: int, processes: in
     """The process that ``start`` starts: builds the cache, prints how many images it read and a sum of the rows."""
     cache.SHARD_BYTES, cache.BLOCK = 4 * 2 * 4 * 8 * 8 * 2, 2
     meeting, calls, writes = folder.parent / "meeting", [0], [0]
-    write = cache._write_file
+    write = cache._write
 
     def write_once(*arguments: Any) -> None:
         writes[0] += 1
@@ -248,7 +294,7 @@ def build_in_a_process(manifest: Path, folder: Path, process: int, processes: in
             time.sleep(0.01)
 
     if how == "kill":
-        cache._write_file = write_once
+        cache._write = write_once
     source = counted(manifest)
     barrier: Any = wait if how == "together" else lambda: None
     latents = build(TinyVae(), source, folder, process=process, processes=processes, wait=barrier)
@@ -400,10 +446,10 @@ def test_other_weights_or_tokenizers_are_another_cache(tiny_pipeline: Path, tmp_
     tokenizer, encoder = parts_of(tiny_pipeline)
     other_tokenizer, _ = parts_of(tiny_pipeline)
     other_tokenizer.add_tokens(["pneumothorax"])
-    whole = cache.tokenizer_hash(tokenizer)
-    assert whole != cache.tokenizer_hash(other_tokenizer)
+    whole = encoded.tokenizer_hash(tokenizer)
+    assert whole != encoded.tokenizer_hash(other_tokenizer)
     tokenizer.backend_tokenizer.enable_truncation(5)  # as any call may leave it
-    assert whole == cache.tokenizer_hash(tokenizer)
+    assert whole == encoded.tokenizer_hash(tokenizer)
     reader = make_reader(tokenizer, encoder)
     first = text_cache(reader, encoder, TEXTS, folder=tmp_path, device="cpu").states(TEXTS)
     with torch.no_grad():

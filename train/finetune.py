@@ -57,7 +57,7 @@ from roentgen.models.classifier import load_classifier
 from roentgen.models.text_encoders import LongTexts
 from roentgen.prompts import Labels
 from roentgen.training import conditioning, estimate, feeding, speed
-from roentgen.training.cache import latent_cache, text_cache
+from roentgen.training.encoded import latent_cache, text_cache
 from roentgen.training.loader import Prefetcher
 from roentgen.training.lora import add_lora, merge_lora, save_lora
 from roentgen.training.optim import make_optimizer, use_xformers

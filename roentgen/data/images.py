@@ -8,15 +8,16 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from roentgen.cache import file_digests, kept
 from roentgen.data.manifest import SUFFIXES, read_manifest
 from roentgen.errors import UserError
-from roentgen.files import open_atomic, sha256
+from roentgen.files import sha256
 from roentgen.images import read_image, resize_center_crop
 
 if TYPE_CHECKING:
@@ -137,21 +138,11 @@ class PixelArray:
 def load_pixels(paths: Sequence[str], *, size: int, cache: Path | None = None) -> PixelArray:
     """Read images, resize the shorter side to ``size`` and crop the centre square; order is that of ``paths``.
 
-    With ``cache`` (a folder) the array is stored there under a key of paths, file sizes, times, size and chain, and
+    With ``cache`` (a folder) the array is kept there under a key of the files' content, size and chain, and
     memory-mapped on later calls. An unreadable image raises ``UserError``; none is ever replaced.
     """
     if not paths:
         raise UserError("the manifest holds no images for this split; check its split column")
-    stats = []
-    for path in paths:
-        try:
-            status = Path(path).stat()
-        except OSError:
-            raise UserError(f"{path}: image not found; run `roentgen data check` on the manifest") from None
-        stats.append(f"{path}:{status.st_size}:{status.st_mtime_ns}")
-    key = sha256("\n".join([CHAIN, str(size), *stats]))[:20]
-    if cache is not None and (cache / f"pixels-{key}.done").exists():
-        return PixelArray(np.load(cache / f"pixels-{key}.npy", mmap_mode="r"), np.load(cache / f"native-{key}.npy"))
 
     from tqdm import tqdm
 
@@ -159,13 +150,14 @@ def load_pixels(paths: Sequence[str], *, size: int, cache: Path | None = None) -
         image = read_image(path)
         return resize_center_crop(image, size), min(image.shape)
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        bar = tqdm(pool.map(one, paths), total=len(paths), desc="reading images", file=sys.stderr, leave=False)
-        results = list(bar)
-    array = PixelArray(np.stack([r[0] for r in results]), np.array([r[1] for r in results], dtype=np.int32))
-    if cache is not None:
-        for name, part in (("pixels", array.pixels), ("native", array.native)):
-            with open_atomic(cache / f"{name}-{key}.npy", advice="choose another cache folder") as file:
-                np.save(file, part)
-        (cache / f"pixels-{key}.done").touch()
-    return array
+    def make() -> dict[str, NDArray[Any]]:
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            bar = tqdm(pool.map(one, paths), total=len(paths), desc="reading images", file=sys.stderr, leave=False)
+            results = list(bar)
+        native = np.array([side for _, side in results], dtype=np.int32)
+        return {"pixels": np.stack([pixels for pixels, _ in results]), "native": native}
+
+    if cache is None:
+        return PixelArray(**make())
+    key = sha256("\n".join([CHAIN, str(size), *file_digests(paths, cache / "images")]))
+    return PixelArray(**kept(cache, "pixels", key, make))

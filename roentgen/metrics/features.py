@@ -6,10 +6,7 @@ result can come from another file that happened to have the same path, and a run
 
 from __future__ import annotations
 
-import io
 import sys
-import uuid
-import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,9 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from roentgen.cache import Store
 from roentgen.devices import ALONE, Process
 from roentgen.errors import UserError
-from roentgen.files import files_sha256, write_atomic
+from roentgen.files import files_sha256
 from roentgen.images import read_image
 from roentgen.metrics.distribution.frechet import Moments, MomentsBuilder
 from roentgen.metrics.extractors import BATCH, Extractor
@@ -160,51 +158,6 @@ def _files(sets: Sequence[ImageSet], workers: int) -> tuple[dict[str, list[str]]
     return hashes, path_of
 
 
-class Store:
-    """Outputs of one extractor by image: .npz parts in ``folder``, each written once and never changed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.where: dict[str, tuple[Path, int]] = {}
-        for part in sorted(folder.glob("*.npz")):
-            try:
-                with np.load(part) as content:
-                    keys = [bytes(key).hex() for key in content["keys"]]
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-                print(f"{part}: damaged ({error}); its features are extracted again", file=sys.stderr)
-                part.unlink(missing_ok=True)
-                continue
-            self.where.update((key, (part, row)) for row, key in enumerate(keys))
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.where
-
-    def write(self, keys: Sequence[str], outputs: Mapping[str, Floats]) -> None:
-        """Add the outputs (n, ...) of the images ``keys`` as one part."""
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = {"keys": np.array([np.frombuffer(bytes.fromhex(key), np.uint8) for key in keys])}
-        np.savez(buffer, **(arrays | dict(outputs)))
-        part = self.folder / f"{uuid.uuid4().hex}.npz"
-        write_atomic(part, buffer.getvalue())
-        self.where.update((key, (part, row)) for row, key in enumerate(keys))
-
-    def read(self, keys: Sequence[str], outputs: Sequence[str]) -> dict[str, Floats]:
-        """Outputs of the images ``keys``, in this order; one part in memory at a time."""
-        by_part: dict[Path, list[int]] = {}
-        for number, key in enumerate(keys):
-            by_part.setdefault(self.where[key][0], []).append(number)
-        found: dict[str, Floats] = {}
-        for part, numbers in by_part.items():
-            rows = [self.where[keys[number]][1] for number in numbers]
-            with np.load(part) as content:
-                for output in outputs:
-                    values = content[output]
-                    if output not in found:
-                        found[output] = np.empty((len(keys), *values.shape[1:]), np.float32)
-                    found[output][numbers] = values[rows]
-        return found
-
-
 def _fill(
     cache: Path,
     extractors: Sequence[Extractor],
@@ -221,7 +174,7 @@ def _fill(
     """
     from tqdm import tqdm
 
-    stores = [Store(cache / f"{extractor.key}-{READER}") for extractor in extractors]
+    stores = [Store(cache / f"{extractor.key}-{READER}", what="features") for extractor in extractors]
     keys = list(path_of)  # shares of all, not of what is missing: that changes while others are at it
     missing = [key for key in map(keys.__getitem__, who.own(len(keys))) if any(key not in store for store in stores)]
     if not missing:

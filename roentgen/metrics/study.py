@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roentgen.cache import kept
 from roentgen.data.prompt_table import LabelledPrompt
-from roentgen.files import open_atomic
+from roentgen.files import sha256
 from roentgen.generators.base import Generator, Sampling
 from roentgen.images import make_grid, save_image
 from roentgen.metrics.adherence import laterality
@@ -66,13 +67,11 @@ class Study:
 
     def train_features(self) -> NDArray[np.floating]:
         """The judge's features of all training images, kept: they are the longest wait of a repeated run."""
-        path = self.work / "cache" / f"train-features-{self.train_key}.npy"
-        if not path.exists():
-            features = self.features(self.pixels["train"], "train")
-            with open_atomic(path, advice="choose another --work") as file:
-                np.save(file, features)
-        found: NDArray[np.floating] = np.load(path)
-        return found
+
+        def make() -> dict[str, NDArray[np.floating]]:
+            return {"features": self.features(self.pixels["train"], "train")}
+
+        return kept(self.work / "cache", "train-features", sha256(self.train_key), make)["features"]
 
     def leftness(self, images: NDArray[np.uint8], finding: str, name: str) -> NDArray[np.float64]:
         """The judge's left less right for ``finding``, (N,): positive speaks for the patient's left."""

@@ -18,7 +18,7 @@ from roentgen.images import to_autoencoder
 from roentgen.models.text_encoders import TextReader, Tokens, encode_text_states
 from roentgen.prompts import Labels
 from roentgen.training import conditioning
-from roentgen.training.cache import LatentCache, TextCache
+from roentgen.training.encoded import LatentCache, TextCache
 from roentgen.training.state import Order, batch_generator
 
 

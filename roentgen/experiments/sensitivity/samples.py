@@ -15,7 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from roentgen.files import open_atomic, sha256
+from roentgen.cache import kept
+from roentgen.files import sha256
 from roentgen.metrics import neighbours
 from roentgen.metrics.adherence.laterality import LEFT, RIGHT
 from roentgen.metrics.diversity import repeats as duplicates
@@ -111,10 +112,10 @@ class Reader:
     def outputs(self, pixels: NDArray[np.uint8], name: str) -> dict[str, Floats]:
         both = {extractor.key: extractor for extractor in (self.classifier, self.chosen)}
         key = sha256(f"{pixels.shape} {sorted(both)}", np.ascontiguousarray(pixels).data)
-        path = self.work / "outputs" / f"{key[:20]}.npz"
-        if path.is_file():
-            with np.load(path) as stored:
-                return {field: _double(stored[field]) for field in stored.files}
+        found = kept(self.work / "outputs", "outputs", key, lambda: self._make(pixels, name, both))
+        return {field: _double(values) for field, values in found.items()}
+
+    def _make(self, pixels: NDArray[np.uint8], name: str, both: dict[str, Extractor]) -> dict[str, NDArray[Any]]:
         parts: dict[str, list[dict[str, NDArray[np.float32]]]] = {extractor_key: [] for extractor_key in both}
         starts = range(0, len(pixels), self.batch_size)
         for start in tqdm(starts, desc=name, file=sys.stderr, leave=False):
@@ -133,10 +134,7 @@ class Reader:
             "hashes": duplicates.difference_hash(list(pixels)),
         }
         # Everything came in single precision, so nothing is lost, and half of the disk is saved.
-        found = {field: v.astype(np.float32) if v.dtype == np.float64 else v for field, v in found.items()}
-        with open_atomic(path, advice="choose another --work") as file:
-            np.savez(file, **found)
-        return {field: _double(values) for field, values in found.items()}
+        return {field: v.astype(np.float32) if v.dtype == np.float64 else v for field, v in found.items()}
 
     def sample(self, pixels: NDArray[np.uint8], rows: pd.DataFrame, name: str) -> Sample:
         """Images with what the manifest's ``rows`` say of them."""
