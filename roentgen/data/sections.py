@@ -2,7 +2,9 @@
 
 A report is plain text. Its section headers may be in upper or title case, on a line of their own, at the start of a
 line or in the middle of a paragraph, with or without a colon; this module knows headers by name (``HEADERS``), so that
-"Lines and tubes: ..." inside the findings stays there. How often it is right is measured by ``eval/sections.py``.
+"Lines and tubes: ..." inside the findings stays there. A known name may be joined to others ("FINDINGS/ IMPRESSION:",
+"IMPRESSION AND FOLLOW-UP(S):") and say of what it is ("IMPRESSION OF CHEST:"): up to its colon it is one heading. How
+often it is right is measured by ``eval/sections.py``.
 """
 
 from __future__ import annotations
@@ -15,24 +17,12 @@ FINAL, ADDENDUM = "final report", "addendum"
 HEADERS: dict[str, tuple[str, ...]] = {
     "impression": (
         *("impression", "impressions", "conclusion", "conclusions", "opinion", "final impression"),
-        *(
-            "provisional findings impression",
-            "overall impression",
-            "preliminary impression",
-            "impression and plan",
-            "impression/plan",
-        ),
-        *("impression and recommendation", "impression and recommendations", "impression/recommendation"),
-        *("impression/recommendations", "radiological diagnosis", "radiologic diagnosis"),
+        *("provisional findings impression", "overall impression", "preliminary impression"),
+        *("impression and plan", "impression/plan", "radiological diagnosis", "radiologic diagnosis"),
     ),
     "findings": (
         *("findings", "finding", "radiographic findings", "radiological findings", "imaging findings"),
         *("chest findings", "observations", "report findings"),
-    ),
-    "findings and impression": (
-        *("findings and impression", "findings/impression", "findings / impression", "findings & impression"),
-        *("impression and findings", "impression/findings", "impression / findings", "findings and conclusion"),
-        *("findings and conclusions", "findings, impression"),
     ),
     "indication": (
         *("indication", "indications", "clinical indication", "clinical indications", "indication for study"),
@@ -59,8 +49,8 @@ HEADERS: dict[str, tuple[str, ...]] = {
         *("examination", "exam", "study", "type of examination", "type of exam", "exam type", "study type"),
         *("exam date", "date of exam", "date of examination", "study date", "examination date"),
     ),
-    "recommendation": ("recommendation", "recommendations", "recommendation(s)", "recommend"),
-    "notification": ("notification", "notifications", "notification(s)", "communication", "critical results"),
+    "recommendation": ("recommendation", "recommendations", "recommend"),
+    "notification": ("notification", "notifications", "communication", "critical results"),
     "wet read": ("wet read", "wet read version", "preliminary report", "preliminary read", "prelim read"),
     ADDENDUM: ("addendum", "addenda", "final addendum", "addendum report"),
     FINAL: ("final report", "final reports"),
@@ -71,16 +61,17 @@ HEADERS: dict[str, tuple[str, ...]] = {
         *("interpreted by", "verified by", "attending radiologist", "radiologist", "resident"),
     ),
 }
-"""Normalised section name -> the headers that start it, lower case."""
+"""Normalised section name -> the headers that start it, lower case; plural notes ("(s)") may follow each word."""
+BOTH = "findings and impression"
 
 # Headers that are told from prose by their capitals and the colon alone, in the middle of a sentence too.
 _CORE = frozenset(
-    {"impression", "conclusion", "findings", *HEADERS["findings and impression"], "indication", "history", "technique"}
-    | {"comparison", "wet read", "notification", "recommendation", "recommendations", "recommendation(s)", ADDENDUM}
+    {"impression", "impressions", "conclusion", "findings", "indication", "history", "technique", "comparison"}
+    | {"wet read", "notification", "recommendation", "recommendations", ADDENDUM}
 )
 # "Other findings:" is a heading within the findings.
 _WITHIN = r"(?:other|additional|incidental|associated|ancillary|significant|bon[ey]|osseous|cardiac|lung|pleural|these)"
-_NO_COLON = frozenset({"impression", "findings", "findings and impression", ADDENDUM, FINAL, "wet read"})
+_NO_COLON = frozenset({"impression", "findings", BOTH, ADDENDUM, FINAL, "wet read"})
 _NAME = {header: name for name, headers in HEADERS.items() for header in headers}
 
 
@@ -89,18 +80,25 @@ def _alternatives() -> str:
     return "|".join(re.escape(header).replace(r"\ ", r"[ \t]+") for header in longest_first)
 
 
-_HEADER = re.compile(
-    rf"(?<![A-Za-z0-9/&-])(?P<name>{_alternatives()})(?![A-Za-z])"
-    r"(?P<note>[ \t]*\((?!s\))[^()\n]{1,40}\))?(?P<mark>[ \t*_]{0,3}:|[ \t]*[-–—](?=[ \t\n])|(?=\s|$))",
-    re.IGNORECASE,
-)
 # "PORTABLE AP CHEST:" and the like stand for the word FINDINGS.
 _VIEW_WORD = (
     r"(?:portable|upright|supine|erect|semi-?(?:upright|erect|supine)|single|frontal|lateral|ap|pa|and|one|two|three|[1-3]"
-    r"|views?|of|the|chest|radiographs?|radiographic|radiography|x-?rays?|cxr|films?|study|examination|bedside|in)"
+    r"|views?|of|the|chest|thorax|radiographs?|radiographic|radiography|x-?rays?|cxr|films?|bedside|in)"
 )
+_JOIN = r"[ \t]*(?:[/&+]|\band\b)[ \t]*"
+_WORDS = r"(?-i:[A-Z][A-Za-z]*(?:[ -][A-Z][A-Za-z]*){0,2})"  # of a heading that is not known by name
+_NAMED = rf"(?:{_alternatives()})(?:\(s\))?"
+_COLON = r"(?=[ \t*_]{0,3}:)"
+_HEADER = re.compile(
+    rf"(?<![A-Za-z0-9/&-])(?P<name>{_NAMED}(?:{_JOIN}{_WORDS}(?:\(s\))?)+{_COLON}"
+    rf"|{_NAMED}(?:(?:{_JOIN}|[ \t]*,[ \t]*){_NAMED})*)(?![A-Za-z])"
+    rf"(?:(?:[ \t,]+(?:of|for|on|in))?(?:[ \t,/&()-]+{_VIEW_WORD}){{1,9}}\)?{_COLON})?"
+    r"(?P<note>[ \t]*\((?!s\))[^()\n]{1,40}\))?(?P<mark>[ \t*_]{0,3}:|[ \t]*[-–—](?=[ \t\n])|(?=\s|$))",
+    re.IGNORECASE,
+)
+_ANY = rf"(?:{_VIEW_WORD}|study|examination)"  # which are headings of their own behind another
 _VIEW_HEADER = re.compile(
-    rf"^[ \t]*(?=[^:\n]*(?:chest|cxr|radiograph))(?P<name>{_VIEW_WORD}(?:[ \t,/&()-]+{_VIEW_WORD}){{0,11}}\)?)[ \t]*:",
+    rf"^[ \t]*(?=[^:\n]*(?:chest|cxr|radiograph))(?P<name>{_ANY}(?:[ \t,/&()-]+{_ANY}){{0,11}}\)?)[ \t]*:",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -130,7 +128,7 @@ def split_sections(report: str) -> dict[str, str]:
             found.pop(key, None)  # so that the order is that of the sections that stand
             found[key] = (addendum, content)
     sections = {name: content for name, (_, content) in found.items()}
-    both = sections.pop("findings and impression", None)
+    both = sections.pop(BOTH, None)
     if both is not None:
         for name in ("findings", "impression"):
             sections.setdefault(name, both)
@@ -143,7 +141,7 @@ def _starts(text: str) -> list[tuple[int, int, str]]:
     starts: list[tuple[int, int, str]] = []
     match = _HEADER.search(text)
     while match is not None:
-        name = _NAME[_key(match["name"])]
+        name = _section(match["name"])
         after = starts[-1][1] if starts else 0  # a header right after a header: "FINAL REPORT EXAMINATION: ..."
         if _is_header(text, match, name, after=after, shouted=shouted):
             starts.append((match.start(), match.end(), name))
@@ -154,14 +152,24 @@ def _starts(text: str) -> list[tuple[int, int, str]]:
     for match in views:
         before = [name for start, _, name in starts if start < match.start()]
         inside = any(start <= match.start("name") < end for start, end, _ in starts)
-        if not inside and not {"findings", "impression", "findings and impression"} & set(before):
+        if not inside and not {"findings", "impression", BOTH} & set(before):
             starts.append((match.start(), match.end(), "findings"))
             starts.sort()
     return starts
 
 
-def _key(written: str) -> str:
-    return re.sub(r"[ \t]+", " ", written.lower())
+def _parts(written: str) -> list[str]:
+    """The names that a heading joins, lower case and without plural notes; one where it is a name as a whole."""
+    key = re.sub(r"[ \t]+", " ", written.lower().replace("(s)", ""))
+    return [key] if key in _NAME else [part.strip() for part in re.split(rf"{_JOIN}|,", key)]
+
+
+def _section(written: str) -> str:
+    """The section that a heading starts: the impression or findings if among its names, else its first."""
+    named = [_NAME[part] for part in _parts(written) if part in _NAME]
+    if {"findings", "impression"} <= set(named):
+        return BOTH
+    return next((name for name in ("impression", "findings") if name in named), named[0])
 
 
 def _is_header(text: str, match: re.Match[str], name: str, *, after: int, shouted: bool) -> bool:
@@ -183,7 +191,7 @@ def _is_header(text: str, match: re.Match[str], name: str, *, after: int, shoute
         return True
     if capitals and not shouted and " " in written.strip():
         return True  # "... CLINICAL HISTORY: ..."
-    return _key(written) in _CORE and not re.search(rf"\b{_WITHIN}\s*$", line, re.IGNORECASE)
+    return bool(_CORE & set(_parts(written))) and not re.search(rf"\b{_WITHIN}\s*$", line, re.IGNORECASE)
 
 
 def _is_bare_header(text: str, match: re.Match[str], name: str, *, at_line: bool, capitals: bool) -> bool:
@@ -254,6 +262,11 @@ _DANGLING = tuple(
         rf"{_RUN}(?i:[ \t-]*(?:years?|yrs?|y)[ \t./-]*(?:olds?|o)\b\.?)",
         rf"(?i:\b(?:at|on)[ \t]+)?{_RUN}[ \t]*(?i:[ap]\.?m\b\.?|hours\b|hrs\b)",
         rf"(?i:\b(?:with|to|by|from)[ \t]+(?:dr|drs|doctor|mr|mrs|ms)\b\.?)[ \t]*{_RUN}",
+        # Half a word: "x-XXXX", "XXXX-sided", "Port-A-Cath" as "XXXX-A-XXXX"; a side and a whole word stay.
+        rf"(?i:(?<=\bleft)|(?<=\bright))-{_RUN}(?:-sided\b)?",
+        rf"{_RUN}(?i:(?:-(?:a|of|the|and|sided))+)-?(?:{_RUN})?",
+        rf"(?<![\w-])(?:[A-Za-z]+-)+{_RUN}",
+        rf"(?<=\w)-{_RUN}|{_RUN}-(?=\w)",
         rf",?(?i:[ \t]*\b(?:(?:as|when)[ \t]+)?(?:compared|in comparison)[ \t]+(?:to|with)[ \t]+){_RUN}{_STOP}",
         rf"(?i:\b(?:dated|since|from|until|as of|on|at)[ \t]+){_RUN}{_STOP}",
         rf"(?i:,?[ \t]*\b(?:and|or)[ \t]+){_RUN}(?=\s*(?:$|[.,;:)]))",
@@ -272,9 +285,9 @@ def clean_text(text: str) -> str:
     """Text of a report as one line that reads naturally, for a text encoder.
 
     De-identification blanks (``BLANKS``) go, and what they leave dangling: "compared to ___", "___-year-old",
-    "Dr. ___", empty brackets, doubled punctuation. Words are never joined, and no other word is touched: a word that
-    de-identification took ("no XXXX or effusion") cannot be guessed. List numbers and bullets go; an item that had no
-    full stop gets one. "" where nothing but marks is left.
+    "Dr. ___", what a hyphen joins to one ("x-XXXX"), empty brackets, doubled punctuation. Words are never joined, and
+    no other word is touched: a word that de-identification took ("no XXXX or effusion") cannot be guessed. List numbers
+    and bullets go; an item that had no full stop gets one. "" where nothing but marks is left.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u00a0", " ")
     text = _without_list_marks(text)
