@@ -696,6 +696,23 @@ def test_latents_of_a_projection_are_those_of_the_encoder(projected: Any) -> Non
     torch.testing.assert_close(fast[:, 1], slow.std, rtol=1e-2, atol=1e-4)
 
 
+@torch.no_grad()
+def test_three_channels_give_the_same_pixels_in_half_precision(projected: Any) -> None:
+    from roentgen.models.autoencoder.channels import with_channels
+
+    grey = projected[0]
+    half = with_channels(grey, 3).half().float()
+    grey = with_channels(with_channels(grey, 3), 1).half().float()
+    x = torch.rand((2, 1, 32, 32)) * 2 - 1
+    mean, wide = grey.encode(x).latent_dist.mean, half.encode(x.expand(-1, 3, -1, -1)).latent_dist.mean
+    torch.testing.assert_close(wide, mean, rtol=1e-5, atol=1e-5)
+    pictures = half.decode(mean).sample
+    assert pictures.shape == (2, 3, 32, 32)
+    assert torch.equal(pictures[:, 0], pictures[:, 1]) and torch.equal(pictures[:, 0], pictures[:, 2])
+    torch.testing.assert_close(pictures[:, :1], grey.decode(mean).sample, rtol=1e-5, atol=1e-5)
+    assert pca_encoder.recover(half) is not None
+
+
 def test_the_critic_pulls_towards_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for the ImageNet network: heads learn to tell the two apart, and equal images cost nothing."""
     from accelerate import Accelerator

@@ -44,6 +44,7 @@ from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import require_writable
 from roentgen.images import from_autoencoder, make_grid, save_image, to_autoencoder
+from roentgen.models.autoencoder.channels import with_channels
 from roentgen.training import pca_encoder
 from roentgen.training import reconstruction as R
 from roentgen.training.fast_norm import use_fast_group_norm
@@ -194,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if s.start is not None:
         try:
-            vae.load_state_dict(load_vae(s.start).state_dict())
+            vae.load_state_dict(with_channels(load_vae(s.start), 1).state_dict())
         except RuntimeError:
             raise errors.UserError(
                 f"--start {s.start}: its shape is not that of --channels, --layers, --groups and --latent-channels"

@@ -22,6 +22,7 @@ from roentgen import errors
 from roentgen.config import Guidance, Steps, parse_settings, require
 from roentgen.files import fingerprint
 from roentgen.generators.diffusion.build import load_parts
+from roentgen.models.autoencoder.channels import with_channels
 from roentgen.training.latents import load_vae
 
 
@@ -47,10 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     require((s.pipeline / "roentgen.json").is_file(), f"--pipeline {s.pipeline}: not a pipeline of train/finetune.py")
     parts = load_parts(model=str(s.pipeline), vae=None, text=None, unet=None, prediction_type=None)
     if s.vae is not None:
-        vae = load_vae(s.vae)
+        vae = with_channels(load_vae(s.vae), parts.vae.config.in_channels)
         same = fingerprint(vae.encoder) == fingerprint(parts.vae.encoder)
         require(same, f"--vae {s.vae}: its encoder is not the one that --pipeline was trained with; use that run's")
         parts = dataclasses.replace(parts, vae=vae)
+    # Three equal channels, so that other people's tools run on it; the pixels stay the same.
+    parts = dataclasses.replace(parts, vae=with_channels(parts.vae, 3))
     parts.scheduler.register_to_config(steps_offset=1)  # what stock diffusers expects; no matter with "trailing"
     facts: dict[str, Any] = json.loads((s.pipeline / "roentgen.json").read_text())
     chosen = {key: value for key in ("steps", "guidance", "sampler") if (value := getattr(s, key)) is not None}

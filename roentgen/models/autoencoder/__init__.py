@@ -1,0 +1,1 @@
+"""Autoencoders of grey X-rays: their channels."""
