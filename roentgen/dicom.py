@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import numpy as np
 from PIL import Image
 
 from roentgen.errors import UserError
-from roentgen.provenance import SOFTWARE, as_marks
+from roentgen.provenance import SOFTWARE, as_marks, read_marks
+
+COMMENT = "121106"
+"""DCM code of a comment in a structured report; ours begins with words and ends with the marks as JSON."""
 
 
 def read_dicom(path: Path, source: Path | io.BytesIO) -> np.ndarray:
@@ -96,14 +100,15 @@ def dicom_dataset(image: np.ndarray, provenance: Mapping[str, str]) -> Any:
     data.StudyDescription = "Synthetic chest radiograph"
     data.Modality, data.ConversionType = "OT", "SYN"
     data.SeriesNumber, data.InstanceNumber = 1, 1
-    data.SeriesDescription = "Synthetic chest X-ray, not for diagnosis"
+    series = written.get("prompt") or "Chest X-ray, not for diagnosis"
+    data.SeriesDescription = short_text(series, ending=" (synthetic)")
     data.BodyPartExamined = "CHEST"
     data.PatientOrientation = ["L", "F"]  # rows run to the patient's left, columns to the feet
     data.Manufacturer = data.SecondaryCaptureDeviceManufacturer = SOFTWARE
-    data.SoftwareVersions = data.SecondaryCaptureDeviceSoftwareVersions = version or "unknown"
+    data.SoftwareVersions = data.SecondaryCaptureDeviceSoftwareVersions = short_text(version) or "unknown"
     data.ImageType = ["DERIVED", "SECONDARY"]
-    data.DerivationDescription = f"Synthetic: made from text by {SOFTWARE} {version}, model {model}"[:1024]
-    data.ImageComments = json.dumps(written, ensure_ascii=False)
+    data.DerivationDescription = long_text(f"Synthetic: made from text by {SOFTWARE} {version}, model {model}")[:1024]
+    data.ImageComments = marks_text(written)
     data.BurnedInAnnotation = data.RecognizableVisualFeatures = "NO"
     data.LossyImageCompression = "00"
     purpose = Dataset()
@@ -111,8 +116,8 @@ def dicom_dataset(image: np.ndarray, provenance: Mapping[str, str]) -> Any:
     purpose.CodeMeaning = "Processing Equipment"
     equipment = Dataset()
     equipment.PurposeOfReferenceCodeSequence = [purpose]
-    equipment.Manufacturer, equipment.ManufacturerModelName = SOFTWARE, model[:64]
-    equipment.SoftwareVersions = version or "unknown"
+    equipment.Manufacturer, equipment.ManufacturerModelName = SOFTWARE, short_text(model)
+    equipment.SoftwareVersions = short_text(version) or "unknown"
     equipment.ContributionDescription = "Generated the synthetic image from text"
     data.ContributingEquipmentSequence = [equipment]
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -122,6 +127,50 @@ def dicom_dataset(image: np.ndarray, provenance: Mapping[str, str]) -> Any:
     data.PixelData = pixels + b"\0" * (len(pixels) % 2)
     data["PixelData"].VR = "OB"
     return data
+
+
+def short_text(text: str, *, ending: str = "") -> str:
+    """``text`` as VR LO takes it (PS3.5 6.2): one line of 64 characters, without the backslash that separates values.
+
+    What is longer ends in "..."; ``ending`` always fits. What must not be cut belongs into a comment as well.
+    """
+    line = " ".join(long_text(text).replace("\\", "/").split())
+    most = 64 - len(ending)
+    return (line if len(line) <= most else f"{line[: most - 3].rstrip()}...") + ending
+
+
+def long_text(text: str) -> str:
+    """``text`` as VRs ST, LT and UT take it: no control characters but those of lines, tabs and pages."""
+    return "".join(c for c in text if c in "\t\n\f\r" or unicodedata.category(c) not in ("Cc", "Cs"))
+
+
+def marks_text(marks: Mapping[str, str]) -> str:
+    """Marks as JSON that a text VR takes and that reads back unchanged: control characters are escaped."""
+    text = json.dumps(marks, ensure_ascii=False)
+    return "".join(c if unicodedata.category(c) not in ("Cc", "Cs") else f"\\u{ord(c):04x}" for c in text)
+
+
+def dicom_marks(path: Path) -> dict[str, str]:
+    """What roentgen wrote into an image or the report beside it; nothing of a file that it did not make."""
+    import pydicom
+
+    data = pydicom.dcmread(path, stop_before_pixels=True)
+    texts = [str(data.get("ImageComments", ""))]
+    for item in data.get("ContentSequence") or ():
+        codes = item.get("ConceptNameCodeSequence") or ()
+        if any(code.get("CodeValue") == COMMENT for code in codes):
+            texts.append("{" + str(item.get("TextValue", "")).partition("{")[2])
+    return next(filter(None, map(read_marks, texts)), {})
+
+
+def has_no_pixels(path: Path) -> bool:
+    """Whether a DICOM file is none of an image, such as a report; False where it cannot be read."""
+    import pydicom
+
+    try:
+        return "Rows" not in pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows"])
+    except Exception:  # pydicom raises many kinds; who reads the image will say what is wrong
+        return False
 
 
 def dicom_bytes(data: Any) -> bytes:

@@ -265,18 +265,20 @@ def _need(package: str) -> None:
 
 
 def _is_manifest(path: str) -> bool:
-    return not Path(path).is_dir()
+    from roentgen.metrics.image_set import manifest_in
+
+    return not Path(path).is_dir() or manifest_in(Path(path)) is not None
 
 
 def _validation(real: str, real_split: str, *, skip_bad: bool) -> ImageSet | None:
     """The real manifest's rows in split val, where it has any and they are not measured themselves."""
     from roentgen.data.manifest import read_manifest
-    from roentgen.metrics.image_set import open_set
+    from roentgen.metrics.image_set import manifest_in, open_set
     from roentgen.metrics.measure import VALIDATION
 
     if not _is_manifest(real) or real_split == "val":
         return None
-    table = read_manifest(Path(real), allow_empty_text=True, check_files=False)
+    table = read_manifest(manifest_in(Path(real)) or Path(real), allow_empty_text=True, check_files=False)
     if (table["split"] == "val").sum() < 2:
         return None
     return open_set(Path(real), name=VALIDATION, split="val", skip_bad=skip_bad)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-from roentgen.dicom import dicom_bytes, dicom_dataset, read_dicom
+from roentgen.dicom import dicom_bytes, dicom_dataset, dicom_marks, read_dicom
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
 from roentgen.provenance import SOFTWARE, as_marks, read_marks
@@ -206,9 +206,7 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, str]:
         with path.open("rb") as file:
             head = file.read(132)
         if is_dicom(path, head):
-            import pydicom
-
-            marks = read_marks(str(pydicom.dcmread(path, stop_before_pixels=True).get("ImageComments", "")))
+            marks = dicom_marks(path)
         else:
             with Image.open(path) as image:
                 if isinstance(image, PngImagePlugin.PngImageFile):

@@ -120,3 +120,29 @@ def test_no_images(tmp_path: Path, make, words: str) -> None:
 def test_limit_must_be_positive(folder: Path) -> None:
     with pytest.raises(UserError, match="--limit 0"):
         open_set(folder, name="real", limit=0)
+
+
+def test_a_folder_with_a_manifest_is_read_by_it() -> None:
+    found, listed = open_set(SAMPLE.parent, name="real", split="test"), open_set(SAMPLE, name="real", split="test")
+    assert found.table.equals(listed.table) and np.nansum(found.labels(["Effusion"])) > 5
+
+
+def test_reports_and_hidden_files_do_not_count_and_dicom_without_an_ending_does(tmp_path: Path, folder: Path) -> None:
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian
+
+    (folder / "b" / "2.dcm").rename(folder / "b" / "2")
+    (folder / ".thumbnails").mkdir()
+    Image.fromarray(picture(1)).save(folder / ".thumbnails" / "x.png")
+    Image.fromarray(picture(1)).save(folder / "a" / ".x.png")
+    (folder / "notes").write_text("x" * 300)
+    report = Dataset()
+    report.SOPClassUID, report.SOPInstanceUID, report.Modality = BasicTextSRStorage, "1.2.3", "SR"
+    report.file_meta = FileMetaDataset()
+    report.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    for name in ("report.dcm", "report"):
+        report.save_as(folder / name, enforce_file_format=True)
+    images = open_set(folder, name="synthetic")
+    assert len(images) == 20 and images.bad == []
+    assert images.paths[-1] == folder / "b" / "2"
+    assert images.table["text"].iloc[-1] == "cardiomegaly, 60 year old male"

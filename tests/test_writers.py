@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tarfile
 import tracemalloc
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import yaml
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
 from roentgen.images import read_provenance
+from roentgen.metrics.image_set import open_set
 from roentgen.models.registry import MINI
 from roentgen.prompts import FINDINGS, Labels
 from roentgen.synthesis.card import add_tallies, model_licence, tally, write_card
@@ -230,6 +232,18 @@ def test_datasets_opens_the_image_folder_whatever_lies_beside(tmp_path, formats)
     assert [row["text"] for row in found] == [record.row.prompt for record in RECORDS]
 
 
+@pytest.mark.parametrize("formats", [("folder", "dicom"), ("dicom",)], ids="+".join)
+def test_an_exported_set_is_measured_by_its_manifest(tmp_path, formats):
+    records = [make_record(slot, size=40) for slot in range(4)]
+    for name in formats:
+        writer = FORMATS[name](tmp_path, INFO)
+        writer.write_shard(0, records)
+        writer.finish(1)
+    images = open_set(tmp_path, name="synthetic")
+    assert images.table["text"].tolist() == [record.row.prompt for record in records] and images.bad == []
+    assert images.table["patient_id"].nunique() == 4
+
+
 def test_stems_stay_text_in_pandas(whole):
     table = pd.read_csv(whole / "manifest.csv")
     stems = pd.DataFrame({"id": [Path(image).stem for image in table["image"]]})
@@ -295,7 +309,9 @@ def test_pydicom_opens_the_studies(whole):
         report = pydicom.dcmread(whole / "dicom" / row["report"])
         assert np.array_equal(image.pixel_array, record.image)
         marks = read_provenance(row["image"])
+        assert read_provenance(whole / "dicom" / row["report"]) == marks
         assert (marks["prompt"], marks["model_hash"]) == (record.row.prompt, "0123456789012345")
+        assert image.SeriesDescription == f"{' '.join(record.row.prompt.split())} (synthetic)"
         assert image.PatientSex == (record.row.labels.sex or "") and image.get("ViewPosition") == record.row.labels.view
         assert image.get("PatientAge") == {54.0: "054Y", 0.5: "006M", None: None}[record.row.labels.age]
         assert report.SOPClassUID == report.file_meta.MediaStorageSOPClassUID == "1.2.840.10008.5.1.4.1.1.88.11"
@@ -327,7 +343,47 @@ def test_pydicom_opens_the_studies(whole):
             dates = {element.keyword: element.value for element in data if element.VR in ("DA", "TM", "DT")}
             assert set(dates.values()) <= {"", "19700101", "000000"}
     assert len(set(uids)) == 5 * len(RECORDS)
-    assert all(uid.is_valid and uid.startswith("2.25.") for uid in uids)
+    assert all(uid.is_valid and uid.startswith("1.2.826.0.1.3680043.8.498.") for uid in uids)
+
+
+def test_readers_of_series_find_one_image_a_folder(whole):
+    sitk = pytest.importorskip("SimpleITK")
+    folders = sorted(path.parent for path in (whole / "dicom" / "images").rglob("*.dcm"))
+    assert len(folders) == len(RECORDS)
+    for folder, record in zip(folders, RECORDS, strict=True):
+        names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+        assert len(names) == len(list(folder.iterdir())) == 1
+        assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(names))[0], record.image)
+
+
+def test_dicom_values_respect_their_vr(tmp_path):
+    pydicom = pytest.importorskip("pydicom")
+    prompt = "left\\right \x1b[31m effusion\x00, \x85" + "very " * 20 + "large"
+    model = "C:\\models\\mini\n" + "x" * 80
+    record = make_record(0)
+    odd = replace(
+        record,
+        row=replace(record.row, prompt=prompt),
+        provenance={**record.provenance, "prompt": prompt, "model": model, "version": "1\\2"},
+    )
+    writer = FORMATS["dicom"](tmp_path, INFO)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # pydicom warns of values that their VR does not allow
+        writer.write_shard(0, [odd])
+    for path in sorted((tmp_path / "dicom").rglob("*.dcm")):
+        data = pydicom.dcmread(path)
+        texts = [element for element in data.iterall() if element.VR in ("LO", "SH", "PN", "ST", "LT", "UT", "CS")]
+        for element in texts:
+            for value in element.value if isinstance(element.value, pydicom.multival.MultiValue) else [element.value]:
+                most = {"LO": 64, "SH": 16, "CS": 16}.get(element.VR, 10240)
+                assert len(str(value)) <= most, element
+                assert not re.search(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]", str(value)), element
+            if element.VR in ("LO", "SH", "PN"):
+                assert element.VM <= 1, element
+        marks = read_provenance(path)
+        assert (marks["model"], marks["prompt"]) == (model, prompt) and marks["synthetic"] == "true"
+    said = data.ContentSequence[-1].ContentSequence[0].TextValue
+    assert "effusion" in said and "\\" in said and "very large" in said
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy, of dicom3tools")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen.data.manifest import SIDE_SUFFIX, SUFFIXES, finding_columns, read_manifest
+from roentgen.dicom import has_no_pixels
 from roentgen.errors import UserError
 from roentgen.images import SUFFIXES as IMAGE_SUFFIXES
 from roentgen.images import is_dicom, read_provenance
@@ -23,6 +25,8 @@ SMALLEST = 32
 """Images with a shorter side below this many pixels are taken for thumbnails or damage."""
 SAME_SIZE = 0.9
 """Where at least this share of synthetic images has one size, those of another are taken for strays."""
+MANIFESTS = ("manifest.csv", "manifest.parquet", "dicom/index.csv")
+"""Where a folder of images has its manifest; the first that is there counts."""
 LISTED = 20  # names of bad files in one error
 
 
@@ -81,9 +85,10 @@ def open_set(
 ) -> ImageSet:
     """Images of a manifest (.csv, .parquet) or a folder (PNG, JPEG and DICOM files, recursively, sorted).
 
-    A folder's images get text, labels, seed and prompt id from roentgen's provenance where they have it: the labels
-    are what ``prompts.parse`` finds in the prompt, 1 for what it asks for, 0 for the rest where it says
-    "no finding", NaN else. Every file is looked at but not decoded: existence, size, header.
+    A folder that holds a manifest (``MANIFESTS``) is read by it. The images of others get text, labels, seed and prompt
+    id from roentgen's provenance where they have it: the labels are what ``prompts.parse`` finds in the prompt, 1 for
+    what it asks for, 0 for the rest where it says "no finding", NaN else. Hidden files and DICOM without pixels do not
+    count; DICOM without an ending does. Every file is looked at but not decoded: existence, size, header.
 
     Args:
         path: manifest or folder.
@@ -100,6 +105,8 @@ def open_set(
     flag = f"--{name}"
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: must be at least 1")
+    if path.is_dir():
+        path = manifest_in(path) or path
     if path.suffix.lower() in SUFFIXES and not path.is_dir():
         table = read_manifest(path, splits=None if split is None else [split], allow_empty_text=True, check_files=False)
         for column in ("prompt_id", "seed"):
@@ -191,11 +198,7 @@ def _strays(sizes: Sequence[tuple[int, int]]) -> dict[int, str]:
 
 def _folder_table(folder: Path, flag: str) -> pd.DataFrame:
     """One row an image file below ``folder``, sorted by path, labels unknown."""
-    names = sorted(
-        str(file.relative_to(folder).as_posix())
-        for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-    )
+    names = sorted(file.as_posix() for file in _image_files(folder))
     if not names:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{flag} {folder} holds no images ({endings}); check the path")
@@ -206,6 +209,33 @@ def _folder_table(folder: Path, flag: str) -> pd.DataFrame:
         table[column] = ""
     table["age"] = np.nan
     return table
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    """Paths below ``folder`` of what is an image by its ending, or DICOM by its content; nothing hidden, no reports."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            file = Path(place, name)
+            kind = IMAGE_SUFFIXES.get(file.suffix.lower())
+            if name.startswith(".") or (kind is None and not _is_dicom_inside(file)):
+                continue
+            if kind in (None, "dicom") and has_no_pixels(file):
+                continue
+            yield file.relative_to(folder)
+
+
+def _is_dicom_inside(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def manifest_in(folder: Path) -> Path | None:
+    """The manifest of a folder that holds one, as exported and prepared sets do."""
+    return next((folder / name for name in MANIFESTS if (folder / name).is_file()), None)
 
 
 def _with_provenance(table: pd.DataFrame) -> pd.DataFrame:

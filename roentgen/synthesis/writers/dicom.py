@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Sequence
 
 from pydicom.dataset import Dataset
-from pydicom.uid import BasicTextSRStorage
+from pydicom.uid import BasicTextSRStorage, generate_uid
 
-from roentgen.dicom import dicom_bytes, dicom_dataset
+from roentgen.dicom import COMMENT, dicom_bytes, dicom_dataset, long_text, marks_text
 from roentgen.files import sha256, write_atomic
+from roentgen.provenance import as_marks
 from roentgen.synthesis.writers.parts import (
     FOLDER_SIZE,
     Part,
@@ -118,7 +118,7 @@ def make_report(record: Record, image: Dataset) -> Dataset:
     findings = [
         _text("Finding", f"{name}, {labels.sides[name]}" if name in labels.sides else name) for name in labels.findings
     ]
-    origin = json.dumps({**record.provenance, "synthetic": "true"}, ensure_ascii=False, sort_keys=True)
+    origin = marks_text(as_marks(record.provenance))
     comment = _text("Comment", f"Synthetic, of no patient; not for diagnosis. {origin}")
     sections = [_container("Findings", findings)] if findings else []
     sections.append(_container("Impressions", [impression]))
@@ -132,7 +132,7 @@ def make_report(record: Record, image: Dataset) -> Dataset:
 _CONCEPTS = {
     "Diagnostic imaging report": ("18748-4", "LN"),
     "Language of Content Item and Descendants": ("121049", "DCM"),
-    "Comment": ("121106", "DCM"),
+    "Comment": (COMMENT, "DCM"),
     "Findings": ("121070", "DCM"),
     "Finding": ("121071", "DCM"),
     "Impressions": ("121072", "DCM"),
@@ -155,7 +155,7 @@ def _item(kind: str, relationship: str, concept: str) -> Dataset:
 
 def _text(concept: str, text: str) -> Dataset:
     item = _item("TEXT", "CONTAINS", concept)
-    item.TextValue = text
+    item.TextValue = long_text(text)
     return item
 
 
@@ -173,6 +173,6 @@ def _language() -> Dataset:
 
 
 def _uid(record: Record, kind: str) -> str:
-    """A UID below 2.25 (PS3.5 B.2), the same each time: from the slot and all that the image depends on."""
-    origin = json.dumps([kind, record.row.slot, record.seed, sorted(record.provenance.items())])
-    return f"2.25.{uuid.UUID(hex=sha256(origin)[:32], version=5).int}"
+    """A UID, the same each time: from the slot and all that the image depends on."""
+    origin = [kind, str(record.row.slot), str(record.seed), json.dumps(sorted(record.provenance.items()))]
+    return str(generate_uid(entropy_srcs=origin))
