@@ -28,6 +28,7 @@ from roentgen.files import file_sha256, new_folder, sha256
 from roentgen.generators.base import Info, roentgen_json, words
 from roentgen.generators.diffusion.sampling import Sampling, make_solver
 from roentgen.models import loading
+from roentgen.models.portable import make_portable
 from roentgen.models.text_encoders import TextReader, encode_text_states, load_text_encoder, make_reader
 
 # Where RoentGen-v2's own training script leaves the text encoder that it trained; text_encoder/ is the base model's.
@@ -156,6 +157,7 @@ class Diffusion:
                 values = json.loads(config.read_text())
                 if any([values.pop(key, None) is not None for key in ("_name_or_path", "name_or_path")]):
                     config.write_text(json.dumps(values, indent=2) + "\n")
+            make_portable(temporary)
             facts = {**facts, "text": {"chunks": self.reader.chunks}}
             (temporary / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 

@@ -1,0 +1,37 @@
+"""Pipeline folders that every allowed version of transformers and diffusers reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from roentgen.models.portable import make_portable
+
+
+@pytest.mark.slow
+def test_a_saved_pipeline_has_the_files_of_old_and_new_versions(make_pipeline, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    from roentgen import load_model
+
+    model = load_model(str(make_pipeline(tmp_path / "tiny")), device="cpu")
+    model.save(tmp_path / "saved", {"name": "saved"})
+    with safe_open(tmp_path / "saved" / "text_encoder" / "model.safetensors", "pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118 - no mapping
+    whole = json.loads((tmp_path / "saved" / "tokenizer" / "tokenizer.json").read_text())["model"]
+    assert json.loads((tmp_path / "saved" / "tokenizer" / "vocab.json").read_text()) == whole["vocab"]
+    merges = (tmp_path / "saved" / "tokenizer" / "merges.txt").read_text().splitlines()[1:]
+    assert len(merges) == len(whole["merges"])
+    assert json.loads((tmp_path / "saved" / "text_encoder" / "config.json").read_text())["dtype"] == "float32"
+    settings = json.loads((tmp_path / "saved" / "tokenizer" / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only", "name_or_path"} & set(settings)
+    again = load_model(str(tmp_path / "saved"), device="cpu")
+    for (name, one), (_, other) in zip(
+        model.text_encoder.state_dict().items(), again.text_encoder.state_dict().items(), strict=True
+    ):
+        assert one.equal(other), name
+    before = sorted((p, p.read_bytes()) for p in (tmp_path / "saved").rglob("*") if p.is_file())
+    make_portable(tmp_path / "saved")  # nothing is left to do
+    assert before == sorted((p, p.read_bytes()) for p in (tmp_path / "saved").rglob("*") if p.is_file())
