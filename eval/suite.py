@@ -11,13 +11,13 @@ import sys
 from collections.abc import Sequence
 
 from roentgen import errors
+from roentgen.commands.evaluate import evaluate
 from roentgen.config import parse_call
-from roentgen.eval_command import evaluate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    return evaluate(**parse_call(evaluate, words, prog="eval/suite.py", positional=("folders",)))
+    return evaluate(**parse_call(evaluate, words, prog="eval/suite.py"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -10,14 +11,26 @@ from roentgen import cli, errors
 
 def main() -> int:
     """Run the command line in ``sys.argv``; 0 on success, 2 on a user's mistake, 130 on Ctrl-C."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller (`>&-`); print and progress bars want one
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
     try:
         code = errors.run(lambda: cli.main(sys.argv[1:]), prog="roentgen")
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        # The reader (`| head`) has gone. Point stdout at nothing, so that the flush at exit is quiet too.
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+            raise
+        # The reader (`| head`) has gone, or the disk of `> FILE` is full. Point stdout at nothing, so that the flush at
+        # exit is quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        if error.errno == errno.EPIPE:
+            return 1
+        print(
+            f"roentgen: error: stdout: cannot be written ({error.strerror}); what is made is kept",
+            file=sys.stderr,
+        )
+        return 2
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from trees import mimic_dicom_id, mimic_tree, write_csv_gz
 
-from roentgen.data.commands import check, prepare
+from roentgen.commands.data import check, prepare
 from roentgen.data.manifest import read_manifest
 from roentgen.data.sources.mimic import read_mimic
 from roentgen.errors import UserError

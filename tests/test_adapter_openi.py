@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from trees import openi_tree
 
-from roentgen.data.commands import check, prepare
+from roentgen.commands.data import check, prepare
 from roentgen.data.manifest import read_manifest
 from roentgen.data.sources.openi import REPORTS_ARCHIVE, carried_file, image_key, mesh_labels, openi_reports, read_openi
 from roentgen.errors import UserError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from trees import write_film, xreport_tree
 
-from roentgen.data.commands import check, prepare
+from roentgen.commands.data import check, prepare
 from roentgen.data.manifest import read_manifest
 from roentgen.data.sources.xreport import read_xreport
 from roentgen.errors import UserError

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from roentgen import cli, images
+from roentgen.commands.generate import slug
 from roentgen.provenance import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +105,10 @@ def test_prompts_file_gives_ids_and_seeds(make, tmp_path):
     table = tmp_path / "list.csv"
     table.write_text("id,prompt,seed\nA1,left effusion,40\nB2,right effusion,\n")
     lines, _ = make("--prompts", table, "--num-images", "2", "--seed", "3")
+    assert [Path(line).name for line in lines] == ["a1_40.png", "a1_41.png", "b2_5.png", "b2_6.png"]
+    lines, _ = make("--prompts", table, "--num-images", "2", "--seed", "3", "--same-seed", "--overwrite")
     assert [Path(line).name for line in lines] == ["a1_40.png", "a1_41.png", "b2_3.png", "b2_4.png"]
+    assert images.read_provenance(lines[2])["seed"] == "3"
 
 
 def test_yaml_config_and_flags(make, tmp_path):
@@ -123,13 +127,13 @@ def test_overwrite(make, tmp_path):
 
 
 def test_slugs_stay_apart():
-    assert cli.slug("Left pleural effusion.") == "left-pleural-effusion"
+    assert slug("Left pleural effusion.") == "left-pleural-effusion"
     long = "left pleural effusion with adjacent atelectasis and a normal heart size in "
-    assert cli.slug(long + "men") != cli.slug(long + "women")
-    assert len(cli.slug(long)) < 70
-    assert cli.slug("左側胸水") != cli.slug("右側胸水")
-    assert re.fullmatch(r"[0-9a-f]{6}", cli.slug("左側胸水"))
-    assert cli.slug("../../etc/passwd") == "etc-passwd"
+    assert slug(long + "men") != slug(long + "women")
+    assert len(slug(long)) < 70
+    assert slug("左側胸水") != slug("右側胸水")
+    assert re.fullmatch(r"[0-9a-f]{6}", slug("左側胸水"))
+    assert slug("../../etc/passwd") == "etc-passwd"
 
 
 def test_models_lists_all(run_cli, tmp_path, monkeypatch, tiny_pipeline):

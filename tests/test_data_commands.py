@@ -12,6 +12,7 @@ from PIL import Image
 from trees import xreport_tree
 from trees_b import chexpert_tree, dicom_tree, nih_tree, padchest_tree, plus_tree
 
+from roentgen.commands.data import OWN, Name, check, prepare
 from roentgen.data.check import (
     MIN_CONTRAST,
     MIN_SYMMETRY,
@@ -19,7 +20,6 @@ from roentgen.data.check import (
     frontal_measures,
     severity_of,
 )
-from roentgen.data.commands import OWN, Name, check, prepare
 from roentgen.data.labels import CHEXPERT_14, CHEXPERT_OUTSIDE, MESH, NIH_14, PADCHEST, label_value
 from roentgen.data.manifest import read_manifest
 from roentgen.data.sources import SOURCES

@@ -195,7 +195,7 @@ def test_roentgen_commands_parse(words: list[str]) -> None:
     name = next(name for name in cli.COMMANDS if words[: len(name.split())] == name.split())
     command = cli.COMMANDS[name]
     rest = words[len(name.split()) :]
-    parse_call(command.find(), rest, prog=f"roentgen {name}", positional=command.positional)
+    parse_call(command.find(), rest, prog=f"roentgen {name}")
 
 
 @pytest.mark.parametrize("words", commands(), ids=named)

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from roentgen import cli
 from roentgen.config import Range
-from roentgen.config.settings import Setting, settings_of
+from roentgen.config.settings import Setting, dataclass_of, settings_of
 from roentgen.config.values import arm, convert, unwrap
 from roentgen.config.yaml_text import Plain
 from roentgen.errors import UserError
@@ -39,6 +40,8 @@ def all_settings() -> list[tuple[str, Setting]]:
         own = [getattr(module, kind) for kind in ("Settings", "Recipe", "Run") if hasattr(module, kind)]
         own = [cls for cls in own if dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__]
         found += [(name, one) for one in settings_of(*own)]
+    for name, command in cli.COMMANDS.items():
+        found += [(name, one) for one in settings_of(dataclass_of(command.find()))]
     return [(where, one) for where, one in found if item(one.hint)[0] in (int, float)]
 
 
@@ -75,4 +78,4 @@ def test_every_number_has_a_range_and_keeps_it(where: str, one: Setting) -> None
 
 
 def test_the_table_is_whole() -> None:
-    assert len(NUMBERS) > 100 and {"train/finetune.py", "eval/mini.py"} <= {where for where, _ in NUMBERS}
+    assert len(NUMBERS) > 150 and {"train/finetune.py", "generate", "eval", "export"} <= {where for where, _ in NUMBERS}

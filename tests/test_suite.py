@@ -482,7 +482,8 @@ def test_script_is_the_same_command(world: dict[str, Path], capsys: pytest.Captu
 
 def test_command_imports_nothing_heavy() -> None:
     code = (
-        "import sys; import roentgen.eval_command; print(sorted({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
+        "import sys; import roentgen.commands.evaluate; "
+        "print(sorted({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

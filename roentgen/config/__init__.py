@@ -37,6 +37,7 @@ from roentgen.config.ranges import (
     Positional,
     Range,
     Rate,
+    Resamples,
     Seed,
     Share,
     ShareBelowOne,
@@ -46,6 +47,7 @@ from roentgen.config.ranges import (
     Weight,
     Workers,
 )
+from roentgen.config.values import did_you_mean
 from roentgen.errors import UserError
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "Positional",
     "Range",
     "Rate",
+    "Resamples",
     "Seed",
     "Share",
     "ShareBelowOne",
@@ -70,6 +73,7 @@ __all__ = [
     "Weight",
     "Workers",
     "as_dict",
+    "did_you_mean",
     "flat",
     "parse_call",
     "parse_groups",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import re
 import shutil
 import textwrap
 import typing
@@ -35,9 +35,9 @@ def help_text(settings: Sequence[Setting], *, prog: str, about: str | None) -> s
         "  --config FILE  YAML file with any of these settings; flags win over it",
         "  -h, --help     show this help",
     ]
-    examples = [line.strip() for line in inspect.cleandoc(about or "").splitlines()[1:] if line.startswith("    ")]
+    examples = re.findall(r"^ +((?:roentgen|python|accelerate|torchrun) (?:.*\\\n)*.*)$", about or "", flags=re.M)
     if examples:
-        lines += ["", "examples:", *(f"  {line}" for line in examples)]
+        lines += ["", "examples:", *("  " + re.sub(r"\\\n *", "", line) for line in examples)]
     return "\n".join(lines)
 
 

@@ -58,12 +58,10 @@ def parse_groups(
         raise UserError(f"{error} (see {prog} --help)") from None
 
 
-def parse_call(
-    function: Callable[..., Any], argv: Sequence[str] | None, *, prog: str, positional: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Keyword arguments for ``function``, whose parameters are the settings."""
-    made: Any = parse_settings(dataclass_of(function, positional=positional), argv, prog=prog, about=function.__doc__)
-    return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}  # type: ignore[arg-type]
+def parse_call(function: Callable[..., Any], argv: Sequence[str] | None, *, prog: str) -> dict[str, Any]:
+    """Keyword arguments for ``function``, whose parameters are the settings and whose docstring is their help."""
+    made: Any = parse_settings(dataclass_of(function), argv, prog=prog, about=function.__doc__)
+    return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
 
 
 def _read_words(words: Sequence[str], settings: Sequence[Setting]) -> tuple[list[str], dict[str, Any]]:

@@ -65,6 +65,7 @@ Steps = Annotated[int, Range(1, 1000)]
 Guidance = Annotated[float, Range(0, 1000)]
 Rate = Annotated[float, Range(0, 1)]
 """A learning rate; 0 leaves what it is for as it is."""
+Resamples = Annotated[int, Range(1, 1_000_000)]
 Share = Annotated[float, Range(0, 1)]
 InnerShare = Annotated[float, Range(0, 1, above=True, below=True)]
 ShareBelowOne = Annotated[float, Range(0, 1, below=True)]

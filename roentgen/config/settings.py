@@ -6,9 +6,9 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import MISSING, dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from roentgen.config.ranges import Positional, Short
 from roentgen.config.values import arm, unwrap
@@ -55,54 +55,55 @@ def settings_of(*classes: type) -> list[Setting]:
 
 
 def fields_of(cls: type, prefix: str, group: str, outer: Any) -> Iterator[Setting]:
+    """The settings of one dataclass; ``outer`` is the instance that is the default of its section."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    helps = _argument_helps(cls)
+    helps = _sections(cls.__doc__ or "")
     for field in dataclasses.fields(cls):
         default = default_of(field) if outer is MISSING else getattr(outer, field.name)
         base, extras = unwrap(hints[field.name])
         if dataclasses.is_dataclass(base):
             yield from fields_of(base, f"{prefix}{field.name}.", group, default)  # type: ignore[arg-type]
             continue
-        help = " ".join(extra for extra in extras if isinstance(extra, str)) or helps.get(field.name, "")
+        said, section = helps.get(field.name, ("", group))
+        help = " ".join(extra for extra in extras if isinstance(extra, str)) or said
         short = next((extra.flag for extra in extras if isinstance(extra, Short)), "")
         positional = any(isinstance(extra, Positional) for extra in extras)
-        yield Setting(prefix + field.name, hints[field.name], default, help, group, short, positional)
+        yield Setting(prefix + field.name, hints[field.name], default, help, section, short, positional)
 
 
-def dataclass_of(
-    function: Callable[..., Any], *, positional: Sequence[str] = (), leave_out: Sequence[str] = ()
-) -> type:
-    """The parameters of ``function`` as a dataclass; the ``Args:`` of its docstring are the help."""
+def dataclass_of(function: Callable[..., Any], *, leave_out: Collection[str] = ()) -> type:
+    """The parameters of ``function`` as a dataclass; the sections of its docstring are its groups and their help."""
     hints = typing.get_type_hints(function, include_extras=True)
     fields: list[Any] = []
     for name, parameter in inspect.signature(function).parameters.items():
-        if name not in leave_out:
-            hint = Annotated[hints[name], Positional()] if name in positional else hints[name]
-            empty = name in positional and typing.get_origin(hints[name]) is list
-            kept = parameter.default if parameter.default is not parameter.empty else () if empty else MISSING
-            fields.append((name, hint, dataclasses.field(default=kept)))
+        if name not in leave_out and parameter.kind is not parameter.VAR_KEYWORD:
+            default = MISSING if parameter.default is parameter.empty else parameter.default
+            fields.append((name, hints[name], dataclasses.field(default=default)))
     made = dataclasses.make_dataclass(function.__name__, fields, frozen=True, kw_only=True)
     made.__doc__ = function.__doc__
     return made
 
 
 def paragraphs(text: str) -> list[str]:
+    """The paragraphs of a docstring, each on one line."""
     return [" ".join(part.split()) for part in inspect.cleandoc(text).split("\n\n") if part.strip()]
 
 
-def _argument_helps(thing: Any) -> dict[str, str]:
-    """What the ``Args:`` section of a docstring says of each name."""
-    helps: dict[str, str] = {}
-    current = ""
-    for line in inspect.cleandoc(thing.__doc__ or "").partition("Args:")[2].splitlines():
-        if line.strip() and not line.startswith(" "):
-            break
-        if found := re.match(r" {4}(\w+): +(.*)", line):
-            current, helps[found[1]] = found[1], found[2].strip()
-        elif current and line.strip():
-            helps[current] += " " + line.strip()
+def _sections(doc: str) -> dict[str, tuple[str, str]]:
+    """(help, title) of each ``name: help`` in the sections (``Title:`` and indented lines) of a docstring."""
+    helps: dict[str, tuple[str, str]] = {}
+    title = name = ""
+    for line in inspect.cleandoc(doc).splitlines():
+        if re.match(r"\S.*", line):
+            title, name = (line.strip(": ") if line.endswith(":") else ""), ""
+        elif title and (found := re.match(r" {4}(\w+): +(.*)", line)):
+            name = found[1]
+            helps[name] = (found[2].strip(), "settings" if title == "Args" else title.lower())
+        elif name and line.strip():
+            helps[name] = (f"{helps[name][0]} {line.strip()}", helps[name][1])
     return helps
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a dataclass's field, or ``MISSING``."""
     return field.default if field.default_factory is MISSING else field.default_factory()

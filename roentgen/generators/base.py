@@ -148,6 +148,8 @@ def check_text(prompt: object, flag: str = "prompt") -> None:
     """UserError if ``prompt`` is not text with at least one letter."""
     if not isinstance(prompt, str):
         raise UserError(f"{flag} {prompt!r} is not text; write a finding such as 'left pleural effusion'")
+    if re.search("[\ud800-\udfff]", prompt):
+        raise UserError(f"{flag} {prompt[:80]!a} holds half a character (a lone surrogate); write it again in UTF-8")
     if not prompt.strip():
         raise UserError(f"{flag} is empty; write a finding such as 'left pleural effusion'")
     if not any(character.isalpha() for character in prompt):

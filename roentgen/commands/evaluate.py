@@ -6,8 +6,20 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from roentgen.config import (
+    BatchSize,
+    Count,
+    Guidance,
+    PathOrName,
+    Positional,
+    Resamples,
+    Seed,
+    Short,
+    Steps,
+    Workers,
+)
 from roentgen.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,34 +30,34 @@ GENERATED_AT_ONCE = 16
 
 
 def evaluate(
-    folders: list[str],
-    real: str | None = None,
-    synthetic: str | None = None,
-    train: str | None = None,
-    out: str | None = None,
+    folders: Annotated[tuple[str, ...], Positional()] = (),
+    real: PathOrName | None = None,
+    synthetic: PathOrName | None = None,
+    train: PathOrName | None = None,
+    out: Annotated[PathOrName | None, Short("-o")] = None,
     suite: str = "quick",
     metrics: str | None = None,
     extractors: str | None = None,
-    dual_encoder: str = "roentgen",
-    image_to_text: str | None = None,
-    siamese: str | None = None,
-    autoencoder: str | None = None,
+    dual_encoder: PathOrName = "roentgen",
+    image_to_text: PathOrName | None = None,
+    siamese: PathOrName | None = None,
+    autoencoder: PathOrName | None = None,
     real_split: str = "test",
-    limit: int | None = None,
+    limit: Count | None = None,
     skip_bad: bool = False,
-    seed: int = 0,
-    resamples: int = 1000,
-    workers: int = 2,
-    batch_size: int = 32,
+    seed: Seed = 0,
+    resamples: Resamples = 1000,
+    workers: Workers = 2,
+    batch_size: BatchSize = 32,
     device: str = "auto",
-    compare: str | None = None,
-    generate: str | None = None,
-    prompts: str | None = None,
-    num_images: int = 1,
-    num_prompts: int | None = None,
-    replicates: int = 1,
-    steps: int | None = None,
-    guidance: float | None = None,
+    compare: PathOrName | None = None,
+    generate: PathOrName | None = None,
+    prompts: PathOrName | None = None,
+    num_images: Annotated[Count, Short("-n")] = 1,
+    num_prompts: Count | None = None,
+    replicates: Count = 1,
+    steps: Steps | None = None,
+    guidance: Guidance | None = None,
     sampler: str | None = None,
     dtype: str = "auto",
 ) -> int:
@@ -96,18 +108,6 @@ def evaluate(
     if folders:
         raise UserError(f"{folders[0]}: what is it? name images with --real and --synthetic, or use --compare DIR DIR")
     _check_flags(real=real, synthetic=synthetic, out=out, generate=generate, prompts=prompts)
-    for flag, value, least in (
-        ("--resamples", resamples, 1),
-        ("--workers", workers, 1),
-        ("--batch-size", batch_size, 1),
-        ("--num-images", num_images, 1),
-        ("--num-prompts", num_prompts, 1),
-        ("--replicates", replicates, 1),
-        ("--limit", limit, 1),
-        ("--seed", seed, 0),
-    ):
-        if value is not None and value < least:
-            raise UserError(f"{flag} {value}: must be at least {least}")
     if num_prompts is not None and generate is None:
         raise UserError("--num-prompts is for --generate MODEL; with --synthetic, --limit cuts the sets")
     if replicates > 1 and generate is None:

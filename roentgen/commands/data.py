@@ -1,4 +1,4 @@
-"""``roentgen data prepare`` and ``roentgen data check``, as functions of their flags.
+"""``roentgen data prepare``, ``check`` and ``shard``, as functions of their flags.
 
 The command line is made from these signatures and docstrings; nothing heavy is imported until they run.
 """
@@ -9,8 +9,9 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from roentgen.config import Count, CountFromZero, PathOrName, Pixels, Positional, Range, Seed, ShareBelowOne, Short
 from roentgen.data.sources import SOURCES
 from roentgen.errors import UserError
 
@@ -26,35 +27,35 @@ OWN = ("source", "root", "out", "sides", "copy_images", "size", "seed", "overwri
 
 
 def prepare(
-    source: Name,
+    source: Annotated[Name, Positional()],
     *,
-    root: str,
-    out: str,
-    limit: int | None = None,
-    sides: str | None = None,
+    root: PathOrName,
+    out: Annotated[PathOrName, Short("-o")],
+    limit: Count | None = None,
+    sides: PathOrName | None = None,
     copy_images: bool = False,
-    size: int | None = None,
-    seed: int = 0,
+    size: Pixels | None = None,
+    seed: Seed = 0,
     overwrite: bool = False,
     blank_text: Literal["error", "compose", "drop"] | None = None,
     missing: Literal["error", "drop"] | None = None,
     uncertain: Literal["blank", "0", "1"] | None = None,
-    val_share: float | None = None,
-    test_share: float | None = None,
+    val_share: ShareBelowOne | None = None,
+    test_share: ShareBelowOne | None = None,
     section: str | None = None,
-    reports: str | None = None,
-    labels: str | None = None,
-    images: str | None = None,
+    reports: PathOrName | None = None,
+    labels: PathOrName | None = None,
+    images: PathOrName | None = None,
     split: Literal["official", "roentgen"] | None = None,
-    patients: str | None = None,
-    views: str | None = None,
+    patients: PathOrName | None = None,
+    views: PathOrName | None = None,
     text: Literal["labels", "report"] | None = None,
     labelled_by: Literal["all", "physician"] | None = None,
     join: Literal["AccessionNumber", "StudyInstanceUID", "SOPInstanceUID", "PatientID", "path"] | None = None,
     key_column: str | None = None,
     pseudonymise: bool = False,
     salt: str | None = None,
-    csv: str | None = None,
+    csv: PathOrName | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
     patient_column: str | None = None,
@@ -208,12 +209,12 @@ def _flag(parameter: str) -> str:
 
 
 def check(
-    manifest: str,
+    manifest: Annotated[PathOrName, Positional()],
     *,
-    out: str | None = None,
-    max_words: int = 60,
-    tokenizer: str | None = None,
-    thumbnails: int = 24,
+    out: Annotated[PathOrName | None, Short("-o")] = None,
+    max_words: Count = 60,
+    tokenizer: PathOrName | None = None,
+    thumbnails: CountFromZero = 24,
     overwrite: bool = False,
 ) -> int:
     """Look for everything wrong or odd in a data set, and write an HTML page to look at.
@@ -255,6 +256,55 @@ def check(
     write_page(report, page, thumbnails=thumbnails)
     print(page)
     return 1 if report.errors else 0
+
+
+def shard(
+    manifest: Annotated[PathOrName, Positional()],
+    *,
+    out: Annotated[PathOrName, Short("-o")],
+    size: Pixels | None = None,
+    shard_mb: Annotated[float, Range(0, 1e6, above=True)] = 256.0,
+    seed: Seed = 0,
+    keep_order: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Write the images, texts and labels of a manifest as WebDataset tar files, which training reads in sequence.
+
+    Run the same command again after it was broken off: finished shards are checked and kept. It also writes damaged
+    ones again. The shards hold what the manifest and the images hold, patient identifiers too.
+
+    Args:
+        manifest: The manifest, .csv or .parquet.
+        out: Folder for the shards.
+        size: Store images resized to this shorter side, centre-cropped, 8-bit PNG; left out, the files as they are.
+        shard_mb: Megabytes of a shard, about.
+        seed: Seed of the order of rows, so that each shard is a random sample of its split.
+        keep_order: Write rows in the manifest's order instead.
+        overwrite: Replace shards of another manifest or of other options.
+
+    Returns:
+        Exit code 0; the folder is printed.
+    """
+    from roentgen.data.shards import write_shards
+
+    if size is not None and size < 8:
+        raise UserError(f"--size {size} is too small for an image; choose 64 or more")
+    if not shard_mb > 0:
+        raise UserError(f"--shard-mb {shard_mb:g} must be above 0")
+    folder = Path(out)
+    counts = write_shards(
+        Path(manifest),
+        folder,
+        size=size,
+        shard_mb=shard_mb,
+        seed=None if keep_order else seed,
+        overwrite=overwrite,
+    )
+    for split, (shards, images) in counts.items():
+        _say(f"{split}: {images} images in {shards} shard(s)")
+    _say("rows in the manifest's order" if keep_order else f"rows shuffled with --seed {seed}")
+    print(folder)
+    return 0
 
 
 def _with_sides(table, sides: str | None):  # type: ignore[no-untyped-def]  # pandas is not imported here

@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from roentgen.config import BatchSize, Count, Guidance, PathOrName, Range, Seed, Short, Steps
 from roentgen.devices import Process, this_process
 from roentgen.errors import UserError
 
@@ -27,35 +28,35 @@ SHARDS = 64
 
 
 def export(
-    plan: str | None = None,
-    per_finding: int | None = None,
+    plan: PathOrName | None = None,
+    per_finding: Count | None = None,
     findings: str | None = None,
-    prompts: str | None = None,
-    num_images: int | None = None,
-    like: str | None = None,
-    balance: str | None = None,
+    prompts: PathOrName | None = None,
+    num_images: Annotated[Count | None, Short("-n")] = None,
+    like: PathOrName | None = None,
+    balance: PathOrName | None = None,
     split: str | None = None,
-    count: int | None = None,
-    target: int | None = None,
+    count: Count | None = None,
+    target: Count | None = None,
     by: str | None = None,
     demographics: str | None = None,
     name: str | None = None,
-    model: str | None = None,
-    seed: int | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
+    model: PathOrName | None = None,
+    seed: Seed | None = None,
+    steps: Steps | None = None,
+    guidance: Guidance | None = None,
     sampler: str | None = None,
-    max_tries: int | None = None,
-    shard_size: int | None = None,
-    out: str | None = None,
+    max_tries: Annotated[int | None, Range(1, 1000)] = None,
+    shard_size: Annotated[int | None, Range(1, 1_000_000)] = None,
+    out: Annotated[PathOrName | None, Short("-o")] = None,
     format: str = DEFAULT_FORMATS,
     filter: str = DEFAULT_STAGES,
-    reference: str | None = None,
-    batch_size: int = 16,
+    reference: PathOrName | None = None,
+    batch_size: BatchSize = 16,
     device: str = "auto",
     dtype: str = "auto",
     compile: bool = False,
-    lora: str | None = None,
+    lora: PathOrName | None = None,
     dry_run: bool = False,
 ) -> int:
     """Make a synthetic data set: planned, filtered, marked as synthetic; prints its folder.
@@ -110,8 +111,6 @@ def export(
     settings = {} if plan is None else read_plan(plan)
     settings |= {key: value for key, value in given.items() if value is not None}
     formats = _formats(format)
-    if batch_size < 1:
-        raise UserError(f"--batch-size {batch_size}: must be at least 1")
     if out is None and not dry_run:
         raise UserError("--out is missing; name a folder for the set")
     resolved = resolve_plan(**settings)

@@ -1,0 +1,245 @@
+"""``roentgen generate``: prompts to marked images."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from roentgen.config import BatchSize, Count, Guidance, PathOrName, Positional, Seed, Short, Steps
+from roentgen.errors import UserError
+from roentgen.files import sha256
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One image to be made: its prompt, its seed and its file."""
+
+    prompt: str
+    seed: int
+    path: Path
+
+
+def generate(
+    prompt: Annotated[tuple[str, ...], Positional()] = (),
+    prompts: Path | None = None,
+    num_images: Annotated[Count, Short("-n")] = 1,
+    seed: Seed = 0,
+    same_seed: bool = False,
+    model: PathOrName = "mini",
+    lora: Path | None = None,
+    steps: Steps | None = None,
+    guidance: Guidance | None = None,
+    negative_prompt: str = "",
+    sampler: str | None = None,
+    out: Annotated[Path, Short("-o")] = Path("out"),
+    format: str | None = None,
+    grid: bool = False,
+    overwrite: bool = False,
+    json: bool = False,
+    batch_size: BatchSize = 4,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: bool = False,
+) -> int:
+    """Generate synthetic chest X-rays from text; prints one path a line.
+
+        roentgen generate "left pleural effusion" -n 4 --grid -o out
+        roentgen generate --prompts prompts/findings.csv --seed 7 --json
+
+    What is made:
+        prompt: What to show, such as "left pleural effusion"; several are allowed.
+        prompts: File of prompts: .txt (one a line), .csv (columns id,prompt and optional seed) or .jsonl.
+        num_images: Images for each prompt, with the seeds seed, seed+1, ...
+        seed: First seed, the same for every prompt of the command line. The rows of a file go on counting from it:
+            row r (from 0) begins at seed + r x --num-images, so that no two images share their noise. A seed in the
+            file wins.
+        same_seed: Begin at --seed in every row of the file too, to compare prompts on the same noise.
+
+    Model and sampling:
+        model: mini, another name of `roentgen models`, a diffusers folder, or a Hugging Face id.
+        lora: LoRA in diffusers' format to merge into the model: a folder with pytorch_lora_weights.safetensors, or a
+            .safetensors file.
+        steps: Denoising steps (default: the model's).
+        guidance: Guidance scale; 1 is none (default: the model's).
+        negative_prompt: What to steer away from.
+        sampler: dpm++, unipc, ddim or pndm (default: the model's).
+
+    Output:
+        out: Folder, or a file name ending in .png, .jpg or .dcm for a single image.
+        format: png, jpeg or dicom (default: by the ending of --out, else png).
+        grid: Also write grid.png, one row a prompt.
+        overwrite: Replace files that exist.
+        json: Print JSON lines instead of paths.
+
+    Machine:
+        batch_size: Images computed at once; changes speed and memory, not the images.
+        device: auto, cpu, cuda, cuda:N or mps.
+        dtype: auto (float16 on a CUDA GPU, else float32), float32, float16 or bfloat16.
+        compile: Compile the network first; pays off for many images.
+    """
+    from roentgen import images
+    from roentgen.generators import generate as generation
+    from roentgen.generators.base import check_text
+
+    records: list[tuple[str | None, str, int]] = [(None, text, seed) for text in prompt]
+    if prompts is not None:
+        from roentgen.data.prompt_table import read_prompts
+
+        apart = 0 if same_seed else num_images
+        for row, record in enumerate(read_prompts(prompts)):
+            first = seed + row * apart if record.seed is None else record.seed
+            records.append((record.id, record.prompt, first))
+    if not records:
+        raise UserError('no prompt: write one, as in roentgen generate "left pleural effusion", or pass --prompts FILE')
+    for _, text, _ in records:
+        check_text(text)
+    generation.check_settings(
+        num_images=num_images,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        batch_size=batch_size,
+    )
+    kind, folder, file = _destination(out, format, len(records) * num_images)
+    plan = [
+        Planned(text, first + index, file or folder / f"{stem}_{first + index}{images.FORMATS[kind]}")
+        for stem, text, first in ((slug(id or text), text, first) for id, text, first in records)
+        for index in range(num_images)
+    ]
+    grid_path = folder / "grid.png" if grid else None
+    _check_paths([one.path for one in plan] + ([grid_path] if grid_path else []), overwrite)
+    _check_writable(folder)
+
+    loaded = generation.load_model(model, device=device, dtype=dtype, compile=compile, lora=lora)
+    texts = [text for _, text, _ in records]
+    samples = generation.generate(
+        loaded,
+        texts,
+        seeds=[first for _, _, first in records],
+        num_images=num_images,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        sampler=sampler,
+        negative_prompt=negative_prompt,
+        batch_size=batch_size,
+        on_step=lambda share: bar.update(min(share, bar.total - bar.n)),  # sums of shares round
+    )
+    unknown = generation.warn_unknown_words(loaded, texts)
+    kept = []
+    with _bar(len(plan)) as bar:
+        for one, sample in zip(plan, samples, strict=True):
+            images.save_image(sample.image, one.path, format=kind, provenance=sample.provenance, overwrite=overwrite)
+            with bar.external_write_mode() if sys.stderr.isatty() else nullcontext():
+                print(_line(one.path, sample, unknown[sample.prompt]) if json else one.path, flush=True)
+            if grid_path:
+                kept.append(sample.image)
+    if grid_path:
+        picture = images.make_grid(kept, texts, columns=num_images)
+        marks = {**sample.provenance, "prompt": "; ".join(dict.fromkeys(texts)), "seed": str(seed)}
+        images.save_image(picture, grid_path, format="png", provenance=marks, overwrite=overwrite)
+        print(dumps({"path": str(grid_path), "grid": True}) if json else grid_path, flush=True)
+    return 0
+
+
+def slug(text: str, longest: int = 60) -> str:
+    """``text`` as a file name: lower-case ASCII letters and digits, joined by single hyphens or underscores.
+
+    Text that is cut, or of which little is left, gets a short hash, so that two prompts keep two names.
+    """
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", ascii_text).strip("-").lower()
+    lost = sum(character.isalpha() for character in text) > sum(character.isalpha() for character in name)
+    if len(name) > longest or lost or not name:
+        digest = sha256(text)[:6]
+        name = f"{name[:longest].strip('-')}-{digest}".strip("-")
+    return name
+
+
+def _destination(out: Path, format: str | None, count: int) -> tuple[str, Path, Path | None]:
+    """Format, folder, and the file if ``--out`` names one."""
+    from roentgen.images import FORMATS, SUFFIXES
+
+    if format is not None and format not in FORMATS:
+        raise UserError(f"--format {format}: unknown image format; choose one of {', '.join(FORMATS)}")
+    path = out
+    named = SUFFIXES.get(path.suffix.lower())
+    if named is None or path.is_dir():
+        if path.is_file():
+            raise UserError(f"--out {out} is a file; name a folder, or a file ending in {', '.join(SUFFIXES)}")
+        return format or "png", path, None
+    if count != 1:
+        raise UserError(f"--out {out} is one file, but {count} images are asked for; name a folder")
+    if format is not None and format != named:
+        raise UserError(f"--format {format} does not fit --out {out}; leave one of them out")
+    return named, path.parent, path
+
+
+def _check_paths(paths: Sequence[Path], overwrite: bool) -> None:
+    """Refuse files that exist, and two images of one name, before anything is computed."""
+    seen: set[Path] = set()
+    for path in paths:
+        if path in seen:
+            raise UserError(
+                f"two images would be written to {path}: a prompt and seed is asked for twice; "
+                "leave one out, or give them ids with --prompts FILE.csv"
+            )
+        seen.add(path)
+    existing = [path for path in paths if path.exists()] if not overwrite else []
+    if existing:
+        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+        raise UserError(f"{existing[0]}{more} exists already; pass --overwrite to replace it, or another --out")
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be made ({error.strerror}); choose another folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder}: cannot be written to; choose another folder")
+
+
+def _bar(images: int) -> Any:
+    from tqdm import tqdm
+
+    # Steps add fractions of an image, so that the bar moves during the first batch as well.
+    form = "{desc} {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]"
+    interval = 0.1 if sys.stderr.isatty() else 10  # a log file needs no animation
+    return tqdm(total=images, desc="images", bar_format=form, file=sys.stderr, mininterval=interval)
+
+
+def _line(path: Path, sample: Any, unknown: list[str]) -> str:
+    marks = sample.provenance
+    height, width = sample.image.shape
+    return dumps(
+        {
+            "path": str(path),
+            "prompt": sample.prompt,
+            "negative_prompt": marks["negative_prompt"],
+            "seed": sample.seed,
+            "model": marks["model"],
+            "model_hash": marks["model_hash"],
+            "steps": int(marks["steps"]),
+            "guidance": float(marks["guidance"]),
+            "sampler": marks["sampler"],
+            "width": width,
+            "height": height,
+            "warnings": [f"word never seen in training: {word}" for word in unknown],
+        }
+    )
+
+
+def dumps(value: Any) -> str:
+    """``value`` as a line of JSON that the terminal's encoding can show."""
+    unicode = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
+    return json.dumps(value, ensure_ascii=not unicode)
