@@ -101,7 +101,7 @@ def dicom_dataset(image: np.ndarray, provenance: Mapping[str, str]) -> Any:
     data.Modality, data.ConversionType = "OT", "SYN"
     data.SeriesNumber, data.InstanceNumber = 1, 1
     series = written.get("prompt") or "Chest X-ray, not for diagnosis"
-    data.SeriesDescription = short_text(series, ending=" (synthetic)")
+    data.SeriesDescription = short_text(series, ending=" (Synthetic)")
     data.BodyPartExamined = "CHEST"
     data.PatientOrientation = ["L", "F"]  # rows run to the patient's left, columns to the feet
     data.Manufacturer = data.SecondaryCaptureDeviceManufacturer = SOFTWARE

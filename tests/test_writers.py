@@ -311,7 +311,7 @@ def test_pydicom_opens_the_studies(whole):
         marks = read_provenance(row["image"])
         assert read_provenance(whole / "dicom" / row["report"]) == marks
         assert (marks["prompt"], marks["model_hash"]) == (record.row.prompt, "0123456789012345")
-        assert image.SeriesDescription == f"{' '.join(record.row.prompt.split())} (synthetic)"
+        assert image.SeriesDescription == f"{' '.join(record.row.prompt.split())} (Synthetic)"
         assert image.PatientSex == (record.row.labels.sex or "") and image.get("ViewPosition") == record.row.labels.view
         assert image.get("PatientAge") == {54.0: "054Y", 0.5: "006M", None: None}[record.row.labels.age]
         assert report.SOPClassUID == report.file_meta.MediaStorageSOPClassUID == "1.2.840.10008.5.1.4.1.1.88.11"
