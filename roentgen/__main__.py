@@ -6,11 +6,12 @@ import errno
 import os
 import sys
 
-from roentgen import cli, errors
+from roentgen import cli, errors, threads
 
 
 def main() -> int:
     """Run the command line in ``sys.argv``; 0 on success, 2 on a user's mistake, 130 on Ctrl-C."""
+    threads.settle()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller (`>&-`); print and progress bars want one
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
