@@ -181,10 +181,44 @@ def test_two_processes_make_the_same_set(model: Path, tmp_path: Path, whole: dic
 # --------------------------------------------------------------------------------------- what it says and refuses
 
 
-def test_dry_run_writes_nothing(run_cli: Cli, model: Path, tmp_path: Path) -> None:
-    code, said, shown = run_cli("export", "--model", model, *SMALL, "--out", tmp_path / "out", "--dry-run")
+def test_dry_run_measures_on_request_and_writes_nothing(run_cli: Cli, model: Path, tmp_path: Path) -> None:
+    code, said, shown = run_cli(
+        "export", "--model", model, *SMALL, "--out", tmp_path / "out", "--dry-run", "--measure", "--batch-size", 2
+    )
     assert code == 0 and not any(tmp_path.iterdir())
-    assert "Effusion" in shown and re.search(r"time: about .* disk: about", said)
+    assert "Effusion" in shown and re.search(r"from 2 images .* time: about .* disk: about", said.replace("\n", " "))
+
+
+def test_dry_run_draws_nothing_where_a_rate_is_stored(
+    run_cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("roentgen.synthesis.maker.load_model", never)
+    flags = ("--per-finding", 1000, "--findings", "Effusion,Edema", "--device", "cpu", "--dtype", "float32")
+    found = {}
+    for steps in (10, 20):
+        code, said, shown = run_cli("export", *flags, "--steps", steps, "--filter", "none", "--dry-run")
+        assert code == 0 and "2,000 images" in shown
+        found[steps] = float(re.search(r": ([\d.]+) s and", said)[1])  # type: ignore[index]
+    assert found[20] == pytest.approx(2 * found[10], rel=0.1)
+    code, said, _ = run_cli("export", "--model", model, *SMALL, "--device", "cpu", "--dry-run")
+    assert code == 0 and "no rate is stored" in said and "--measure" in said
+    code, _, shown = run_cli("export", *SMALL, "--measure", "--out", tmp_path / "out")
+    assert code != 0 and "--measure is for --dry-run" in shown
+
+
+def test_a_finished_set_that_has_lost_a_file_is_not_complete(
+    run_cli: Cli, model: Path, begun: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(begun, out)
+    code, _, shown = run_cli("export", "--model", model, *SMALL, "--out", out)
+    assert code == 0 and "complete already" in shown
+    next((out / "images").rglob("*.png")).unlink()
+    code, said, shown = run_cli("export", "--model", model, *SMALL, "--out", out)
+    assert code != 0 and not said and "is not whole: 1 of its files are gone" in shown.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

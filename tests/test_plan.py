@@ -17,7 +17,8 @@ import pytest
 from roentgen.prompts import FINDINGS, NO_FINDING, Labels, parse, vocabulary
 from roentgen.synthesis.describe import describe, unknown_demographics
 from roentgen.synthesis.plan import AGE_BANDS, Plan, PlannedRows, Row, absent_beside, shuffled, write_rows
-from roentgen.synthesis.sources import DEFAULT_FINDINGS, read_plan, resolve_plan
+from roentgen.synthesis.plan_file import read_plan
+from roentgen.synthesis.sources import DEFAULT_FINDINGS, resolve_plan
 
 ROOT = Path(__file__).parents[1]
 NAMES = [name for name in FINDINGS if name != NO_FINDING]

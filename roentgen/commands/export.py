@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +12,9 @@ from roentgen.devices import Process, this_process
 from roentgen.errors import UserError
 
 if TYPE_CHECKING:
-    from roentgen.generators.base import Generator, Sample
-    from roentgen.synthesis.filters import Filter
-    from roentgen.synthesis.filters.repeats import Repeats
+    from roentgen.synthesis.maker import Maker
     from roentgen.synthesis.plan import Plan
-    from roentgen.synthesis.writers.parts import SetInfo
+    from roentgen.synthesis.rates import Rate
 
 DEFAULT_STAGES = "prompt,real,copies,repeats"
 DEFAULT_FORMATS = "folder,webdataset"
@@ -58,6 +53,7 @@ def export(
     compile: bool = False,
     lora: PathOrName | None = None,
     dry_run: bool = False,
+    measure: bool = False,
 ) -> int:
     """Make a synthetic data set: planned, filtered, marked as synthetic; prints its folder.
 
@@ -97,10 +93,13 @@ def export(
             bfloat16.
         compile: Compile the network first; pays off for thousands of images.
         lora: LoRA in diffusers' format to merge into the model.
-        dry_run: Print the resolved plan, and the time and disk that a few images let expect; write nothing.
+        dry_run: Print the resolved plan, and the time and disk to expect by a stored rate; draw and write nothing.
+        measure: With --dry-run, draw a batch of images for the rate and throw them away.
     """
     from roentgen.synthesis.describe import describe
-    from roentgen.synthesis.sources import read_plan, resolve_plan
+    from roentgen.synthesis.engine import is_finished
+    from roentgen.synthesis.plan_file import read_plan
+    from roentgen.synthesis.sources import resolve_plan
 
     given = {
         "per_finding": per_finding, "findings": findings, "prompts": prompts, "num_images": num_images, "like": like,
@@ -117,154 +116,65 @@ def export(
     if "shard_size" not in settings:
         resolved = resolve_plan(**settings, shard_size=max(16, min(1000, -(-len(resolved) // SHARDS))))
 
-    from roentgen.synthesis.engine import is_finished
-
-    target_folder = None if out is None else Path(out).expanduser()
+    if measure and not dry_run:
+        raise UserError("--measure is for --dry-run; leave it out to make the set")
+    folder = None if out is None else Path(out).expanduser()
     who, where = this_process(device)
     if who.rank == 0:
         print("\n".join(describe(resolved)), file=sys.stderr)
-    if target_folder is not None and not dry_run:
-        _refuse_strangers(target_folder)
-    job = _load(resolved, filter=filter, reference=reference, device=where, dtype=dtype, compile=compile, lora=lora,
-                batch_size=batch_size)  # fmt: skip
+    if folder is not None and not dry_run:
+        _refuse_strangers(folder)
+
+    from roentgen.synthesis.maker import Maker, open_filter
+
+    stages, judge = open_filter(filter, reference)
     if who.rank == 0:
-        job.say()
+        print(f"filter: {', '.join(stages)}", file=sys.stderr)
+    if dry_run and not measure:
+        return _say_stored(resolved, formats, folder, device=where, dtype=dtype, filtered=len(stages) > 1)
+    maker = Maker.load(
+        resolved, stages, judge, device=where, dtype=dtype, compile=compile, lora=lora, batch_size=batch_size
+    )
+    if who.rank == 0:
+        maker.warn()
     if dry_run:
         if who.rank == 0:
-            print("\n".join(job.estimate(formats, target_folder)))
+            _say(maker.measure(batch_size), resolved, formats, folder)
         return 0
-    assert target_folder is not None
-    if _claim(target_folder, job, formats, who) and is_finished(target_folder):
+    assert folder is not None
+    if _claim(folder, maker, formats, who) and is_finished(folder):
         if who.rank == 0:
             print(f"roentgen: {out} is complete already", file=sys.stderr)
             print(out)
         return 0
     command = _command(settings, plan=plan, out=out, format=format, filter=filter, reference=reference)
-    return _run(job, target_folder, formats, who, command)
+    return _run(maker, folder, formats, who, command)
 
 
-# ------------------------------------------------------------------------------------------------ the job
+def _say_stored(
+    plan: Plan, formats: Sequence[str], out: Path | None, *, device: str, dtype: str, filtered: bool
+) -> int:
+    """Time and disk by a rate that was measured before; nothing is loaded or drawn."""
+    from roentgen.devices import pick_device, throughput_dtype
+    from roentgen.models.registry import resolve
+    from roentgen.synthesis.rates import stored_rate
+
+    resolve(plan.model)  # UserError on what is no model
+    where = pick_device(device)
+    dtype = throughput_dtype(where) if dtype == "auto" else dtype
+    dtype = {"cpu": "float32"}.get(where, "float16") if dtype == "auto" else dtype
+    rate = stored_rate(plan.model, device=where, dtype=dtype, steps=plan.steps, filtered=filtered)
+    if rate is None:
+        print(f"no rate is stored of {plan.model} on {where} in {dtype}: --measure draws a few images for one")
+    else:
+        _say(rate, plan, formats, out)
+    return 0
 
 
-@dataclass(frozen=True)
-class Job:
-    """A plan with everything that makes it: model, filter, and how they are run."""
+def _say(rate: Rate, plan: Plan, formats: Sequence[str], out: Path | None) -> None:
+    from roentgen.synthesis.rates import estimate
 
-    plan: Plan
-    model: Generator
-    filter: Filter
-    stages: tuple[str, ...]
-    find_repeats: Repeats | None
-    batch_size: int
-
-    def make(self, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Sample]:
-        """Images of prompts and seeds, in order."""
-        from roentgen.generators.generate import generate
-
-        return generate(
-            self.model,
-            prompts,
-            seeds=seeds,
-            steps=self.plan.steps,
-            guidance=self.plan.guidance,
-            sampler=self.plan.sampler,
-            batch_size=self.batch_size,
-        )
-
-    def say(self) -> None:
-        """Warnings and the filter, on stderr."""
-        from roentgen.generators.generate import warn_unknown_words
-        from roentgen.synthesis.describe import unknown_demographics
-
-        few = range(min(len(self.plan), 1000))
-        warn_unknown_words(self.model, [self.plan.row(slot).prompt for slot in few])
-        info = self.model.info
-        for name in unknown_demographics(self.plan, info.vocabulary):
-            print(f"roentgen: warning: {info.name} has never seen words of {name} in training", file=sys.stderr)
-        print(f"filter: {', '.join(self.stages)}", file=sys.stderr)
-
-    def settings(self) -> dict[str, str]:
-        """Model and sampling, as in the provenance of its images."""
-        info = self.model.info
-        chosen = self.model.sampling(
-            steps=self.plan.steps, guidance=self.plan.guidance, sampler=self.plan.sampler
-        ).provenance()
-        return {
-            "name": info.name,
-            "hash": info.hash,
-            **({} if info.lora is None else {"lora": info.lora}),
-            **{key: value for key, value in chosen.items() if value},
-            "dtype": info.dtype,
-        }
-
-    def describe_filter(self) -> dict[str, Any] | None:
-        """What the card says of the filter."""
-        if self.stages == ("broken",):
-            return None
-        described = dict(self.filter.describe())
-        if self.find_repeats is not None:
-            described["stages"] = {**described["stages"], "repeats": self.find_repeats.describe()}
-        return described
-
-    def estimate(self, formats: Sequence[str], out: Path | None) -> list[str]:
-        """Time and disk, from one batch that is made, judged and thrown away."""
-        from roentgen.images import encode_image
-
-        rows = [self.plan.row(slot) for slot in range(min(self.batch_size, len(self.plan)))]
-        seeds = [self.plan.seed_of(row.slot, 0) for row in rows]
-        list(self.make([row.prompt for row in rows[:1]], seeds[:1]))  # the first call is slower than all others
-        began = time.perf_counter()
-        samples = list(self.make([row.prompt for row in rows], seeds))
-        import numpy as np
-
-        verdicts = self.filter.judge(np.stack([sample.image for sample in samples]), [row.labels for row in rows])
-        size = sum(len(encode_image(sample.image, "png", sample.provenance)) for sample in samples) / len(samples)
-        seconds = (time.perf_counter() - began) / len(samples)
-        kept = sum(not verdict.stage for verdict in verdicts)
-        # Draws go on until one is kept, at most max_tries: the mean of a geometric distribution that is cut off.
-        share = kept / len(samples)
-        tries = self.plan.max_tries if share == 0 else (1 - (1 - share) ** self.plan.max_tries) / share
-        images = len(self.plan)
-        disk = images * size * (len(formats) + 1)
-        lines = [
-            f"from {len(samples)} images: {seconds:.2f} s and {size / 1e3:.0f} kB each, {kept} of them kept; so about "
-            f"{tries:.1f} draws an image",
-            f"time: about {_duration(images * tries * seconds)} in one process; disk: about {_size(disk)} while it is "
-            f"made, {_size(images * size * len(formats))} afterwards",
-        ]
-        existing = next((p for p in [out, *out.parents] if p.exists()), None) if out is not None else None
-        if existing is not None and (free := shutil.disk_usage(existing).free) < disk:
-            lines.append(f"only {_size(free)} are free where --out {out} is: choose another place or fewer --format")
-        return lines
-
-
-def _load(
-    plan: Plan,
-    *,
-    filter: str,
-    reference: str | None,
-    device: str,
-    dtype: str,
-    compile: bool,
-    lora: str | None,
-    batch_size: int,
-) -> Job:
-    from roentgen.devices import throughput_dtype
-    from roentgen.generators.generate import load_model
-    from roentgen.synthesis.filters import load_filter, load_repeats
-    from roentgen.training.speed import keep_freed_memory
-
-    stages = () if filter == "none" else tuple(name.strip() for name in filter.split(",") if name.strip())
-    if not stages and filter != "none":
-        raise UserError("--filter is empty; name stages, such as prompt,repeats, or none")
-    where = None if reference is None else Path(reference)
-    judge = load_filter(stages, reference=where)
-    if dtype == "auto":
-        dtype = throughput_dtype(device)
-    keep_freed_memory()
-    model = load_model(plan.model, device=device, dtype=dtype, compile=compile, lora=lora)
-    repeats = load_repeats(judge, plan_rows=len(plan)) if "repeats" in stages else None
-    return Job(plan, model, judge, (*judge.stages, *(("repeats",) if repeats else ())), repeats, batch_size)
+    print("\n".join(estimate(rate, images=len(plan), max_tries=plan.max_tries, formats=formats, out=out)))
 
 
 def _formats(format: str) -> tuple[str, ...]:
@@ -293,29 +203,28 @@ def _refuse_strangers(out: Path) -> None:
         raise UserError(f"--out {out} holds other files; name a new or an empty folder")
 
 
-def _claim(out: Path, job: Job, formats: Sequence[str], who: Process) -> bool:
+def _claim(out: Path, maker: Maker, formats: Sequence[str], who: Process) -> bool:
     """Make ``out`` the folder of this job: whether it was before. UserError where it is another's."""
     from roentgen.files import claim
     from roentgen.provenance import __version__
 
     about = {
-        "plan": job.plan.as_dict(),
-        "model": job.settings(),
-        "filter": {"stages": list(job.stages), "hash": job.filter.hash},
+        "plan": maker.plan.as_dict(),
+        "model": maker.settings(),
+        "filter": {"stages": list(maker.stages), "hash": maker.filter.hash},
         "format": list(formats),
         "version": __version__,
     }
     return claim(out / PLAN_FILE, about, holds="a set of another", write=who.rank == 0)
 
 
-def _run(job: Job, out: Path, formats: Sequence[str], who: Process, command: str) -> int:
+def _run(maker: Maker, out: Path, formats: Sequence[str], who: Process, command: str) -> int:
     from tqdm import tqdm
 
     from roentgen.devices import meeting
     from roentgen.synthesis.engine import make_set, say_shortfalls
 
-    plan = job.plan
-    info = _info(job, command)
+    plan = maker.plan
     drawn = kept = 0
     bar = tqdm(total=len(plan) // who.world, desc="images", file=sys.stderr, disable=who.rank > 0)
     with meeting(who) as wait, bar:
@@ -330,31 +239,14 @@ def _run(job: Job, out: Path, formats: Sequence[str], who: Process, command: str
             bar.update(min(rows, bar.total - bar.n))
 
         outcome = make_set(
-            plan, info, out, formats=formats, make=job.make, judge=job.filter, find_repeats=job.find_repeats,
-            who=who, wait=wait, on_image=on_image, on_kept_shard=on_shard,
+            plan, maker.info(command), out, formats=formats, make=maker.make, judge=maker.filter,
+            find_repeats=maker.find_repeats, who=who, wait=wait, on_image=on_image, on_kept_shard=on_shard,
         )  # fmt: skip
     if outcome is not None:
         say_shortfalls(outcome.counts, plan.max_tries)
         print(f"{outcome.images} images", file=sys.stderr)
         print(out)
     return 0
-
-
-def _info(job: Job, command: str) -> SetInfo:
-    from roentgen.synthesis.card import model_licence
-    from roentgen.synthesis.writers.parts import SetInfo
-
-    plan = job.plan
-    return SetInfo(
-        name=plan.name,
-        rows=len(plan),
-        findings=plan.findings,
-        model=job.settings(),
-        plan=plan.as_dict(),
-        filter=job.describe_filter(),
-        command=command,
-        licence=model_licence(job.model.info.folder),
-    )
 
 
 def _command(settings: dict[str, Any], **flags: str | None) -> str:
@@ -368,17 +260,3 @@ def _command(settings: dict[str, Any], **flags: str | None) -> str:
         is_path = key in ("plan", "prompts", "like", "balance", "out", "reference")
         words += [f"--{key.replace('_', '-')}", Path(str(value)).name if is_path else str(value)]
     return shlex.join(words)
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
-
-
-def _size(count: float) -> str:
-    for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= length:
-            return f"{count / length:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"

@@ -48,7 +48,7 @@ def _convert(base: Any, raw: Any, where: str) -> Any:
         if not isinstance(mapping, dict):
             raise UserError(f"{where}: expected a mapping such as {{key: value}}, got {shown(raw)}")
         inner = typing.get_args(base)[1]
-        return {key: _guess(item) if inner is Any else convert(inner, item, where) for key, item in mapping.items()}
+        return {key: guess(item) if inner is Any else convert(inner, item, where) for key, item in mapping.items()}
     if not isinstance(raw, str):
         raise UserError(f"{where}: expected {_wanted(base)}, got {shown(raw)}")
     if origin is typing.Literal:
@@ -107,12 +107,12 @@ def _path(raw: str, where: str) -> Path:
         raise UserError(f"{where} {raw}: there is no home folder; write the path without ~") from None
 
 
-def _guess(raw: Any) -> Any:
+def guess(raw: Any) -> Any:
     """YAML's own reading of values whose type is not known."""
     if isinstance(raw, list):
-        return [_guess(item) for item in raw]
+        return [guess(item) for item in raw]
     if isinstance(raw, dict):
-        return {key: _guess(item) for key, item in raw.items()}
+        return {key: guess(item) for key, item in raw.items()}
     if not isinstance(raw, Plain) or len(raw) > LONGEST_NUMBER:
         return str(raw)
     if raw.lower() in NULLS or raw.lower() in BOOLEANS:

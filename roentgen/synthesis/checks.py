@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,20 +16,6 @@ from roentgen.prompts.vocabulary import NARROWER, OLDEST
 from roentgen.synthesis.plan import DEMOGRAPHICS, SEXES, VIEWS, name_of
 
 SIDES = ("left", "right", "bilateral")
-_TYPE_WORDS = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}
-
-
-def typed(content: Mapping[Any, Any], types: Mapping[str, tuple[type, ...]], where: str) -> dict[str, Any]:
-    """The keys and values that are not empty, where each key is known and each value of one of its types."""
-    for key, value in content.items():
-        if key not in types:
-            raise UserError(f"{where}: unknown key {key!r}; {_meant(str(key), types)}")
-        # YAML's true and false are ints to Python, and its 4 is a number as well as 4.0.
-        allowed = (*types[key], int) if float in types[key] else types[key]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, allowed)):
-            expected = " or ".join(_TYPE_WORDS[kind] for kind in types[key])
-            raise UserError(f"{where}, key {key!r}: expected {expected}, got {value!r}; correct it")
-    return {key: value for key, value in content.items() if value is not None}
 
 
 def check_labels(labels: Labels, where: str) -> None:
@@ -124,7 +110,7 @@ def finding_names(value: str | Sequence[Any], where: str) -> list[str]:
 
 def _meant_finding(name: str) -> str:
     read = parse(name).findings  # "pleural effusion", "oedema"
-    return f"did you mean {read[0]!r}?" if len(read) == 1 else _meant(name, FINDINGS)
+    return f"did you mean {read[0]!r}?" if len(read) == 1 else meant(name, FINDINGS)
 
 
 def attributes_named(value: str | Sequence[Any], flag: str) -> tuple[str, ...]:
@@ -160,7 +146,7 @@ def at_least_one(value: Any, where: str) -> int:
     return value
 
 
-def _meant(name: str, known: Collection[str]) -> str:
+def meant(name: str, known: Collection[str]) -> str:
     """ "did you mean 'x'?", or all names where none is close."""
     lowered = {other.lower(): other for other in known}
     close = difflib.get_close_matches(name.lower().replace("-", "_"), lowered, n=1)

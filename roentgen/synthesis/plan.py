@@ -116,6 +116,11 @@ class Plan:
     source: Mapping[str, Any]
     groups: tuple[Group, ...] = field(repr=False)
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Settings of sampling, for ``generate``."""
+        return {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler}
+
     def __len__(self) -> int:
         """Number of rows."""
         return self._length

@@ -1,7 +1,6 @@
-"""Where a plan comes from: a YAML file or flags, and the lists, manifests and prompts that they name.
+"""Where a plan comes from: flags or a plan file's keys, and the lists, manifests and prompts that they name.
 
-``read_plan`` checks a file's keys and types, ``resolve_plan`` makes the plan; both take the same names, which are
-flags with "-" for "_". Paths are relative to the working folder, in a file as in a flag.
+Paths are relative to the working folder, in a file as in a flag.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from roentgen.data.labels import NIH_14
 from roentgen.data.prompt_table import has_labels, read_labelled_prompts, read_prompts
@@ -30,7 +27,6 @@ from roentgen.synthesis.checks import (
     demographics_named,
     finding_names,
     flag_of,
-    typed,
 )
 from roentgen.synthesis.plan import (
     AGE_BANDS,
@@ -45,6 +41,7 @@ from roentgen.synthesis.plan import (
     name_of,
     shuffled,
 )
+from roentgen.synthesis.plan_file import GROUP_TYPES, typed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,74 +60,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "demographics": ("per_finding", "balance", "groups"),
 }
 """Setting -> the sources that it belongs to."""
-TYPES: dict[str, tuple[type, ...]] = {
-    "per_finding": (int, dict),
-    "findings": (list, str),
-    "prompts": (str,),
-    "num_images": (int,),
-    "like": (str,),
-    "balance": (str,),
-    "split": (str,),
-    "count": (int,),
-    "target": (int,),
-    "by": (list, str),
-    "demographics": (list, str),
-    "groups": (list,),
-    "model": (str,),
-    "seed": (int,),
-    "steps": (int,),
-    "guidance": (float,),
-    "sampler": (str,),
-    "max_tries": (int,),
-    "shard_size": (int,),
-    "name": (str,),
-}
-GROUP_TYPES: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "count": (int,),
-    "findings": (list, str),
-    "sides": (dict,),
-    "view": (str,),
-    "sex": (str,),
-    "age": (float, list),
-    "prompt": (str,),
-}
 _CHUNK = 10_000  # manifest rows that are Python objects at a time
-
-
-def read_plan(path: str | Path) -> dict[str, Any]:
-    """The settings of a plan file, for ``resolve_plan``; empty keys are left out.
-
-    UserError on a file that is no YAML mapping, an unknown or repeated key, or a value of the wrong type.
-    """
-    where = f"--plan {path}"
-    try:
-        content = yaml.load(Path(path).read_bytes().decode("utf-8-sig"), _OnceLoader)
-    except OSError as error:
-        raise UserError(f"{where} cannot be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{where} is not UTF-8 text; save it as UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else None
-        raise UserError(f"{where}{line} is not valid YAML ({problem or 'unreadable characters'}); correct it") from None
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{where} must hold keys and values, such as 'per_finding: 100'")
-    return typed(content, TYPES, where)
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping: YAML would let the last one win without a word."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                problem = f"the key {key.value!r} stands twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
 
 
 def resolve_plan(
