@@ -34,10 +34,10 @@ from PIL import Image
 from roentgen import errors
 from roentgen.config import parse_call
 from roentgen.errors import UserError
-from roentgen.files import write_atomic
+from roentgen.files import read_json, write_atomic
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
 from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.models import loading, registry
+from roentgen.models import hub, loading
 from roentgen.provenance import git_state, processor, versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +100,7 @@ def measure(
     if update is not None:  # before minutes of measuring
         replace_between_markers(Path(update), "speed", "", write=False)
     if result is not None:
-        found = loading.read_json(Path(result))
+        found = read_json(Path(result), advice="fetch the model again")
     else:
         found = measured(model, steps=steps, guidance=guidance, sampler=sampler, repeats=repeats, helps=helps,
                          short=short, long=long)  # fmt: skip
@@ -125,12 +125,12 @@ def measured(
     long: int,
 ) -> dict[str, Any]:
     """Run everything and return the result: values, summary, ratios, settings and machine."""
-    folder = registry.resolve(model).folder
+    folder = hub.resolve(model).folder
     if folder is None:
         raise UserError(f"--model {model}: name a model that is on this disk, mini or a diffusers folder")
     loading.check_folder(folder)
     marks = folder / "roentgen.json"
-    own = loading.read_json(marks).get("defaults", {}) if marks.is_file() else {}
+    own = read_json(marks, advice="fetch the model again").get("defaults", {}) if marks.is_file() else {}
     given = {"steps": steps, "guidance": guidance, "sampler": sampler}
     settings: dict[str, Any] = {**dataclasses.asdict(Sampling()), **own}
     settings = {key: settings[key] if value is None else value for key, value in given.items()}
@@ -166,8 +166,8 @@ def measured(
     return {
         "metric": "generate-speed",
         "prompt": PROMPT,
-        "model": model if model in registry.NAMED else folder.name,
-        "model_hash": loading.model_hash(folder),
+        "model": model if model in hub.NAMED else folder.name,
+        "model_hash": hub.model_hash(folder),
         "settings": settings | {"repeats": repeats, "dtype": "float32", "batch": BATCH},
         **summary,
         "ratio": {name: median["diffusers"][name] / median["roentgen"][name] for name in MEASURES},

@@ -236,11 +236,11 @@ def write_model(name: str, folder: str) -> None:
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from roentgen.models import registry
+    from roentgen.models import hub
 
     torch.manual_seed(0)
     if name == "mini":
-        pipe: Any = StableDiffusionPipeline.from_pretrained(registry.MINI, dtype=torch.float32)
+        pipe: Any = StableDiffusionPipeline.from_pretrained(hub.MINI, dtype=torch.float32)
         grey = pipe.vae
         wide = AutoencoderKL.from_config(grey.config, in_channels=3, out_channels=3)
         state = grey.state_dict()
@@ -251,7 +251,7 @@ def write_model(name: str, folder: str) -> None:
         wide.load_state_dict(state)
         pipe.register_modules(vae=wide)
     else:
-        tokenizer = CLIPTokenizer.from_pretrained(registry.MINI / "tokenizer", model_max_length=77)
+        tokenizer = CLIPTokenizer.from_pretrained(hub.MINI / "tokenizer", model_max_length=77)
         pipe = StableDiffusionPipeline(
             vae=AutoencoderKL(
                 down_block_types=("DownEncoderBlock2D",) * 4,

@@ -42,7 +42,7 @@ from roentgen.files import file_hash, require_writable, tensors_hash
 from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import Context, read_result, write_result
 from roentgen.metrics.statistics import RESAMPLES, cluster_weights
-from roentgen.models.registry import NAMED
+from roentgen.models.hub import NAMED
 from roentgen.models.text_encoders import encode_text_states, load_text_encoder, make_reader
 from roentgen.provenance import portable
 

@@ -57,6 +57,14 @@ def read_json(path: Path, *, advice: str = "check the path") -> dict[str, Any]:
     return value
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it, ``~`` expanded; UserError where nobody knows whose home that is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text}: the home folder is not known here; write the whole path") from None
+
+
 def reason(error: BaseException) -> str:
     """What an error says, on one line of 200 characters at most."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,3 +172,18 @@ def run_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
 def grey() -> np.ndarray:
     """A uint8 [37, 41] picture with every grey level and no symmetry."""
     return (np.arange(37 * 41).reshape(37, 41) % 256).astype(np.uint8)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], Path]:
+    """An empty Hugging Face cache; call it with a hub id and a folder to put a copy of the folder there."""
+    root = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root))
+
+    def put(hub_id: str, folder: Path) -> Path:
+        place = root / f"models--{hub_id.replace('/', '--')}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text("0123")
+        return shutil.copytree(folder, place / "snapshots" / "0123")
+
+    return put

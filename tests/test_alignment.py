@@ -19,7 +19,7 @@ from tiny import write_clip_text
 from roentgen import errors
 from roentgen.errors import UserError
 from roentgen.metrics.text.alignment import alignment, own_and_other
-from roentgen.models import alignment as models
+from roentgen.models import dual_encoder as models
 from roentgen.prompts import Labels
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from tiny import write_clip_text
 
 from roentgen import generate, images, load_model
 from roentgen.errors import UserError
-from roentgen.models import loading, registry
+from roentgen.models import hub
 
 
 @pytest.fixture
@@ -106,8 +106,8 @@ def test_unknown_model(fails):
 def test_shipped_model_missing(fails, monkeypatch, tmp_path):
     import dataclasses
 
-    lost = dataclasses.replace(registry.NAMED["mini"], folder=tmp_path / "mini")
-    monkeypatch.setitem(registry.NAMED, "mini", lost)
+    lost = dataclasses.replace(hub.NAMED["mini"], folder=tmp_path / "mini")
+    monkeypatch.setitem(hub.NAMED, "mini", lost)
     fails(r"--model mini: its weights are missing.*--model PATH", "left", model=None)
 
 
@@ -125,7 +125,9 @@ def test_pipeline_of_another_kind(fails, tiny_pipeline, tmp_path):
     (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["os", "system"]}))
     fails(r"unet comes from 'os'", "left", model=folder)
     (folder / "model_index.json").write_text(json.dumps({**index, "unet": ["diffusers", "NoSuchUNet"]}))
-    fails(r"needs diffusers\.NoSuchUNet", "left", model=folder)
+    fails(r"unet comes from 'diffusers' as 'NoSuchUNet', which is not loaded", "left", model=folder)
+    (folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "NoSuchScheduler"]}))
+    fails(r"needs diffusers\.NoSuchScheduler", "left", model=folder)
     (folder / "model_index.json").write_text("{")
     fails(r"model_index\.json: cannot be read as JSON", "left", model=folder)
 
@@ -161,31 +163,31 @@ def test_damaged_tokenizer(fails, tiny_pipeline, tmp_path):
     fails(r"m/tokenizer: cannot be loaded as CLIPTokenizer", "left", model=folder)
 
 
-def test_hub_without_network(fails, monkeypatch, tmp_path):
-    def download(hub_id):
+@pytest.mark.usefixtures("hub_cache")
+def test_hub_without_network(fails, monkeypatch):
+    def download(hub_id, choose):
         raise OSError("network is unreachable")
 
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(loading, "_download", download)
+    monkeypatch.setattr(hub, "fetch", download)
     fails(r"--model sd-1\.4: CompVis/.*cannot be reached.*hf download CompVis/", "left", model="sd-1.4")
 
 
-def test_hub_gated_or_absent(monkeypatch, tmp_path):
+@pytest.mark.usefixtures("hub_cache")
+def test_hub_gated_or_absent(monkeypatch):
     from types import SimpleNamespace
 
     from huggingface_hub import errors
 
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     response = SimpleNamespace(headers={}, request=None)
     for error, pattern in (
         (errors.GatedRepoError, "gated; accept its terms"),
         (errors.RepositoryNotFoundError, "no public model nobody/nothing"),
     ):
 
-        def download(hub_id, error=error):
+        def download(hub_id, choose, error=error):
             raise error("no", response=response)
 
-        monkeypatch.setattr(loading, "_download", download)
+        monkeypatch.setattr(hub, "fetch", download)
         with pytest.raises(UserError, match=pattern):
             load_model("nobody/nothing", device="cpu")
 

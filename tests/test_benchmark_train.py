@@ -151,13 +151,13 @@ def test_mini_with_three_channels_has_the_same_latents(bench: ModuleType, tmp_pa
     import torch
     from diffusers import AutoencoderKL
 
-    from roentgen.models import registry
+    from roentgen.models import hub
 
     bench.write_model("mini", str(tmp_path / "model"))
     assert bench.pipeline_resolution(tmp_path / "model") == 256
     wide, grey = (
         AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=torch.float32)
-        for folder in (tmp_path / "model", registry.MINI)
+        for folder in (tmp_path / "model", hub.MINI)
     )
     x = torch.rand(1, 1, 64, 64) * 2 - 1
     with torch.no_grad():

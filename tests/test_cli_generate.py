@@ -136,11 +136,8 @@ def test_slugs_stay_apart():
     assert slug("../../etc/passwd") == "etc-passwd"
 
 
-def test_models_lists_all(run_cli, tmp_path, monkeypatch, tiny_pipeline):
-    import shutil
-
-    shutil.copytree(tiny_pipeline, tmp_path / "models--CompVis--stable-diffusion-v1-4" / "snapshots" / "0")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+def test_models_lists_all(run_cli, hub_cache, tiny_pipeline):
+    hub_cache("CompVis/stable-diffusion-v1-4", tiny_pipeline)
     code, out, _ = run_cli("models", "--json")
     rows = {row["name"]: row for row in map(json.loads, out.splitlines())}
     assert code == 0

@@ -19,7 +19,7 @@ import roentgen
 from roentgen import cli, errors
 from roentgen.config import parse_call
 from roentgen.images import read_provenance
-from roentgen.models.registry import MINI
+from roentgen.models.hub import MINI
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from roentgen import generate, load_model
 from roentgen.errors import UserError
 from roentgen.generators.diffusion.model import Diffusion, lengthen
 from roentgen.generators.diffusion.sampling import SAMPLERS, make_solver
-from roentgen.models import loading, registry
+from roentgen.models import lora
 
 PROMPTS = ["left pleural effusion", "right pleural effusion", "no acute process"]
 
@@ -260,7 +260,7 @@ def test_lora_equals_stock_diffusers(tiny_model, tiny_pipeline, tmp_path, parts,
 
 def test_lora_from_the_command_line(run_cli, tiny_pipeline, tmp_path):
     write_lora(tmp_path / "adapted", tiny_pipeline)
-    file = tmp_path / "adapted" / loading.LORA_FILE
+    file = tmp_path / "adapted" / lora.LORA_FILE
     hashes = set()
     for number, more in enumerate(([], ["--lora", tmp_path / "adapted"], ["--lora", file])):
         out = tmp_path / str(number)
@@ -268,51 +268,6 @@ def test_lora_from_the_command_line(run_cli, tiny_pipeline, tmp_path):
         assert code == 0
         hashes.add(json.loads(printed)["model_hash"])
     assert len(hashes) == 2
-
-
-def test_half_precision_variant_is_found(tiny_pipeline, tmp_path):
-    folder = shutil.copytree(tiny_pipeline, tmp_path / "half")
-    for name in ("vae", "unet"):
-        file = folder / name / "diffusion_pytorch_model.safetensors"
-        file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "model.fp16.safetensors")
-    assert loading.weights(folder / "unet").variant == "fp16"
-    model = load_model(str(folder), device="cpu")
-    assert next(generate(model, PROMPTS[0])).image.shape == (32, 32)
-
-
-def test_model_hash_follows_the_weights(tiny_pipeline, tmp_path):
-    folder = shutil.copytree(tiny_pipeline, tmp_path / "copy")
-    before = loading.model_hash(folder)
-    assert before == loading.model_hash(tiny_pipeline)
-    (folder / "roentgen.json").unlink()
-    assert loading.model_hash(folder) == before
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    assert loading.model_hash(folder) != before
-
-
-def test_hub_cache_is_used_without_network(tiny_pipeline, tmp_path, monkeypatch):
-    snapshot = tmp_path / "models--someone--cxr" / "snapshots" / "0123"
-    shutil.copytree(tiny_pipeline, snapshot)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(loading, "_download", lambda hub_id: pytest.fail("went to the hub"))
-    assert loading.find_folder(registry.resolve("someone/cxr")) == snapshot
-    assert load_model("someone/cxr", device="cpu").info.name == "someone/cxr"
-
-
-def test_second_hub_id_is_tried(tiny_pipeline, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-
-    def download(hub_id):
-        if hub_id.startswith("stabilityai/"):
-            raise OSError("gone")
-        return tiny_pipeline
-
-    monkeypatch.setattr(loading, "_download", download)
-    assert loading.find_folder(registry.resolve("sd-2.1-base")) == tiny_pipeline
 
 
 def test_token_window_counts_start_and_end(tiny_model):

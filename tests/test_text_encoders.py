@@ -15,7 +15,7 @@ from tiny import bert_config, write_bert, write_clip_text, write_cxr_bert, write
 from roentgen import generate, load_model
 from roentgen.errors import UserError
 from roentgen.generators.diffusion.text_swap import swap_text_encoder
-from roentgen.models import text_encoders
+from roentgen.models import hub
 from roentgen.models.text_encoders import (
     encode_text_states,
     files_to_fetch,
@@ -113,13 +113,12 @@ def test_half_precision_checkpoint_is_loaded_in_float32(tmp_path, bert):
     assert {p.dtype for p in load_text_encoder(str(folder))[1].parameters()} == {torch.float32}
 
 
-def test_hub_cache_then_download(bert, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+def test_hub_cache_then_download(bert, hub_cache, monkeypatch):
     asked = []
-    monkeypatch.setattr(text_encoders, "_download", lambda hub_id: asked.append(hub_id) or bert)
+    monkeypatch.setattr(hub, "fetch", lambda hub_id, choose: asked.append(hub_id) or bert)
     load_text_encoder("sapbert")
     assert asked == ["cambridgeltl/SapBERT-from-PubMedBERT-fulltext"]
-    shutil.copytree(bert, tmp_path / "models--cambridgeltl--SapBERT-from-PubMedBERT-fulltext" / "snapshots" / "01")
+    hub_cache("cambridgeltl/SapBERT-from-PubMedBERT-fulltext", bert)
     load_text_encoder("sapbert")
     assert len(asked) == 1
 
@@ -157,11 +156,11 @@ def test_names_and_layers_that_do_not_exist(bert):
     refuses(r"--text_layer second: unknown; choose one of last, penultimate", bert, layer="second")
 
 
-def test_offline(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("hub_cache")
+def test_offline(monkeypatch):
     """The real download function, with the hub switched off."""
     import huggingface_hub.constants
 
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     refuses(
         r"--text_encoder cxr-bert: microsoft/BiomedVLP.* run `hf download microsoft/BiomedVLP-CXR-BERT-specialized "
@@ -186,7 +185,7 @@ def test_folders_that_are_not_whole(tmp_path, bert, clip):
     folder = shutil.copytree(bert, tmp_path / "weightless")
     (folder / "model.safetensors").unlink()
     (folder / "training_args.bin").write_bytes(b"x")
-    refuses(r"no weights in .*weightless \(neither", folder)
+    refuses(r"weightless has no weights", folder)
 
     folder = shutil.copytree(bert, tmp_path / "cut")
     whole = (folder / "model.safetensors").read_bytes()

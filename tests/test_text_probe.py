@@ -24,7 +24,7 @@ from roentgen.experiments.text_probe import (
 )
 from roentgen.metrics.adherence.auroc import auroc, weighted_auroc
 from roentgen.metrics.statistics import cluster_weights
-from roentgen.models.registry import MINI
+from roentgen.models.hub import MINI
 
 ROOT = Path(__file__).parents[1]
 

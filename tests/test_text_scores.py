@@ -101,7 +101,7 @@ def test_every_score_is_there_computed_or_not(monkeypatch: pytest.MonkeyPatch) -
     for package in ("f1chexbert", "radgraph", "RaTEScore", "nltk"):
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setattr(t.importlib.util, "find_spec", lambda name: None if sys.modules.get(name, 1) is None else 1)
-    monkeypatch.setenv("HF_HOME", "/nowhere")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nowhere")
     described = Described(CANDIDATES, REFERENCES, GROUPS)
     results = t.text_scores(described, real=Described(REFERENCES, REFERENCES, GROUPS), resamples=50)
     assert set(results) == set(t.SCORES)
@@ -206,7 +206,7 @@ def test_hook_describes_images(tmp_path: Path, grey: np.ndarray) -> None:
 
 
 def test_hook_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="hf download owner/name"):
         t.load_image_to_text("owner/name")
     with pytest.raises(UserError, match="no such folder"):

@@ -19,7 +19,7 @@ from roentgen.data.text_statistics import (
     token_counter,
 )
 from roentgen.errors import UserError
-from roentgen.models.registry import MINI
+from roentgen.models.hub import MINI
 
 TEXTS = ["No effusion.", "No effusion.", "Unchanged small effusion since ___.", "word " * 60 + "end", "", "clear lungs"]
 

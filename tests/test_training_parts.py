@@ -509,7 +509,7 @@ def test_adapters_are_trained_saved_loaded_and_merged(parts: Any, tiny_pipeline:
     pytest.importorskip("peft")
     from diffusers import StableDiffusionPipeline
 
-    from roentgen.training.lora import add_lora, merge_lora, save_lora
+    from roentgen.models.lora import add_lora, merge_lora, save_lora
 
     names = set(parts.unet.state_dict())
     add_lora(parts.unet, parts.text_encoder, rank=2, alpha=6)

@@ -24,7 +24,7 @@ from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
 from roentgen.images import read_provenance
 from roentgen.metrics.image_set import open_set
-from roentgen.models.registry import MINI
+from roentgen.models.hub import MINI
 from roentgen.prompts import FINDINGS, Labels
 from roentgen.synthesis.card import add_tallies, model_licence, tally, write_card
 from roentgen.synthesis.plan import Row

@@ -38,7 +38,7 @@ from roentgen.metrics.result import Context, write_result
 from roentgen.metrics.statistics import cluster_weights
 from roentgen.metrics.text import retrieval
 from roentgen.metrics.text.alignment import alignment, own_and_other
-from roentgen.models.alignment import (
+from roentgen.models.dual_encoder import (
     AlignmentHeads,
     contrastive_loss,
     describes,

@@ -45,10 +45,10 @@ from roentgen.data.manifest import read_manifest
 from roentgen.files import require_writable
 from roentgen.images import from_autoencoder, make_grid, save_image, to_autoencoder
 from roentgen.models.autoencoder.channels import with_channels
+from roentgen.models.loading import load_vae
 from roentgen.training import pca_encoder
 from roentgen.training import reconstruction as R
 from roentgen.training.fast_norm import use_fast_group_norm
-from roentgen.training.latents import load_vae
 from roentgen.training.state import EMA, Checkpoints, batch_generator, batch_indices, cosine_rate
 
 

@@ -54,12 +54,12 @@ from roentgen.generators.diffusion.model import Diffusion
 from roentgen.generators.generate import generate
 from roentgen.images import make_grid, save_image
 from roentgen.models.classifier import load_classifier
+from roentgen.models.lora import add_lora, merge_lora, save_lora
 from roentgen.models.text_encoders import LongTexts
 from roentgen.prompts import Labels
 from roentgen.training import conditioning, estimate, feeding, speed
 from roentgen.training.encoded import latent_cache, text_cache
 from roentgen.training.loader import Prefetcher
-from roentgen.training.lora import add_lora, merge_lora, save_lora
 from roentgen.training.optim import make_optimizer, use_xformers
 from roentgen.training.progress import Clock, finite_means
 from roentgen.training.reconstruction import pyramid_l1

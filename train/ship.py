@@ -23,7 +23,7 @@ from roentgen.config import Guidance, Steps, parse_settings, require
 from roentgen.files import fingerprint
 from roentgen.generators.diffusion.build import load_parts
 from roentgen.models.autoencoder.channels import with_channels
-from roentgen.training.latents import load_vae
+from roentgen.models.loading import load_vae
 
 
 @dataclass(frozen=True)

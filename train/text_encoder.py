@@ -25,7 +25,7 @@ from roentgen import errors
 from roentgen.config import BatchSize, Count, CountFromZero, Range, Rate, Seed, Share, parse_settings, require
 from roentgen.data.manifest import read_manifest
 from roentgen.files import require_writable
-from roentgen.models.text_encoders import TextProbe, build_tokenizer, text_targets, tokenize
+from roentgen.models.clip_text import TextProbe, build_tokenizer, text_targets, tokenize
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
 from roentgen.training.state import batch_generator, batch_indices, cosine_rate
 

@@ -16,7 +16,7 @@ def models(json: bool = False) -> int:
     Output:
         json: Print JSON lines instead of a table.
     """
-    from roentgen.models.registry import NAMED, on_disk
+    from roentgen.models.hub import NAMED, on_disk
 
     rows: list[dict[str, Any]] = []
     for model in NAMED.values():

@@ -84,7 +84,7 @@ def token_counter(folder: Path) -> tuple[Callable[[Sequence[str]], list[int]], i
     if not (place / "tokenizer_config.json").is_file():
         raise UserError(f"--tokenizer {folder} has no tokenizer_config.json; name a pipeline or its tokenizer/ folder")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # JSON, value and OS errors alike mean a bad folder
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(f"--tokenizer {folder} cannot be loaded ({reason}); fetch the model again") from error

@@ -15,7 +15,7 @@ import numpy as np
 
 from roentgen import images
 from roentgen.errors import UserError
-from roentgen.models import loading
+from roentgen.files import read_json
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def check_text(prompt: object, flag: str = "prompt") -> None:
 def roentgen_json(folder: Path) -> dict[str, Any]:
     """What a model folder says beside its weights; empty if it says nothing."""
     file = folder / "roentgen.json"
-    return loading.read_json(file) if file.is_file() else {}
+    return read_json(file, advice="fetch the model again") if file.is_file() else {}
 
 
 def words(text: str) -> list[str]:

@@ -17,7 +17,8 @@ from typing import Any
 from roentgen.errors import UserError
 from roentgen.generators import FAMILIES
 from roentgen.generators.base import Generator, Sample, Sampling, check_seed, check_text, roentgen_json
-from roentgen.models import loading, registry
+from roentgen.models import hub, loading
+from roentgen.models.lora import find_lora
 from roentgen.provenance import __version__
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -38,13 +39,13 @@ def load_model(
     as a file or a folder with pytorch_lora_weights.safetensors; the model's hash then covers it too.
     UserError on an unknown or damaged model or LoRA.
     """
-    file = None if lora is None else loading.find_lora(lora)
-    source = registry.resolve(name)
+    file = None if lora is None else find_lora(lora)
+    source = hub.resolve(name)
     if (dtype or "auto") not in DTYPES:
         raise UserError(f"--dtype {dtype}: unknown; choose one of {', '.join(DTYPES)}")
-    folder = loading.find_folder(source)
+    folder = hub.find_folder(source, check=loading.check_folder)
     # A local path in every image's provenance would tell more of the user than of the model.
-    shown = name if name in registry.NAMED or source.folder is None else folder.resolve().name
+    shown = name if name in hub.NAMED or source.folder is None else folder.resolve().name
     options = {"device": device, "dtype": None if dtype == "auto" else dtype, "compile": compile, "lora": file}
     model: Generator = import_module(FAMILIES[_family(folder)]).load(folder, name=shown, **options)
     return model

@@ -9,7 +9,6 @@ from where, and where to put it: nothing is measured with another network instea
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 from roentgen.errors import UserError
-from roentgen.files import file_hash, sha256, tensors_hash
+from roentgen.files import file_hash, read_json, reason, sha256, tensors_hash, user_path
 from roentgen.images import resize_center_crop, to_xrv
-from roentgen.models import loading
+from roentgen.models import hub, loading
 from roentgen.models.classifier import SHIPPED, load_classifier
 
 Grey = NDArray[np.uint8]
@@ -115,7 +114,8 @@ def load_extractor(name: str, *, device: str = "cpu") -> Extractor:
     if name in EXTRACTORS:
         return EXTRACTORS[name](device=device)
     config = Path(name) / "config.json"
-    if config.is_file() and "blocks" in loading.read_json(config):  # written by train/classifier.py
+    # Written by train/classifier.py, or another model's.
+    if config.is_file() and "blocks" in read_json(config, advice=loading.ADVICE):
         return classifier_extractor(name, device=device)
     if Path(name).is_dir() or "/" in name:
         return hub_extractor(name, device=device)
@@ -181,7 +181,7 @@ def inception_extractor(*, weights: Path | None = None, resize: str = "tf1", dev
         whole = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
     except Exception as error:  # whatever unpickling raises
         raise UserError(
-            f"extractor {name}: {file} cannot be loaded ({_first_line(error)}); fetch {INCEPTION_URL} again"
+            f"extractor {name}: {file} cannot be loaded ({reason(error)}); fetch {INCEPTION_URL} again"
         ) from None
     net = fused(nn_sequence(whole)).to(device)
     chains = {
@@ -291,14 +291,14 @@ def xrv_extractor(chain: str = "xrv", *, folder: Path | None = None, device: str
     except ImportError:
         raise UserError(f"extractor {chain} needs torchxrayvision: pip install 'roentgen[eval]'") from None
     url = str(xrv.models.model_urls[XRV_WEIGHTS]["weights_url"])
-    file = (Path.home() / ".torchxrayvision" / "models_data" if folder is None else folder) / url.rpartition("/")[2]
+    file = (user_path("~/.torchxrayvision/models_data") if folder is None else folder) / url.rpartition("/")[2]
     if not file.is_file():
         raise UserError(f"extractor {chain}: its weights are not on this disk; put {url} at {file}")
     try:
         net = xrv.models.DenseNet(weights=XRV_WEIGHTS, cache_dir=str(file.parent)).eval().requires_grad_(False)
     except Exception as error:  # whatever unpickling raises
         raise UserError(
-            f"extractor {chain}: {file} cannot be loaded ({_first_line(error)}); fetch {url} again"
+            f"extractor {chain}: {file} cannot be loaded ({reason(error)}); fetch {url} again"
         ) from None
     net = net.to(device)
     given = LastInput(net.classifier)
@@ -382,24 +382,19 @@ def hub_extractor(model: str, *, name: str | None = None, device: str = "cpu") -
 
 def _from_hub(loader: Any, model: str, name: str) -> Any:
     """``loader.from_pretrained(model)``: this disk first, then the network; one sentence if neither has it."""
+    folder = hub.local(model)
     try:
-        return loader.from_pretrained(model, local_files_only=True)
-    except Exception as error:
-        if Path(model).is_dir():
-            raise UserError(f"extractor {name}: the folder cannot be loaded ({_first_line(error)})") from None
-    try:
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-            raise OSError("HF_HUB_OFFLINE is set")
-        return loader.from_pretrained(model)
-    except Exception as error:
+        if folder is None:
+            folder = hub.fetch(model, hub.model_files)
+    except Exception as error:  # hub, HTTP and OS errors
         raise UserError(
-            f"extractor {name}: {model} is neither on this disk nor can it be fetched ({_first_line(error)}); run "
-            f"`hf download {model}` where there is a network and copy ~/.cache/huggingface/hub here, or give its folder"
+            f"extractor {name}: {model} is neither on this disk nor can it be fetched ({reason(error)}); run "
+            f"`hf download {model}` where there is a network and copy the Hugging Face cache here, or give its folder"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    try:
+        return loader.from_pretrained(folder, **loading.SAFE)
+    except Exception as error:  # config, weight and processor errors alike mean a bad folder
+        raise UserError(f"extractor {name}: {folder} cannot be loaded ({reason(error)})") from None
 
 
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {

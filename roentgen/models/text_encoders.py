@@ -1,4 +1,4 @@
-"""Text encoders: load one by name, read text into tokens, encode tokens; and the making of our own CLIP text model.
+"""Text encoders: load one by name, read text into tokens, encode tokens.
 
 A text becomes tokens in one place, ``TextReader``, for training and generation alike. A text that is longer than the
 encoder's window is read in chunks, each with its own start and end token, encoded one by one and joined along the
@@ -8,10 +8,8 @@ token axis, where the U-Net's cross-attention reads any length.
 from __future__ import annotations
 
 import difflib
-import json
 import re
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from roentgen.errors import UserError
-from roentgen.models import loading
-from roentgen.models.registry import cached_snapshot
-from roentgen.prompts import FINDINGS, Labels
-
-START, END = "<|startoftext|>", "<|endoftext|>"
+from roentgen.files import read_json, reason, user_path
+from roentgen.models import hub, loading
 
 # Names of --text_encoder; None stands for the text encoder that the pipeline has.
 ENCODERS: dict[str, str | None] = {
@@ -81,14 +76,14 @@ def load_text_encoder(name: str, *, layer: str = "last") -> tuple[Any, Any]:
     if name in ENCODERS and ENCODERS[name] is None:
         raise UserError(f"--text_encoder {name} is the text encoder of the pipeline itself: load the pipeline")
     folder = _find_folder(name)
-    flat = not (folder / "text_encoder").is_dir()
-    home, words = (folder, folder) if flat else (folder / "text_encoder", folder / "tokenizer")
+    home = _home(folder)
+    words = folder if home == folder else folder / "tokenizer"
     if not (home / "config.json").is_file():
         raise UserError(
             f"--text_encoder {name}: no text encoder in {folder} (no config.json); pass a folder that "
             "`save_pretrained` or `hf download` wrote"
         )
-    values = loading.read_json(home / "config.json")
+    values = read_json(home / "config.json", advice=loading.ADVICE)
     family = FAMILIES.get(str(values.get("model_type")))
     if family is None:
         raise UserError(
@@ -103,33 +98,27 @@ def load_text_encoder(name: str, *, layer: str = "last") -> tuple[Any, Any]:
 
 def _find_folder(name: str) -> Path:
     """Local folder of a name, folder or hub id, fetched if need be."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     if name not in ENCODERS and path.is_dir():
         return path
     hub_id = ENCODERS.get(name) or name
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", hub_id):
+    if not hub.is_hub_id(hub_id):
         close = difflib.get_close_matches(name, ENCODERS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(
             f"--text_encoder {name}: unknown; {hint}choose one of {', '.join(ENCODERS)}, a folder with a BERT or CLIP "
             "text model, or a hub id such as owner/name"
         )
-    cached = cached_snapshot(hub_id, having=("config.json", "text_encoder/config.json"))
-    if cached is not None and _has_weights(cached):
-        return cached
-    try:
-        return _download(hub_id)
-    except Exception as error:  # hub, HTTP and OS errors; each class means something else to the user
-        files = "config.json, tokenizer_config.json, vocab.txt and model.safetensors or pytorch_model.bin"
-        raise loading.fetch_error("--text_encoder", name, [(hub_id, error)], files=files) from error
+    files = "config.json, tokenizer_config.json, vocab.txt and model.safetensors or pytorch_model.bin"
+    return hub.find(
+        "--text_encoder", name, (hub_id,), check=lambda folder: hub.weights(_home(folder)), choose=files_to_fetch,
+        files=files,
+    )  # fmt: skip
 
 
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-
-    print(f"roentgen: fetching {hub_id} from the Hugging Face hub", file=sys.stderr)
-    names = HfApi().list_repo_files(hub_id)
-    return Path(snapshot_download(hub_id, allow_patterns=files_to_fetch(names)))
+def _home(folder: Path) -> Path:
+    """Where the text encoder lies: in the folder itself, or in that of a pipeline."""
+    return folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
 
 
 def files_to_fetch(names: Sequence[str]) -> list[str]:
@@ -137,35 +126,15 @@ def files_to_fetch(names: Sequence[str]) -> list[str]:
     inside = "text_encoder/config.json" in names
     home, words = ("text_encoder/", "tokenizer/") if inside else ("", "")
     wanted = [home + "config.json", *(words + file for file in TOKENIZER_FILES)]
-    part = r"(-\d+-of-\d+)?"  # of weights in several files, which have an index beside them
-    for pattern in (rf"model{part}\.safetensors(\.index\.json)?", rf"pytorch_model{part}\.bin(\.index\.json)?"):
-        weights = [name for name in names if re.fullmatch(re.escape(home) + pattern, name)]
-        if weights:
-            break
+    inside_home = [name.removeprefix(home) for name in names if name.startswith(home)]
+    picked, _ = hub.pick_weights(inside_home)
+    indices = {re.sub(r"-\d+-of-\d+", "", name) + ".index.json" for name in picked}
+    weights = [home + name for name in inside_home if name in picked or name in indices]
     return [name for name in wanted if name in names] + weights
 
 
-def _weight_files(home: Path) -> list[Path]:
-    """Weight files as transformers names them; training leaves other ``.bin`` files beside them."""
-    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-        files = sorted(home.glob(pattern))
-        if files:
-            return files
-    return []
-
-
-def _has_weights(folder: Path) -> bool:
-    return bool(_weight_files(folder) or _weight_files(folder / "text_encoder"))
-
-
 def _check_files(name: str, home: Path, words: Path, family: Family) -> None:
-    weights = _weight_files(home)
-    if not weights:
-        raise UserError(
-            f"--text_encoder {name}: no weights in {home} (neither model.safetensors nor pytorch_model.bin); "
-            "fetch them as well"
-        )
-    for file in weights:
+    for file in hub.weights(home, flag="--text_encoder").files:
         if file.suffix == ".safetensors":
             loading.check_safetensors(file)
     missing = [file for file in family.files if not (words / file).is_file()]
@@ -181,9 +150,9 @@ def _load_tokenizer(folder: Path, family: Family) -> Any:
 
     # The class is given, not looked up: a tokenizer_config.json may name one that only remote code has.
     try:
-        return getattr(transformers, family.tokenizer).from_pretrained(folder, local_files_only=True)
+        return getattr(transformers, family.tokenizer).from_pretrained(folder, **loading.SAFE)
     except Exception as error:  # JSON, tokenizers and OS errors alike mean a bad file
-        raise UserError(f"{folder}: the tokenizer cannot be loaded ({loading.short(error)}); fetch it again") from error
+        raise UserError(f"{folder}: the tokenizer cannot be loaded ({reason(error)}); fetch it again") from error
 
 
 def _load_encoder(folder: Path, family: Family, values: dict[str, Any]) -> Any:
@@ -198,10 +167,11 @@ def _load_encoder(folder: Path, family: Family, values: dict[str, Any]) -> Any:
     try:
         config = getattr(transformers, family.config).from_dict(settings)
         encoder, found = getattr(transformers, family.model).from_pretrained(
-            folder, config=config, local_files_only=True, output_loading_info=True, **options
-        )
+            folder, config=config, output_loading_info=True, variant=hub.weights(folder).variant,
+            **loading.SAFE, **options,
+        )  # fmt: skip
     except Exception as error:  # config, pickle, safetensors and shape errors alike mean a bad folder
-        raise UserError(f"{folder}: cannot be loaded as {family.model} ({loading.short(error)})") from error
+        raise UserError(f"{folder}: cannot be loaded as {family.model} ({reason(error)})") from error
     missing = sorted(found["missing_keys"])
     if missing:
         raise UserError(
@@ -402,105 +372,3 @@ def encode_text_states(text_encoder: Any, tokens: Tokens, *, masked: bool) -> Te
     mask = tokens.attention.reshape(-1, window) if masked else None
     states: Tensor = text_encoder(tokens.ids.reshape(-1, window), attention_mask=mask)[0]
     return states.reshape(rows, length, -1)
-
-
-# --------------------------------------------------------------------------- a text model of our own
-
-
-def build_tokenizer(corpus: Iterable[str], folder: Path, *, merges: int, max_length: int) -> Any:
-    """Train byte-pair merges on ``corpus`` (Radford et al. 2021, section 2.4: CLIP's scheme) and save a CLIP tokenizer.
-
-    Any text can be encoded: characters outside the corpus fall back to bytes. Words that occur often become one token.
-
-    Args:
-        corpus: training texts.
-        folder: where ``vocab.json``, ``merges.txt`` and the configuration go.
-        merges: number of merges at most.
-        max_length: tokens of a text, with start and end.
-    """
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import CLIPTokenizer
-
-    split = Regex(r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""")
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(split, behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=2 * len(alphabet) + merges,
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    bpe.train_from_iterator(corpus, trainer)
-    learned = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    tokens = [*alphabet, *(a + "</w>" for a in alphabet), *("".join(pair) for pair in learned), START, END]
-    folder.mkdir(parents=True, exist_ok=True)
-    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in learned)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "tokenizer_class": "CLIPTokenizer",
-                "model_max_length": max_length,
-                "bos_token": START,
-                "eos_token": END,
-                "pad_token": END,
-                "unk_token": END,
-            },
-            indent=1,
-        )
-    )
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
-def text_targets(labels: Sequence[Labels]) -> tuple[Tensor, Tensor]:
-    """Targets and mask, both float32 (N, T), of what texts say: findings, their sides, view, sex and age.
-
-    Sides, view, sex and age count only where the text names them. Order: findings; left and right of each finding that
-    can have a side; PA; male; age / 100.
-    """
-    names = list(FINDINGS)
-    sided = [n for n in names if FINDINGS[n].can_have_side]
-    targets, masks = [], []
-    for item in labels:
-        row = [float(n in item.findings) for n in names]
-        mask = [1.0] * len(names)
-        for n in sided:
-            side = item.sides.get(n)
-            row += [float(side in ("left", "bilateral")), float(side in ("right", "bilateral"))]
-            mask += [float(side is not None)] * 2
-        row += [float(item.view == "PA"), float(item.sex == "M"), (item.age or 0.0) / 100]
-        mask += [float(item.view is not None), float(item.sex is not None), float(item.age is not None)]
-        targets.append(row)
-        masks.append(mask)
-    return torch.tensor(targets), torch.tensor(masks)
-
-
-class TextProbe(nn.Module):
-    """A text model with a linear head on the mean over token states, for learning what a text says."""
-
-    def __init__(self, text_encoder: Any, outputs: int) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-        self.head = nn.Linear(text_encoder.config.hidden_size, outputs)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Token ids (N, L) -> logits (N, outputs)."""
-        logits: Tensor = self.head(self.text_encoder(ids).last_hidden_state.mean(1))
-        return logits
-
-
-def tokenize(tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, int]:
-    """Token ids (N, L) padded to the tokenizer's window, and how many texts were longer than it."""
-    reader = TextReader(tokenizer, tokenizer.model_max_length)
-    return reader.tokens(texts).ids, reader.count(texts).cut

@@ -198,11 +198,11 @@ def made_by(images: ImageSet) -> dict[str, Any]:
 
 def on_this_disk(model: dict[str, Any]) -> str | None:
     """The name of ``model`` (as ``made_by`` gives it) where a model of that name and hash is here; else None."""
-    from roentgen.models import loading, registry
+    from roentgen.models import hub
 
     try:
-        folder = registry.resolve(str(model["name"])).folder
-        return str(model["name"]) if folder is not None and loading.model_hash(folder) == model["hash"] else None
+        folder = hub.resolve(str(model["name"])).folder
+        return str(model["name"]) if folder is not None and hub.model_hash(folder) == model["hash"] else None
     except (KeyError, UserError):
         return None
 

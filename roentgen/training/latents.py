@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,22 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from roentgen.errors import UserError
 from roentgen.images import to_autoencoder
 from roentgen.training.pca_encoder import POSTERIOR_STD, BlockPCA, recover
 
 _LINEAR: WeakKeyDictionary[Any, BlockPCA | None] = WeakKeyDictionary()
-
-
-def load_vae(folder: Path) -> Any:
-    """An ``AutoencoderKL`` from a diffusers folder, in evaluation mode, without gradients."""
-    from diffusers import AutoencoderKL
-
-    try:
-        vae = AutoencoderKL.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no autoencoder can be loaded from there ({str(error).splitlines()[0]})") from None
-    return vae.eval().requires_grad_(False)
 
 
 def linear_encoder(vae: Any) -> BlockPCA | None:

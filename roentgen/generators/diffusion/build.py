@@ -13,8 +13,8 @@ from roentgen.generators.diffusion.model import Diffusion
 from roentgen.generators.diffusion.process import TARGETS
 from roentgen.generators.diffusion.text_swap import swap_text_encoder
 from roentgen.generators.generate import load_model
+from roentgen.models.loading import SAFE, load_vae
 from roentgen.models.text_encoders import encode_text_states, keep_layer, load_text_encoder, make_reader
-from roentgen.training.latents import load_vae
 
 # Linear betas reach almost pure noise at the last step, so that sampling may start from pure noise (Lin et al. 2024,
 # section 2, show what goes wrong where they do not); "trailing" makes samplers start there.
@@ -123,14 +123,14 @@ def _new(vae: Path, text: Path, unet: dict[str, Any]) -> tuple[Any, Any, Any, An
         if not (text / name).is_dir():
             raise UserError(f"--text {text}: {name}/ is missing; make it with train/text_encoder.py")
     autoencoder = load_vae(vae)
-    encoder = CLIPTextModel.from_pretrained(text / "text_encoder", local_files_only=True)
+    encoder = CLIPTextModel.from_pretrained(text / "text_encoder", **SAFE)
     channels = autoencoder.config.latent_channels
     own = {"in_channels": channels, "out_channels": channels, "cross_attention_dim": encoder.config.hidden_size}
     try:
         network = UNet2DConditionModel(**{**own, **unet})
     except (TypeError, ValueError) as error:
         raise UserError(f"--unet: {str(error).splitlines()[0]}") from None
-    tokenizer = CLIPTokenizer.from_pretrained(text / "tokenizer", local_files_only=True)
+    tokenizer = CLIPTokenizer.from_pretrained(text / "tokenizer", **SAFE)
     return autoencoder, network, encoder, tokenizer, DDIMScheduler(**SCHEDULE)
 
 

@@ -27,7 +27,8 @@ from roentgen.errors import UserError
 from roentgen.files import file_sha256, new_folder, sha256
 from roentgen.generators.base import Info, roentgen_json, words
 from roentgen.generators.diffusion.sampling import Sampling, make_solver
-from roentgen.models import loading
+from roentgen.models import hub, loading
+from roentgen.models.lora import LORA_FILE, apply_lora
 from roentgen.models.portable import make_portable
 from roentgen.models.text_encoders import TextReader, encode_text_states, load_text_encoder, make_reader
 
@@ -93,18 +94,18 @@ class Diffusion:
         device = pick_device(device)
         kind = getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32"))
         parts = loading.load_components(folder, classes, kind)
-        digest = loading.model_hash(folder)
+        digest = hub.model_hash(folder)
         if (folder / TRAINED_TEXT / "config.json").is_file():
             parts["tokenizer"], parts["text_encoder"] = load_text_encoder(str(folder / TRAINED_TEXT))
             parts["text_encoder"].requires_grad_(False)
-            digest = _joined(digest, *map(file_sha256, loading.weights(folder / TRAINED_TEXT).files))
+            digest = _joined(digest, *map(file_sha256, hub.weights(folder / TRAINED_TEXT).files))
             print(f"roentgen: {name}: its text encoder is the trained one in {TRAINED_TEXT}/", file=sys.stderr)
         _check_parts(name, parts)
         merged = None
         if lora is not None:
-            lora_digest = loading.add_lora(lora, parts)
+            lora_digest = apply_lora(lora, parts)
             digest = _joined(digest, lora_digest)
-            merged = f"{lora.parent.name if lora.name == loading.LORA_FILE else lora.stem} {lora_digest[:16]}"
+            merged = f"{lora.parent.name if lora.name == LORA_FILE else lora.stem} {lora_digest[:16]}"
         for part in ("vae", "unet", "text_encoder"):
             parts[part].to(device, kind)
         if device == "cpu":  # its convolutions decode faster in this layout; the U-Net's do not

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,7 +28,7 @@ from roentgen.errors import UserError
 from roentgen.images import read_image
 from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, measure, texts_of
 from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval
-from roentgen.models.registry import cached_snapshot
+from roentgen.models import hub, loading
 from roentgen.prompts.vocabulary import words
 from roentgen.provenance import portable
 
@@ -132,7 +131,7 @@ def bert_score(
     Written here because torchmetrics 1.9 sorts candidates and references by length and puts them back in a wrong order,
     so that it compares texts that do not belong together.
     """
-    folder = _local_folder(model)
+    folder = hub.local(model)
     if folder is None:
         raise NotComputed(
             f"{model} is not on this disk; where there is a network run `hf download {model} --local-dir FOLDER` and "
@@ -176,8 +175,8 @@ def bert_score(
 def _load_bert(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return tokenizer, AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
+    return tokenizer, AutoModel.from_pretrained(folder, **loading.SAFE).eval()
 
 
 def chexbert_labels(texts: Sequence[str]) -> NDArray[np.int64]:
@@ -221,11 +220,6 @@ def _weights(what: str, make: Callable[[], Any]) -> Any:
     except Exception as error:  # hub, HTTP, OS and pickle errors: each package has its own way to fail
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
         raise NotComputed(f"its weights ({what}) cannot be loaded: {reason}") from error
-
-
-def _local_folder(name: str) -> Path | None:
-    path = Path(name).expanduser()
-    return path if path.is_dir() else cached_snapshot(name, having=("config.json",))
 
 
 # ---------------------------------------------------------------------------------------------- the hook
@@ -340,9 +334,9 @@ def load_image_to_text(name: str, *, device: str = "cpu", max_tokens: int = 128,
     Raises:
         UserError: not on this disk, or no image-to-text model.
     """
-    folder = _local_folder(name)
+    folder = hub.local(name)
     if folder is None or not (folder / "config.json").is_file():
-        if folder is None and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        if folder is None and not hub.is_hub_id(name):
             raise UserError(f"--image-to-text {name}: no such folder; give one, or a hub id such as owner/name")
         raise UserError(
             f"--image-to-text {name}: not on this disk; where there is a network run `hf download {name} --local-dir "
@@ -353,9 +347,9 @@ def load_image_to_text(name: str, *, device: str = "cpu", max_tokens: int = 128,
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
     try:
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForImageTextToText.from_pretrained(folder, local_files_only=True).eval().to(device)
+        processor = AutoImageProcessor.from_pretrained(folder, **loading.SAFE)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
+        model = AutoModelForImageTextToText.from_pretrained(folder, **loading.SAFE).eval().to(device)
     except Exception as error:  # config, tokenizer, processor and weight errors alike mean a bad folder
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from roentgen.errors import UserError
 from roentgen.images import read_image
 from roentgen.metrics.measure import EvaluationInputs, Unavailable, texts_of
-from roentgen.models.alignment import ShippedEncoder
+from roentgen.models.dual_encoder import ShippedEncoder
 
 if TYPE_CHECKING:
     from roentgen.metrics.image_set import ImageSet
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @lru_cache(maxsize=1)
 def dual_encoder(name: str, device: str) -> Any:
     """The dual encoder ``name``; Unavailable where it is not there."""
-    from roentgen.models.alignment import load_dual_encoder
+    from roentgen.models.dual_encoder import load_dual_encoder
 
     try:
         return load_dual_encoder(name, device=device)

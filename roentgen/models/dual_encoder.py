@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from roentgen.errors import UserError
-from roentgen.files import file_hash, write_atomic
+from roentgen.files import file_hash, read_json, reason, user_path, write_atomic
 from roentgen.images import resize_center_crop
-from roentgen.models import classifier, loading
-from roentgen.models.registry import NAMED, cached_snapshot
+from roentgen.models import classifier, hub, loading
 from roentgen.models.text_encoders import TextReader, load_text_encoder, make_reader
 from roentgen.prompts import FINDINGS, Labels
 
@@ -222,7 +220,7 @@ class ShippedEncoder:
 
 def frozen_parts() -> tuple[classifier.Classifier, Any, TextReader, dict[str, str]]:
     """What the heads stand on: classifier, text encoder, its reader, and the hashes of both weights."""
-    folder = NAMED[TEXT_MODEL].folder
+    folder = hub.NAMED[TEXT_MODEL].folder
     if folder is None:
         raise UserError(f"{TEXT_MODEL}: its weights are missing; reinstall roentgen")
     tokenizer, text_encoder = load_text_encoder(str(folder))
@@ -255,7 +253,7 @@ def load_shipped(folder: Path | None = None) -> ShippedEncoder:
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
             raise UserError(f"{folder}: no dual encoder there ({file} is missing); make it with train/alignment.py")
-    info = loading.read_json(folder / "config.json")
+    info = read_json(folder / "config.json", advice="train or copy it again")
     judge, text_encoder, reader, hashes = frozen_parts()
     try:
         widths = {key: int(info[key]) for key in ("image_width", "text_width", "hidden", "dim")}
@@ -263,7 +261,7 @@ def load_shipped(folder: Path | None = None) -> ShippedEncoder:
         heads = AlignmentHeads(**widths)
         heads.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
     except Exception as error:  # key, JSON type, safetensors and shape errors alike mean a bad folder
-        raise UserError(f"{folder}: cannot be loaded ({loading.short(error)}); train or copy it again") from None
+        raise UserError(f"{folder}: cannot be loaded ({reason(error)}); train or copy it again") from None
     for part, found in hashes.items():
         if trained_on.get(part) != found:
             raise UserError(
@@ -324,16 +322,16 @@ def load_clip(name: str, folder: Path, *, device: str = "cpu") -> FunctionEncode
     """Any CLIPModel of transformers, with its own processor (grey is repeated to three channels)."""
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-    weights = [*sorted(folder.glob("model*.safetensors")), *sorted(folder.glob("pytorch_model*.bin"))]
+    weights, variant = hub.pick_weights(path.name for path in folder.iterdir())
     if not weights:
         raise UserError(f"--dual-encoder {name}: no weights in {folder} (model.safetensors); fetch them as well")
     try:
-        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval().to(device)
+        processor = CLIPImageProcessor.from_pretrained(folder, **loading.SAFE)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
+        model = CLIPModel.from_pretrained(folder, variant=variant, **loading.SAFE).float().eval().to(device)
     except Exception as error:  # config, tokenizer, image processor and weight errors alike mean a bad folder
         raise UserError(
-            f"--dual-encoder {name}: {folder} cannot be loaded as a CLIPModel ({loading.short(error)}); it needs "
+            f"--dual-encoder {name}: {folder} cannot be loaded as a CLIPModel ({reason(error)}); it needs "
             "config.json, weights, tokenizer and preprocessor_config.json"
         ) from error
     window = int(model.config.text_config.max_position_embeddings)
@@ -350,7 +348,7 @@ def load_clip(name: str, folder: Path, *, device: str = "cpu") -> FunctionEncode
         return model.text_projection(pooled)
 
     chain = f"grey to RGB, CLIPImageProcessor of the model (size {processor.size}, crop {processor.crop_size})"
-    return FunctionEncoder(name, chain, file_hash(weights[0]), encode_images, encode_texts)
+    return FunctionEncoder(name, chain, file_hash(folder / weights[0]), encode_images, encode_texts)
 
 
 def load_biovil_t(name: str, folder: Path | None, *, device: str = "cpu") -> FunctionEncoder:
@@ -374,7 +372,7 @@ def load_biovil_t(name: str, folder: Path | None, *, device: str = "cpu") -> Fun
         text_model = CXRBertModel.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # pickle, config and shape errors alike mean files that are not whole
         raise UserError(
-            f"--dual-encoder {name}: {folder} cannot be loaded ({loading.short(error)}); it needs {files}"
+            f"--dual-encoder {name}: {folder} cannot be loaded ({reason(error)}); it needs {files}"
         ) from error
     image_model, text_model = image_model.eval().to(device), text_model.eval().to(device)
     transform = create_chest_xray_transform_for_inference(resize=512, center_crop_size=448)
@@ -407,7 +405,7 @@ def load_biomedclip(name: str, folder: Path | None, *, device: str = "cpu") -> F
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except Exception as error:  # open_clip also wants the text model's configuration, by its hub id
         raise UserError(
-            f"--dual-encoder {name}: {folder} cannot be loaded by open_clip ({loading.short(error)}); it needs {files} "
+            f"--dual-encoder {name}: {folder} cannot be loaded by open_clip ({reason(error)}); it needs {files} "
             "and the configuration of the text model that open_clip_config.json names in the Hugging Face cache"
         ) from error
     model = model.eval()
@@ -431,7 +429,7 @@ def _need_package(name: str, module: str, package: str) -> None:
 
 
 def _need_weights(name: str, folder: Path | None, hub_id: str, *, having: Sequence[str], files: str) -> Path:
-    found = cached_snapshot(hub_id, having=having) if folder is None else folder
+    found = hub.snapshot(hub_id) if folder is None else folder
     if found is None or not any((found / file).is_file() for file in having):
         where = "not on this disk" if found is None else f"not in {found}"
         raise UserError(
@@ -459,22 +457,20 @@ def load_dual_encoder(name: str = "roentgen", *, device: str = "cpu") -> DualEnc
     """
     kind, equals, path = name.partition("=")
     if kind in _LOADERS:
-        return _LOADERS[kind](name, Path(path).expanduser() if equals else None, device=device)
+        return _LOADERS[kind](name, user_path(path) if equals else None, device=device)
     if name == "roentgen":
         return load_shipped()
-    folder: Path | None = Path(name).expanduser()
-    if folder is not None and not folder.is_dir():
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
-            raise UserError(
-                f"--dual-encoder {name}: unknown; choose one of {', '.join(DUAL_ENCODERS)}, a CLIPModel's folder, or "
-                "a hub id such as owner/name"
-            )
-        folder = cached_snapshot(name, having=("config.json",))
+    folder = hub.local(name)
+    if folder is None and not hub.is_hub_id(name):
+        raise UserError(
+            f"--dual-encoder {name}: unknown; choose one of {', '.join(DUAL_ENCODERS)}, a CLIPModel's folder, or "
+            "a hub id such as owner/name"
+        )
     if folder is None or not (folder / "config.json").is_file():
         raise UserError(
             f"--dual-encoder {name}: {'not on this disk' if folder is None else f'no config.json in {folder}'}; where "
             f"there is a network run `hf download OWNER/NAME --local-dir FOLDER`, then pass --dual-encoder FOLDER"
         )
-    if "hashes" in loading.read_json(folder / "config.json"):
+    if "hashes" in read_json(folder / "config.json", advice="train or copy it again"):
         return load_shipped(folder)
     return load_clip(name, folder, device=device)

@@ -8,8 +8,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from roentgen.errors import UserError
-from roentgen.files import new_folder
+from roentgen.files import file_sha256, new_folder, reason, user_path
+from roentgen.models.loading import check_safetensors
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
 # Attention projections, as in diffusers' and kohya's training scripts, so that any loader knows the names.
 UNET_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 CLIP_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -69,3 +71,56 @@ def merge_lora(module: Any) -> None:
     recurse_remove_peft_layers(module)
     module._hf_peft_config_loaded = False
     del module.peft_config
+
+
+def find_lora(path: str | Path) -> Path:
+    """The file of ``--lora``, given itself or by its folder; UserError if there is none or it is damaged."""
+    file = user_path(str(path))
+    if file.is_dir():
+        file = file / LORA_FILE
+    if not file.is_file():
+        raise UserError(f"--lora {path}: no such file, and no folder with {LORA_FILE}; pass what LoRA training wrote")
+    if file.suffix != ".safetensors":
+        raise UserError(f"--lora {path}: not a .safetensors file; pass the {LORA_FILE} that LoRA training wrote")
+    check_safetensors(file)
+    return file
+
+
+def apply_lora(file: Path, parts: dict[str, Any]) -> str:
+    """Merge a diffusers LoRA into U-Net and text encoder; return the SHA-256 of its file.
+
+    diffusers' own loader reads it, so that all formats that it knows work. UserError if peft is not installed or the
+    LoRA was made for another model; ``parts`` are not to be used then.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        raise UserError("--lora needs the package peft; install it with `pip install peft`") from None
+    from diffusers import StableDiffusionPipeline
+
+    adders = {
+        "unet": StableDiffusionPipeline.load_lora_into_unet,
+        "text_encoder": StableDiffusionPipeline.load_lora_into_text_encoder,
+    }
+    unfit = f"--lora {file}: does not fit this model"
+    try:
+        state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+            str(file), return_lora_metadata=True, unet_config=parts["unet"].config
+        )
+        strange = [key for key in state if key.split(".")[0] not in adders or "lora" not in key]
+        if strange or not state:
+            raise UserError(f"{unfit} ({strange[0] if strange else 'it is empty'}); pass a LoRA for Stable Diffusion")
+        for name, add in adders.items():
+            count = sum(key.startswith(f"{name}.") for key in state)
+            if count:
+                add(state, network_alphas=alphas, metadata=metadata, **{name: parts[name]})
+                found = sum("lora_" in key for key, _ in parts[name].named_parameters())
+                if found != count:  # diffusers only warns of what has no place
+                    raise UserError(f"{unfit} ({count} of its tensors are for the {name}, which takes {found})")
+                merge_lora(parts[name])
+                parts[name].requires_grad_(False)
+    except UserError:
+        raise
+    except Exception as error:  # peft, diffusers and torch each have their own for wrong names and shapes
+        raise UserError(f"{unfit} ({reason(error)}); pass one that was trained on it") from error
+    return file_sha256(file)
