@@ -14,13 +14,17 @@ SUMMARY = "Radiology text in, synthetic chest X-rays out. Research only, not for
 
 @dataclass(frozen=True)
 class Command:
-    """A command as "module:function" of ``roentgen.commands``, and what the list of commands says of it."""
+    """A command as "module:function" of ``roentgen.commands``, and what the list of commands says of it.
+
+    The function's parameters are the settings; a ``raw`` one takes the words themselves, and its own name.
+    """
 
     path: str
     about: str
+    raw: bool = False
 
     def find(self) -> Callable[..., int]:
-        """The function; its parameters are the settings."""
+        """The function; its module is imported here."""
         module, _, function = self.path.partition(":")
         found: Callable[..., int] = getattr(importlib.import_module(f"roentgen.commands.{module}"), function)
         return found
@@ -32,7 +36,7 @@ COMMANDS = {
     "info": Command("info:info", "print the provenance of an image"),
     "export": Command("export:export", "make a synthetic data set, filtered and marked, in your training's format"),
     "eval": Command("evaluate:evaluate", "measure generated images against real ones, with an HTML report"),
-    "data prepare": Command("data:prepare", "write a manifest from a collection of images"),
+    "data prepare": Command("data:prepare_main", "write a manifest from a collection of images", raw=True),
     "data check": Command("data:check", "check a manifest and its images"),
     "data shard": Command("data:shard", "write a manifest and its images as WebDataset tar files"),
 }
@@ -82,6 +86,8 @@ def main(argv: Sequence[str]) -> int:
             from roentgen.config import parse_call
 
             function = COMMANDS[name].find()
+            if COMMANDS[name].raw:
+                return function(argv[words:], prog=f"roentgen {name}")
             return function(**parse_call(function, argv[words:], prog=f"roentgen {name}")) or 0
     group = [name for name in COMMANDS if name.startswith(f"{argv[0]} ")]
     if group and argv[1:2] in (["-h"], ["--help"]):

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import typing
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from trees import xreport_tree
 from trees_b import chexpert_tree, dicom_tree, nih_tree, padchest_tree, plus_tree
 
 from roentgen.commands.data import OWN, Name, check, prepare
+from roentgen.config.settings import dataclass_of, settings_of
 from roentgen.data.check import (
     MIN_CONTRAST,
     MIN_SYMMETRY,
@@ -462,16 +464,33 @@ def test_sample_is_what_its_readme_says() -> None:
 # --------------------------------------------------------------------------------------- all sources
 
 
-def test_every_reader_is_a_source_and_every_parameter_a_flag() -> None:
-    flags = set(inspect.signature(prepare).parameters)
+def test_every_reader_is_a_source_and_every_parameter_a_flag_with_help() -> None:
     assert set(SOURCES) == set(typing.get_args(Name))
-    used = {"limit", "seed"}
+    assert set(OWN) == set(inspect.signature(prepare).parameters) - {"flags"}
     for name, source in SOURCES.items():
-        parameters = set(inspect.signature(source.reader).parameters)
-        assert parameters <= flags, name
-        used |= parameters
-    # Each flag is used by a source, or by the command itself.
-    assert flags - used == set(OWN) - used
+        assert "root" in inspect.signature(source.reader).parameters
+        for one in settings_of(dataclass_of(source.reader, leave_out=OWN)):
+            assert one.help, f"{name} {one.flag}: no line in the Args of {source.path}"
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_help_of_a_source_shows_its_own_flags_only(source: str, run_cli, capsys) -> None:
+    with pytest.raises(SystemExit):
+        run_cli("data", "prepare", source, "--help")
+    shown = set(re.findall(r"^  (?:-\w, )?--([\w-]+)", capsys.readouterr().out, flags=re.MULTILINE))
+    theirs = set(inspect.signature(SOURCES[source].reader).parameters)
+    assert shown == {name.replace("_", "-") for name in (set(OWN) - {"source"}) | theirs | {"config", "help"}}
+
+
+def test_source_is_asked_for_and_may_stand_in_a_file(run_cli, tmp_path: Path) -> None:
+    assert "did you mean chexpert?" in run_cli("data", "prepare", "chexprt", "--root", "x")[2]
+    assert "--patients is not for nih" in run_cli("data", "prepare", "nih", "--patients", "x")[2]
+    assert "did you mean --missing?" in run_cli("data", "prepare", "nih", "--mising", "x")[2]
+    (tmp_path / "c.yaml").write_text("source: nih\nmissing: drop\nval-share: 2\n")
+    assert (
+        "val-share 2: must be below 1"
+        in run_cli("data", "prepare", "--config", tmp_path / "c.yaml", "--root", "x", "-o", "y")[2]
+    )
 
 
 def chexpert(folder: Path) -> dict[str, str]:

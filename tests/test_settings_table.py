@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from roentgen import cli
+from roentgen.commands.data import OWN, prepare
 from roentgen.config import Range
 from roentgen.config.settings import Setting, dataclass_of, settings_of
 from roentgen.config.values import arm, convert, unwrap
 from roentgen.config.yaml_text import Plain
+from roentgen.data.sources import SOURCES
 from roentgen.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -40,8 +42,11 @@ def all_settings() -> list[tuple[str, Setting]]:
         own = [getattr(module, kind) for kind in ("Settings", "Recipe", "Run") if hasattr(module, kind)]
         own = [cls for cls in own if dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__]
         found += [(name, one) for one in settings_of(*own)]
-    for name, command in cli.COMMANDS.items():
-        found += [(name, one) for one in settings_of(dataclass_of(command.find()))]
+    functions = {name: command.find() for name, command in cli.COMMANDS.items() if not command.raw}
+    found += [(name, one) for name, function in functions.items() for one in settings_of(dataclass_of(function))]
+    found += [("data prepare", one) for one in settings_of(dataclass_of(prepare))]
+    for name, source in SOURCES.items():
+        found += [(f"data prepare {name}", one) for one in settings_of(dataclass_of(source.reader, leave_out=OWN))]
     return [(where, one) for where, one in found if item(one.hint)[0] in (int, float)]
 
 

@@ -5,25 +5,65 @@ The command line is made from these signatures and docstrings; nothing heavy is 
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import sys
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from roentgen.config import Count, CountFromZero, PathOrName, Pixels, Positional, Range, Seed, ShareBelowOne, Short
+from roentgen.config import (
+    Count,
+    CountFromZero,
+    PathOrName,
+    Pixels,
+    Positional,
+    Range,
+    Seed,
+    Short,
+    did_you_mean,
+    parse_groups,
+    yaml_text,
+)
+from roentgen.config.settings import dataclass_of, settings_of
 from roentgen.data.sources import SOURCES
 from roentgen.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     Name = str
 else:  # the parser offers these as choices
     Name = Literal[tuple(SOURCES)]
 
 # Settings of prepare itself; every other belongs to the sources whose reader has a parameter of that name.
 OWN = ("source", "root", "out", "sides", "copy_images", "size", "seed", "overwrite", "limit", "blank_text")
+
+
+def prepare_main(argv: Sequence[str], prog: str) -> int:
+    """``roentgen data prepare``: the flags of the command and those of the source that is named, no others."""
+    source = next((word for word in argv if word in SOURCES), None) or _source_of_files(argv)
+    if source is None:
+        if {"-h", "--help"} & set(argv):
+            parse_groups([dataclass_of(prepare)], ["--help"], prog=prog, about=prepare.__doc__)
+        named = next((word for word in argv if not word.startswith("-")), "")
+        near = did_you_mean(named, list(SOURCES))
+        raise UserError(f"{named or 'SOURCE'}: name the kind of collection: {', '.join(SOURCES)}{near}")
+    own = dataclass_of(prepare)
+    theirs = dataclass_of(SOURCES[source].reader, leave_out=OWN)
+    flags = {word.partition("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
+    known = {one.key for one in settings_of(own, theirs)} | {"config", "help"}
+    _refuse_strangers(source, flags - known, strict=False)
+    groups = [own, theirs] if settings_of(theirs) else [own]
+    made = parse_groups(groups, argv, prog=prog, about=prepare.__doc__)
+    values = {field.name: getattr(one, field.name) for one in made for field in dataclasses.fields(one)}
+    return prepare(**values)
+
+
+def _source_of_files(argv: Sequence[str]) -> str | None:
+    """The source that a ``--config`` file names."""
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    files = [word.partition("=")[2] or after for word, after in pairs if word.partition("=")[0] == "--config"]
+    found = [yaml_text.read(Path(file).expanduser()).get("source") for file in files if file]
+    return next((name for name in reversed(found) if name in SOURCES), None)
 
 
 def prepare(
@@ -38,95 +78,34 @@ def prepare(
     seed: Seed = 0,
     overwrite: bool = False,
     blank_text: Literal["error", "compose", "drop"] | None = None,
-    missing: Literal["error", "drop"] | None = None,
-    uncertain: Literal["blank", "0", "1"] | None = None,
-    val_share: ShareBelowOne | None = None,
-    test_share: ShareBelowOne | None = None,
-    section: str | None = None,
-    reports: PathOrName | None = None,
-    labels: PathOrName | None = None,
-    images: PathOrName | None = None,
-    split: Literal["official", "roentgen"] | None = None,
-    patients: PathOrName | None = None,
-    views: PathOrName | None = None,
-    text: Literal["labels", "report"] | None = None,
-    labelled_by: Literal["all", "physician"] | None = None,
-    join: Literal["AccessionNumber", "StudyInstanceUID", "SOPInstanceUID", "PatientID", "path"] | None = None,
-    key_column: str | None = None,
-    pseudonymise: bool = False,
-    salt: str | None = None,
-    csv: PathOrName | None = None,
-    image_column: str | None = None,
-    text_column: str | None = None,
-    patient_column: str | None = None,
-    split_column: str | None = None,
-    view_column: str | None = None,
-    sex_column: str | None = None,
-    age_column: str | None = None,
-    finding_columns: dict[str, str] | None = None,
-    other_views: Literal["error", "drop"] | None = None,
-    source_name: str | None = None,
-    licence: str | None = None,
+    **flags: Any,
 ) -> int:
-    """Write a manifest, the table that training and evaluation read, from a collection of images. A flag that is not
-    for the chosen source is an error.
+    """Write a manifest, the table that training and evaluation read, from a collection of images.
 
-    Args:
+    Each source has flags of its own; ``roentgen data prepare SOURCE --help`` lists them.
+
+        roentgen data prepare nih --root downloads/nih -o data/nih
+        roentgen data prepare csv --root images --csv reports.csv --text-column impression -o data/mine
+
+    What is read:
         source: The kind of collection; csv is a folder of images with a CSV of your own, dicom a folder of DICOM files
             with a CSV of reports.
         root: Folder of the collection, as downloaded and unpacked.
-        out: Manifest to write (.csv or .parquet), or the folder for its manifest.csv.
-        limit: Only the first so many patients by a hash, to try things out.
+        limit: At most this many patients, the first by a hash, to try things out.
         sides: CSV with the columns file, finding, side (left, right, bilateral) that fills unknown sides.
+        seed: Seed of composed texts, random splits and --limit.
+
+    What is written:
+        out: Manifest to write (.csv or .parquet), or the folder for its manifest.csv.
         copy_images: Copy the images below the manifest's folder, so that it can be moved as a whole.
         size: With --copy-images: resize the shorter side to this many pixels, crop the centre, save as PNG.
-        seed: Seed of composed texts, random splits and --limit.
         overwrite: Replace an existing manifest.
         blank_text: On a blank text stop (error), compose one from the findings, or drop the image. Left out: chexpert,
             nih and padchest compose, as they have no English reports; mimic-cxr-jpg, chexpert-plus and openi drop the
             images whose report lacks the section, if these are not most (so does dicom); the others stop.
-        missing: For the public collections and xreport: on an image that is not on the disk stop (default), or drop it.
-        uncertain: For csv, dicom, mimic-cxr-jpg, chexpert, chexpert-plus: what a finding of -1 (uncertain) becomes
-            (default blank).
-        val_share: Share of the patients for val, where the source has no split of its own or none for val (default 0.1;
-            chexpert 0.05; mimic-cxr-jpg 0.02).
-        test_share: For csv, openi, padchest, dicom, xreport: share of the patients for test (default 0.1).
-        section: For mimic-cxr-jpg, chexpert-plus, openi, dicom: sections of the report, such as impression or
-            impression,findings; the first that is not blank is the text (default impression; dicom: report is all).
-        reports: For mimic-cxr-jpg: mimic-cxr-reports.zip or its folder, or none for texts composed from the labels. For
-            openi: NLMCXR_reports.tgz or its folder. Left out, they are looked for below --root.
-        labels: For mimic-cxr-jpg: chexpert (default), negbio or none. For chexpert-plus: file of CheXbert's labels.
-        images: For chexpert-plus and padchest: folder of the images, where it is not below --root.
-        split: For mimic-cxr-jpg: roentgen (default; patients p10 to p18 for training, p19 for test) or official.
-        patients: For mimic-cxr-jpg: MIMIC-IV's patients.csv.gz, for sex and age.
-        views: For openi: Kaggle's indiana_projections.csv; left out, the tables of torchxrayvision are read.
-        text: For padchest: labels (default; texts are composed) or report (Spanish).
-        labelled_by: For padchest: all (default), or only what a physician labelled.
-        join: For dicom: what joins an image to a row of --csv: this DICOM tag (default AccessionNumber), or its
-            path below --root.
-        key_column: For dicom: column of --csv that holds it (default: of the name that --join gives).
-        pseudonymise: For dicom: replace the patient's number by a keyed hash; file names and texts stay as they are.
-        salt: For dicom with --pseudonymise: the key, at least 8 characters (default random, and thrown away).
-        csv: For csv, xreport: the CSV file, one row an image. For dicom: one row a report.
-        image_column: For csv: column of the image path below --root (default image).
-        text_column: For csv: column of the report or prompt; left out, texts are composed from the findings. For dicom:
-            column of the report (default report).
-        patient_column: For csv: column of the patient; left out, each image counts as a patient.
-        split_column: For csv, dicom: column of the split; left out, patients are split at random.
-        view_column: For csv: column of the view (PA or AP).
-        sex_column: For csv: column of the sex.
-        age_column: For csv: column of the age in years.
-        finding_columns: For csv: columns of findings under other names, {"Pleural Effusion": "Effusion"}.
-        other_views: For csv: on a view other than PA, AP or blank stop (default), or drop the row; the collections
-            always leave them out.
-        source_name: For csv, dicom, xreport: name of the collection, for the column source.
-        licence: For csv, dicom, xreport: its licence, for the column licence.
 
-    Returns:
-        Exit code 0; the path of the manifest is printed.
+    ``flags`` are the reader's own. Returns exit code 0; the path of the manifest is printed.
     """
-    given = {name: value for name, value in locals().items() if name not in OWN}
-    given = {name: value for name, value in given.items() if value is not None and value is not False}
     from roentgen.data import assemble
     from roentgen.prompts import MAX_WORDS
 
@@ -137,14 +116,16 @@ def prepare(
         raise UserError(f"--out {target} exists; choose another name or add --overwrite")
     if size is not None and not copy_images:
         raise UserError("--size changes images, so it needs --copy-images; the originals are left as they are")
-    if size is not None and size < 8:
-        raise UserError(f"--size {size} is too small for an image; choose 64 or more")
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit} leaves no patient; choose 1 or more")
     if source == "openchest" and blank_text is not None:
         raise UserError("--blank-text is not for openchest, whose texts are composed; leave it out")
 
-    table, counts = _read(source, root, given, seed=seed, limit=limit)
+    said = _given(source, flags)
+    reader, settings = SOURCES[source].reader, dict(said)
+    if "section" in said:
+        settings["section"] = tuple(said["section"].split(","))
+    table, counts = reader(root, **settings, **_shared(reader, seed=seed, limit=limit))
     if any(counts.values()):
         _say("left out, unless the line says otherwise:")
     for what, count in counts.items():
@@ -159,7 +140,7 @@ def prepare(
     if source == "openchest":
         table = assemble.compose_texts(table, seed=seed, max_words=MAX_WORDS)
     else:
-        how, flag = SOURCES[source].blank(given)
+        how, flag = SOURCES[source].blank(said)
         table = assemble.fill_texts(
             table, blank_text or how, seed=seed, flag=flag, drop_unlabelled=source not in ("csv", "dicom")
         )
@@ -173,35 +154,39 @@ def prepare(
     return 0
 
 
-def _read(
-    source: str, root: str, given: Mapping[str, Any], *, seed: int, limit: int | None
-) -> tuple[pd.DataFrame, Counter[str]]:
-    """Call the reader of ``source`` with the flags that were given."""
-    import inspect
+def _given(source: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that say something else than the reader's own defaults, ``section`` as text with commas."""
+    given = {name: value for name, value in flags.items() if value is not None and value is not False}
+    _refuse_strangers(source, given)
+    parameters = inspect.signature(SOURCES[source].reader).parameters
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name != "root" and name not in given:
+            raise UserError(f"{_flag(name)} is missing; {source} needs it (roentgen data prepare {source} --help)")
+    if "section" in given:
+        words = [given["section"]] if isinstance(given["section"], str) else given["section"]
+        names = [name.strip().lower() for word in words for name in word.split(",") if name.strip()]
+        if not names:
+            raise UserError("--section is blank; name a section of the reports, such as impression")
+        given["section"] = ",".join(names)
+    usual = {**{name: parameter.default for name, parameter in parameters.items()}, "section": "impression"}
+    return {name: value for name, value in given.items() if value != usual[name]}
 
+
+def _shared(reader: Callable[..., Any], **values: Any) -> dict[str, Any]:
+    """Those of the command's settings that the reader takes too."""
+    return {name: value for name, value in values.items() if name in inspect.signature(reader).parameters}
+
+
+def _refuse_strangers(source: str, names: Collection[str], *, strict: bool = True) -> None:
+    """UserError on a flag of another source; ``strict``: on one of none, too."""
+    if not strict and not names:
+        return  # the other readers need not be imported
     takes = {name: set(inspect.signature(known.reader).parameters) for name, known in SOURCES.items()}
-    for name in given:
+    for name in names:
         if name not in takes[source]:
             users = ", ".join(other for other in takes if name in takes[other])
-            raise UserError(f"{_flag(name)} is not for {source}, only for {users}; leave it out")
-    reader = SOURCES[source].reader
-    required = [
-        name
-        for name, parameter in inspect.signature(reader).parameters.items()
-        if parameter.default is parameter.empty and name != "root" and name not in given
-    ]
-    if required:
-        raise UserError(f"{_flag(required[0])} is missing; {source} needs it (see `roentgen data prepare --help`)")
-    settings: dict[str, Any] = dict(given)
-    if "section" in settings:
-        settings["section"] = tuple(name.strip().lower() for name in settings["section"].split(",") if name.strip())
-        if not settings["section"]:
-            raise UserError("--section is blank; name a section of the reports, such as impression")
-    if "seed" in takes[source]:
-        settings["seed"] = seed
-    if "limit" in takes[source]:
-        settings["limit"] = limit
-    return reader(root, **settings)
+            if users or strict:
+                raise UserError(f"{_flag(name)} is not for {source}, only for {users or 'no source'}; leave it out")
 
 
 def _flag(parameter: str) -> str:

@@ -23,6 +23,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from roentgen.config import yaml_text
 from roentgen.config.parser import parse_call, parse_groups, parse_settings
 from roentgen.config.ranges import (
     BatchSize,
@@ -79,6 +80,7 @@ __all__ = [
     "parse_groups",
     "parse_settings",
     "require",
+    "yaml_text",
 ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING
 from pathlib import Path
 
-from roentgen.config.ranges import Range
+from roentgen.config.ranges import Range, Tilde
 from roentgen.config.settings import Setting, paragraphs
 from roentgen.config.values import arm, unwrap
 
@@ -48,7 +48,7 @@ def _help_lines(one: Setting, width: int) -> list[str]:
     facts = []
     if one.default is MISSING:
         facts.append("required")
-    elif one.default is not None and one.default not in ((), [], "", False):
+    elif one.default is not None and one.default is not False and one.default not in ((), [], ""):
         default = one.default
         text = " ".join(map(str, default)) if isinstance(default, tuple | list) else str(default)
         facts.append(f"default: {text}" if len(text) <= 60 and "default:" not in one.help else "")
@@ -56,7 +56,7 @@ def _help_lines(one: Setting, width: int) -> list[str]:
     extras = (*extras, *unwrap(arm(unwrap(hint)[0]))[1])
     facts += [str(extra) for extra in extras if isinstance(extra, Range)]
     note = "; ".join(filter(None, facts))
-    text = " ".join(filter(None, [one.help, f"({note})" if note else ""]))
+    text = " ".join(filter(None, [one.help.rstrip(".") if note else one.help, f"({note})" if note else ""]))
     body = textwrap.wrap(text, width - 26) or [""]
     if len(head) <= 22:
         return [f"  {head:<22}  {body[0]}", *(f"{'':26}{line}" for line in body[1:])]
@@ -68,6 +68,8 @@ def _metavar(one: Setting) -> str:
     item = unwrap(typing.get_args(base)[0])[0] if one.is_list else base
     if typing.get_origin(item) is typing.Literal:
         name = "{" + ",".join(map(str, typing.get_args(item))) + "}"
+    elif any(isinstance(extra, Tilde) for extra in (*unwrap(one.hint)[1], *unwrap(arm(unwrap(one.hint)[0]))[1])):
+        name = "PATH"
     else:
         name = {int: "N", float: "X", Path: "PATH", str: "TEXT"}.get(item, "YAML")
     return f"{name} ..." if one.is_list else name

@@ -26,6 +26,8 @@ class Range:
         return ""
 
     def __str__(self) -> str:
+        if self.high >= 10**12:
+            return f"above {_number(self.low)}" if self.above else f"{_number(self.low)} or more"
         low, high = ("above " if self.above else ""), ("below " if self.below else "")
         return f"{low}{_number(self.low)} to {high}{_number(self.high)}"
 

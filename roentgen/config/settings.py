@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from roentgen.config.ranges import Positional, Short
-from roentgen.config.values import arm, unwrap
+from roentgen.config.values import LISTS, arm, unwrap
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Setting:
     @property
     def is_list(self) -> bool:
         """Whether it takes several words."""
-        return typing.get_origin(self.base) in (tuple, list)
+        return typing.get_origin(self.base) in LISTS
 
 
 def settings_of(*classes: type) -> list[Setting]:
@@ -47,7 +47,7 @@ def settings_of(*classes: type) -> list[Setting]:
     found: list[Setting] = []
     for cls in classes:
         generated = not cls.__doc__ or cls.__doc__.startswith(f"{cls.__name__}(")
-        group = "settings" if generated else paragraphs(cls.__doc__ or "")[0].rstrip(".")
+        group = "settings" if generated or len(classes) == 1 else paragraphs(cls.__doc__ or "")[0].rstrip(".")
         found += fields_of(cls, "", group, MISSING)
     twice = {one.key for one in found if sum(one.key == other.key for other in found) > 1}
     assert not twice, f"named twice: {twice}"
@@ -64,11 +64,11 @@ def fields_of(cls: type, prefix: str, group: str, outer: Any) -> Iterator[Settin
         if dataclasses.is_dataclass(base):
             yield from fields_of(base, f"{prefix}{field.name}.", group, default)  # type: ignore[arg-type]
             continue
-        said, section = helps.get(field.name, ("", group))
+        said, section = helps.get(field.name, ("", ""))
         help = " ".join(extra for extra in extras if isinstance(extra, str)) or said
         short = next((extra.flag for extra in extras if isinstance(extra, Short)), "")
         positional = any(isinstance(extra, Positional) for extra in extras)
-        yield Setting(prefix + field.name, hints[field.name], default, help, section, short, positional)
+        yield Setting(prefix + field.name, hints[field.name], default, help, section or group, short, positional)
 
 
 def dataclass_of(function: Callable[..., Any], *, leave_out: Collection[str] = ()) -> type:
@@ -92,15 +92,16 @@ def paragraphs(text: str) -> list[str]:
 def _sections(doc: str) -> dict[str, tuple[str, str]]:
     """(help, title) of each ``name: help`` in the sections (``Title:`` and indented lines) of a docstring."""
     helps: dict[str, tuple[str, str]] = {}
-    title = name = ""
+    title = ""
+    names: list[str] = []
     for line in inspect.cleandoc(doc).splitlines():
         if re.match(r"\S.*", line):
-            title, name = (line.strip(": ") if line.endswith(":") else ""), ""
-        elif title and (found := re.match(r" {4}(\w+): +(.*)", line)):
-            name = found[1]
-            helps[name] = (found[2].strip(), "settings" if title == "Args" else title.lower())
-        elif name and line.strip():
-            helps[name] = (f"{helps[name][0]} {line.strip()}", helps[name][1])
+            title, names = (line.strip(": ") if line.endswith(":") else ""), []
+        elif title and (found := re.match(r" {4}(\w+(?:, \w+)*): +(.*)", line)):
+            names = found[1].split(", ")
+            helps |= {name: (found[2].strip(), "" if title == "Args" else title.lower()) for name in names}
+        elif line.strip():
+            helps |= {name: (f"{helps[name][0]} {line.strip()}", helps[name][1]) for name in names}
     return helps
 
 

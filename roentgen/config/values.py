@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from roentgen.config import yaml_text
-from roentgen.config.ranges import Filled, Range, Tilde
+from roentgen.config.ranges import Filled, PathOrName, Range, Tilde
 from roentgen.config.yaml_text import NULLS, Plain
 from roentgen.errors import UserError
 
 BOOLEANS = {**dict.fromkeys(("true", "yes", "on"), True), **dict.fromkeys(("false", "no", "off"), False)}
 LONGEST_NUMBER = 40
+LISTS = (tuple, list, Sequence)
 
 
 def convert(hint: Any, raw: Any, where: str) -> Any:
@@ -40,9 +41,9 @@ def convert(hint: Any, raw: Any, where: str) -> Any:
 
 def _convert(base: Any, raw: Any, where: str) -> Any:
     origin = typing.get_origin(base)
-    if origin in (tuple, list):
+    if origin in LISTS:
         items = [convert(typing.get_args(base)[0], item, where) for item in _items(base, raw, where)]
-        return tuple(items) if origin is tuple else items
+        return items if origin is list else tuple(items)
     if origin is dict:
         mapping = yaml_text.from_text(raw, where) if isinstance(raw, str) and raw.startswith("{") else raw
         if not isinstance(mapping, dict):
@@ -149,6 +150,8 @@ def arm(base: Any) -> Any:
     """``int`` of ``int | None``; the type itself where it may not be None."""
     if typing.get_origin(base) in (typing.Union, types.UnionType):
         arms = [arm for arm in typing.get_args(base) if arm is not type(None)]
+        if {*arms} == {str, Path}:
+            return PathOrName
         assert len(arms) == 1, base
         return arms[0]
     return base

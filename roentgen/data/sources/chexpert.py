@@ -35,6 +35,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from roentgen.config import ShareBelowOne
 from roentgen.data.labels import CHEXPERT_14, CHEXPERT_OUTSIDE, NO_FINDING, Uncertain, chexpert_labels
 from roentgen.data.manifest import VIEWS
 from roentgen.data.sections import clean_text
@@ -89,7 +90,7 @@ def read_chexpert(
     *,
     uncertain: Uncertain = "blank",
     missing: Missing = "error",
-    val_share: float = 0.05,
+    val_share: ShareBelowOne = 0.05,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, Counter[str]]:
     """Read CheXpert (``CheXpert-v1.0`` or ``CheXpert-v1.0-small``) as a manifest table of its frontal images.
@@ -152,7 +153,7 @@ def chexpert_rows(
     counts: Counter[str],
     *,
     uncertain: Uncertain = "blank",
-    val_share: float = 0.05,
+    val_share: ShareBelowOne = 0.05,
     seed: int = 0,
     source: str = SOURCE,
     path: object = "",
@@ -212,7 +213,7 @@ def read_chexpert_plus(
     section: Sequence[str] = ("impression",),
     uncertain: Uncertain = "blank",
     missing: Missing = "error",
-    val_share: float = 0.05,
+    val_share: ShareBelowOne = 0.05,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, Counter[str]]:
     """Read CheXpert Plus as a manifest table of its frontal images with the text of their reports.

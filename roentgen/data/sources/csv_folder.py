@@ -10,6 +10,7 @@ from typing import Literal
 
 import pandas as pd
 
+from roentgen.config import ShareBelowOne
 from roentgen.data.assemble import typed_labels
 from roentgen.data.manifest import SIDE_SUFFIX, VIEWS
 from roentgen.data.sources.common import SPLIT_WORDS, check_shares, finding_map, hashed_splits
@@ -36,8 +37,8 @@ def read_csv(
     finding_columns: dict[str, str] | None = None,
     other_views: Literal["error", "drop"] = "error",
     uncertain: Literal["blank", "0", "1"] = "blank",
-    val_share: float = 0.1,
-    test_share: float = 0.1,
+    val_share: ShareBelowOne = 0.1,
+    test_share: ShareBelowOne = 0.1,
     source_name: str = "",
     licence: str = "",
     seed: int = 0,
@@ -52,9 +53,14 @@ def read_csv(
     Args:
         root: folder below which the image paths of the CSV lie.
         csv: the CSV file.
-        image_column, text_column, patient_column, split_column, view_column, sex_column, age_column: which of the
-            user's columns is what; None where there is none.
-        finding_columns: the user's column -> roentgen's finding, where the names differ.
+        image_column: column of the image path below ``root``.
+        text_column: column of the report or prompt; left out, texts are composed from the findings.
+        patient_column: column of the patient; left out, each image counts as a patient.
+        split_column: column of the split; left out, patients are split at random.
+        view_column: column of the view (PA or AP).
+        sex_column: column of the sex.
+        age_column: column of the age in years.
+        finding_columns: the user's column -> roentgen's finding, where names differ: {"Pleural Effusion": "Effusion"}.
         other_views: stop at a view other than PA, AP or blank, or drop the row.
         uncertain: what a finding of -1 becomes.
         val_share: share of patients for ``val``.

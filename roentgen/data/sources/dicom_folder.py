@@ -45,6 +45,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from roentgen.config import ShareBelowOne
 from roentgen.data.assemble import map_images
 from roentgen.data.labels import Uncertain, label_column
 from roentgen.data.manifest import SPLITS, VIEWS
@@ -97,8 +98,8 @@ def read_dicom_folder(
     uncertain: Uncertain = "blank",
     pseudonymise: bool = False,
     salt: str | None = None,
-    val_share: float = 0.1,
-    test_share: float = 0.1,
+    val_share: ShareBelowOne = 0.1,
+    test_share: ShareBelowOne = 0.1,
     seed: int = 0,
     source_name: str = "",
     licence: str = "",

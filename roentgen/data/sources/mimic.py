@@ -35,6 +35,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from roentgen.config import ShareBelowOne
 from roentgen.data.assemble import first_patients
 from roentgen.data.labels import CHEXPERT_14, CHEXPERT_OUTSIDE, Uncertain, chexpert_labels
 from roentgen.data.manifest import MAX_AGE
@@ -77,7 +78,7 @@ def read_mimic(
     patients: str | Path | None = None,
     uncertain: Uncertain = "blank",
     missing: Missing = "error",
-    val_share: float = 0.02,
+    val_share: ShareBelowOne = 0.02,
     limit: int | None = None,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, Counter[str]]:

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from roentgen.config import ShareBelowOne
 from roentgen.data.labels import NIH_14, NO_FINDING
 from roentgen.data.manifest import SIDE_SUFFIX, VIEWS
 from roentgen.data.sources.common import (
@@ -61,7 +62,7 @@ def read_nih(
     root: str | Path,
     *,
     missing: Missing = "error",
-    val_share: float = 0.1,
+    val_share: ShareBelowOne = 0.1,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, Counter[str]]:
     """Read NIH ChestX-ray14 as a manifest table.
@@ -107,7 +108,7 @@ def nih_rows(
     counts: Counter[str],
     *,
     official: dict[str, str],
-    val_share: float = 0.1,
+    val_share: ShareBelowOne = 0.1,
     seed: int = 0,
     path: object = "",
 ) -> pd.DataFrame:

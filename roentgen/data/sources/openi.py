@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from roentgen.config import ShareBelowOne
 from roentgen.data.labels import MESH, listed_labels
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.data.sections import clean_text
@@ -165,8 +166,8 @@ def read_openi(
     views: str | Path | None = None,
     section: Sequence[str] = ("impression",),
     missing: Missing = "error",
-    val_share: float = 0.1,
-    test_share: float = 0.1,
+    val_share: ShareBelowOne = 0.1,
+    test_share: ShareBelowOne = 0.1,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, Counter[str]]:
     """Read Open-i as a manifest table of its frontal images.

@@ -38,6 +38,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from roentgen.config import ShareBelowOne
 from roentgen.data.labels import NO_FINDING, PADCHEST
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.data.sources.common import (
@@ -86,8 +87,8 @@ def read_padchest(
     labelled_by: Literal["all", "physician"] = "all",
     images: str | Path | None = None,
     missing: Missing = "error",
-    val_share: float = 0.1,
-    test_share: float = 0.1,
+    val_share: ShareBelowOne = 0.1,
+    test_share: ShareBelowOne = 0.1,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, Counter[str]]:
     """Read PadChest as a manifest table of its frontal images.
@@ -132,8 +133,8 @@ def padchest_rows(
     table: pd.DataFrame,
     counts: Counter[str],
     *,
-    val_share: float = 0.1,
-    test_share: float = 0.1,
+    val_share: ShareBelowOne = 0.1,
+    test_share: ShareBelowOne = 0.1,
     seed: int = 0,
     path: object = "",
 ) -> pd.DataFrame:

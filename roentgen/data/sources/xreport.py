@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from roentgen.config import ShareBelowOne
 from roentgen.data.sections import clean_text
 from roentgen.data.sources.common import (
     Missing,
@@ -35,8 +36,8 @@ def read_xreport(
     csv: str | Path,
     *,
     missing: Missing = "error",
-    val_share: float = 0.1,
-    test_share: float = 0.1,
+    val_share: ShareBelowOne = 0.1,
+    test_share: ShareBelowOne = 0.1,
     source_name: str = "",
     licence: str = "",
     seed: int = 0,
