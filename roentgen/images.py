@@ -180,6 +180,19 @@ def encode_image(image: np.ndarray, format: str, provenance: Mapping[str, str]) 
     return {"png": _png_bytes, "jpeg": _jpeg_bytes}[format](image, as_marks(provenance))
 
 
+def resized_png(path: Path, size: int, *, data: bytes | None = None) -> bytes:
+    """An image file as a PNG of shorter side ``size``, centre cropped, with the marks of the original if it has any.
+
+    ``data`` is the file's content where it is at hand. UserError if it cannot be read.
+    """
+    pixels = resize_center_crop(read_image(path, data=data), size)
+    try:
+        marks = read_provenance(path) | {"resized_to": str(size)}
+    except UserError:  # a real image, or another program's
+        marks = {}
+    return _png_bytes(pixels, marks)
+
+
 def _png_bytes(image: np.ndarray, marks: Mapping[str, str]) -> bytes:
     chunks = PngImagePlugin.PngInfo()
     for key, value in marks.items():

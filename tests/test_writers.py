@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
@@ -404,6 +405,55 @@ def test_uids_follow_from_all_that_the_image_depends_on():
     other_steps = replace(record, provenance={**record.provenance, "steps": "21"})
     others = [replace(record, seed=record.seed + 1), replace(record, row=replace(record.row, slot=2)), other_steps]
     assert uid not in {make_image(other).SOPInstanceUID for other in others}
+
+
+def sized_set(out: Path) -> list[Record]:
+    """A folder of four images of 40 pixels."""
+    records = [make_record(slot, size=40) for slot in range(4)]
+    writer = FORMATS["folder"](out, INFO)
+    writer.write_shard(0, records)
+    writer.finish(1)
+    return records
+
+
+@pytest.mark.parametrize("size", [None, 32])
+def test_marks_survive_shards(tmp_path, run_cli, size):
+    records = sized_set(tmp_path / "set")
+    flags = () if size is None else ("--size", size)
+    code, _, shown = run_cli("data", "shard", tmp_path / "set" / "manifest.csv", "--out", tmp_path / "shards", *flags)
+    assert code == 0, shown
+    table = pd.read_parquet(tmp_path / "shards" / "manifest.parquet")
+    assert set(table["source"]) == {"synthetic: mini"} and set(table["synthetic"].astype(str)) == {"true"}
+    with tarfile.open(tmp_path / "shards" / "train-000000.tar") as tar:
+        pictures = [member for member in tar if member.name.endswith(".png")]
+        assert len(pictures) == 4
+        for member in pictures:
+            (tmp_path / "one.png").write_bytes(tar.extractfile(member).read())
+            marks = read_provenance(tmp_path / "one.png")
+            assert marks["synthetic"] == "true" and marks["prompt"] in {record.row.prompt for record in records}
+            assert marks.get("resized_to") == (None if size is None else str(size))
+
+
+@pytest.mark.parametrize("flags", [(), ("--copy-images",), ("--copy-images", "--size", 32)], ids=str)
+def test_marks_survive_a_manifest_of_ones_own(tmp_path, run_cli, flags):
+    records = sized_set(tmp_path / "set")
+    Image.fromarray(records[0].image).save(tmp_path / "set" / "real.png")
+    pd.DataFrame({"path": [*(f"images/00000/{record.name}.png" for record in records), "real.png"]}).assign(
+        text="Effusion."
+    ).to_csv(tmp_path / "mine.csv", index=False)
+    code, _, shown = run_cli(
+        *("data", "prepare", "csv", "--root", tmp_path / "set", "--csv", tmp_path / "mine.csv"),
+        *("--image-column", "path", "--text-column", "text", "--val-share", 0, "--out", tmp_path / "new" / "m.csv"),
+        *flags,
+    )
+    assert code == 0, shown
+    table = read_manifest(tmp_path / "new" / "m.csv").set_index("image")
+    for image, row in table.iterrows():
+        if Path(image).name == "real.png":
+            assert row["synthetic"] == "" and "synthetic" not in row["source"]
+            continue
+        assert row["synthetic"] == "true" and row["source"] == "synthetic: mini"
+        assert read_provenance(image)["synthetic"] == "true"
 
 
 # ------------------------------------------------------------------------------------------- the same bytes each time

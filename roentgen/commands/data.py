@@ -145,6 +145,8 @@ def prepare(
             table, blank_text or how, seed=seed, flag=flag, drop_unlabelled=source not in ("csv", "dicom")
         )
 
+    if source in ("csv", "dicom"):  # anybody's folders, an exported set's too
+        table = assemble.mark_synthetic(table)
     if copy_images:
         table = assemble.copy_images(table, target.parent, size=size)
     assemble.validate_and_write(table, target)

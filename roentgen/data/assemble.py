@@ -201,19 +201,37 @@ def map_images(function: Callable[[str], T], images: Iterable[str], *, desc: str
         return list(bar)
 
 
+def mark_synthetic(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with ``synthetic`` and the model as ``source`` in rows whose images roentgen's marks call synthetic."""
+    from roentgen.images import read_provenance
+
+    def model(image: str) -> str:
+        try:
+            marks = read_provenance(image)
+        except UserError:  # a real image, or another program's
+            return ""
+        return marks.get("model", "unknown") if marks.get("synthetic") == "true" else ""
+
+    models = pd.Series(map_images(model, table["image"], desc="looking for marks"), index=table.index, dtype=str)
+    made = models != ""
+    if not made.any():
+        return table
+    return table.assign(
+        source=table["source"].mask(made, "synthetic: " + models), synthetic=made.map({True: "true", False: ""})
+    )
+
+
 def copy_images(table: pd.DataFrame, folder: Path, *, size: int | None) -> pd.DataFrame:
     """Copy the images below ``folder/images`` and point the table there.
 
     Names are kept; where two images of one name come from different folders, they go to subfolders named
     after those, or to the whole path below the images' common folder. Copies are byte for byte, or, with
-    ``size``, 8-bit PNG of shorter side ``size``, centre cropped to a square.
+    ``size``, 8-bit PNG of shorter side ``size``, centre cropped to a square; marks of what made an image stay.
 
     Raises:
         UserError: when images cannot be read or written, after copying the others.
     """
-    from PIL import Image
-
-    from roentgen.images import read_image, resize_center_crop
+    from roentgen.images import resized_png
 
     sources = [Path(image) for image in table["image"]]
     targets = _target_names(sources, suffix=".png" if size else None)
@@ -223,7 +241,7 @@ def copy_images(table: pd.DataFrame, folder: Path, *, size: int | None) -> pd.Da
         try:
             with open_atomic(target) as file:
                 if size is not None:
-                    Image.fromarray(resize_center_crop(read_image(source), size)).save(file, format="PNG")
+                    file.write(resized_png(source, size))
                 else:
                     with source.open("rb") as original:
                         shutil.copyfileobj(original, file)

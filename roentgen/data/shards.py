@@ -11,7 +11,6 @@ The bytes depend on the manifest, its images and the options alone, so that writ
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -29,13 +28,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
 from roentgen.data.images import read_together
 from roentgen.data.manifest import SPLITS, read_manifest
 from roentgen.errors import UserError
 from roentgen.files import HashedFile, clean, has_sha256, open_atomic, sha256, write_atomic
-from roentgen.images import is_dicom, read_image, resize_center_crop
+from roentgen.images import is_dicom, read_image, resize_center_crop, resized_png
 
 FORMAT = 1
 INDEX, ABOUT, PROGRESS = "manifest.parquet", "shards.json", ".progress"
@@ -292,12 +290,10 @@ def _sample(row: int, path: str, size: int | None) -> _Sample:
         data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); mend the manifest's image column") from error
-    pixels = read_image(path, data=data)
-    if size is None:
-        return _Sample(row, _ending(data, path), data)
-    buffer = io.BytesIO()
-    Image.fromarray(resize_center_crop(pixels, size)).save(buffer, "PNG")
-    return _Sample(row, "png", buffer.getvalue())
+    if size is not None:
+        return _Sample(row, "png", resized_png(Path(path), size, data=data))
+    read_image(path, data=data)  # UserError on one that is damaged
+    return _Sample(row, _ending(data, path), data)
 
 
 def _ending(data: bytes, path: str) -> str:
