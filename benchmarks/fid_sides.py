@@ -18,11 +18,11 @@ Job = dict[str, Any]
 
 
 def ours(job: Job, resize: str) -> Callable[[], float]:
+    from roentgen.devices import keep_freed_memory
     from roentgen.metrics.distribution.frechet import frechet_distance
     from roentgen.metrics.extractors import inception_extractor
     from roentgen.metrics.features import stream_moments
     from roentgen.metrics.image_set import open_set
-    from roentgen.training.speed import keep_freed_memory
 
     keep_freed_memory()  # as the command does
     extractor = inception_extractor(weights=Path(job["weights"]), resize=resize)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from roentgen import errors
 from roentgen.config import require
 from roentgen.data.manifest import finding_columns, read_manifest
+from roentgen.devices import keep_freed_memory
 from roentgen.experiments.augmentation.arms import Source, load_source, open_pixels, real_subset
 from roentgen.experiments.augmentation.classifier import (
     NO_FINDING,
@@ -41,7 +42,6 @@ from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.result import Context, plain, read_result, write_result
 from roentgen.metrics.statistics import RESAMPLES, cluster_weights
 from roentgen.provenance import portable
-from roentgen.training.speed import keep_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:

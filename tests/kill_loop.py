@@ -2,7 +2,8 @@
 
 Reads one JSON object a line: ``argv`` of the recipe; ``checkpoints``, its folder; ``kill``, when to send SIGKILL, or
 null; ``wait``, seconds after that; ``limit``, bytes that a file may have (a full disk), or null. Answers with one:
-``rc`` (-9: killed), ``out``, ``err``, ``seconds``. ``kill`` is "start", "checkpoint" (as soon as a new one is there),
+``rc`` (-9: killed), ``out``, ``err``, ``seconds``. ``kill`` is "start", "held" (the run has its folder), "latents"
+(they are being computed, or are there), "checkpoint" (as soon as ``more`` steps of ``every`` images are saved),
 "writing" (as soon as one is being written) or "pipeline" (as soon as the result is being written).
 
 Forks, so it must not start threads itself: one thread in torch, no tensor is made here.
@@ -61,10 +62,16 @@ def child(job: dict[str, Any], out: int, err: int) -> NoReturn:
 def moment(job: dict[str, Any]) -> Callable[[], bool]:
     """Whether it is time to kill, or to start counting ``wait``."""
     folder = Path(job["checkpoints"])
-    before = set(folder.glob("state-*.pt"))
+
+    def images() -> int:
+        return max((int(path.stem[6:]) for path in folder.glob("state-*.pt")), default=0)
+
+    until = images() + job.get("more", 1) * job.get("every", 1)
     return {
         "start": lambda: True,
-        "checkpoint": lambda: bool(set(folder.glob("state-*.pt")) - before),
+        "held": lambda: (folder.parent / ".lock").exists(),
+        "latents": lambda: (folder.parent / "cache").exists(),
+        "checkpoint": lambda: images() >= until,
         "writing": lambda: bool(list(folder.glob(".state-*.tmp"))),
         "pipeline": lambda: bool(list(folder.parent.glob(".pipeline.*.tmp"))),
     }[job["kill"]]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
-import sys
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +26,12 @@ class Result:
     err: str
 
 
-@cache
-def module() -> Any:
-    """``train/finetune.py`` as a module."""
-    spec = importlib.util.spec_from_file_location("finetune", ROOT / "train" / "finetune.py")
-    assert spec is not None and spec.loader is not None
-    recipe = sys.modules["finetune"] = importlib.util.module_from_spec(spec)  # the types of its settings live there
-    spec.loader.exec_module(recipe)
-    return recipe
-
-
 def finetune(*flags: object, cpu: bool = True) -> Result:
     """Run the recipe as its command line does, on the CPU unless told otherwise."""
     import torch
     from accelerate.state import AcceleratorState, GradientState
+
+    from roentgen.recipes import finetune as recipe
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -52,7 +41,7 @@ def finetune(*flags: object, cpu: bool = True) -> Result:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = errors.run(lambda: module().main([str(flag) for flag in flags]), prog="train/finetune.py")
+            code = errors.run(lambda: recipe.main([str(flag) for flag in flags]), prog="train/finetune.py")
         finally:
             del os.environ["ACCELERATE_USE_CPU"]
             torch.set_num_threads(threads)
@@ -89,12 +78,11 @@ def few_rows(folder: Path, *, train: int = 24, val: int = 8, **columns: Any) -> 
 
 
 def part(folder: Path, name: str) -> dict[str, Any]:
-    """Weights of one part of a pipeline folder."""
+    """Weights of one part of a pipeline folder; those of CLIP without the prefix that some versions write."""
     from safetensors.numpy import load_file
 
     (file,) = (folder / name).glob("*.safetensors")
-    weights: dict[str, Any] = load_file(file)
-    return weights
+    return {key.removeprefix("text_model."): value for key, value in load_file(file).items()}
 
 
 def changed(one: Path, other: Path, name: str) -> set[str]:

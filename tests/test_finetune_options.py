@@ -319,7 +319,7 @@ def test_training_json_tells_the_run(plain: tuple[Path, str]) -> None:
         (["--lora.rank", "2", "--lora.unet", "false", "--lora.text_encoder", "false"], "--lora.rank"),
         (["--train.unet", "false", "--train.text_encoder", "false"], "nothing to train"),
         (["--caption_dropout", "1"], "--caption_dropout"),
-        (["--vae", "somewhere"], "--model"),
+        (["--vae", "somewhere"], "--vae somewhere"),
     ],
 )
 def test_bad_settings_are_one_sentence(flags: list[str], word: str, base: Base, tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from recipe import ROOT, few_rows, finetune, good, module, refused, same
+from recipe import ROOT, few_rows, finetune, good, refused, same
 
-from roentgen.training.state import Checkpoints
+from roentgen.training.batches import BatchMaker
+from roentgen.training.checkpoints import Checkpoints
+from roentgen.training.schedule import SCHEDULES
 
 pytestmark = pytest.mark.slow
 BATCH, STEPS = 4, 60
@@ -31,10 +33,12 @@ class Run:
     server: subprocess.Popen[str]
 
     def __call__(
-        self, out: Path, *flags: object, kill: str | None = None, wait: float = 0.0, limit: int | None = None
+        self, out: Path, *flags: object, kill: str | None = None, wait: float = 0.0, more: int = 1,
+        limit: int | None = None,
     ) -> dict[str, Any]:
         argv = [str(flag) for flag in (*self.flags, "--out", out, *flags)]
-        job = {"argv": argv, "checkpoints": str(out / "checkpoints"), "kill": kill, "wait": wait, "limit": limit}
+        job = {"argv": argv, "checkpoints": str(out / "checkpoints"), "limit": limit}
+        job |= {"kill": kill, "wait": wait, "more": more, "every": BATCH}
         assert self.server.stdin is not None and self.server.stdout is not None
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
@@ -84,17 +88,16 @@ def numbers(pattern: str, said: str) -> list[int]:
 def test_killed_again_and_again_a_run_ends_with_the_same_weights(
     run: Run, whole: tuple[Path, float], tmp_path: Path
 ) -> None:
-    rng, out, (unbroken, seconds) = random.Random(0), tmp_path / "out", whole
-    # While there are no latents and no checkpoint yet; at any time from the start on; some steps after the first
-    # checkpoint of each run; in the writing of one; and in the writing of the result.
-    early = [("start", rng.uniform(0, 0.3 * seconds)) for _ in range(4)]
-    plan = [("checkpoint", rng.uniform(0, 2 * seconds / STEPS)) for _ in range(12)] + [("writing", 0.0)] * 4
-    plan += early[2:]
+    rng, out, (unbroken, _) = random.Random(0), tmp_path / "out", whole
+    # As soon as it starts; while there are no latents and no checkpoint yet; after some checkpoints of each run; in the
+    # writing of one; and in the writing of the result. By what the run has done, never by the clock.
+    early = [("start", 1), ("held", 1), ("latents", 1), ("held", 1)]
+    plan = [("checkpoint", rng.randint(1, 3)) for _ in range(12)] + [("writing", 1)] * 4 + early[2:]
     rng.shuffle(plan)
     plan = early[:2] + plan
     kills, torn, before = 0, 0, 0
-    for kill, wait in [*plan, ("pipeline", 0.0)]:
-        said = run(out, kill=kill, wait=wait)
+    for kill, more in [*plan, ("pipeline", 1)]:
+        said = run(out, kill=kill, more=more, wait=rng.uniform(0, 0.002))
         assert said["rc"] == -9, (kill, saved(out), said["out"][-500:], said["err"][-1500:])
         kills += 1
         torn += bool(list((out / "checkpoints").glob(".state-*.tmp")))
@@ -145,17 +148,16 @@ def test_a_full_disk_at_the_end_keeps_checkpoints(run: Run, whole: tuple[Path, f
 def test_a_loss_that_is_not_a_number_names_step_sample_and_checkpoint(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    feed = module().feeding.Feed
-    make, bad = feed.make, {}
+    make, bad = BatchMaker.make, {}
 
     def spoilt(self: Any, number: int) -> Any:
         batch = make(self, number)
         if number == 5:
-            batch.noise[2, 0, 0, 0] = float("nan")
+            batch.draws["noise"][2, 0, 0, 0] = float("nan")
             bad["image"] = Path(self.source.table["image"].iat[int(batch.rows[2])]).name
         return batch
 
-    monkeypatch.setattr(feed, "make", spoilt)
+    monkeypatch.setattr(BatchMaker, "make", spoilt)
     said = refused(*run.flags, "--out", tmp_path, "--checkpoint_every", 4 * BATCH, "--log_every", 4 * BATCH)
     assert f"not finite in step 6, samples {bad['image']};" in said  # this sample and no other of its batch
     assert f"the last good checkpoint is {tmp_path / 'checkpoints' / f'state-{4 * BATCH:010d}.pt'}" in said
@@ -166,7 +168,7 @@ def test_a_loss_that_is_not_a_number_names_step_sample_and_checkpoint(
 
 def test_weights_that_explode_are_not_saved(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of a finite loss can leave weights that are none."""
-    monkeypatch.setitem(module().SCHEDULES, "cosine", lambda *_, **__: 1e30)
+    monkeypatch.setitem(SCHEDULES, "cosine", lambda *_, **__: 1e30)
     said = refused(*run.flags, "--out", tmp_path)
     assert "not finite" in said and "step 1" in said and "there is no checkpoint yet" in said and "--rate" in said
     assert not list((tmp_path / "checkpoints").glob("*"))

@@ -22,7 +22,8 @@ from roentgen.data.sources import SOURCES
 from roentgen.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = [f"{folder}/{path.name}" for folder in ("train", "eval") for path in sorted((ROOT / folder).glob("*.py"))]
+FOLDERS = ("roentgen/recipes", "train", "eval")
+SCRIPTS = [f"{folder}/{path.name}" for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 
 
 @cache
@@ -83,4 +84,5 @@ def test_every_number_has_a_range_and_keeps_it(where: str, one: Setting) -> None
 
 
 def test_the_table_is_whole() -> None:
-    assert len(NUMBERS) > 150 and {"train/finetune.py", "generate", "eval", "export"} <= {where for where, _ in NUMBERS}
+    places = {where for where, _ in NUMBERS}
+    assert len(NUMBERS) > 150 and {"roentgen/recipes/finetune.py", "generate", "eval", "export"} <= places

@@ -21,21 +21,14 @@ from torch import nn
 
 from roentgen.errors import UserError
 from roentgen.files import hold_folder, new_folder
-from roentgen.generators.diffusion.denoiser import Denoiser, load_trained_state, trained_state
+from roentgen.generators.diffusion.denoiser import Denoiser
 from roentgen.prompts import Labels
-from roentgen.training import conditioning, feeding, pca_encoder, reconstruction
+from roentgen.training import batches, pca_encoder, reconstruction, reward
+from roentgen.training.checkpoints import Checkpoints, load_trained_state, trained_state
 from roentgen.training.fast_norm import use_fast_group_norm
 from roentgen.training.loader import Prefetcher
-from roentgen.training.state import (
-    EMA,
-    SCHEDULES,
-    Checkpoints,
-    Order,
-    batch_generator,
-    batch_indices,
-    constant_rate,
-    cosine_rate,
-)
+from roentgen.training.order import Order, batch_generator, batch_indices
+from roentgen.training.schedule import EMA, SCHEDULES, constant_rate, cosine_rate
 
 
 def test_every_epoch_is_a_permutation_across_batches() -> None:
@@ -182,27 +175,27 @@ def test_pyramid_l1_sees_detail_that_plain_l1_hardly_does() -> None:
 
 def test_balanced_weights_lift_the_rare() -> None:
     table = pd.DataFrame({"No Finding": [1, 1, 1, 1, 0], "Hernia": [0, 0, 0, 0, 1]})
-    weights = conditioning.balanced_weights(table, 1.0)
+    weights = batches.balanced_weights(table, 1.0)
     assert weights is not None
     assert weights[4] / weights[0] == pytest.approx(4.0)
-    assert conditioning.balanced_weights(table, 0.0) is None
+    assert batches.balanced_weights(table, 0.0) is None
 
 
 def test_texts_depend_on_their_own_seed() -> None:
     rows = [Labels(findings=("Effusion",), sides={"Effusion": "left"}, view="PA", sex="F", age=50.0)] * 4
     texts = ["as written"] * 4
-    both = conditioning.batch_texts(rows, texts, [0, 1], seeds=[5, 6], composed=1.0, dropout=0.3)
-    alone = conditioning.batch_texts(rows, texts, [1], seeds=[6], composed=1.0, dropout=0.3)
+    both = batches.batch_texts(rows, texts, [0, 1], seeds=[5, 6], composed=1.0, dropout=0.3)
+    alone = batches.batch_texts(rows, texts, [1], seeds=[6], composed=1.0, dropout=0.3)
     assert both[1:] == alone
-    assert conditioning.batch_texts(rows, texts, [2], seeds=[1], composed=0.0, dropout=0.0) == ["as written"]
+    assert batches.batch_texts(rows, texts, [2], seeds=[1], composed=0.0, dropout=0.0) == ["as written"]
     seeds = [random.Random(0).randrange(10**9) + i for i in range(400)]
-    dropped = conditioning.batch_texts(rows * 100, texts * 100, range(400), seeds=seeds, composed=1.0, dropout=0.1)
+    dropped = batches.batch_texts(rows * 100, texts * 100, range(400), seeds=seeds, composed=1.0, dropout=0.1)
     assert 20 < dropped.count("") < 65
 
 
 def test_reward_targets_ask_only_for_what_the_text_says() -> None:
     row = Labels(findings=("Effusion", "Mass"), sides={"Effusion": "left"}, view=None, sex=None, age=None)
-    target, mask, sides, side_mask = conditioning.reward_targets(
+    target, mask, sides, side_mask = reward.reward_targets(
         ["left pleural effusion", ""], [row, row], ["Effusion", "Mass", "Hernia"]
     )
     assert target[0].tolist() == [1, 0, 0]
@@ -217,7 +210,7 @@ def test_reward_falls_when_the_right_side_wins() -> None:
         return lambda latents: (torch.zeros(1, 1), sides)
 
     args = [torch.ones(1, 1), torch.ones(1, 1), torch.tensor([[[0.0, 1.0]]]), torch.ones(1, 1, 2)]
-    low, high = (conditioning.reward_loss(net(m), torch.zeros(1), *args, positive_weight=4.0) for m in (2.0, -2.0))
+    low, high = (reward.reward_loss(net(m), torch.zeros(1), *args, positive_weight=4.0) for m in (2.0, -2.0))
     assert low < high
 
 
@@ -226,7 +219,7 @@ def test_the_preview_is_exact_where_latents_are_linear_in_pixels() -> None:
     mixing = torch.randn(4, 4)
     cells = torch.nn.functional.pixel_unshuffle(images, 2)
     latents = torch.einsum("ij,njhw->nihw", mixing, cells) + 0.3
-    preview = conditioning.fit_preview(latents, images)
+    preview = reward.fit_preview(latents, images)
     assert torch.allclose(preview(latents), images, atol=1e-4)
 
 
@@ -419,9 +412,9 @@ def test_no_more_batches_are_made_than_wanted_and_waiting_is_measured() -> None:
 
 @pytest.fixture
 def parts(tiny_pipeline: Path) -> Any:
-    from roentgen.generators.diffusion.build import load_parts
+    from roentgen.generators.diffusion.build import start
 
-    return load_parts(model=str(tiny_pipeline))
+    return start(model=str(tiny_pipeline))
 
 
 @pytest.mark.parametrize("zero", [False, True])
@@ -432,7 +425,8 @@ def test_a_schedule_that_leaves_things_to_defaults_can_be_changed(
     import json
     import shutil
 
-    from roentgen.generators.diffusion.build import load_parts
+    from roentgen.generators.diffusion.build import start
+    from roentgen.generators.diffusion.objective import Loss
     from roentgen.generators.diffusion.process import cumulative_alphas
 
     folder = shutil.copytree(tiny_pipeline, tmp_path / "old")
@@ -448,7 +442,8 @@ def test_a_schedule_that_leaves_things_to_defaults_can_be_changed(
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", "PNDMScheduler"]}))
-    made = load_parts(model=str(folder), prediction_type="v_prediction", zero_terminal_snr=zero).scheduler
+    loss = Loss(zero_terminal_snr=zero, min_snr_gamma=None)
+    made = start(model=str(folder), prediction_type="v_prediction", loss=loss).scheduler
     again = type(made).from_config(made.config)  # as samplers do
     for scheduler in (made, again):
         assert scheduler.config.prediction_type == "v_prediction" and scheduler.config.clip_sample is False
@@ -540,90 +535,99 @@ def test_adapters_are_trained_saved_loaded_and_merged(parts: Any, tiny_pipeline:
 # ----------------------------------------------------------------------------------------------- feed
 
 
+def objective_of(model: Any, loss: Any) -> Any:
+    from contextlib import nullcontext
+
+    from roentgen.generators.diffusion.objective import Objective, Train
+
+    cpu = torch.device("cpu")
+    return Objective(model, loss, Train(), device=cpu, precision="no", latents_online=True, text_online=False,
+                     autocast=nullcontext, read=lambda rows: None)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def make_feed(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., feeding.Feed]:
-    """A feed over 10 images that reads pixels and gives tokens; keywords replace fields."""
+def make_maker(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., batches.BatchMaker]:
+    """A maker over 10 images that reads pixels and gives tokens; keywords replace fields."""
     from recipe import few_rows
 
     from roentgen.data.images import open_source
-    from roentgen.generators.diffusion.build import load_parts
+    from roentgen.generators.diffusion.build import start
+    from roentgen.generators.diffusion.objective import Loss
 
     manifest = few_rows(tmp_path_factory.mktemp("feed"), train=10, val=2)
     source = open_source(manifest, splits=("train", "val"), size=32)
     rows = np.flatnonzero(source.table["split"] == "train")
-    reader = load_parts(model=str(tiny_pipeline)).reader
+    model = start(model=str(tiny_pipeline))
 
-    def make(**changes: Any) -> feeding.Feed:
+    def make(*, noise_offset: float = 0.2, **changes: Any) -> batches.BatchMaker:
         fields: dict[str, Any] = {
             "source": source,
             "rows": torch.from_numpy(rows),
             "order": Order(len(rows), weights=None, groups=None, seed=1),
-            "labels": conditioning.manifest_labels(source.table.iloc[rows]),
+            "labels": batches.manifest_labels(source.table.iloc[rows]),
             "weights": torch.arange(len(rows)).float(),
-            "reader": reader,
+            "reader": model.reader,
             "latents": None,
             "states": None,
-            "latent_shape": (4, 8, 8),
-            "timesteps": 1000,
+            "draw": objective_of(model, Loss(noise_offset=noise_offset)).draw,
             "batch_size": 8,
             "share": slice(0, 8),
             "composed": 0.5,
             "dropout": 0.3,
-            "noise_offset": 0.2,
             "seed": 1,
             "pin": False,
         }
-        return feeding.Feed(**(fields | changes))
+        return batches.BatchMaker(**(fields | changes))
 
     return make
 
 
-def tensors_of(batch: feeding.Batch) -> list[torch.Tensor]:
+def tensors_of(batch: batches.Batch) -> list[torch.Tensor]:
     text = batch.text
     assert not isinstance(text, torch.Tensor)
-    return [batch.rows, *batch.images, text.ids, text.attention, text.used, batch.used, batch.noise, batch.posterior,
-            batch.t, batch.weight]  # fmt: skip
+    words = [text.ids, text.attention, text.used]
+    return [batch.rows, *batch.images, *words, batch.used, *batch.draws.values(), batch.weight]
 
 
-def test_a_batch_is_the_same_in_shares_and_in_parts(make_feed: Callable[..., feeding.Feed]) -> None:
-    whole = make_feed().make(6)
+def test_a_batch_is_the_same_in_shares_and_in_parts(make_maker: Callable[..., batches.BatchMaker]) -> None:
+    whole = make_maker().make(6)
     assert whole.number == 6 and "" in whole.texts and len(set(whole.texts)) > 3
-    shares = [make_feed(share=slice(start, start + 4)).make(6) for start in (0, 4)]
+    shares = [make_maker(share=slice(start, start + 4)).make(6) for start in (0, 4)]
     for pieces in (shares, list(whole.parts(4)), [p for share in shares for p in share.parts(2)]):
         assert [text for piece in pieces for text in piece.texts] == whole.texts
         for together, alone in zip(zip(*map(tensors_of, pieces), strict=True), tensors_of(whole), strict=True):
             assert torch.equal(torch.cat(together), alone)
 
 
-def test_a_batch_does_not_depend_on_those_before(make_feed: Callable[..., feeding.Feed]) -> None:
-    feed, late = make_feed(), make_feed()
-    batches = [feed.make(number) for number in range(4)]
-    assert all(torch.equal(x, y) for x, y in zip(tensors_of(batches[3]), tensors_of(late.make(3)), strict=True))
-    assert not torch.equal(batches[2].noise, batches[3].noise)
-    assert torch.equal(batches[3].weight, batches[3].rows.float())  # each row has its own weight
+def test_a_batch_does_not_depend_on_those_before(make_maker: Callable[..., batches.BatchMaker]) -> None:
+    maker, late = make_maker(), make_maker()
+    made = [maker.make(number) for number in range(4)]
+    assert all(torch.equal(x, y) for x, y in zip(tensors_of(made[3]), tensors_of(late.make(3)), strict=True))
+    assert not torch.equal(made[2].draws["noise"], made[3].draws["noise"])
+    assert torch.equal(made[3].weight, made[3].rows.float())  # each row has its own weight
 
 
-def test_only_the_offset_differs_with_its_strength(make_feed: Callable[..., feeding.Feed]) -> None:
-    with_, without = make_feed().make(0), make_feed(noise_offset=0.0).make(0)
-    assert torch.equal(with_.t, without.t) and with_.texts == without.texts
-    moved = with_.noise - without.noise
+def test_only_the_offset_differs_with_its_strength(make_maker: Callable[..., batches.BatchMaker]) -> None:
+    with_, without = make_maker().make(0), make_maker(noise_offset=0.0).make(0)
+    assert torch.equal(with_.draws["t"], without.draws["t"]) and with_.texts == without.texts
+    moved = with_.draws["noise"] - without.draws["noise"]
     assert torch.allclose(moved, moved.mean((2, 3), keepdim=True).expand_as(moved), atol=1e-5)
     assert 0.1 < moved.std() < 0.3
 
 
 def test_loss_weights_have_mean_one_and_lift_the_rare() -> None:
     table = pd.DataFrame({"No Finding": [1, 1, 1, 1, 0], "Hernia": [0, 0, 0, 0, 1]})
-    weights = feeding.balanced_loss_weights(table, 1.0)
+    weights = batches.balanced_loss_weights(table, 1.0)
     assert weights.mean().item() == pytest.approx(1) and (weights[4] / weights[0]).item() == pytest.approx(4)
-    assert feeding.balanced_loss_weights(table, 0.0).tolist() == [1] * 5
+    assert batches.balanced_loss_weights(table, 0.0).tolist() == [1] * 5
 
 
 def test_data_is_known_by_its_content(tmp_path: Path) -> None:
     table = pd.DataFrame({"image": ["/here/a.png"], "text": ["x"], "split": ["train"]})
-    key = feeding.content_key(table)
-    assert feeding.content_key(table.assign(image="C:\\there\\a.png")) == key
+    key = batches.content_key(table)
+    assert batches.content_key(table.assign(image="C:\\there\\a.png")) == key
     for column, value in (("image", "/here/b.png"), ("text", "y"), ("split", "val")):
-        assert feeding.content_key(table.assign(**{column: value})) != key
+        assert batches.content_key(table.assign(**{column: value})) != key
 
 
 # ------------------------------------------------------------------------ a projection read back, and the critic
@@ -766,10 +770,10 @@ def test_rows_weigh_what_their_manifest_says() -> None:
     import pandas as pd
 
     table = pd.DataFrame({"Effusion": [1.0, 0.0, 0.0, 0.0], "weight": [1.0, 1.0, 0.5, 1.0]})
-    plain = conditioning.balanced_weights(table, 0.0)
+    plain = batches.balanced_weights(table, 0.0)
     assert plain is not None and plain.tolist() == [1.0, 1.0, 0.5, 1.0]
-    balanced = conditioning.balanced_weights(table, 1.0)
+    balanced = batches.balanced_weights(table, 1.0)
     assert balanced is not None and balanced.tolist() == pytest.approx([4.0, 4 / 3, 2 / 3, 4 / 3])
-    assert conditioning.balanced_weights(table.drop(columns="weight"), 0.0) is None
+    assert batches.balanced_weights(table.drop(columns="weight"), 0.0) is None
     # Loss weights are not sampling weights: an image that is drawn less often counts in full where it is drawn.
-    assert feeding.balanced_loss_weights(table, 0.0).tolist() == [1.0] * 4
+    assert batches.balanced_loss_weights(table, 0.0).tolist() == [1.0] * 4

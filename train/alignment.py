@@ -50,7 +50,8 @@ from roentgen.models.dual_encoder import (
 )
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
 from roentgen.provenance import command_line, portable
-from roentgen.training.state import batch_generator, batch_indices, cosine_rate
+from roentgen.training.order import batch_generator, batch_indices
+from roentgen.training.schedule import cosine_rate
 
 
 @dataclass(frozen=True)

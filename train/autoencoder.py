@@ -48,8 +48,10 @@ from roentgen.models.autoencoder.channels import with_channels
 from roentgen.models.loading import load_vae
 from roentgen.training import pca_encoder
 from roentgen.training import reconstruction as R
+from roentgen.training.checkpoints import Checkpoints
 from roentgen.training.fast_norm import use_fast_group_norm
-from roentgen.training.state import EMA, Checkpoints, batch_generator, batch_indices, cosine_rate
+from roentgen.training.order import batch_generator, batch_indices
+from roentgen.training.schedule import EMA, cosine_rate
 
 
 @dataclass(frozen=True)

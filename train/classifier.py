@@ -34,7 +34,8 @@ from roentgen.files import require_writable
 from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import auroc
 from roentgen.models.classifier import HalvesNet, noisy_or_loss, save_classifier
-from roentgen.training.state import batch_generator, batch_indices, cosine_rate
+from roentgen.training.order import batch_generator, batch_indices
+from roentgen.training.schedule import cosine_rate
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import torch
 from roentgen import errors
 from roentgen.config import Guidance, Steps, parse_settings, require
 from roentgen.files import fingerprint
-from roentgen.generators.diffusion.build import load_parts
+from roentgen.generators.diffusion.build import start
 from roentgen.models.autoencoder.channels import with_channels
 from roentgen.models.loading import load_vae
 
@@ -46,7 +46,7 @@ class Settings:
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="train/ship.py", about=__doc__)
     require((s.pipeline / "roentgen.json").is_file(), f"--pipeline {s.pipeline}: not a pipeline of train/finetune.py")
-    parts = load_parts(model=str(s.pipeline), vae=None, text=None, unet=None, prediction_type=None)
+    parts = start(model=str(s.pipeline), vae=None, text=None, unet=None, prediction_type=None)
     if s.vae is not None:
         vae = with_channels(load_vae(s.vae), parts.vae.config.in_channels)
         same = fingerprint(vae.encoder) == fingerprint(parts.vae.encoder)

@@ -27,7 +27,8 @@ from roentgen.data.manifest import read_manifest
 from roentgen.files import require_writable
 from roentgen.models.clip_text import TextProbe, build_tokenizer, text_targets, tokenize
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
-from roentgen.training.state import batch_generator, batch_indices, cosine_rate
+from roentgen.training.order import batch_generator, batch_indices
+from roentgen.training.schedule import cosine_rate
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def evaluate(
 
     from dataclasses import replace
 
-    from roentgen.devices import meeting, pick_device, this_process
+    from roentgen.devices import keep_freed_memory, meeting, pick_device, this_process
     from roentgen.files import hold_folder, require_writable
     from roentgen.metrics.features import extract_share
     from roentgen.metrics.image_set import open_set
@@ -126,7 +126,6 @@ def evaluate(
     from roentgen.metrics.suite import Outcome, Plan, choose_extractors, choose_measures, run_suite
     from roentgen.provenance import portable
     from roentgen.synthesis.folder import generate_set, made_by, on_this_disk
-    from roentgen.training.speed import keep_freed_memory
 
     names = choose_measures(suite, metrics)
     target = Path(out)

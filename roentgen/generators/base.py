@@ -61,13 +61,20 @@ class Batch(Protocol):
     draws: what the family's ``draw`` gave, by name. weight: float32 (n,) loss weight of each sample.
     """
 
-    rows: Any
-    texts: list[str]
-    images: tuple[Any, ...]
-    text: Any
-    used: Any
-    draws: dict[str, Any]
-    weight: Any
+    @property
+    def rows(self) -> Any: ...
+    @property
+    def texts(self) -> list[str]: ...
+    @property
+    def images(self) -> tuple[Any, ...]: ...
+    @property
+    def text(self) -> Any: ...
+    @property
+    def used(self) -> Any: ...
+    @property
+    def draws(self) -> dict[str, Any]: ...
+    @property
+    def weight(self) -> Any: ...
 
 
 class Generator(Protocol):

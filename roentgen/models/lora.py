@@ -1,11 +1,14 @@
-"""Low-rank adapters (Hu et al. 2022) on a pipeline's parts, saved in the format that stock diffusers loads."""
+"""Low-rank adapters (Hu et al. 2022) on a pipeline's parts, saved as diffusers reads them and as kohya's tools do."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from roentgen.errors import UserError
 from roentgen.files import file_sha256, new_folder, reason, user_path
@@ -15,6 +18,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 # Attention projections, as in diffusers' and kohya's training scripts, so that any loader knows the names.
 UNET_LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 CLIP_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
+KOHYA_FILE = "kohya/lora.safetensors"  # a folder of its own: diffusers takes one file a folder
+KOHYA_PREFIX = {"unet": "lora_unet", "text_encoder": "lora_te"}
 
 
 def add_lora(unet: Any, text_encoder: Any, *, rank: int, alpha: int | None) -> None:
@@ -40,24 +45,46 @@ def add_lora(unet: Any, text_encoder: Any, *, rank: int, alpha: int | None) -> N
 
 
 def save_lora(folder: Path, unet: Any, text_encoder: Any) -> None:
-    """Write ``pytorch_lora_weights.safetensors`` from the modules that have adapters and are not None."""
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft.utils import get_peft_model_state_dict
+    """Write the adapters of the modules that are not None: for diffusers, and under kohya's names (ComfyUI,
+    sd-scripts). Beside the weights the files tell rank, scale and layers, and nothing of the machine."""
+    import json
 
-    given: dict[str, Any] = {}
-    for name, module in (("unet", unet), ("text_encoder", text_encoder)):
-        if module is not None:
-            given[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(get_peft_model_state_dict(module))
-            config = module.peft_config["default"].to_dict()
-            given[f"{name}_lora_adapter_metadata"] = {
-                key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
-            }
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    kohya: dict[str, Tensor] = {}
+    told: dict[str, Any] = {}
+    for part, module, layers in (("unet", unet, UNET_LAYERS), ("text_encoder", text_encoder, CLIP_LAYERS)):
+        if module is None:
+            continue
+        config = module.peft_config["default"]
+        facts = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": list(layers)}
+        told |= {f"{part}.{key}": value for key, value in facts.items()}
+        for name, value in get_peft_model_state_dict(module).items():
+            layer, kind = _split(name)
+            if part == "text_encoder" and not layer.startswith("text_model."):  # as transformers names it since 5.6
+                layer = f"text_model.{layer}"
+            value = value.detach().cpu().contiguous()
+            tensors[f"{part}.{layer}.lora_{kind}.weight"] = value
+            stem = f"{KOHYA_PREFIX[part]}_{layer.replace('.', '_')}"
+            kohya[f"{stem}.lora_{'down' if kind == 'A' else 'up'}.weight"] = value.clone()
+            kohya[f"{stem}.alpha"] = torch.tensor(float(config.lora_alpha))
     with new_folder(folder, advice="checkpoints are kept: run the same command again") as temporary:
         try:
-            StableDiffusionPipeline.save_lora_weights(str(temporary), **given)
+            (temporary / KOHYA_FILE).parent.mkdir()
+            header = {"format": "pt", "lora_adapter_metadata": json.dumps(told)}
+            save_file(tensors, temporary / LORA_FILE, metadata=header)
+            save_file(kohya, temporary / KOHYA_FILE, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(f"cannot write the adapters: {error}") from error
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Layer, and A or B, of a key of peft's state: ``base_model.model.a.b.lora_A.weight`` -> ``a.b``, ``A``."""
+    found = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight", name)
+    assert found is not None, name
+    return found[1], found[2]
 
 
 def merge_lora(module: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from roentgen.devices import throughput_dtype
+from roentgen.devices import keep_freed_memory, throughput_dtype
 from roentgen.errors import UserError
 from roentgen.generators.base import Generator, Sample
 from roentgen.generators.generate import generate, load_model, warn_unknown_words
@@ -23,7 +23,6 @@ from roentgen.synthesis.filters.repeats import Repeats
 from roentgen.synthesis.plan import Plan
 from roentgen.synthesis.rates import Rate
 from roentgen.synthesis.writers.parts import SetInfo
-from roentgen.training.speed import keep_freed_memory
 
 
 def open_filter(named: str, reference: str | None) -> tuple[tuple[str, ...], Filter]:

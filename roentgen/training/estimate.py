@@ -34,7 +34,7 @@ from roentgen.provenance import processor
 
 DTYPES: dict[str, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIMIZERS = ("adamw", "adamw8bit")
-KEPT_CHECKPOINTS = 2  # roentgen.training.state.Checkpoints keeps as many
+KEPT_CHECKPOINTS = 2  # roentgen.training.checkpoints.Checkpoints keeps as many
 GB = 1e9
 
 # What autocast does on CUDA (PyTorch's documentation, "Autocast Op Reference"), for the operations of these models.

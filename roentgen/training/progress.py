@@ -1,20 +1,28 @@
-"""How fast a run is, and whether its loss is a number."""
+"""How a run goes: its speed, whether its loss is a number, its error on validation images, grids of samples."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from roentgen.errors import UserError
+from roentgen.generators.base import Generator, Sampling
+from roentgen.generators.generate import generate
+from roentgen.images import make_grid, save_image
+from roentgen.training.batches import BatchMaker
+from roentgen.training.checkpoints import Checkpoints
 from roentgen.training.estimate import device_name
 from roentgen.training.loader import Prefetcher
-from roentgen.training.state import EMA, Checkpoints
+from roentgen.training.schedule import EMA
 
 
 def finite_means(
@@ -102,3 +110,38 @@ def peak_memory(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Validated(Protocol):
+    """What ``validation_error`` asks of a model's objective."""
+
+    def fixed_draw(self, count: int) -> dict[str, torch.Tensor]: ...
+    def error(self, batch: Any) -> torch.Tensor: ...
+
+
+@torch.no_grad()
+def validation_error(
+    objective: Validated, maker: BatchMaker, rows: NDArray[np.int64], accelerator: Accelerator
+) -> float:
+    """Mean error on up to 128 of the validation images ``rows``, with draws that never change, by all processes."""
+    count = min(128, len(rows))
+    chosen = torch.from_numpy(rows[np.linspace(0, len(rows) - 1, num=count).astype(int)])
+    draws = objective.fixed_draw(count)
+    # Every process runs the same number of batches, as sharded models demand; what is padded is not counted.
+    step = min(16, -(-count // accelerator.num_processes))
+    total = torch.zeros((), device=accelerator.device)
+    for start in range(0, count, step * accelerator.num_processes):
+        first = start + accelerator.process_index * step
+        mine = torch.arange(first, first + step) % count
+        part = maker.fixed(chosen[mine], {name: x[mine] for name, x in draws.items()}).to(accelerator.device)
+        total += objective.error(part)[: max(0, count - first)].sum()
+    return float(accelerator.reduce(total, "sum")) / count
+
+
+def draw_grid(model: Generator, prompts: Sequence[str], sampling: Sampling, path: Path) -> None:
+    """Two images of each prompt, in four columns, by the model as it is now."""
+    samples = list(
+        generate(model, prompts, seed=0, num_images=2, batch_size=16, **dataclasses.asdict(sampling))
+    )
+    grid = make_grid([sample.image for sample in samples], [sample.prompt for sample in samples], 4)
+    save_image(grid, path, format="png", provenance={"synthetic": "true"}, overwrite=True)

@@ -27,11 +27,11 @@ import torch
 from numpy.typing import NDArray
 
 from roentgen.data.images import load_pixels
+from roentgen.devices import keep_freed_memory
 from roentgen.errors import UserError
 from roentgen.experiments.augmentation.classifier import Labelled, Phase, Recipe, build_net, predict, train, val_auroc
 from roentgen.files import sha256, write_atomic
 from roentgen.metrics.result import Context, plain, write_result
-from roentgen.training.speed import keep_freed_memory
 
 Rows = NDArray[np.int64]
 

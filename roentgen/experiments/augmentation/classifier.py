@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from roentgen.errors import UserError
 from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import MIN_CASES, auroc
-from roentgen.training.state import Order, batch_generator, cosine_rate
+from roentgen.training.order import Order, batch_generator
+from roentgen.training.schedule import cosine_rate
 
 NO_FINDING = "No Finding"
 XRV_WEIGHTS = "densenet121-res224-all"

@@ -10,7 +10,8 @@ from roentgen.errors import UserError
 from roentgen.files import fingerprint, sha256
 from roentgen.generators.base import Info
 from roentgen.generators.diffusion.model import Diffusion
-from roentgen.generators.diffusion.process import TARGETS
+from roentgen.generators.diffusion.objective import Loss
+from roentgen.generators.diffusion.process import TARGETS, cumulative_alphas, min_snr_weights
 from roentgen.generators.diffusion.text_swap import swap_text_encoder
 from roentgen.generators.generate import load_model
 from roentgen.models.loading import SAFE, load_vae
@@ -48,23 +49,24 @@ class TextChoice:
     chunks: int | None = None
 
 
-def load_parts(
+def start(
     *,
     model: str | None,
     vae: Path | None = None,
     text: Path | None = None,
     unet: dict[str, Any] | None = None,
     prediction_type: str | None = None,
-    zero_terminal_snr: bool = False,
+    loss: Loss | None = None,
     choice: TextChoice = TextChoice(),
     name: str = "in-training",
 ) -> Diffusion:
     """The pipeline ``model``, or a new one around ``vae``, ``text`` and a U-Net configuration, to be trained.
 
     All weights float32 on the CPU; the autoencoder is frozen. ``scheduler`` is a DDIMScheduler with the training
-    schedule. A swapped text encoder of another width gets a projection into the U-Net, whose other weights stay. With
-    both ``model`` and ``vae``, ``vae`` takes the place of the pipeline's autoencoder: its latents must have the same
-    shape, and the U-Net has to learn what differs in them. The hash is that of the weights that training starts from.
+    schedule; ``loss`` is what it has to allow. A swapped text encoder of another width gets a projection into the
+    U-Net, whose other weights stay. With both ``model`` and ``vae``, ``vae`` takes the place of the pipeline's
+    autoencoder: its latents must have the same shape, and the U-Net has to learn what differs in them. The hash is that
+    of the weights that training starts from.
     """
     chunks, origin = choice.chunks, ""
     if model is not None:
@@ -75,7 +77,7 @@ def load_parts(
         encoder, tokenizer, origin = loaded.text_encoder, loaded.tokenizer, loaded.info.hash
         chunks = loaded.reader.chunks if chunks is None else chunks
         if vae is not None:
-            own, autoencoder = autoencoder, load_vae(vae)
+            own, autoencoder = autoencoder, _load_vae(vae)
             shape = [(v.config.latent_channels, len(v.config.block_out_channels)) for v in (own, autoencoder)]
             if shape[0] != shape[1]:
                 raise UserError(
@@ -90,13 +92,15 @@ def load_parts(
         if prediction_type not in TARGETS:
             raise UserError(f"--prediction_type {prediction_type} is unknown; use one of {', '.join(TARGETS)}")
         scheduler = _changed(scheduler, prediction_type=prediction_type)
-    if zero_terminal_snr:
+    if loss is not None and loss.zero_terminal_snr:
         if scheduler.config.prediction_type != "v_prediction":
             raise UserError(
                 "--loss.zero_terminal_snr needs --prediction_type v_prediction: pure noise says nothing about epsilon"
             )
         # "trailing" starts sampling at the end, where there is nothing but noise.
         scheduler = _changed(scheduler, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    if loss is not None:
+        min_snr_weights(scheduler.config.prediction_type, cumulative_alphas(scheduler), loss.min_snr_gamma)
     projected = False
     if choice.encoder not in (None, "clip"):
         own = make_reader(tokenizer, encoder)
@@ -122,7 +126,7 @@ def _new(vae: Path, text: Path, unet: dict[str, Any]) -> tuple[Any, Any, Any, An
     for name in ("tokenizer", "text_encoder"):
         if not (text / name).is_dir():
             raise UserError(f"--text {text}: {name}/ is missing; make it with train/text_encoder.py")
-    autoencoder = load_vae(vae)
+    autoencoder = _load_vae(vae)
     encoder = CLIPTextModel.from_pretrained(text / "text_encoder", **SAFE)
     channels = autoencoder.config.latent_channels
     own = {"in_channels": channels, "out_channels": channels, "cross_attention_dim": encoder.config.hidden_size}
@@ -132,6 +136,13 @@ def _new(vae: Path, text: Path, unet: dict[str, Any]) -> tuple[Any, Any, Any, An
         raise UserError(f"--unet: {str(error).splitlines()[0]}") from None
     tokenizer = CLIPTokenizer.from_pretrained(text / "tokenizer", **SAFE)
     return autoencoder, network, encoder, tokenizer, DDIMScheduler(**SCHEDULE)
+
+
+def _load_vae(folder: Path) -> Any:
+    try:
+        return load_vae(folder)
+    except UserError as error:
+        raise UserError(f"--vae {error}") from None
 
 
 def _changed(scheduler: Any, **changes: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from roentgen.models.text_encoders import Tokens, encode_text_states
@@ -56,18 +55,3 @@ class Denoiser(nn.Module):
         for layer in self.decoder:
             latents = layer(latents)
         return output, latents
-
-
-def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters of ``module`` that are trained, by name: what a checkpoint has to hold."""
-    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-
-
-@torch.no_grad()
-def load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put back what ``trained_state`` gave; ValueError where names or shapes differ."""
-    mine = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if set(mine) != set(state) or any(mine[name].shape != value.shape for name, value in state.items()):
-        raise ValueError("its parameters are not those of this model")
-    for name, value in state.items():
-        mine[name].copy_(value)

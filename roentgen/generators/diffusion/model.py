@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,6 +32,10 @@ from roentgen.models.lora import LORA_FILE, apply_lora
 from roentgen.models.portable import make_portable
 from roentgen.models.text_encoders import TextReader, encode_text_states, load_text_encoder, make_reader
 
+if TYPE_CHECKING:
+    from roentgen.generators.base import Batch
+    from roentgen.generators.diffusion.objective import Losses, Objective
+
 # Where RoentGen-v2's own training script leaves the text encoder that it trained; text_encoder/ is the base model's.
 TRAINED_TEXT = "text_encoder_and_tokenizer"
 REMEMBERED = 2048  # prompts whose states are kept
@@ -42,7 +46,7 @@ class Diffusion:
     """A Stable Diffusion pipeline: its parts on one device, and what its ``roentgen.json`` says.
 
     reader: how prompts become tokens. compiled: the U-Net was compiled. projected: a text encoder of another width was
-    put in, and the U-Net has a new projection.
+    put in, and the U-Net has a new projection. objective: what ``loss`` computes, once training has set it.
     """
 
     info: Info
@@ -54,6 +58,7 @@ class Diffusion:
     reader: TextReader = field(repr=False)
     compiled: bool = False
     projected: bool = False
+    objective: Objective | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._remembered = lru_cache(maxsize=REMEMBERED)(lambda text: self.encode_text(text))
@@ -161,6 +166,14 @@ class Diffusion:
             make_portable(temporary)
             facts = {**facts, "text": {"chunks": self.reader.chunks}}
             (temporary / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def loss(self, batch: Batch) -> Losses:
+        """The losses of each sample of a batch, by the ``objective`` that training has set."""
+        if self.objective is None:
+            raise RuntimeError("set an objective before training")
+        return self.objective(batch)
 
     # ------------------------------------------------------------------------------------------ sampling
 

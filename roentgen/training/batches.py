@@ -1,25 +1,25 @@
-"""What a training step is fed: batches as a function of their number, and the way from them to latents and states."""
+"""Training batches: each a function of its number, the same for any number of processes, parts or earlier batches."""
 
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from roentgen.data.images import ImageSource
+from roentgen.data.manifest import finding_columns
 from roentgen.files import sha256
-from roentgen.generators.diffusion import process as diffusion
-from roentgen.images import to_autoencoder
-from roentgen.models.text_encoders import TextReader, Tokens, encode_text_states
-from roentgen.prompts import Labels
-from roentgen.training import conditioning
+from roentgen.models.text_encoders import TextReader, Tokens
+from roentgen.prompts import Labels, compose, labels_from_row, vocabulary, words
 from roentgen.training.encoded import LatentCache, TextCache
-from roentgen.training.state import Order, batch_generator
+from roentgen.training.order import Order, batch_generator
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Batch:
 
     number: of the global batch. rows: int64 (n,) rows of the source. texts: n texts.
     images: ``(mean, std)`` float16 (n, C, h, w) from the cache, or ``(pixels,)`` uint8 (n, S, S).
-    text: tokens, or states (n, L, D). used: bool (n, L), positions of the text that the U-Net may read.
-    noise, posterior: float32 (n, C, h, w). t: int64 (n,). weight: float32 (n,) loss weight of each sample.
+    text: tokens, or states (n, L, D). used: bool (n, L), positions of the text that the model may read.
+    draws: what the model draws for each sample, by name (n, ...). weight: float32 (n,) loss weight of each sample.
     """
 
     number: int
@@ -38,9 +38,7 @@ class Batch:
     images: tuple[Tensor, ...]
     text: Tokens | Tensor
     used: Tensor
-    noise: Tensor
-    posterior: Tensor
-    t: Tensor
+    draws: dict[str, Tensor]
     weight: Tensor
 
     def to(self, device: torch.device) -> Batch:
@@ -64,9 +62,7 @@ class Batch:
             images=tuple(map(function, self.images)),
             text=text,
             used=function(self.used),
-            noise=function(self.noise),
-            posterior=function(self.posterior),
-            t=function(self.t),
+            draws={name: function(x) for name, x in self.draws.items()},
             weight=function(self.weight),
         )
 
@@ -82,15 +78,13 @@ class Batch:
                 images=tuple(x[mine] for x in self.images),
                 text=self.text[mine],
                 used=self.used[mine],
-                noise=self.noise[mine],
-                posterior=self.posterior[mine],
-                t=self.t[mine],
+                draws={name: x[mine] for name, x in self.draws.items()},
                 weight=self.weight[mine],
             )
 
 
 @dataclass(frozen=True)
-class Feed:
+class BatchMaker:
     """Makes batches: the same for the same number, whatever the number of processes, parts or earlier batches.
 
     Args:
@@ -102,13 +96,11 @@ class Feed:
         reader: tokens of texts.
         latents: cached latents of all rows of the source; None reads pixels.
         states: cached text states; None gives tokens.
-        latent_shape: C, h, w.
-        timesteps: number of diffusion timesteps.
+        draw: what the model draws for a number of samples by a generator, by name.
         batch_size: images of a global batch.
         share: the part of it that this process makes.
         composed: share of texts composed afresh.
         dropout: share of empty texts.
-        noise_offset: strength of one noise value for each channel as a whole.
         seed: of everything drawn.
         pin: whether batches go to page-locked memory.
     """
@@ -121,13 +113,11 @@ class Feed:
     reader: TextReader
     latents: LatentCache | None
     states: TextCache | None
-    latent_shape: tuple[int, int, int]
-    timesteps: int
+    draw: Callable[[int, torch.Generator], dict[str, Tensor]]
     batch_size: int
     share: slice
     composed: float
     dropout: float
-    noise_offset: float
     seed: int
     pin: bool
 
@@ -135,15 +125,11 @@ class Feed:
         """This process's share of global batch ``number``, on the CPU."""
         chosen = self.order.batch(number, self.batch_size)
         generator = batch_generator(self.seed, number)
-        shape = (self.batch_size, *self.latent_shape)
-        noise, posterior = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
-        t = diffusion.stratified_timesteps(self.batch_size, self.timesteps, generator)
+        draws = self.draw(self.batch_size, generator)
         seeds = torch.randint(0, 2**62, (self.batch_size,), generator=generator).tolist()
-        shift = torch.randn((self.batch_size, shape[1], 1, 1), generator=generator)
-        noise = diffusion.offset_noise(noise, shift, self.noise_offset)
         mine = chosen[self.share]
         rows = self.rows[mine]
-        texts = conditioning.batch_texts(
+        texts = batch_texts(
             [self.labels[i] for i in mine.tolist()],
             self.source.table["text"].iloc[rows.numpy()].tolist(),
             range(len(mine)),
@@ -151,18 +137,17 @@ class Feed:
             composed=self.composed,
             dropout=self.dropout,
         )
-        batch = self.assemble(
-            number, rows, texts, noise[self.share], posterior[self.share], t[self.share], self.weights[mine]
-        )
+        mine_of_draws = {name: x[self.share] for name, x in draws.items()}
+        batch = self.assemble(number, rows, texts, mine_of_draws, self.weights[mine])
         return batch.pinned() if self.pin else batch
 
-    def fixed(self, rows: Tensor, t: Tensor, noise: Tensor) -> Batch:
-        """A batch of the given rows with their own texts and the mean of their latents, for validation."""
+    def fixed(self, rows: Tensor, draws: dict[str, Tensor]) -> Batch:
+        """A batch of the given rows with their own texts, and with ``draws``: for validation."""
         texts = self.source.table["text"].iloc[rows.numpy()].tolist()
-        return self.assemble(0, rows, texts, noise, torch.zeros_like(noise), t, torch.ones(len(rows)))
+        return self.assemble(0, rows, texts, draws, torch.ones(len(rows)))
 
     def assemble(
-        self, number: int, rows: Tensor, texts: list[str], noise: Tensor, posterior: Tensor, t: Tensor, weight: Tensor
+        self, number: int, rows: Tensor, texts: list[str], draws: dict[str, Tensor], weight: Tensor
     ) -> Batch:
         """Read what a batch of these rows and texts needs."""
         if self.latents is not None:
@@ -171,52 +156,12 @@ class Feed:
             images = (torch.from_numpy(self.source.read_many(rows.numpy())),)
         tokens = self.reader.tokens(texts)
         text = tokens if self.states is None else self.states.states(texts)
-        return Batch(number, rows, texts, images, text, tokens.used, noise, posterior, t, weight)
-
-
-def clean_latents(vae: Any, *, scale: float) -> Callable[[Batch], Tensor]:
-    """A function from a batch to its clean latents (n, C, h, w), float32, times ``scale``, the scaling factor.
-
-    ``vae`` encodes images in its own dtype; None takes latents from the cache. Both draw from the same posterior with
-    the batch's own noise; they differ by rounding.
-    """
-
-    def cached(batch: Batch) -> Tensor:
-        mean, std = batch.images
-        return (mean.float() + std.float() * batch.posterior) * scale
-
-    @torch.no_grad()
-    def encoded(batch: Batch) -> Tensor:
-        (pixels,) = batch.images
-        x = to_autoencoder(pixels).to(vae.dtype).expand(-1, vae.config.in_channels, -1, -1)
-        posterior = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
-        return (posterior.mean.float() + posterior.std.float() * batch.posterior) * scale
-
-    return cached if vae is None else encoded
-
-
-def text_conditions(text_encoder: Any, *, masked: bool) -> Callable[[Tokens | Tensor], Tokens | Tensor]:
-    """A function from a batch's text to what the denoiser takes: states by a frozen encoder, or as it is for None."""
-    if text_encoder is None:
-        return lambda text: text
-
-    @torch.no_grad()
-    def states(text: Tokens | Tensor) -> Tensor:
-        assert isinstance(text, Tokens)
-        return encode_text_states(text_encoder, text, masked=masked)
-
-    return states
-
-
-def shown(batch: Batch, source: ImageSource, device: torch.device) -> Tensor:
-    """The images of a batch, float32 (n, 1, S, S) in [-1, 1] on ``device``: what a decoder should make."""
-    pixels = batch.images[0] if len(batch.images) == 1 else torch.from_numpy(source.read_many(batch.rows.numpy()))
-    return to_autoencoder(pixels.to(device))
+        return Batch(number, rows, texts, images, text, tokens.used, draws, weight)
 
 
 def balanced_loss_weights(table: Any, power: float) -> Tensor:
-    """Loss weight (N,) float32 of each row, mean 1: ``conditioning.balanced_weights`` as a weight, not as a share."""
-    weights = conditioning.balanced_weights(table.drop(columns="weight", errors="ignore"), power)
+    """Loss weight (N,) float32 of each row, mean 1: ``balanced_weights`` as a weight, not as a share."""
+    weights = balanced_weights(table.drop(columns="weight", errors="ignore"), power)
     if weights is None:
         return torch.ones(len(table))
     return (weights / weights.mean()).float()
@@ -229,17 +174,77 @@ def content_key(table: Any) -> str:
     return sha256(*(f"{name}\t{text}\t{split}\n" for name, text, split in rows))[:16]
 
 
-def preview_fit(
-    small: ImageSource, latents: LatentCache | None, encode: Callable[[Batch], Tensor], feed: Feed, scale: float
-) -> conditioning.LinearPreview:
-    """A linear map from latents (before the scaling factor) to the small images of ``small``, fitted on 500 rows."""
-    count = len(small.table)
-    rows = torch.from_numpy(np.arange(0, count, max(1, count // 500)))
-    pixels = to_autoencoder(small.read_many(rows.numpy()))
-    if latents is not None:
-        mean = torch.from_numpy(latents.rows(rows.numpy())[0]).float()
-    else:
-        zeros = torch.zeros((len(rows), *feed.latent_shape))
-        batch = feed.fixed(rows, torch.zeros(len(rows), dtype=torch.int64), zeros)
-        mean = torch.cat([encode(part) for part in batch.parts(len(rows))]) / scale
-    return conditioning.fit_preview(mean, pixels)
+def balanced_weights(table: pd.DataFrame, power: float) -> Tensor | None:
+    """Sampling weight (N,) float64 of each row: frequency ** -power of its rarest listed finding; None for power 0.
+
+    ``power`` 0 leaves the data as it is, 1 draws every finding equally often. Combinations of view and source do not
+    count. Rows without any listed finding count as a group of their own. A column ``weight`` of the manifest
+    multiplies the result, also for power 0.
+    """
+    own = table["weight"].to_numpy(float) if "weight" in table else None
+    if power == 0:
+        return None if own is None else torch.from_numpy(own.copy())
+    names = finding_columns(table)
+    listed = (table[names] == 1).to_numpy()
+    counts = np.maximum(listed.sum(0), 1)
+    rarest = np.where(listed, counts, np.inf).min(1)
+    none = ~listed.any(1)
+    rarest[none] = max(1, none.sum())
+    return torch.from_numpy((rarest / len(table)) ** -power * (1.0 if own is None else own))
+
+
+def batch_texts(
+    rows: Sequence[Labels],
+    texts: Sequence[str],
+    chosen: Sequence[int],
+    *,
+    seeds: Sequence[int],
+    composed: float,
+    dropout: float,
+) -> list[str]:
+    """Texts of a batch: composed afresh from the labels in a share ``composed`` of draws, else as in the manifest.
+
+    A share ``dropout`` becomes the empty text, which is what guidance subtracts (Ho & Salimans 2022, algorithm 1).
+    Rows without a finding among their labels keep their text: there is nothing to compose it from.
+    Every sample has a generator of its own, so that its text does not depend on how the batch is split.
+    """
+    result = []
+    for index, seed in zip(chosen, seeds, strict=True):
+        rng = random.Random(seed)
+        if rng.random() < dropout:
+            result.append("")
+        elif rng.random() < composed and rows[index].findings:
+            result.append(compose(rows[index], rng))
+        else:
+            result.append(texts[index])
+    return result
+
+
+def manifest_labels(table: pd.DataFrame) -> list[Labels]:
+    """The labels of each row."""
+    return [labels_from_row(row) for row in table.to_dict("records")]
+
+
+MIN_PATIENTS = 20
+
+
+def shareable_words(table: pd.DataFrame, labels: Sequence[Labels], composed: float) -> list[str]:
+    """Words of the training texts that may be told to others, sorted, for a model's ``vocabulary``.
+
+    A word is told if ``compose`` can write it, or if the texts of at least ``MIN_PATIENTS`` patients hold it; never one
+    with a digit. Names and numbers of single patients stay out that way. Rows without a patient count as one together.
+    """
+    patients: dict[str, set[str]] = {}
+    if composed < 1:
+        for text, patient in zip(table["text"], table["patient_id"].astype(str), strict=True):
+            for word in words(text):
+                patients.setdefault(word, set()).add(patient)
+    known = vocabulary()
+    found = {word for word, seen in patients.items() if word in known or len(seen) >= MIN_PATIENTS}
+    if composed > 0:
+        draws = range(20 * len(labels))
+        drawn = batch_texts(
+            labels, [""] * len(labels), [i % len(labels) for i in draws], seeds=draws, composed=1.0, dropout=0.0
+        )
+        found.update(word for text in drawn for word in words(text))
+    return sorted(word for word in found if not any(letter.isdigit() for letter in word))

@@ -1,69 +1,24 @@
-"""Text and labels of training batches, and the reward of a classifier on the model's estimate of the clean latents."""
+"""The reward of a frozen classifier on the model's estimate of the clean latents."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roentgen.data.manifest import finding_columns
-from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
+from roentgen.data.images import ImageSource
+from roentgen.images import to_autoencoder
+from roentgen.models.classifier import load_classifier
+from roentgen.prompts import FINDINGS, Labels, parse
+from roentgen.training.batches import Batch, BatchMaker
 
-
-def balanced_weights(table: pd.DataFrame, power: float) -> Tensor | None:
-    """Sampling weight (N,) float64 of each row: frequency ** -power of its rarest listed finding; None for power 0.
-
-    ``power`` 0 leaves the data as it is, 1 draws every finding equally often. Combinations of view and source do not
-    count. Rows without any listed finding count as a group of their own. A column ``weight`` of the manifest
-    multiplies the result, also for power 0.
-    """
-    own = table["weight"].to_numpy(float) if "weight" in table else None
-    if power == 0:
-        return None if own is None else torch.from_numpy(own.copy())
-    names = finding_columns(table)
-    listed = (table[names] == 1).to_numpy()
-    counts = np.maximum(listed.sum(0), 1)
-    rarest = np.where(listed, counts, np.inf).min(1)
-    none = ~listed.any(1)
-    rarest[none] = max(1, none.sum())
-    return torch.from_numpy((rarest / len(table)) ** -power * (1.0 if own is None else own))
-
-
-def batch_texts(
-    rows: Sequence[Labels],
-    texts: Sequence[str],
-    chosen: Sequence[int],
-    *,
-    seeds: Sequence[int],
-    composed: float,
-    dropout: float,
-) -> list[str]:
-    """Texts of a batch: composed afresh from the labels in a share ``composed`` of draws, else as in the manifest.
-
-    A share ``dropout`` becomes the empty text, which is what guidance subtracts (Ho & Salimans 2022, algorithm 1).
-    Every sample has a generator of its own, so that its text does not depend on how the batch is split.
-    """
-    result = []
-    for index, seed in zip(chosen, seeds, strict=True):
-        rng = random.Random(seed)
-        if rng.random() < dropout:
-            result.append("")
-        elif rng.random() < composed:
-            result.append(compose(rows[index], rng))
-        else:
-            result.append(texts[index])
-    return result
-
-
-def manifest_labels(table: pd.DataFrame) -> list[Labels]:
-    """The labels of each row."""
-    return [labels_from_row(row) for row in table.to_dict("records")]
+# Of estimated latents before the scaling factor, texts, rows and the networks' autocast: a loss (n,).
+Reward = Callable[[Tensor, Sequence[str], Tensor, Callable[[], Any]], Tensor]
 
 
 def reward_targets(texts: Sequence[str], rows: Sequence[Labels], findings: Sequence[str]) -> tuple[Tensor, ...]:
@@ -117,6 +72,17 @@ def fit_preview(latents: Tensor, images: Tensor) -> LinearPreview:
     return LinearPreview(solution[:, :c, None, None].contiguous(), solution[:, c].contiguous())
 
 
+def preview_fit(small: ImageSource, latents: Callable[[Tensor], Tensor]) -> LinearPreview:
+    """A linear map from latents (before the scaling factor) to the small images of ``small``, fitted on 500 rows.
+
+    ``latents`` gives the mean latents (N, C, h, w) float32 of rows int64 (N,), on the CPU.
+    """
+    count = len(small.table)
+    rows = torch.from_numpy(np.arange(0, count, max(1, count // 500)))
+    pixels = to_autoencoder(small.read_many(rows.numpy()))
+    return fit_preview(latents(rows), pixels)
+
+
 def reward_loss(
     net: Any,
     estimate: Tensor,
@@ -144,11 +110,6 @@ def reward_loss(
     return image / weight.sum(1).clamp(min=1) + positive_weight / 4 * side
 
 
-def no_reward(estimate: Tensor, texts: Sequence[str], rows: Tensor, autocast: Callable[[], Any]) -> Tensor:
-    """Zeros (N,): what ``make_reward`` gives where there is no classifier."""
-    return estimate.new_zeros(len(estimate))
-
-
 def make_reward(
     judge: Any,
     preview: LinearPreview,
@@ -156,7 +117,7 @@ def make_reward(
     *,
     positive_weight: float,
     device: torch.device,
-) -> Callable[[Tensor, Sequence[str], Tensor, Callable[[], Any]], Tensor]:
+) -> Reward:
     """``reward_loss`` as a function of estimated latents (before the scaling factor), texts and rows.
 
     ``judge`` is a ``Classifier``; ``labels`` are those of each row.
@@ -171,3 +132,29 @@ def make_reward(
             return reward_loss(net, shown, *(x.to(device) for x in said), positive_weight=positive_weight).float()
 
     return reward
+
+
+def reward_of(
+    folder: Path,
+    open_small: Callable[..., ImageSource],
+    maker: BatchMaker,
+    mean_latents: Callable[[Batch], Tensor],
+    *,
+    positive_weight: float,
+    device: torch.device,
+) -> Reward:
+    """The reward of the classifier in ``folder`` for a model whose batches ``maker`` makes.
+
+    The classifier reads small grey images, ``open_small(size=...)``: a linear map shows it the latents.
+    ``mean_latents`` are those of a batch, before the scaling factor.
+    """
+    judge = load_classifier(folder)
+
+    @torch.no_grad()
+    def latents(rows: Tensor) -> Tensor:
+        batch = maker.fixed(rows, {}).to(device)
+        return torch.cat([mean_latents(part).cpu() for part in batch.parts(len(rows))])
+
+    preview = preview_fit(open_small(size=judge.size), latents)
+    said = dict(zip(maker.rows.tolist(), maker.labels, strict=True))
+    return make_reward(judge, preview, said, positive_weight=positive_weight, device=device)
