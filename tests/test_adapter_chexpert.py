@@ -216,3 +216,26 @@ def test_both_collections_split_alike(tmp_path: Path) -> None:
     small, plus = read_chexpert(tmp_path, val_share=0.5)[0], read_chexpert_plus(tmp_path / "plus", val_share=0.5)[0]
     both = small.merge(plus, on="patient_id")
     assert len(both) == 3 and (both["split_x"] == both["split_y"]).all()
+
+
+@pytest.mark.parametrize("inner", ["", "train/"])
+def test_the_full_size_release_is_found_in_its_batches(tmp_path: Path, inner: str) -> None:
+    small = chexpert_tree(tmp_path / "small")
+    full = tmp_path / "chexpertchestxrays-u20210408"
+    first = full / "CheXpert-v1.0 batch 1 (validate & csv)"
+    first.mkdir(parents=True)
+    for name in ("train.csv", "valid.csv"):
+        (first / name).write_text((small / name).read_text().replace("CheXpert-v1.0-small", "CheXpert-v1.0"))
+    (small / "valid").rename(first / "valid")
+    for patient in sorted((small / "train").iterdir()):
+        batch = 2 if patient.name < "patient00006" else 3
+        target = full / f"CheXpert-v1.0 batch {batch} (train {batch - 1})" / f"{inner}{patient.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        patient.rename(target)
+    for root in (full, first):
+        table, _ = read_chexpert(root)
+        paths = {Path(image).relative_to(full).as_posix() for image in table["image"]}
+        assert f"CheXpert-v1.0 batch 2 (train 1)/{inner}patient00001/study1/view1_frontal.jpg" in paths
+        assert f"CheXpert-v1.0 batch 3 (train 2)/{inner}patient00012/study1/view1_frontal.jpg" in paths
+        assert any(path.startswith("CheXpert-v1.0 batch 1 (validate & csv)/valid/patient") for path in paths)
+        assert all(Path(image).is_file() for image in table["image"])

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from trees_b import carried, carried_rows, nih_tree, write_image
 
 from roentgen.data.labels import NIH_14
 from roentgen.data.manifest import as_cells, read_manifest, row_problems, write_manifest
-from roentgen.data.sources.common import manifest_columns
+from roentgen.data.sources.common import ages, manifest_columns
 from roentgen.data.sources.nih import BOX_COLUMNS, COLUMNS, SEX_COLUMNS, nih_rows, read_nih
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
@@ -37,6 +38,34 @@ def test_tree_becomes_a_valid_manifest(tmp_path: Path, old: bool, flat: bool) ->
     assert normal["No Finding"] == 1 and normal["age"] != normal["age"]  # 414 years
     table["text"] = "Chest radiograph."
     read_manifest(write_manifest(table, tmp_path / "manifest.csv"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "age"),
+    [
+        ("058Y", 58),
+        ("58", 58),
+        ("0.5", 0.5),
+        ("005M", 0.42),
+        ("026D", 0.07),
+        ("010W", 0.19),
+        ("018M", 1.5),
+        ("000D", 0),
+    ],
+)
+def test_ages_in_months_weeks_and_days(tmp_path: Path, cell: str, age: float) -> None:
+    folder = nih_tree(tmp_path, old=True)
+    path = folder / "Data_Entry_2017.csv"
+    path.write_text(path.read_text().replace("414Y", cell))
+    table, counts = read_nih(folder)
+    assert by_image(table)["00000002_000.png"]["age"] == age and not counts
+
+
+@pytest.mark.parametrize("cell", ["5X", "M", "121Y", "1500M", "-3", "5 M"])
+def test_what_is_no_age_is_blank_and_counted(cell: str) -> None:
+    counts: Counter[str] = Counter()
+    assert ages(pd.Series([cell, "7"]), counts).isna().tolist() == [True, False]
+    assert counts == {"impossible ages left blank": 1}
 
 
 def test_sides_are_the_patients(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from roentgen.data.check import (
     severity_of,
 )
 from roentgen.data.labels import CHEXPERT_14, CHEXPERT_OUTSIDE, MESH, NIH_14, PADCHEST, label_value
-from roentgen.data.manifest import read_manifest
+from roentgen.data.manifest import finding_columns, read_manifest
 from roentgen.data.sources import SOURCES
 from roentgen.data.sources.common import hashed_split
 from roentgen.data.sources.openchest import sides_of_boxes
@@ -290,6 +290,35 @@ def test_csv_columns_are_mapped(users: Path) -> None:
     assert (frame["Pneumothorax"] == 0).all()
     assert set(frame["split"]) == {"train", "val", "test"}
     assert frame.groupby("patient_id")["split"].nunique().max() == 1
+
+
+def test_other_peoples_columns_in_one_flag(users: Path) -> None:
+    table = pd.read_csv(users / "users.csv", dtype=str)
+    names = ["Effusion|Hiatal thing", "No Finding", "", "Pleural_Effusion;mass", "lung opacity"]
+    table["finding_labels"] = [names[row % 5] for row in range(len(table))]
+    table["dicom_id"] = table["path"].str.removesuffix(".png")
+    table[["dicom_id", "impression", "finding_labels", "subject"]].to_csv(users / "users.csv", index=False)
+    column = {"image": "dicom_id", "text": "impression", "findings": "finding_labels", "patient": "subject"}
+    flags = {"root": str(users / "films"), "csv": str(users / "users.csv"), "out": str(users / "out.csv")}
+    assert prepare("csv", **flags, column=column) == 0
+    frame = read_manifest(users / "out.csv")
+    assert frame["text"][3] == "Text 3." and Path(frame["image"][3]).name == "3.png"
+    assert finding_columns(frame) == ["No Finding", "Effusion", "Mass", "Lung Opacity"]
+    assert frame["Effusion"][:5].fillna(-1).tolist() == [1, 0, -1, 1, 0]
+    assert frame["No Finding"][:5].fillna(-1).tolist() == [0, 1, -1, 0, 0]
+    assert frame["Mass"][:5].fillna(-1).tolist() == [0, 0, -1, 1, 0]
+    flags["overwrite"] = True
+    for more, message in [
+        ({"column": {"pixels": "dicom_id"}}, "--column: 'pixels' is none of image, text"),
+        ({"column": {"image": "file"}}, "--column, image: .* has no column 'file'"),
+        ({"column": {"image": "dicom_id"}, "image_column": "subject"}, "two columns for image"),
+        ({"column": column | {"findings": "subject"}}, "no cell names a finding"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            prepare("csv", **flags, **more)
+    Image.fromarray(film(0)).save(users / "films" / "3.jpg")
+    with pytest.raises(UserError, match=r"is there twice, as .*3\.png and .*3\.jpg"):
+        prepare("csv", **flags, column=column)
 
 
 def test_random_split_has_the_shares_and_does_not_move() -> None:

@@ -168,7 +168,7 @@ def _cell(value: object) -> str:
 
 def _check_column_names(table: pd.DataFrame, path: Path) -> None:
     """Catch misspelled finding columns, which would else be ignored as columns of the user's own."""
-    simple = {_simple(name): name for name in FINDINGS}
+    simple = {simple_name(name): name for name in FINDINGS}
     for column in table.columns:
         if column in CORE or column in FINDINGS:
             continue
@@ -176,13 +176,14 @@ def _check_column_names(table: pd.DataFrame, path: Path) -> None:
         name = column.removesuffix(suffix)
         if suffix and name in FINDINGS:
             continue
-        close = difflib.get_close_matches(_simple(name), simple, n=1, cutoff=0.85)
+        close = difflib.get_close_matches(simple_name(name), simple, n=1, cutoff=0.85)
         if close:
             meant = simple[close[0]] + suffix
             raise UserError(f"manifest {path} has an unknown column {column!r}; rename it to {meant!r}")
 
 
-def _simple(name: str) -> str:
+def simple_name(name: str) -> str:
+    """A name as its lower-case letters and digits: how people write a finding does not matter."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 

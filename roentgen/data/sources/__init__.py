@@ -49,7 +49,8 @@ def _sections(given: Given) -> tuple[Blank, str]:
 
 
 def _of_column(given: Given) -> tuple[Blank, str]:
-    return "error" if "text_column" in given else "compose", "--text-column"
+    named = "text_column" in given or "text" in given.get("column", {})
+    return "error" if named else "compose", "--text-column"
 
 
 def _of_padchest(given: Given) -> tuple[Blank, str]:

@@ -93,10 +93,11 @@ def read_chexpert(
     val_share: ShareBelowOne = 0.05,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, Counter[str]]:
-    """Read CheXpert (``CheXpert-v1.0`` or ``CheXpert-v1.0-small``) as a manifest table of its frontal images.
+    """Read CheXpert (full size, its batches or ``CheXpert-v1.0-small``) as a manifest table of its frontal images.
 
     Args:
-        root: the folder of ``train.csv`` and ``valid.csv``, or the folder above it.
+        root: the folder of ``train.csv`` and ``valid.csv``, or the folder above it; of the full-size release the folder
+            of its batches.
         uncertain: what a label of -1 becomes.
         missing: stop, or drop the row, when an image file is not there.
         val_share: share of the train patients for ``val``; unused where the official test set is there.
@@ -124,9 +125,32 @@ def read_chexpert(
     counts: Counter[str] = Counter()
     cells = frontal_rows(cells, counts, path=train)
     table = chexpert_rows(cells, counts, uncertain=uncertain, val_share=val_share, seed=seed, path=train)
-    table["image"] = [f"{folder}/{tail}" for tail in table["image"]]
+    places = batch_folders(folder)
+
+    def place(tail: str) -> str:
+        patient, study, rest = tail.partition("/study")
+        return places.get(patient, f"{folder}/{patient}") + study + rest
+
+    table["image"] = table["image"].map(place)
     table = keep_present(table, are_files(table["image"].tolist()), counts, missing=missing, root=folder)
     return manifest_columns(table), counts
+
+
+def batch_folders(folder: Path) -> dict[str, str]:
+    """Patient such as "train/patient00001" -> the folder of its studies, in the full-size release's batches.
+
+    That comes as folders side by side, ``CheXpert-v1.0 batch 1 (validate & csv)``, ``CheXpert-v1.0 batch 2 (train 1)``
+    ..., which hold ``train/`` or ``valid/``, or the patients themselves. ``folder`` is that of the tables: one of the
+    batches, or the folder that holds or lies beside them. Without batches the answer is empty.
+    """
+    places: dict[str, str] = {}
+    for batch in sorted({*folder.glob("*batch*"), *folder.parent.glob("CheXpert*batch*")}):
+        splits = [(name, batch / name) for name in ("train", "valid", "test") if (batch / name).is_dir()]
+        if batch.is_dir() and not splits:
+            splits = [("valid" if "valid" in batch.name else "train", batch)]
+        for split, place in splits:
+            places.update({f"{split}/{patient.name}": str(patient) for patient in place.glob("patient*")})
+    return places
 
 
 def frontal_rows(table: pd.DataFrame, counts: Counter[str], *, path: object = "") -> pd.DataFrame:

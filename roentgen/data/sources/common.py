@@ -14,7 +14,7 @@ from typing import Literal
 
 import pandas as pd
 
-from roentgen.data.manifest import CORE, MAX_AGE, SIDE_SUFFIX, SPLITS
+from roentgen.data.manifest import CORE, MAX_AGE, SIDE_SUFFIX, SPLITS, simple_name
 from roentgen.errors import UserError
 from roentgen.files import sha256
 from roentgen.prompts.vocabulary import FINDINGS
@@ -22,6 +22,7 @@ from roentgen.prompts.vocabulary import FINDINGS
 Missing = Literal["error", "drop"]
 SIDED = tuple(name for name, finding in FINDINGS.items() if finding.can_have_side)
 SPLIT_WORDS = {"validate": "val", "valid": "val", "validation": "val", "training": "train", "testing": "test"}
+AGE_UNITS = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}  # to the year, of DICOM's ages
 CHUNK = 1000  # paths that one thread looks at in one go
 
 
@@ -126,9 +127,20 @@ def hashed_splits(patients: pd.Series, val_share: float, test_share: float, *, s
     return patients.map(split)
 
 
+def years_of(cells: pd.Series) -> pd.Series:
+    """Years as float64 from "58", 58.0 and DICOM's "058Y", "005M", "010W" and "026D"; NaN for anything else.
+
+    Months, weeks and days give years to two decimals.
+    """
+    parts = cells.str.strip().str.upper().str.extract(r"^(-?\d+(?:\.\d*)?)([YMWD]?)$")
+    number = pd.to_numeric(parts[0], errors="coerce").astype("float64")
+    whole = parts[1].isin(["", "Y"])
+    return number.where(whole, (number / parts[1].map(AGE_UNITS)).round(2))
+
+
 def ages(cells: pd.Series, counts: Counter[str]) -> pd.Series:
-    """Years as float64 from "58", "058Y" or 58.0; above ``MAX_AGE`` or not a number is blank, and counted."""
-    years = pd.to_numeric(cells.str.extract(r"^(-?\d+(?:\.\d*)?)[Yy]?$")[0], errors="coerce").astype("float64")
+    """``years`` of text cells; above ``MAX_AGE`` or not an age is blank, and counted."""
+    years = years_of(cells)
     good = years.between(0, MAX_AGE)
     bad = int(((cells != "") & ~good).sum())
     if bad:
@@ -155,8 +167,8 @@ def drop_rows(table: pd.DataFrame, bad: pd.Series, counts: Counter[str], why: st
 
 def finding_map(names: list[str], given: Mapping[str, str] | None, *, csv: Path) -> dict[str, str]:
     """The user's columns that hold findings -> roentgen's finding, by the given map or by their names."""
-    simple = {_simple(finding): finding for finding in FINDINGS}
-    found = {name: simple[_simple(name)] for name in names if _simple(name) in simple}
+    simple = {simple_name(finding): finding for finding in FINDINGS}
+    found = {name: simple[simple_name(name)] for name in names if simple_name(name) in simple}
     for name, finding in (given or {}).items():
         if name not in names:
             raise UserError(f"--finding-columns: {csv} has no column {name!r}; it has {', '.join(names)}")
@@ -168,7 +180,3 @@ def finding_map(names: list[str], given: Mapping[str, str] | None, *, csv: Path)
     if twice:
         raise UserError(f"--finding-columns: two columns of {csv} give {twice[0]!r}; rename or drop one")
     return found
-
-
-def _simple(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -59,6 +59,7 @@ from roentgen.data.sources.common import (
     hashed_splits,
     manifest_columns,
     walk,
+    years_of,
 )
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
@@ -72,7 +73,6 @@ TAGS = (
     *("BodyPartExamined", "PresentationIntentType", "PatientSex", "PatientAge", "PatientBirthDate", "StudyDate"),
 )
 HEADER = (*TAGS, "PatientOrientation", "Rows")
-AGE_UNITS = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}  # to the year
 WHOLE_REPORT = "report"
 SHORTEST_SALT = 8  # characters; a shorter one is guessed
 
@@ -313,8 +313,7 @@ def _patients(table: pd.DataFrame, counts: Counter[str]) -> pd.Series:
 
 def _years(table: pd.DataFrame) -> pd.Series:
     """Whole years as text: from PatientAge, else from the dates; "" where neither is there."""
-    parts = table["PatientAge"].str.extract(r"^(\d{1,3})([YMWD]?)$")
-    stated = pd.to_numeric(parts[0]) / parts[1].replace("", "Y").map(AGE_UNITS)
+    stated = years_of(table["PatientAge"])
     birth = pd.to_datetime(table["PatientBirthDate"], format="%Y%m%d", errors="coerce")
     study = pd.to_datetime(table["StudyDate"], format="%Y%m%d", errors="coerce")
     years = stated.fillna((study - birth).dt.days / 365.25)

@@ -35,6 +35,7 @@ from pathlib import Path
 import pandas as pd
 
 from roentgen.data.manifest import SIDE_SUFFIX
+from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 from roentgen.prompts import FINDINGS
 
@@ -108,10 +109,7 @@ def read_openchest(root: str | Path) -> tuple[pd.DataFrame, Counter[str]]:
     rows = []
     replaced: set[tuple[str, ...]] = set()
     for folder in folders:
-        metadata = pd.read_csv(folder / "metadata.csv", dtype=str, keep_default_na=False)
-        missing = [column for column in COLUMNS if column not in metadata.columns]
-        if missing:
-            raise UserError(f"{folder / 'metadata.csv'} lacks the column {missing[0]!r}; get openchest again")
+        metadata = read_table(folder / "metadata.csv", required=COLUMNS, optional=None, fix="get openchest again")
         for record in metadata.to_dict("records"):
             cells = {str(key): value for key, value in record.items()}
             row, unknown = manifest_row(cells, folder)
