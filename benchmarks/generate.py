@@ -1,7 +1,7 @@
 """Time and memory of `roentgen generate`, beside stock diffusers with the same weights in the same run.
 
-    python benchmarks/generate.py --out benchmarks/results/generate-cpu.json --update README.md
-    python benchmarks/generate.py --result benchmarks/results/generate-cpu.json --update README.md
+    python benchmarks/generate.py --out benchmarks/results/generate-cpu.json --update README.md,docs/speed.md
+    python benchmarks/generate.py --result benchmarks/results/generate-cpu.json --update README.md,docs/speed.md
 
 Every measurement is a process of its own, so that imports, loading and writing the file count; ours and
 theirs take turns, after one warm-up each that fills the file cache. A further image costs a quarter of what
@@ -36,7 +36,7 @@ from roentgen.config import parse_call
 from roentgen.errors import UserError
 from roentgen.files import read_json, write_atomic
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
-from roentgen.metrics.report.tables import replace_between_markers
+from roentgen.metrics.report.tables import fill
 from roentgen.models import hub, loading
 from roentgen.provenance import git_state, processor, versions
 
@@ -84,7 +84,8 @@ def measure(
         model: mini, or a diffusers folder; both sides load the same files.
         out: JSON file for the result.
         result: Measure nothing, take this JSON file of an earlier run.
-        update: Document in which the region results:speed is replaced by the table.
+        update: Documents, with commas, in which the regions results:speed (all) and results:speed-summary (six rows)
+            are replaced.
         steps: Denoising steps (default: the model's).
         guidance: Guidance scale (default: the model's).
         sampler: dpm++, unipc, ddim or pndm (default: the model's).
@@ -97,8 +98,9 @@ def measure(
         raise UserError("--repeats and --helps must be at least 1")
     if not 1 <= short < long <= len(prompts(None)):
         raise UserError(f"--short {short} --long {long}: must rise, from 1 to {len(prompts(None))}")
-    if update is not None:  # before minutes of measuring
-        replace_between_markers(Path(update), "speed", "", write=False)
+    documents = [] if update is None else [Path(name) for name in update.split(",")]
+    for document in documents:  # before minutes of measuring
+        fill(document, {"speed": "", "speed-summary": ""}, write=False)
     if result is not None:
         found = read_json(Path(result), advice="fetch the model again")
     else:
@@ -108,8 +110,8 @@ def measure(
         write_atomic(Path(out), (json.dumps(found, indent=1) + "\n").encode())
     lines = table(found)
     print(lines)
-    if update is not None:
-        replace_between_markers(Path(update), "speed", lines)
+    for document in documents:
+        fill(document, {"speed": lines, "speed-summary": summary_table(found)})
     return 0
 
 
@@ -355,6 +357,33 @@ def table(result: dict[str, Any]) -> str:
         f"{published['guidance']:g}.",
     ]
     return "\n".join(lines)
+
+
+def summary_table(result: dict[str, Any]) -> str:
+    """Six rows of a result for a front page; the whole is ``table``."""
+    rows = []
+    for name, (words, form) in MEASURES.items():
+        ours, theirs = (form.format(result[side][name]["median"]) for side in ("roentgen", "diffusers"))
+        rows.append(f"| {words} | {ours} | {theirs} |")
+    arms = result["sets"]["arms"]
+    for words, ours, theirs in (
+        ("an image of a data set, float32 (s)", "roentgen export, float32", REFERENCE),
+        ("an image of a data set, bfloat16 (s)", EXPORT, "diffusers, batches, bfloat16"),
+        ("the same beside RoentGen's published sampling (s)", EXPORT, ROENTGEN),
+    ):
+        cells = [f"{arms[name]['seconds_per_image']['median']:.2f}" for name in (ours, theirs)]
+        rows.append(f"| {words} | {cells[0]} | {cells[1]} |")
+    facts = result["machine"]
+    return "\n".join(
+        [
+            "| | roentgen | stock diffusers |",
+            "|---|---:|---:|",
+            *rows,
+            "",
+            f"`{result['model']}` ({result['model_hash']}), {result['settings']['steps']} steps of "
+            f"{result['settings']['sampler']}, on {facts['cores']} cores of {facts['cpu']}, without a GPU.",
+        ]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,9 +2,9 @@
 
     git clone --depth 1 https://github.com/huggingface/diffusers PEER
     python benchmarks/train.py --peer PEER/examples/text_to_image/train_text_to_image.py \\
-        --out benchmarks/results/train-cpu.json --update README.md
+        --out benchmarks/results/train-cpu.json --update docs/speed.md
     python benchmarks/train.py --peer ... --model sd15-random --batch 16 --compiled true --out train-gpu.json
-    python benchmarks/train.py --result benchmarks/results/train-cpu.json --update README.md
+    python benchmarks/train.py --result benchmarks/results/train-cpu.json --update docs/speed.md
 
 Every measurement is the real script as a process of its own, at two lengths: what the longer takes more, over the
 images it sees more, is the cost of an image in the loop, and imports, loading and saving cancel. Arms take turns,

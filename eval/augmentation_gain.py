@@ -1,7 +1,7 @@
 """Does synthetic data help a classifier? Real images, synthetic ones, and both, tested on unseen real patients.
 
     python eval/augmentation_gain.py --real MANIFEST --synthetic NAME=MANIFEST ... --out eval/results/augmentation \\
-        --update README.md
+        --update docs/augmentation.md
 
 Every arm (``--list-arms``) trains the same network on its images, for the same number of images seen, at each size of
 the real subset and with each seed; the arms of a seed share subset, initial weights and test images. Training uses

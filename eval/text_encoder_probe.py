@@ -1,7 +1,7 @@
 """What a text encoder knows of findings: linear probes on its frozen states, on real reports.
 
     python eval/text_encoder_probe.py --encoder mini --encoder mini-finetuned=OUT/pipeline \\
-        --out eval/results/text_encoder.json --update README.md
+        --out eval/results/text_encoder.json --update docs/training.md
 
 The texts are the impressions of the Open-i reports (Demner-Fushman et al., JAMIA 2016), the labels the MeSH terms that
 human indexers gave each report. For each finding a logistic regression reads it from one vector a report (the mean of

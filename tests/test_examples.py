@@ -90,3 +90,15 @@ def test_unknown_labels_do_not_move_the_network() -> None:
 def test_a_folder_that_is_no_export_is_told_in_one_sentence(sample: Path, tmp_path: Path) -> None:
     with pytest.raises(errors.UserError, match=r"no Data_Entry_synthetic\.csv in it"):
         EXAMPLE.main(["--real", str(sample), "--synthetic", str(tmp_path)])
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / "examples/quickstart.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "commit the notebook without outputs"
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in shown)
+    assert (tmp_path / "out/cardiomegaly.png").is_file()

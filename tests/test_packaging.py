@@ -1,4 +1,4 @@
-"""The package as a user meets it: versions, weights, make goals, and every command of the README."""
+"""The package as a user meets it: versions, weights, make goals, and every command of README and docs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -27,23 +28,31 @@ CARD = (MINI / "README.md").read_text(encoding="utf-8")
 MAX_WEIGHTS = 90e6
 
 
-def fenced(language: str) -> list[str]:
-    """Code blocks of the README in ``language``."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+DOCUMENTS = {"README.md": README} | {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
+}
 
 
-def commands() -> list[list[str]]:
-    """Every command of the README's bash blocks, split into words."""
-    lines = [line for block in fenced("bash") for line in block.replace("\\\n", " ").splitlines()]
+def fenced(language: str, text: str) -> list[str]:
+    """Code blocks of a document in ``language``."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every command of a document's bash blocks, split into words, without assignments in front."""
+    lines = [line for block in fenced("bash", text) for line in block.replace("\\\n", " ").splitlines()]
     words = [shlex.split(line) for line in lines if line.strip()]
     return [[*itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), each)] for each in words]
 
 
+ALL = [words for text in DOCUMENTS.values() for words in commands(text)]
+
+
 def of(program: str) -> list[list[str]]:
-    """The README's commands that start with ``program``, without it; there must be some."""
-    found = [words[1:] for words in commands() if words[0] == program]
-    assert found, f"the README has no `{program}` command"
-    return found
+    """The documents' commands that start with ``program``, without it, each once; there must be some."""
+    found = [words[1:] for words in ALL if words[0] == program]
+    assert found, f"no document has a `{program}` command"
+    return [list(words) for words in dict.fromkeys(map(tuple, found))]
 
 
 def named(words: list[str]) -> str:
@@ -97,8 +106,8 @@ def test_picture_of_the_readme_is_marked_and_made_by_mini() -> None:
     assert marks["synthetic"] == "true" and marks["model"] == "mini"
 
 
-PAGES = ["README.md", "roentgen/models/mini/README.md", "CHANGELOG.md", "train/configs/roentgen/README.md"]
-PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+PAGES = [*DOCUMENTS, "roentgen/models/mini/README.md", "CHANGELOG.md", "train/configs/roentgen/README.md"]
+PAGES += [name for name in ("CONTRIBUTING.md", "SECURITY.md") if (ROOT / name).exists()]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -124,25 +133,46 @@ def region(text: str, name: str) -> str:
     return found[0].strip("\n")
 
 
-@pytest.mark.parametrize("text", [README, CARD], ids=["readme", "card"])
-def test_tables_are_filled(text: str) -> None:
-    for name in ("mini", "speed"):
-        assert re.search(r"\| ?---", region(text, name)) and "Not measured" not in region(text, name)
+TABLES = {
+    "README.md": ("quality", "speed-summary"),
+    "docs/evaluate.md": ("suite", "mini"),
+    "docs/speed.md": ("speed", "train-speed"),
+    "docs/training.md": ("memory", "text-encoder"),
+    "docs/augmentation.md": ("augmentation",),
+}
 
 
-@pytest.mark.parametrize("text", [README, CARD], ids=["readme", "card"])
-def test_speed_table_is_that_of_the_result_file(text: str) -> None:
+@pytest.mark.parametrize(("document", "name"), [(page, name) for page, names in TABLES.items() for name in names])
+def test_tables_are_filled(document: str, name: str) -> None:
+    assert re.search(r"\| ?---", region(DOCUMENTS[document], name))
+    assert "Not measured" not in region(DOCUMENTS[document], name)
+
+
+@pytest.mark.parametrize("name", ["mini", "speed"])
+def test_tables_of_the_card_are_filled(name: str) -> None:
+    assert re.search(r"\| ?---", region(CARD, name)) and "Not measured" not in region(CARD, name)
+
+
+def test_speed_tables_are_those_of_the_result_file() -> None:
     spec = importlib.util.spec_from_file_location("benchmark_generate", ROOT / "benchmarks" / "generate.py")
     assert spec is not None and spec.loader is not None
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)
     result = json.loads((ROOT / "benchmarks" / "results" / "generate-cpu.json").read_text())
-    assert region(text, "speed") == bench.table(result)
+    assert region(DOCUMENTS["docs/speed.md"], "speed") == region(CARD, "speed") == bench.table(result)
+    assert region(README, "speed-summary") == bench.summary_table(result)
 
 
 def test_mini_tables_are_those_of_the_result_files() -> None:
-    pages = ["README.md", "roentgen/models/mini/README.md"]
+    pages = ["docs/evaluate.md", "roentgen/models/mini/README.md"]
     run_python(["eval/table.py", "eval/results/mini", *pages, "--check"], ROOT)
+    run_python(["eval/table.py", "--suite", "eval/results/mini-suite", "README.md", pages[0], "--check"], ROOT)
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 180
+    for name in ("quality", "speed-summary"):
+        assert len(re.findall(r"^\|", region(README, name), flags=re.MULTILINE)) == 2 + 6
 
 
 # ----------------------------------------------------------------------------------- make and CI
@@ -155,7 +185,7 @@ def test_ci_runs_check_and_test() -> None:
     assert "set -euo pipefail" in text and "make check" in text and "make test" in text
 
 
-@pytest.mark.parametrize("goal", ["demo", "test", "test-fast", "check"])
+@pytest.mark.parametrize("goal", ["demo", "test", "test-fast", "check", "docs"])
 def test_make_goal_installs_first(goal: str, tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
@@ -177,11 +207,21 @@ def test_make_says_when_python_is_too_old(tmp_path: Path) -> None:
     assert not (tmp_path / ".venv").exists()
 
 
-# --------------------------------------------------------------------------- commands of the README
+# --------------------------------------------------------------------------- commands of the documents
 
 
 def test_every_command_is_of_a_kind_that_is_checked() -> None:
-    assert {words[0] for words in commands()} <= {"roentgen", "make", "pip", "accelerate", "torchrun", "python"}
+    assert {words[0] for words in ALL} <= {"roentgen", "make", "source", "accelerate", "torchrun", "python"}
+
+
+@pytest.mark.parametrize("page", DOCUMENTS)
+def test_blocks_that_no_test_runs_say_what_they_need(page: str) -> None:
+    """A block is bash or Python, which are run below, or console with a line in front that says what it needs."""
+    blocks = re.findall(r"(?:^(.*)\n)?^```(\w*)\n", DOCUMENTS[page], flags=re.MULTILINE)
+    for before, language in blocks:
+        if language:  # a closing fence has none
+            assert language in ("bash", "python", "console"), language
+            assert language != "console" or re.fullmatch("<!-- needs: .+ -->", before), f"{page}: {before}"
 
 
 def test_make_commands_are_goals() -> None:
@@ -190,18 +230,29 @@ def test_make_commands_are_goals() -> None:
         assert words[0] in goals, words
 
 
-@pytest.mark.parametrize("words", of("roentgen"), ids=named)
+def unrun() -> list[list[str]]:
+    """The commands of the console blocks, which need what a test does not have."""
+    lines = [line for text in DOCUMENTS.values() for block in fenced("console", text) for line in block.splitlines()]
+    return [shlex.split(line.removeprefix("$ ")) for line in lines]
+
+
+WITH_ROENTGEN = [*of("roentgen"), *(words[1:] for words in unrun() if words[0] == "roentgen")]
+
+
+@pytest.mark.parametrize("words", WITH_ROENTGEN, ids=named)
 def test_roentgen_commands_parse(words: list[str]) -> None:
+    if words[0] in ("--help", "--version") or words[-1] == "--help":
+        return
     name = next(name for name in cli.COMMANDS if words[: len(name.split())] == name.split())
     command = cli.COMMANDS[name]
     rest = words[len(name.split()) :]
     parse_call(command.find(), rest, prog=f"roentgen {name}")
 
 
-@pytest.mark.parametrize("words", commands(), ids=named)
+@pytest.mark.parametrize("words", ALL, ids=named)
 def test_files_of_the_commands_exist(words: list[str]) -> None:
-    for word in words:
-        if re.match(r"(data|prompts|train|eval|benchmarks)/", word) and words[words.index(word) - 1] != "--out":
+    for before, word in itertools.pairwise(["", *words]):
+        if re.match(r"(data|prompts|train|eval|benchmarks|examples)/", word) and before != "--out":
             assert (ROOT / word).exists(), word
 
 
@@ -222,20 +273,24 @@ def test_scripts_know_the_flags(words: list[str]) -> None:
         assert flag in help_text, flag
 
 
+FEWER = {"generate": ["--steps", "2"], "eval": ["--steps", "2", "--num-prompts", "12", "--resamples", "20"]}
+"""What makes a command of the documents short enough for a test."""
+
+
 @pytest.mark.slow
-def test_roentgen_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the README's order and in one folder, as a reader would; two steps an image will do."""
+@pytest.mark.parametrize("page", [page for page, text in DOCUMENTS.items() if "```bash\nroentgen" in text])
+def test_roentgen_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the page's order and in one folder, as a reader would; few steps and prompts will do."""
     visit(tmp_path, monkeypatch)
-    for words in of("roentgen"):
-        if any(word.startswith(("runs/", "models/")) for word in words):
-            continue  # made by training, or fetched
-        fewer = ["--steps", "2"] if words[0] == "generate" else []
+    shutil.copytree(MINI, tmp_path / "runs/quickstart/pipeline")  # what the training command before would have made
+    for words in (words[1:] for words in commands(DOCUMENTS[page]) if words[0] == "roentgen"):
+        fewer = FEWER.get(words[0], []) if "--help" not in words and "--compare" not in words else []
         code = errors.run(lambda words=[*words, *fewer]: cli.main(words), prog="roentgen")  # type: ignore[misc]
         assert code == 0, words
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", fenced("python"), ids=lambda code: code.splitlines()[0])
+@pytest.mark.parametrize("code", [code for text in DOCUMENTS.values() for code in fenced("python", text)])
 def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     visit(tmp_path, monkeypatch)
     assert run_python(["-c", code], tmp_path).strip()
@@ -243,7 +298,7 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def visit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in ``folder``, with the repository's data in it, so that the repository stays as it is."""
-    for name in ("data", "prompts"):
+    for name in ("data", "prompts", "examples"):
         (folder / name).symlink_to(ROOT / name)
     monkeypatch.chdir(folder)
 

@@ -489,11 +489,14 @@ def test_command_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_readme_holds_the_committed_figures() -> None:
-    from roentgen.metrics.report.page import markdown
+def test_the_documents_hold_the_committed_figures() -> None:
+    from roentgen.metrics.report.page import QUALITY, markdown, quality
+
+    six = quality(ROOT / "eval/results/mini-suite")
+    assert six in (ROOT / "README.md").read_text(encoding="utf-8") and len(QUALITY) == 6
 
     text = markdown(ROOT / "eval/results/mini-suite")
-    assert text in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text in (ROOT / "docs/evaluate.md").read_text(encoding="utf-8")
     assert "| Planted copies found, exact (pixels) |" in text and "generated at that n" in text
     assert text.count("is not above the feature dimension") == 2  # one note of many that differ in n alone
 

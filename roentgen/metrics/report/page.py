@@ -128,6 +128,37 @@ def markdown(folder: Path) -> str:
     )
 
 
+# Six figures that stand for the rest: measure, what a reader calls it, which way is better.
+QUALITY = {
+    "auroc": ("Findings of the prompt seen by a classifier (AUROC)", "higher"),
+    "laterality": ("Findings on the side that the prompt names", "higher"),
+    "fid": ("Fréchet distance to real images (classifier features)", "lower"),
+    "coverage": ("Real images with a generated neighbour (coverage)", "higher"),
+    "ms_ssim_within": ("Likeness of images of one prompt (MS-SSIM)", "as real"),
+    "near_copies": ("Near-copies of training images (share)", "lower"),
+}
+
+
+def quality(folder: Path) -> str:
+    """The six figures of ``QUALITY`` of a finished evaluation in ``folder``, as a Markdown table of a front page."""
+    results = {name: read_result(folder / f"{name}.json") for name in QUALITY}
+    rows = []
+    for name, (words, better) in QUALITY.items():
+        details = results[name]["details"]
+        bounds = [spelled(details.get(bound)) for bound in ("ceiling", "floor")]
+        if better == "lower":  # the floor of a distance is what real images score
+            bounds = [bounds[1], "–"]
+        rows.append([words, better, spelled(results[name]), *bounds])
+    first = results["auroc"]
+    return "\n\n".join(
+        [
+            table(["measure", "better", "generated", "real images", "by chance"], rows),
+            f"{first['n']:,} images of `{first['model']['name']}` ({first['model']['hash']}) beside real images of "
+            f"patients that it was not trained on; brackets: 95 % intervals.",
+        ]
+    )
+
+
 def drawings(results: Mapping[str, Written]) -> list[Plot]:
     """All plots that the results have data for, in their order."""
     found: list[Plot] = []

@@ -137,3 +137,13 @@ def replace_between_markers(document: Path, name: str, text: str, *, write: bool
     if write:
         write_atomic(document, new.encode())
     return True
+
+
+def fill(document: Path, texts: Mapping[str, str], *, write: bool = True) -> bool:
+    """Put each of ``texts`` (name to Markdown) whose markers ``document`` has between them; whether that changes it.
+
+    UserError where it has the markers of none, or some twice or alone.
+    """
+    content = document.read_text(encoding="utf-8") if document.is_file() else ""
+    present = [name for name in texts if f"results:{name} -->" in content] or list(texts)[:1]
+    return any([replace_between_markers(document, name, texts[name], write=write) for name in present])
