@@ -69,7 +69,7 @@ ARMS = {
 
 
 @dataclass(frozen=True)
-class Job:
+class Comparison:
     """What all arms share. ``folder`` is the benchmark's own; ``model`` a pipeline folder in it."""
 
     folder: Path
@@ -198,7 +198,7 @@ def prepare(
     precision: str,
     workers: int,
     device: str,
-) -> Job:
+) -> Comparison:
     """Model folder and ``count`` training images, for both sides."""
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +213,7 @@ def prepare(
         if made.returncode != 0:
             raise UserError(f"--model {model}: cannot be made ({last_line(made.stderr)})")
     resolution = pipeline_resolution(place)
-    job = Job(folder, place, peer, resolution, batch, precision, workers, device)
+    job = Comparison(folder, place, peer, resolution, batch, precision, workers, device)
     write_images(job, count, pixels or resolution)
     return job
 
@@ -284,7 +284,7 @@ def write_model(name: str, folder: str) -> None:
     pipe.save_pretrained(folder)
 
 
-def write_images(job: Job, count: int, pixels: int) -> None:
+def write_images(job: Comparison, count: int, pixels: int) -> None:
     """``count`` training images of short side ``pixels`` with their texts, as diffusers and as roentgen read them.
 
     The sample's images, again and again, in files of their own: both sides read as many files as in a large archive.
@@ -319,14 +319,14 @@ def write_images(job: Job, count: int, pixels: int) -> None:
 # ---------------------------------------------------------------------------------------------- commands
 
 
-def command(job: Job, arm: str, steps: int, out: Path) -> list[str]:
+def command(job: Comparison, arm: str, steps: int, out: Path) -> list[str]:
     """The command line of ``arm`` for ``steps`` steps."""
     flags = peer_flags(job, arm, steps, out) if arm.startswith(PEER) else our_flags(job, arm, steps, out)
     words = [str(word) for pair in flags.items() for word in pair if word is not None]
     return [sys.executable, str(job.peer if arm.startswith(PEER) else RECIPE), *words]
 
 
-def peer_flags(job: Job, arm: str, steps: int, out: Path) -> dict[str, object]:
+def peer_flags(job: Comparison, arm: str, steps: int, out: Path) -> dict[str, object]:
     """diffusers' flags for the same training; a flag without a value has None."""
     return {
         "--pretrained_model_name_or_path": job.model,
@@ -350,7 +350,7 @@ def peer_flags(job: Job, arm: str, steps: int, out: Path) -> dict[str, object]:
     }
 
 
-def our_flags(job: Job, arm: str, steps: int, out: Path) -> dict[str, object]:
+def our_flags(job: Comparison, arm: str, steps: int, out: Path) -> dict[str, object]:
     """The recipe's flags: the U-Net alone, as the peer trains; one log line each ten steps, nothing else in between."""
     where = "cache" if "cached" in arm else "online"
     return {
@@ -393,7 +393,9 @@ class Run:
     speed: Mapping[str, Any] | None
 
 
-def run_arms(job: Job, arms: Sequence[str], *, short: int, long: int, repeats: int) -> dict[str, list[list[Run]]]:
+def run_arms(
+    job: Comparison, arms: Sequence[str], *, short: int, long: int, repeats: int
+) -> dict[str, list[list[Run]]]:
     """For each arm the warm-up ``[[run]]``, then ``[short, long]`` for each repeat; arms take turns."""
     runs: dict[str, list[list[Run]]] = {arm: [] for arm in arms}
     for repeat in range(-1, repeats):
@@ -405,7 +407,7 @@ def run_arms(job: Job, arms: Sequence[str], *, short: int, long: int, repeats: i
     return runs
 
 
-def run(job: Job, arm: str, steps: int) -> Run:
+def run(job: Comparison, arm: str, steps: int) -> Run:
     """One process of ``arm``; UserError with its last words if it fails."""
     out = job.folder / "run"
     shutil.rmtree(out, ignore_errors=True)
@@ -487,7 +489,7 @@ def last_line(text: str) -> str:
 
 
 def summarise(
-    job: Job, runs: Mapping[str, list[list[Run]]], *, name: str, short: int, long: int, out: Path
+    job: Comparison, runs: Mapping[str, list[list[Run]]], *, name: str, short: int, long: int, out: Path
 ) -> dict[str, Any]:
     """The result of all runs, written to ``out``."""
     images = (long - short) * job.batch
@@ -568,13 +570,13 @@ def summarise(
     )
 
 
-def shown_flags(job: Job, arm: str) -> list[str]:
+def shown_flags(job: Comparison, arm: str) -> list[str]:
     """Flags as they were, without the benchmark's folders and lengths."""
     words = command(job, arm, 0, job.folder / "run")[2:]
     return [Path(word).name if word.startswith("/") else word for word in words]
 
 
-def flops_per_image(job: Job) -> int:
+def flops_per_image(job: Comparison) -> int:
     """Operations of forward and backward of the U-Net for one image."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel

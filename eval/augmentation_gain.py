@@ -214,7 +214,7 @@ def measure(args: argparse.Namespace) -> bool:
 
     # The analysis: paired by seed, bootstrap over test patients.
     test = table[table["split"] == "test"]
-    sample = augmentation.Sample(
+    sample = augmentation.HeldOut(
         labels=real.labels[real.rows("test")].astype(np.float64),
         findings=tuple(findings),
         weights=cluster_weights(test["patient_id"].tolist(), args.resamples, 0),
@@ -245,7 +245,7 @@ def measure(args: argparse.Namespace) -> bool:
 def write(
     args: argparse.Namespace,
     entries: list[dict[str, Any]],
-    sample: augmentation.Sample,
+    sample: augmentation.HeldOut,
     context: Context,
     recipe: Recipe,
     primary: str,

@@ -241,11 +241,11 @@ def test_intervals_over_patients_and_seeds_cover(of_seeds: float, least: float) 
     assert least < inside / 1000 < 0.98
 
 
-def sample(rng: np.random.Generator, n: int = 400) -> augmentation.Sample:
+def sample(rng: np.random.Generator, n: int = 400) -> augmentation.HeldOut:
     labels = (rng.random((n, 2)) < 0.3).astype(np.float64)
     sex = np.where(np.arange(n) % 2 == 0, "F", "M")
     weights = cluster_weights([f"p{i // 2}" for i in range(n)], 300, 0)
-    return augmentation.Sample(labels, ("Effusion", "Hernia"), weights, {"sex": sex})
+    return augmentation.HeldOut(labels, ("Effusion", "Hernia"), weights, {"sex": sex})
 
 
 def scores(rng: np.random.Generator, labels: np.ndarray, *, signal: float, seeds: int = 3) -> np.ndarray:
@@ -287,7 +287,7 @@ def test_gaps_between_groups_in_closed_form() -> None:
     n = 200
     labels = np.tile([[0.0], [0.0], [1.0], [1.0]], (n // 4, 1))
     sex = np.where(np.arange(n) % 2 == 0, "F", "M")
-    drawn = augmentation.Sample(labels, ("Effusion",), cluster_weights(range(n), 50, 0), {"sex": sex})
+    drawn = augmentation.HeldOut(labels, ("Effusion",), cluster_weights(range(n), 50, 0), {"sex": sex})
     biased = np.where(sex == "F", labels[:, 0], 0.5)[None, :, None]
     fair = labels[None]
     entry = augmentation.analyse({("real", "n10"): fair, ("arm", "n10"): biased}, drawn, baseline="real")[1]

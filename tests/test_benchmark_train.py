@@ -34,7 +34,7 @@ def bench() -> ModuleType:
 def job(bench: ModuleType, make_pipeline: Any, tmp_path: Path) -> Any:
     model = make_pipeline(tmp_path / "model", channels=3)
     (tmp_path / "peer.py").write_text("")
-    return bench.Job(tmp_path / "work", model, tmp_path / "peer.py", 32, 4, "bf16", 2, "cpu")
+    return bench.Comparison(tmp_path / "work", model, tmp_path / "peer.py", 32, 4, "bf16", 2, "cpu")
 
 
 def made_up(bench: ModuleType, device: str = "NVIDIA H200") -> dict[str, list[list[Any]]]:

@@ -324,6 +324,21 @@ def test_a_damaged_draw_or_shard_is_made_again(
     assert ("damaged" in capsys.readouterr().err) == (harm != "gone")
 
 
+def test_a_lost_draw_is_no_rejected_image(plan: Plan, tmp_path: Path, whole: dict[str, str]) -> None:
+    def losing(blocks: Any, scratch: Path) -> set[int]:
+        for _ in blocks:
+            pass
+        (tmp_path / "out" / ".work" / "draws" / "round-0" / "000002.json").unlink()
+        return set()
+
+    with pytest.raises(UserError, match=r"000002\.json is lost or damaged; run the same command again"):
+        run(plan, tmp_path / "out", find_repeats=losing)
+    shutil.rmtree(tmp_path / "out" / ".work" / "parts")
+    (tmp_path / "out" / ".work" / "draws" / "round-0.json").unlink()
+    run(plan, tmp_path / "out")
+    assert tree(tmp_path / "out") == whole
+
+
 def test_a_disk_that_fills_up_loses_nothing(
     plan: Plan, tmp_path: Path, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

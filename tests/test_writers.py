@@ -245,6 +245,14 @@ def test_an_exported_set_is_measured_by_its_manifest(tmp_path, formats):
     assert images.table["patient_id"].nunique() == 4
 
 
+def test_datasets_opens_the_folder_of_each_format(whole):
+    import datasets
+
+    for name, column in (("webdataset", "png"), ("parquet", "image")):
+        found = datasets.load_dataset(name, data_dir=str(whole / name), split="train")
+        check_images(found, column=column)
+
+
 def test_stems_stay_text_in_pandas(whole):
     table = pd.read_csv(whole / "manifest.csv")
     stems = pd.DataFrame({"id": [Path(image).stem for image in table["image"]]})

@@ -123,7 +123,7 @@ def evaluate(
     from roentgen.metrics.image_set import open_set
     from roentgen.metrics.report.page import write_report
     from roentgen.metrics.report.replicates import write_replicates
-    from roentgen.metrics.suite import Outcome, Plan, choose_extractors, choose_measures, run_suite
+    from roentgen.metrics.suite import Outcome, SuiteSettings, choose_extractors, choose_measures, run_suite
     from roentgen.provenance import portable
     from roentgen.synthesis.folder import generate_set, made_by, on_this_disk
 
@@ -168,7 +168,7 @@ def evaluate(
         sampler=sampler,
         dtype=dtype if generate else None,
     )
-    plan = Plan(
+    plan = SuiteSettings(
         out=target,
         cache=target / "cache",
         suite=suite,

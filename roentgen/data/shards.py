@@ -46,7 +46,7 @@ TAR_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShardSettings:
     """Everything beside the images that the bytes of the shards depend on. ``seed`` None: the manifest's order."""
 
     manifest_sha256: str
@@ -100,7 +100,7 @@ def write_shards(
     taken = [column for column in ADDED if column in table.columns]
     if taken:
         raise UserError(f"{manifest}: the column {taken[0]!r} is needed for the shards' own; rename it")
-    plan = Plan(sha256(manifest.read_bytes()), size, shard_mb, seed)
+    plan = ShardSettings(sha256(manifest.read_bytes()), size, shard_mb, seed)
     known = _known_tars(out, plan, overwrite=overwrite)
     folder = os.path.join(os.path.abspath(manifest.parent), "")  # noqa: PTH100, PTH118 - as in manifest.typed
     names = [image.removeprefix(folder) for image in table["image"]]
@@ -115,7 +115,7 @@ def write_shards(
         for split in SPLITS:
             order = _order_of(table, split, seed)
             start, number = 0, 0
-            samples: Iterator[_Sample] | None = None
+            samples: Iterator[_Member] | None = None
             while start < len(order):
                 name = f"{split}-{number:06d}.tar"
                 written = known.get(name)
@@ -155,7 +155,7 @@ def write_shards(
     return {split: (len(tars), sum(len(tar.rows) for tar in tars)) for split, tars in counts.items() if tars}
 
 
-def _known_tars(out: Path, plan: Plan, *, overwrite: bool) -> dict[str, Written]:
+def _known_tars(out: Path, plan: ShardSettings, *, overwrite: bool) -> dict[str, Written]:
     """Tars that earlier runs of the same plan finished; UserError where the folder holds anything else."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
@@ -260,7 +260,7 @@ def _rows_as_json(table: pd.DataFrame) -> Any:
 
 
 @dataclass(frozen=True)
-class _Sample:
+class _Member:
     """An image as it goes into a tar."""
 
     row: int
@@ -270,9 +270,9 @@ class _Sample:
 
 def _samples(
     pool: ThreadPoolExecutor, paths: Sequence[tuple[int, str]], *, size: int | None, ahead: int
-) -> Iterator[_Sample]:
+) -> Iterator[_Member]:
     """Images in order, at most ``ahead`` of them in memory."""
-    waiting: deque[Future[_Sample]] = deque()
+    waiting: deque[Future[_Member]] = deque()
     try:
         for row, path in paths:
             waiting.append(pool.submit(_sample, row, path, size))
@@ -285,15 +285,15 @@ def _samples(
             future.cancel()
 
 
-def _sample(row: int, path: str, size: int | None) -> _Sample:
+def _sample(row: int, path: str, size: int | None) -> _Member:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); mend the manifest's image column") from error
     if size is not None:
-        return _Sample(row, "png", resized_png(Path(path), size, data=data))
+        return _Member(row, "png", resized_png(Path(path), size, data=data))
     read_image(path, data=data)  # UserError on one that is damaged
-    return _Sample(row, _ending(data, path), data)
+    return _Member(row, _ending(data, path), data)
 
 
 def _ending(data: bytes, path: str) -> str:
@@ -328,7 +328,7 @@ class _Tar(HashedFile):
 
 
 def _write_tar(
-    path: Path, samples: Iterator[_Sample], start: int, *, limit: float, texts: pd.Series, rows: Any
+    path: Path, samples: Iterator[_Member], start: int, *, limit: float, texts: pd.Series, rows: Any
 ) -> Written:
     """Take samples into one tar until it is larger than ``limit`` bytes or there are no more; atomic."""
     places: list[tuple[int, str, int, int, str]] = []

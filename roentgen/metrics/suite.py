@@ -38,7 +38,7 @@ INDEX = "evaluation.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class SuiteSettings:
     """How to measure: which measures with which extractors, and what every random choice starts from.
 
     metrics: names of ``MEASURES``; asked: whether the user named them (then one that cannot be computed is an error).
@@ -119,7 +119,7 @@ def set_hash(images: ImageSet, workers: int) -> str:
 
 def run_suite(
     sets: Sequence[ImageSet],
-    plan: Plan,
+    plan: SuiteSettings,
     *,
     command: str,
     model: Mapping[str, Any],
@@ -264,7 +264,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     return dict(index)
 
 
-def _key(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
+def _key(plan: SuiteSettings, hashes: Mapping[str, str]) -> dict[str, Any]:
     """What all results of a folder share; the training images matter to single measures only."""
     return {
         "real": hashes["real"],
@@ -275,7 +275,7 @@ def _key(plan: Plan, hashes: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _claim(plan: Plan, hashes: Mapping[str, str]) -> None:
+def _claim(plan: SuiteSettings, hashes: Mapping[str, str]) -> None:
     """Make ``plan.out`` the folder of this evaluation; UserError if it is another's."""
     key = _key(plan, hashes)
     if (plan.out / INDEX).exists():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILE = Path(__file__).with_name("rates.json")
-"""Rates that ship, by model; ``python benchmarks/export.py --rates`` measures them."""
+"""Rates that ship, by model, each with the measurement that it is ``from``."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ Z = t_quantile((1 + LEVEL) / 2, math.inf)
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class HeldOut:
     """The test images and their bootstrap: labels (N, F) 1, 0, NaN; weights (B, N); groups: a grouping's name -> the
     group of each image (N,), "" where unknown."""
 
@@ -120,7 +120,7 @@ def macro(values: Floats) -> Floats:
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def score(probabilities: Floats, sample: Sample) -> Scores:
+def score(probabilities: Floats, sample: HeldOut) -> Scores:
     """AUROCs of one arm at one subset; ``probabilities`` (S, N, F) of its seeds on the test images."""
     columns = sample.scored
     each = [aurocs(one, sample.labels, sample.weights, columns) for one in probabilities]
@@ -135,7 +135,7 @@ def score(probabilities: Floats, sample: Sample) -> Scores:
     )
 
 
-def group_findings(sample: Sample, grouping: str) -> list[int]:
+def group_findings(sample: HeldOut, grouping: str) -> list[int]:
     """Columns with enough cases in every group, so that the groups' macros are over the same findings."""
     names = sample.groups[grouping]
     found = sample.scored
@@ -145,7 +145,7 @@ def group_findings(sample: Sample, grouping: str) -> list[int]:
     return found
 
 
-def group_macros(probabilities: Floats, sample: Sample, grouping: str) -> dict[str, tuple[float, Floats]]:
+def group_macros(probabilities: Floats, sample: HeldOut, grouping: str) -> dict[str, tuple[float, Floats]]:
     """Macro AUROC and its draws (B,) in each group of ``grouping``; {} where fewer than two can be compared."""
     names, columns = sample.groups[grouping], group_findings(sample, grouping)
     groups = np.unique(names[names != ""])
@@ -263,7 +263,7 @@ def gap_entries(arm: Scores, base: Scores) -> dict[str, Any]:
 
 
 def analyse(
-    predictions: Mapping[tuple[str, str], Floats], sample: Sample, *, baseline: str, rare: Sequence[int] = ()
+    predictions: Mapping[tuple[str, str], Floats], sample: HeldOut, *, baseline: str, rare: Sequence[int] = ()
 ) -> list[dict[str, Any]]:
     """One entry for each arm and subset, in the order of ``predictions``: (arm, subset) -> (S, N, F) probabilities.
 

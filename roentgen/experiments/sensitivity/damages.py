@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from roentgen.experiments.sensitivity.samples import Reader, Sample, World, changed
+from roentgen.experiments.sensitivity.samples import KnownImages, Reader, World, changed
 from roentgen.metrics.measure import (
     BLUR,
     BLURRED,
@@ -65,7 +65,7 @@ def doses_of(kind: Damage, n: int) -> list[float]:
     return [dose for dose in kind.doses if kind.name != COLLAPSE or dose < n]
 
 
-def damaged_sample(name: str, dose: float, start: Sample, world: World, reader: Reader, seed: int) -> Sample:
+def damaged_sample(name: str, dose: float, start: KnownImages, world: World, reader: Reader, seed: int) -> KnownImages:
     """``start`` after damage ``name`` of this ``dose``."""
     n = len(start)
     if name in PIXEL_DAMAGE:

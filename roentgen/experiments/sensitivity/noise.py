@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from roentgen.experiments.sensitivity.samples import Sample, World, join, pairs_of
+from roentgen.experiments.sensitivity.samples import KnownImages, World, join, pairs_of
 from roentgen.experiments.sensitivity.scores import METRICS, SPACES, Metric, in_space, train_in_space
 from roentgen.metrics import neighbours
 from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
@@ -19,7 +19,7 @@ from roentgen.metrics.statistics import cluster_weights, percentile_interval
 Floats = NDArray[np.float64]
 
 
-def noise_of_all(start: Sample, world: World, *, draws: int, seed: int) -> dict[str, Floats]:
+def noise_of_all(start: KnownImages, world: World, *, draws: int, seed: int) -> dict[str, Floats]:
     """Values (draws,) of each metric over undamaged images."""
     rng = np.random.default_rng(seed)
     pool = join(start, world.real)
@@ -63,7 +63,7 @@ class Lookup:
     within: Floats
 
     @staticmethod
-    def of(pool: Sample, world: World) -> Lookup:
+    def of(pool: KnownImages, world: World) -> Lookup:
         size = min(len(world.real), len(world.train))
         rng = np.random.default_rng(world.seed)
         drawn = [rng.choice(len(world.train), size, replace=False) for _ in range(5)]
@@ -99,7 +99,7 @@ def range_about(value: float, draws: Floats, bounds: tuple[float, float]) -> tup
     return max(bounds[0], low + shift), min(bounds[1], high + shift)
 
 
-def pair_draws(metric: Metric, start: Sample, world: World, *, draws: int, seed: int) -> list[float]:
+def pair_draws(metric: Metric, start: KnownImages, world: World, *, draws: int, seed: int) -> list[float]:
     """The metric's mean over image pairs drawn anew, with replacement, from four times as many undamaged pairs."""
     same = metric.key == "ms_ssim_within"
     used = world.same_kind if same else world.other_kind

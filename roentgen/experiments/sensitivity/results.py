@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from roentgen.experiments.sensitivity.samples import SIDE, Reader, Sample, World, changed
+from roentgen.experiments.sensitivity.samples import SIDE, KnownImages, Reader, World, changed
 from roentgen.experiments.sensitivity.scores import SPACES, Metric, in_space, train_in_space
 from roentgen.metrics.adherence.auroc import MIN_CASES
 from roentgen.metrics.memorisation import damage
@@ -45,7 +45,7 @@ def write_metric(
     entries: list[dict[str, Any]],
     undamaged: float,
     noise: tuple[float, float],
-    start: Sample,
+    start: KnownImages,
     world: World,
     context: Context,
 ) -> None:

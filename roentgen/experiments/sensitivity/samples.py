@@ -31,7 +31,7 @@ SIDE = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class KnownImages:
     """Images and what is known of them, one row an image.
 
     pixels uint8 (N, SIDE, SIDE); features (N, D); probabilities (N, F) and leftness (N, F) of the classifier's
@@ -53,10 +53,10 @@ class Sample:
     def __len__(self) -> int:
         return len(self.features)
 
-    def take(self, rows: NDArray[np.integer]) -> Sample:
-        return Sample(**{field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)})
+    def take(self, rows: NDArray[np.integer]) -> KnownImages:
+        return KnownImages(**{field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)})
 
-    def with_images(self, rows: NDArray[np.integer], other: Sample, numbers: NDArray[np.integer]) -> Sample:
+    def with_images(self, rows: NDArray[np.integer], other: KnownImages, numbers: NDArray[np.integer]) -> KnownImages:
         """The sample with the images of ``rows`` taken from ``other``; what was asked for stays."""
         changed = {}
         for name in IMAGE_FIELDS:
@@ -65,7 +65,7 @@ class Sample:
             changed[name] = values
         return replace(self, **changed)
 
-    def with_answers(self, rows: NDArray[np.integer], other: Sample, numbers: NDArray[np.integer]) -> Sample:
+    def with_answers(self, rows: NDArray[np.integer], other: KnownImages, numbers: NDArray[np.integer]) -> KnownImages:
         """The sample with what was asked for in ``rows`` taken from ``other``; the images stay."""
         changed = {}
         for name in ("labels", "sides", "kinds"):
@@ -78,10 +78,10 @@ class Sample:
 IMAGE_FIELDS = ("pixels", "features", "probabilities", "leftness", "thumbs", "hashes")
 
 
-def join(a: Sample, b: Sample) -> Sample:
+def join(a: KnownImages, b: KnownImages) -> KnownImages:
     """Rows of both, ``a`` first."""
-    fields = [field.name for field in dataclasses.fields(Sample)]
-    return Sample(**{name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in fields})
+    fields = [field.name for field in dataclasses.fields(KnownImages)]
+    return KnownImages(**{name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in fields})
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +91,8 @@ class World:
     views (V * N, 1024): crops of the training images, for the search of copies.
     """
 
-    real: Sample
-    train: Sample
+    real: KnownImages
+    train: KnownImages
     views: NDArray[np.float32]
     findings: tuple[str, ...]
     same_kind: NDArray[np.int64]
@@ -136,14 +136,14 @@ class Reader:
         # Everything came in single precision, so nothing is lost, and half of the disk is saved.
         return {field: v.astype(np.float32) if v.dtype == np.float64 else v for field, v in found.items()}
 
-    def sample(self, pixels: NDArray[np.uint8], rows: pd.DataFrame, name: str) -> Sample:
+    def sample(self, pixels: NDArray[np.uint8], rows: pd.DataFrame, name: str) -> KnownImages:
         """Images with what the manifest's ``rows`` say of them."""
         findings = self.classifier.findings
         nothing = pd.Series(np.nan, index=rows.index)
         blank = pd.Series("", index=rows.index)
         sides = [rows.get(f"{f}_side", blank).map({"left": 1, "right": -1}).fillna(0) for f in findings]
         kinds = [str(sorted(map(str, kind_of(labels_from_row(row))))) for row in rows.to_dict("records")]  # type: ignore[call-overload]
-        return Sample(
+        return KnownImages(
             pixels=pixels,
             **self.outputs(pixels, name),  # type: ignore[arg-type]
             labels=np.column_stack([rows.get(f, nothing).to_numpy(np.float64) for f in findings]),
@@ -152,7 +152,7 @@ class Reader:
             kinds=np.unique(kinds, return_inverse=True)[1],
         )
 
-    def again(self, sample: Sample, pixels: NDArray[np.uint8], name: str) -> Sample:
+    def again(self, sample: KnownImages, pixels: NDArray[np.uint8], name: str) -> KnownImages:
         """The same rows with other pixels."""
         return replace(sample, pixels=pixels, **self.outputs(pixels, name))  # type: ignore[arg-type]
 
@@ -167,7 +167,7 @@ def changed(pixels: NDArray[np.uint8], change: Callable[[damage.Grey, int], dama
         return np.stack(list(pool.map(change, pixels, range(len(pixels)))))
 
 
-def pairs_of(sample: Sample, count: int, *, same: bool, seed: int) -> NDArray[np.int64]:
+def pairs_of(sample: KnownImages, count: int, *, same: bool, seed: int) -> NDArray[np.int64]:
     """At most ``count`` pairs (P, 2) of rows of different patients, of one kind or of different kinds."""
     n = len(sample)
     first, second = np.triu_indices(n, 1)

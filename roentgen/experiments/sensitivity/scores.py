@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.experiments.sensitivity.samples import Sample, World
+from roentgen.experiments.sensitivity.samples import KnownImages, World
 from roentgen.metrics import neighbours, sharpness
 from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.distribution import frechet, kernel, prdc
@@ -22,51 +22,51 @@ from roentgen.metrics.memorisation.copies import near_duplicates
 from roentgen.metrics.memorisation.nearness import nearer_to_train
 
 Floats = NDArray[np.float64]
-Rows = Callable[[Sample, World], Floats]
+Rows = Callable[[KnownImages, World], Floats]
 KID_UNIT = 1000
 SPACES = {"features": "features", "pixels": "pixels 32 x 32, standardised, crops of train"}
 
 
-def fid(s: Sample, w: World) -> float:
+def fid(s: KnownImages, w: World) -> float:
     x, y = s.features - w.real.features.mean(axis=0), w.real.features - w.real.features.mean(axis=0)
     return frechet.weighted_frechet(x, y, x @ y.T, np.ones(len(x)), np.ones(len(y)))
 
 
-def kid(s: Sample, w: World) -> float:
+def kid(s: KnownImages, w: World) -> float:
     return KID_UNIT * kernel.mmd2(s.features, w.real.features)
 
 
-def manifold(which: str, s: Sample, w: World) -> float:
+def manifold(which: str, s: KnownImages, w: World) -> float:
     return float(getattr(manifolds_of(s, w), which))
 
 
 @lru_cache(maxsize=1)  # four metrics in a row read the same one
-def manifolds_of(s: Sample, w: World) -> prdc.Manifolds:
+def manifolds_of(s: KnownImages, w: World) -> prdc.Manifolds:
     return prdc.manifolds(w.real.features, s.features)
 
 
-def adherence(s: Sample, w: World) -> float:
+def adherence(s: KnownImages, w: World) -> float:
     none = np.ones((1, len(s)))
     return macro_auroc(s.probabilities, s.labels, w.findings, none, leave_out=("No Finding",)).value
 
 
-def right_side(s: Sample, w: World) -> float:
+def right_side(s: KnownImages, w: World) -> float:
     known = s.sides != 0
     return float((s.leftness[known] * s.sides[known] > 0).mean()) if known.any() else float("nan")
 
 
-def nearer(s: Sample, w: World) -> float:
+def nearer(s: KnownImages, w: World) -> float:
     found = nearer_to_train(s.features, w.train.features, w.real.features, subsets=5, resamples=1, seed=w.seed)
     return found.share
 
 
-def authentic_rows(s: Sample, w: World) -> Floats:
+def authentic_rows(s: KnownImages, w: World) -> Floats:
     """1 where a row is authentic (N,)."""
     found = authenticity(s.features, w.train.features, train_groups=w.train.patients, resamples=1)
     return np.asarray(found["details"]["authentic"])
 
 
-def in_space(space: str, s: Sample) -> NDArray[np.floating]:
+def in_space(space: str, s: KnownImages) -> NDArray[np.floating]:
     """A sample as points of a space in which copies are searched."""
     return s.features if space == "features" else neighbours.standardise(s.thumbs)
 
@@ -75,12 +75,12 @@ def train_in_space(space: str, w: World) -> NDArray[np.floating]:
     return w.train.features if space == "features" else w.views
 
 
-def copied(space: str, s: Sample, w: World) -> float:
+def copied(space: str, s: KnownImages, w: World) -> float:
     queries, unseen = in_space(space, s), in_space(space, w.real)
     return float(near_duplicates(queries, train_in_space(space, w), unseen, listed=0)["value"])
 
 
-def repeated(s: Sample, w: World) -> float:
+def repeated(s: KnownImages, w: World) -> float:
     found = duplicates_within(
         s.features,
         s.hashes,
@@ -93,21 +93,21 @@ def repeated(s: Sample, w: World) -> float:
     return float(found["value"])
 
 
-def alike(which: str, s: Sample, w: World) -> float:
+def alike(which: str, s: KnownImages, w: World) -> float:
     pairs = getattr(w, which)
     return float(pair_ms_ssim(s.pixels, pairs).mean()) if len(pairs) else float("nan")
 
 
 @lru_cache(maxsize=1)  # two metrics in a row read the same one
-def sharpness_rows(s: Sample) -> dict[str, Floats]:
+def sharpness_rows(s: KnownImages) -> dict[str, Floats]:
     return sharpness.each_sharpness(s.pixels)
 
 
-def mean_of(rows: Rows, s: Sample, w: World) -> float:
+def mean_of(rows: Rows, s: KnownImages, w: World) -> float:
     return sharpness.mean_of_known(rows(s, w))
 
 
-Value = Callable[[Sample, World], float]
+Value = Callable[[KnownImages, World], float]
 
 
 @dataclass(frozen=True)
