@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from test_suite import chest, sentence, write_generated, write_set
 
+from roentgen.images import read_provenance
 from roentgen.metrics import sharpness
 from roentgen.metrics.memorisation import damage
 from roentgen.metrics.sharpness import COHERENCE, CONTRAST, DETAIL_SHARE, band_name, each_sharpness, sharpness_of
@@ -137,13 +138,14 @@ def test_reconstructions_stand_beside_where_a_model_is_named(
     model = make_pipeline(tmp_path / "tiny")
     found = run(world, tmp_path / "out", run_cli, "--autoencoder", str(model))
     row = found["details"]["rows"][0]
-    assert row["reconstructed"]["n"] == 18 and "18 real images" in found["details"]["reconstructions"]
+    assert row["reconstructed"]["n"] == 18 and found["inputs"]["reconstructed"]["n"] == 24
     assert row["reconstructed"]["value"] != row["ceiling"]["value"]
-    assert "autoencoder of tiny" in found["extractor"]
+    marks = read_provenance(next((tmp_path / "out" / "reconstructed").glob("*.png")))
+    assert marks["model"] == "tiny" and "real image" in marks["content"]
     assert "reconstructed</th>" in (tmp_path / "out" / "report.html").read_text()
     said = sentence(
         run_cli,
         *("eval", "--real", str(world["real"]), "--synthetic", str(world["made"]), "--out", str(tmp_path / "no")),
         *("--metrics", "sharpness", "--autoencoder", str(tmp_path / "absent")),
     )
-    assert "--autoencoder" in said
+    assert "--autoencoder" in said and "absent" in said

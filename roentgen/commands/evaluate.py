@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from roentgen.config import (
     BatchSize,
     Count,
+    CountFromZero,
     Guidance,
     PathOrName,
     Positional,
@@ -56,6 +57,8 @@ def evaluate(
     num_images: Annotated[Count, Short("-n")] = 1,
     num_prompts: Count | None = None,
     replicates: Count = 1,
+    probes: CountFromZero = 0,
+    reconstructions: CountFromZero = 200,
     steps: Steps | None = None,
     guidance: Guidance | None = None,
     sampler: str | None = None,
@@ -98,6 +101,10 @@ def evaluate(
         num_prompts: With --generate, at most so many prompts, drawn at random by --seed; the other sets stay whole.
         replicates: With --generate, draw and measure the same prompts so many times from other seeds, for the spread
             over seeds; the first goes to OUT, the others to OUT/replicate-2, OUT/replicate-3, ...
+        probes: With --generate, images of each of ten further prompts that differ in one word (left and right, small
+            and large, mild and severe), from the same seeds; 0 for none.
+        reconstructions: Real images that go through the model's autoencoder and are measured as the best that it can
+            do, at most; 0 for none.
         steps: With --generate, denoising steps (default: the model's).
         guidance: With --generate, guidance scale (default: the model's).
         sampler: With --generate, the sampler (default: the model's).
@@ -121,20 +128,25 @@ def evaluate(
     from roentgen.files import hold_folder, require_writable
     from roentgen.metrics.features import extract_share
     from roentgen.metrics.image_set import open_set
+    from roentgen.metrics.measure import VALIDATION
+    from roentgen.metrics.measures import MEASURES
     from roentgen.metrics.report.page import write_report
     from roentgen.metrics.report.replicates import write_replicates
     from roentgen.metrics.suite import Outcome, SuiteSettings, choose_extractors, choose_measures, run_suite
     from roentgen.provenance import portable
-    from roentgen.synthesis.folder import generate_set, made_by, on_this_disk
+    from roentgen.synthesis.folder import further_sets, generate_set, made_by, on_this_disk
 
-    names = choose_measures(suite, metrics)
+    if probes and generate is None:
+        raise UserError("--probes is for --generate MODEL, which makes the images of the probes")
+    names = choose_measures(suite, metrics, probes=probes > 0)
+    wanted = {name for measure in names for name in MEASURES[measure].reads}
     target = Path(out)
     options: dict[str, Any] = {"skip_bad": skip_bad, "limit": limit, "seed": seed}
     sets = [open_set(Path(real), name="real", split=real_split if _is_manifest(real) else None, **options)]
     if train is not None:
         split = "train" if _is_manifest(train) else None
         sets.append(open_set(Path(train), name="train", split=split, **options))
-    validation = _validation(real, real_split, skip_bad=skip_bad) if "f1" in names else None
+    validation = _validation(real, real_split, skip_bad=skip_bad) if VALIDATION in wanted else None
     who, own_device = this_process(device)
     where = pick_device(own_device)
     if where == "cpu":
@@ -163,6 +175,8 @@ def evaluate(
         num_images=num_images if generate else None,
         num_prompts=num_prompts,
         replicates=replicates if replicates > 1 else None,
+        probes=probes or None,
+        reconstructions=None if reconstructions == 200 else reconstructions,
         steps=steps,
         guidance=guidance,
         sampler=sampler,
@@ -215,11 +229,28 @@ def evaluate(
         made = open_set(Path(source), name="synthetic", **options)
         model = model or made_by(made)
         case = [sets[0], made, *sets[1:], *([] if validation is None else [validation])]
+        case += further_sets(
+            folder,
+            sets[0],
+            generate=generate if "probes" in wanted else None,
+            autoencoder=(autoencoder or generate or on_this_disk(model)) if "reconstructed" in wanted else None,
+            probes=probes,
+            reconstructions=reconstructions,
+            named=autoencoder is not None,
+            seed=seed,
+            sampling=(steps, guidance, sampler),
+            device=own_device,
+            dtype=dtype,
+            batch_size=min(batch_size, GENERATED_AT_ONCE),
+            skip_bad=skip_bad,
+            who=who,
+            wait=wait,
+        )
         if who.rank:
             extract_share(case, chosen, cache=plan.cache, workers=workers, batch_size=batch_size, who=who)
             wait()
             return None
-        here = replace(plan, out=folder, autoencoder=autoencoder or generate or on_this_disk(model))
+        here = replace(plan, out=folder)
         found = run_suite(case, here, command=command, model=model, settings=settings, who=who, wait=wait)
         return found, str(model.get("name") or Path(source).resolve().name)
 

@@ -50,8 +50,10 @@ class EvaluationInputs:
     """Everything that a measure reads; hashed by identity.
 
     ``partner`` (N,): row of the real image whose prompt or text each synthetic image has, -1 without one. ``notes``:
-    how labels of synthetic images came about, where that needs saying. ``dual_encoder``, ``image_to_text``,
-    ``siamese``, ``autoencoder``: names of the models that measures of text, of re-identification and of sharpness use.
+    how labels of synthetic images came about, where that needs saying. ``reconstructed``: real images after the model's
+    autoencoder. ``probes``: images of prompts that differ in one word (``roentgen.metrics.adherence.probes``).
+    ``dual_encoder``, ``image_to_text``, ``siamese``: names of the models that measures of text and of
+    re-identification use.
     """
 
     real: ImageSet
@@ -68,7 +70,8 @@ class EvaluationInputs:
     dual_encoder: str
     image_to_text: str | None
     siamese: str | None
-    autoencoder: str | None = None
+    reconstructed: ImageSet | None = None
+    probes: ImageSet | None = None
 
     def of(self, name: str, extractor: Extractor, output: str = "features") -> NDArray[np.float32]:
         return self.features.of(name, extractor.name, output)

@@ -14,6 +14,8 @@ MODULES = (
     "adherence.f1",
     "adherence.calibration",
     "adherence.laterality",
+    "adherence.asked_sides",
+    "adherence.severity",
     "text.retrieval",
     "text.alignment",
     "diversity.ms_ssim",

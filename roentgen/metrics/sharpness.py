@@ -20,14 +20,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.errors import UserError
-from roentgen.images import read_image, resize_center_crop
 from roentgen.metrics.image_set import ImageSet, look
 from roentgen.metrics.measure import (
     BLUR,
@@ -40,8 +37,8 @@ from roentgen.metrics.measure import (
     measure,
     pixels,
 )
+from roentgen.metrics.reconstruction import rows_of_originals
 from roentgen.metrics.statistics import cluster_weights, percentile_interval
-from roentgen.provenance import portable
 
 if TYPE_CHECKING:
     from roentgen.metrics.extractors import Extractor
@@ -173,15 +170,13 @@ def white_noise(count: int, size: int, *, seed: int) -> NDArray[Any]:
 
 MOST = 2000
 """Images of each set, at most."""
-REBUILT = 200
-"""Real images that go through the autoencoder, at most."""
 FEW = 20
 BLOCK = 64
 GRAIN = 8  # images of white noise, of which one is enough to two digits
 
 
 def by_spectrum(inputs: EvaluationInputs) -> tuple[str, str]:
-    return "pixels" + ("" if inputs.autoencoder is None else f"; autoencoder of {portable(inputs.autoencoder)}"), (
+    return "pixels", (
         f"grey uint8; shorter side to at most {PIXELS} px (that of the generated images where it is smaller) by "
         "antialiased bicubic, centre crop; real images with a smaller shorter side left out; float64, Hann window"
     )
@@ -195,6 +190,7 @@ def by_spectrum(inputs: EvaluationInputs) -> tuple[str, str]:
     unit="share",
     output="",
     judge=by_spectrum,
+    reads=("reconstructed",),
     tested={DETAIL_SHARE: "Power at 32-64 cycles", COHERENCE: "Coherence at 32-64 cycles"},
     noticed={"detail": Noticed("detail", 4, -1, (BLUR,)), "coherence": Noticed("coherence", 3, -1, (NOISE,))},
 )
@@ -219,8 +215,7 @@ def measure_sharpness(inputs: EvaluationInputs, extractor: Extractor) -> Result:
         warnings.append(
             f"{len(theirs)} of {len(inputs.real)} real images are stored at {size} px or more: too few to compare with"
         )
-    rebuilt, why = _reconstructions(inputs, theirs, size) if len(theirs) else ({}, "no real image is large enough")
-    if rebuilt:
+    if rebuilt := _reconstructions(inputs, large, size):
         summaries["reconstructed"] = rebuilt
     grain = sharpness_of(white_noise(GRAIN, size, seed=inputs.seed))
     rows = [
@@ -250,7 +245,10 @@ def measure_sharpness(inputs: EvaluationInputs, extractor: Extractor) -> Result:
                 "rule": f"stored with a shorter side of at least {size} px; smaller ones say nothing of high bands",
                 "sources": {} if sources is None else dict(Counter(str(sources.iloc[row]) or "–" for row in theirs)),
             },
-            "reconstructions": why,
+            "reconstructions": "as many as n says"
+            if rebuilt
+            else "left out: no model's autoencoder is known, or no "
+            "real image is large enough (--autoencoder, --reconstructions)",
         },
     )
 
@@ -307,30 +305,13 @@ def _row(name: str, summaries: dict[str, dict[str, Any]], floors: dict[str, floa
     return row
 
 
-def _reconstructions(inputs: EvaluationInputs, rows: NDArray[np.int64], size: int) -> tuple[dict[str, Any], str]:
-    """The figures of real images after the model's autoencoder, and what was done; none where there is no model."""
-    if inputs.autoencoder is None:
-        return {}, "left out: no model with an autoencoder is known (--autoencoder)"
-    model = autoencoder(inputs.autoencoder, inputs.device)
-    chosen = _some(rows, inputs.seed, REBUILT)
-    paths = inputs.real.paths
-    own = model.pixels
-    parts = []
-    for start in range(0, len(chosen), 8):
-        batch = np.stack([resize_center_crop(read_image(paths[row]), own) for row in chosen[start : start + 8]])
-        again = [resize_center_crop(image, size) for image in model.reconstruct(batch)]
-        parts.append(each_sharpness(np.stack(again)))
-    each = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    summary = _summary(each, [inputs.real.patients[row] for row in chosen], inputs)
-    return summary, f"{len(chosen)} real images at {own} px through the autoencoder of {model.info.name} and back"
-
-
-@lru_cache(maxsize=1)
-def autoencoder(name: str, device: str) -> Any:
-    """The model ``name``, for its autoencoder; Unavailable where it cannot be loaded."""
-    from roentgen.generators.generate import load_model
-
-    try:
-        return load_model(name, device=device)
-    except UserError as error:
-        raise Unavailable(f"--autoencoder: {error}", bad_input=True) from None
+def _reconstructions(inputs: EvaluationInputs, rows: NDArray[np.int64], size: int) -> dict[str, Any]:
+    """The figures of reconstructions of the real images ``rows``; none where there are none."""
+    if inputs.reconstructed is None:
+        return {}
+    mine, originals = rows_of_originals(inputs.reconstructed, inputs.real)
+    mine = mine[np.isin(originals, rows)]
+    if not len(mine):
+        return {}
+    patients = inputs.reconstructed.patients
+    return _summary(_each(inputs.reconstructed, mine, size), [patients[row] for row in mine], inputs)

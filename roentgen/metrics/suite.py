@@ -61,7 +61,6 @@ class SuiteSettings:
     dual_encoder: str
     image_to_text: str | None
     siamese: str | None
-    autoencoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,19 @@ class Outcome:
     inputs: EvaluationInputs
 
 
-def choose_measures(suite: str, metrics: str | None) -> tuple[str, ...]:
-    """Names of measures, in the order of ``MEASURES``; UserError for an unknown suite or name."""
+def choose_measures(suite: str, metrics: str | None, *, probes: bool = False) -> tuple[str, ...]:
+    """Names of measures, in the order of ``MEASURES``; UserError for an unknown suite or name.
+
+    Those of probes are in no suite unless ``probes`` are made, and can always be named.
+    """
     if suite not in SUITES:
         raise UserError(f"--suite {suite}: unknown; choose one of {', '.join(SUITES)}")
     if metrics is None:
-        return tuple(name for name, measure in MEASURES.items() if SUITES.index(measure.suite) <= SUITES.index(suite))
+        return tuple(
+            name
+            for name, measure in MEASURES.items()
+            if SUITES.index(measure.suite) <= SUITES.index(suite) and (probes or "probes" not in measure.reads)
+        )
     named = [name.strip() for name in metrics.split(",") if name.strip()]
     for name in named:
         if name not in MEASURES:
@@ -127,7 +133,9 @@ def run_suite(
     who: Process = ALONE,
     wait: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Measure ``sets`` (real, synthetic and perhaps train) and write the results into ``plan.out``.
+    """Measure ``sets`` and write the results into ``plan.out``.
+
+    Sets are real and synthetic, and where there are any train, validation, reconstructed and probes.
 
     Results that are there already, of the same images, extractor and settings, are kept and not computed again. Of
     several processes one calls this; the others call ``features.extract_share`` and the barrier ``wait``.
@@ -168,7 +176,8 @@ def run_suite(
         dual_encoder=plan.dual_encoder,
         image_to_text=plan.image_to_text,
         siamese=plan.siamese,
-        autoencoder=plan.autoencoder,
+        reconstructed=measured.get("reconstructed"),
+        probes=measured.get("probes"),
     )
     described = {name: _described(images, hashes[name]) for name, images in measured.items()}
     contexts = {

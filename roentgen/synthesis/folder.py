@@ -176,6 +176,69 @@ def generate_set(
     return str(manifest), about
 
 
+def further_sets(
+    out: Path,
+    real: ImageSet,
+    *,
+    generate: str | None,
+    autoencoder: str | None,
+    probes: int,
+    reconstructions: int,
+    named: bool,
+    seed: int,
+    sampling: tuple[int | None, float | None, str | None],
+    device: str,
+    dtype: str,
+    batch_size: int,
+    skip_bad: bool = False,
+    who: Process = ALONE,
+    wait: Callable[[], None] = lambda: None,
+) -> list[ImageSet]:
+    """Image sets of an evaluation that the model itself makes: probes, and reconstructions of real images.
+
+    ``probes``: images of each prompt of ``roentgen.metrics.adherence.probes``, by the model ``generate``; they lie
+    among its other images. ``reconstructions``: real images at most that go through the model ``autoencoder``. Both
+    are 0 for none, and what is there already is kept. A model without an autoencoder of grey images is an error where
+    the user has ``named`` it, and else leaves the reconstructions out.
+    """
+    from roentgen.metrics.adherence.probes import probe_rows
+    from roentgen.metrics.image_set import open_set
+    from roentgen.metrics.reconstruction import reconstructed_set, write_reconstructions
+
+    found = []
+    if generate is not None and probes:
+        model = generation.load_model(generate, device=device, dtype=dtype)
+        steps, guidance, sampler = sampling
+        chosen = model.sampling(steps=steps, guidance=guidance, sampler=sampler)
+        rows = probe_rows(probes, seed)
+        jobs = [Job(row["text"], row["seed"]) for row in rows]
+        for text in dict.fromkeys(job.prompt for job in jobs):
+            model.check(text, "--probes:")
+        own = [jobs[number] for number in who.own(len(jobs))]
+        make_images(model, own, out / "images", sampling=chosen, batch_size=batch_size, bar=not who.rank)
+        wait()
+        empty = {"split": "test", "view": "", "sex": "", "age": None}
+        paths = [{"image": str(image_path(out / "images", job)), "prompt_id": "probe"} for job in jobs]
+        table = _write_rows(
+            [{**row, **empty, **path} for row, path in zip(rows, paths, strict=True)], out / "probes.csv"
+        )
+        found.append(open_set(table, name="probes", skip_bad=skip_bad))
+    if autoencoder is not None and reconstructions:
+        images = reconstructed_set(real, out / "reconstructed", count=reconstructions, seed=seed)
+        if who.rank == 0:
+            try:
+                write_reconstructions(images, generation.load_model(autoencoder, device=device, dtype=dtype))
+            except UserError as reason:
+                if not named:
+                    print(f"reconstructions are left out: {reason}", file=sys.stderr)
+                else:
+                    raise UserError(f"--autoencoder {autoencoder}: {reason}") from None
+        wait()
+        if all(path.exists() for path in images.paths):
+            found.append(images)
+    return found
+
+
 def _claim_images(out: Path, about: dict[str, Any]) -> None:
     """Refuse a folder with another model's images before one of them is replaced."""
     claim(out / "generation.json", about, holds="images of another", words={"name": "model", "hash": "model"})

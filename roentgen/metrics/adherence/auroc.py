@@ -23,6 +23,7 @@ from roentgen.metrics.adherence.scored import (
     with_bounds,
 )
 from roentgen.metrics.measure import LABELS, ByFinding, EvaluationInputs, Noticed, Result, measure
+from roentgen.metrics.reconstruction import rows_of_originals
 from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ def _shuffled_auroc(
     better="higher",
     output="probabilities",
     each_extractor=True,
+    reads=("reconstructed",),
     by_finding=ByFinding("AUROC by finding", "AUROC (0.5 is chance)", 0.5),
     tested={SHOWN: "How well the image shows what is asked"},
     noticed={"auroc": Noticed("AUROC", 3, -1, (LABELS,))},
@@ -230,4 +232,27 @@ def measure_auroc(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     scores = {f"score {name}": mine.scores[:, i] for i, name in enumerate(findings)}
     labels = {f"label {name}": mine.labels[:, i] for i, name in enumerate(findings)}
     per_image = {SHOWN: shown(mine, theirs), **scores, **labels}
-    return with_bounds(found, "real images", notes=inputs.notes, per_image=per_image)
+    more = reconstructed_auroc(inputs, extractor, theirs, findings, found["details"]["macro_findings"])
+    return with_bounds(found, "real images", notes=inputs.notes, per_image=per_image, **more)
+
+
+def reconstructed_auroc(
+    inputs: EvaluationInputs, extractor: Extractor, real: ScoredImages, findings: Sequence[str], macro: Sequence[str]
+) -> dict[str, Any]:
+    """``reconstructed`` of the result: macro over the findings ``macro``, beside the same images as they were."""
+    if inputs.reconstructed is None or not macro:
+        return {}
+    rows, originals = rows_of_originals(inputs.reconstructed, inputs.real)
+    before = real.rows(originals)
+    columns = [extractor.findings.index(name) for name in findings]
+    scores = inputs.of("reconstructed", extractor, "probabilities")[rows][:, columns].astype(np.float64)
+    weights = cluster_weights(before.groups, inputs.resamples, inputs.seed)
+    beyond = [name for name in findings if name not in macro]
+    after, unchanged = (
+        macro_auroc(values, before.labels, findings, weights, leave_out=beyond, min_cases=1)
+        for values in (scores, before.scores)
+    )
+    gap = {"value": unchanged.value - after.value, "ci": percentile_interval(unchanged.draws - after.draws)}
+    words = f"n = {len(rows):,}; the same images unchanged: {unchanged.value:.3f}"
+    entry = {"value": after.value, "ci": after.ci, "n": len(rows), "what": words, "real - reconstructed": gap}
+    return {"reconstructed": entry}

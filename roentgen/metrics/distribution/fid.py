@@ -33,6 +33,7 @@ from roentgen.metrics.measure import (
     labels_of,
     measure,
 )
+from roentgen.metrics.reconstruction import rows_of_originals
 
 if TYPE_CHECKING:
     from roentgen.metrics.extractors import Extractor
@@ -134,11 +135,25 @@ def fid_by_n(pair: Pair) -> dict[str, list[dict[str, Any]]]:
     suite="quick",
     better="lower",
     each_extractor=True,
+    reads=("reconstructed",),
     noticed={"fid": Noticed("FID", 1, 1, (*LOOKS, COLLAPSE))},
 )
 def measure_fid(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     found = against_real(fid, inputs, extractor, bound="floor", falls_with_n=True)
-    return replace(found, details={**found.details, "by_n": fid_by_n(pair_of(inputs, extractor))})
+    details = {**found.details, "by_n": fid_by_n(pair_of(inputs, extractor))}
+    return replace(found, details=details, reconstructed=reconstructed_fid(inputs, extractor))
+
+
+def reconstructed_fid(inputs: EvaluationInputs, extractor: Extractor) -> dict[str, Any] | None:
+    """Distance of reconstructions to the same real images, where there are any."""
+    if inputs.reconstructed is None:
+        return None
+    rows, originals = rows_of_originals(inputs.reconstructed, inputs.real)
+    after, before = inputs.of("reconstructed", extractor)[rows], inputs.of("real", extractor)[originals]
+    if len(rows) < 2:
+        return None
+    value = frechet.feature_distance(after, before)
+    return {"value": value, "n": len(rows), "what": f"against the same {len(rows):,} real images"}
 
 
 @measure("fd_infinity", "FD-infinity", suite="standard", better="lower", each_extractor=True)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics import neighbours
-from roentgen.metrics.measure import ALL_COPIES, EvaluationInputs, Noticed, Result, measure, pixels
-from roentgen.metrics.memorisation.nearness import rough_if_few
+from roentgen.metrics.measure import ALL_COPIES, VALIDATION, EvaluationInputs, Noticed, Result, measure, pixels
+from roentgen.metrics.memorisation.nearness import nearer_to_train, rough_if_few
 from roentgen.metrics.neighbours import nearest
 from roentgen.metrics.statistics import wilson_interval
 
@@ -99,6 +99,10 @@ def by_views(inputs: EvaluationInputs) -> tuple[str, str]:
     )
 
 
+def by_thumbnails(inputs: EvaluationInputs) -> tuple[str, str]:
+    return "pixels", f"grey uint8; shorter side to at most {COPY_PIXELS} px, centre crop; box to 32 x 32"
+
+
 @measure(
     "near_duplicates",
     "Near-duplicates of training images",
@@ -166,3 +170,42 @@ def near_result(inputs: EvaluationInputs, found: dict[str, Any]) -> Result:
     per_image = {"near-duplicate of a training image": details.pop("flagged").astype(int)}
     expected = {"value": details["expected"], "what": "held-out real images, by how the threshold is set"}
     return Result.of(found, floor=expected, per_image=per_image)
+
+
+@measure(
+    "nearest_pixels",
+    "Nearer to training than to held-out, pixels",
+    suite="standard",
+    better="near 0.5",
+    unit="share",
+    output="",
+    judge=by_thumbnails,
+    reads=("train", VALIDATION),
+)
+def measure_nearest_pixels(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    """Share of generated images nearer to training images than to as many unseen ones, in 32 x 32 pixels."""
+    sets = {"synthetic": inputs.synthetic, "train": inputs.training(), "real": inputs.real}
+    points = {name: points_of(images, neighbours.thumbnails) for name, images in sets.items()}
+    found = nearer_to_train(
+        *points.values(), groups=inputs.bootstrap_groups, resamples=inputs.resamples, seed=inputs.seed
+    )
+    more: dict[str, Any] = {}
+    if inputs.validation is not None:
+        control = nearer_to_train(
+            points_of(inputs.validation, neighbours.thumbnails),
+            points["train"],
+            points["real"],
+            groups=inputs.validation.patients,
+            resamples=inputs.resamples,
+            seed=inputs.seed,
+        )
+        more["ceiling"] = {"value": control.share, "ci": control.ci, "n": control.n, "what": "validation images"}
+    return Result(
+        value=found.share,
+        ci=found.ci,
+        n=found.n,
+        ci_method=f"95 % percentile, bootstrap by patient and over train subsets, {inputs.resamples} resamples",
+        floor={"value": 0.5, "what": "no difference"},
+        details={"pool": found.pool, "subsets": found.subsets, "subset_sd": found.subset_sd},
+        **more,
+    )

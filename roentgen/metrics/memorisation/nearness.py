@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics import neighbours
-from roentgen.metrics.measure import ALL_COPIES, EvaluationInputs, Floats, Noticed, Result, measure
+from roentgen.metrics.measure import ALL_COPIES, VALIDATION, EvaluationInputs, Floats, Noticed, Result, measure
 from roentgen.metrics.neighbours import Ints, blocks, nearest
 from roentgen.metrics.statistics import RESAMPLES, cluster_weights, mean_interval, percentile_interval
 
@@ -269,7 +269,7 @@ def rough_if_few(n: int, what: str) -> list[str]:
     better="near 0.5",
     unit="share",
     each_extractor=True,
-    reads=("train",),
+    reads=("train", VALIDATION),
     tested={
         "distance to training": "Distance to the nearest training image",
         "share nearer to training": "Share nearer to training",
@@ -312,7 +312,18 @@ def measure_nearest(inputs: EvaluationInputs, extractor: Extractor) -> Result:
         seed=inputs.seed,
     )
     details["histogram"] = histogram(distances)
-    return Result.of(found, floor={"value": 0.5, "what": "no difference"}, per_image=per_image)
+    more: dict[str, Any] = {}
+    if inputs.validation is not None:
+        control = nearer_to_train(
+            inputs.of(VALIDATION, extractor),
+            seen,
+            unseen,
+            groups=inputs.validation.patients,
+            resamples=inputs.resamples,
+            seed=inputs.seed,
+        )
+        more["ceiling"] = {"value": control.share, "ci": control.ci, "n": control.n, "what": "validation images"}
+    return Result.of(found, floor={"value": 0.5, "what": "no difference"}, per_image=per_image, **more)
 
 
 def histogram(values: Mapping[str, Floats], bins: int = 30) -> dict[str, Any]:
