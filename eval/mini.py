@@ -17,7 +17,17 @@ from typing import Annotated, Literal
 
 from roentgen import errors
 from roentgen.commands.evaluate import evaluate
-from roentgen.config import BatchSize, Count, CountFromZero, Guidance, PathOrName, Resamples, Seed, Steps, parse_settings
+from roentgen.config import (
+    BatchSize,
+    Count,
+    CountFromZero,
+    Guidance,
+    PathOrName,
+    Resamples,
+    Seed,
+    Steps,
+    parse_settings,
+)
 from roentgen.data.manifest import read_manifest
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from roentgen import files, provenance
 from roentgen.data.prompt_table import LabelledPrompt, read_labelled_prompts
 from roentgen.errors import UserError
-from roentgen.metrics import neighbours, pairing, result
+from roentgen.metrics import neighbours, result
 from roentgen.metrics.adherence import auroc, laterality
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.memorisation import nearness as memorisation
@@ -309,38 +308,6 @@ def rows_of(*rows: dict[str, object]) -> pd.DataFrame:
 
 def labelled(identifier: str, *findings: str, age: float = 50.0) -> LabelledPrompt:
     return LabelledPrompt(identifier, "text", Labels(findings, {}, "PA", "M", age))
-
-
-def test_rows_match_by_name_then_labels_then_more_labels() -> None:
-    table = rows_of(
-        {"image": "/x/a.png", "Effusion": 1.0, "Mass": 0.0},
-        {"image": "/x/b.png", "Effusion": 1.0, "Mass": 0.0},
-        {"image": "/x/c.png", "Effusion": 1.0, "Mass": 1.0},
-        {"image": "/x/d.png", "No Finding": 1.0, "Effusion": 0.0},
-    )
-    prompts = [
-        labelled("evaluation-1", "Effusion"),
-        labelled("evaluation-a", "Effusion"),
-        labelled("evaluation-2", "Effusion"),
-        labelled("evaluation-3", "No Finding"),
-        labelled("evaluation-4", "No Finding"),
-        labelled("evaluation-5", "No Finding", age=51.0),
-    ]
-    matched = pairing.match_rows(prompts, table)
-    assert matched == [1, 0, 2, 3, None, None]
-    places = [number for number in matched if number is not None]
-    labels = pairing.label_matrix(prompts[:4], table.iloc[places], ["Effusion", "Mass", "Hernia"])
-    # The third row has a mass that its prompt does not name: unknown, not absent.
-    np.testing.assert_equal(labels, [[1, 0, np.nan], [1, 0, np.nan], [1, np.nan, np.nan], [0, np.nan, np.nan]])
-
-
-def test_look_alikes_are_drawn_once() -> None:
-    pool = rows_of(*({"image": f"{i}.png", "Effusion": float(i % 2), "No Finding": float(1 - i % 2)} for i in range(8)))
-    wanted = rows_of(*({"image": "q.png", "Effusion": 1.0} for _ in range(5)))
-    choices = pairing.look_alikes(wanted.to_dict("records"), pool.to_dict("records"))
-    assert choices[0] == [1, 3, 5, 7]
-    drawn, others = pairing.draw_look_alikes(choices, 8, random.Random(0))
-    assert sorted(drawn[:4]) == [1, 3, 5, 7] and drawn[4] % 2 == 0 and others == 1
 
 
 def test_labelled_prompts(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,22 +85,6 @@ def make_images(
     for job, sample in zip(missing, shown, strict=True):
         path = image_path(folder, job)
         save_image(sample.image, path, format="png", provenance=sample.provenance, overwrite=True)
-
-
-def in_batches(
-    function: Callable[[NDArray[np.uint8]], NDArray[np.floating]],
-    images: NDArray[np.uint8],
-    *,
-    batch_size: int,
-    name: str,
-) -> NDArray[np.floating]:
-    """``function`` over ``images`` (N, H, W), ``batch_size`` at a time, joined; with a progress bar."""
-    from tqdm import tqdm
-
-    starts: Iterable[int] = range(0, len(images), batch_size)
-    bar = tqdm(starts, desc=name, unit="batch", file=sys.stderr, leave=False)
-    parts = [np.asarray(function(np.array(images[s : s + batch_size]))) for s in bar]
-    return np.concatenate(parts)
 
 
 # ---------------------------------------------------------------------- a list of prompts

@@ -117,9 +117,15 @@ def markdown(folder: Path) -> str:
             f", {how['steps']} steps of {how['sampler']}, guidance {how['guidance']:g}, "
             f"{how['dtype'].removeprefix('torch.')}"
         )
+    findings = [
+        [row["finding"].replace("_", " "), str(row["positives"]), spelled(row), spelled(row.get("ceiling"))]
+        for row in results.get("auroc", {}).get("details", {}).get("findings", [])
+        if row.get("value") is not None
+    ]
     return "\n\n".join(
         [
             table(["measure", "generated", "floor", "ceiling", *(["reconstructed"] if rebuilt else [])], rows),
+            *([table(["AUROC", "images that ask for it", "generated", "real"], findings)] if findings else []),
             f"Brackets: 95 % intervals. Model {model['name']}, hash `{model['hash']}`{drawn}; features "
             f"{', '.join(dict.fromkeys(_short(result['extractor']) for result in results.values()))}.",
             *(f"Note: {note}." for note in reversed(notes.values())),
