@@ -117,24 +117,7 @@ def resolve_plan(
     if not name.strip() or re.search(r"[/\\\x00-\x1f]", name):
         raise UserError(f"--name {name!r}: write a name without slashes or line breaks")
     cycled = demographics_named(demographics)
-    chosen = None if findings is None else in_order(finding_names(findings, "--findings"))
-    source: dict[str, Any] = {"kind": kind}
-    columns: list[str] | None = None
-    if per_finding is not None:
-        made = _per_finding(per_finding, chosen, cycled)
-    elif prompts is not None:
-        made = _from_prompts(Path(prompts), num_images)
-        source |= {"file": Path(prompts).name, "prompts": len(made), "images_of_each": num_images}
-    elif like is not None:
-        made, columns = _like(Path(like), split or "train", count, seed=seed)
-        source |= {"file": Path(like).name, "split": split or "train", "rows": len(made)}
-    elif balance is not None:
-        cells = () if by is None else attributes_named(by, "--by")
-        made, about = _balance(Path(balance), split or "train", findings=chosen, target=target, by=cells, cycled=cycled)
-        source |= {"file": Path(balance).name, "split": split or "train", **about}
-    else:
-        assert groups is not None
-        made = _from_groups(groups, cycled)
+    made, columns, about = _read_source(kind, settings, cycled)
     if columns is None:
         columns = in_order({name for group in made for name in group.labels.findings})
         made = _with_absent(made, columns)
@@ -152,7 +135,7 @@ def resolve_plan(
         max_tries=max_tries,
         shard_size=shard_size,
         findings=tuple(columns),
-        source=source,
+        source={"kind": kind, **about},
         groups=tuple(made),
     )
 
@@ -173,6 +156,29 @@ def _one_source(settings: Mapping[str, Any]) -> str:
 
 
 # ------------------------------------------------------------------------------------------- sources
+
+
+def _read_source(
+    kind: str, settings: Mapping[str, Any], cycled: tuple[str, ...]
+) -> tuple[list[Group], list[str] | None, dict[str, Any]]:
+    """Groups of the source ``kind`` of SOURCES, the columns of its table if it has one, and what to say about it."""
+    value, split, seed = settings[kind], settings["split"] or "train", settings["seed"]
+    named = settings["findings"]
+    chosen = None if named is None else in_order(finding_names(named, "--findings"))
+    if kind == "per_finding":
+        return _per_finding(value, chosen, cycled), None, {}
+    if kind == "groups":
+        return _from_groups(value, cycled), None, {}
+    path = Path(value)
+    if kind == "prompts":
+        made = _from_prompts(path, settings["num_images"])
+        return made, None, {"file": path.name, "prompts": len(made), "images_of_each": settings["num_images"]}
+    if kind == "like":
+        made, columns = _like(path, split, settings["count"], seed=seed)
+        return made, columns, {"file": path.name, "split": split, "rows": len(made)}
+    by = () if settings["by"] is None else attributes_named(settings["by"], "--by")
+    made, about = _balance(path, split, findings=chosen, target=settings["target"], by=by, cycled=cycled)
+    return made, None, {"file": path.name, "split": split, **about}
 
 
 def _per_finding(counts: int | Mapping[str, int], chosen: list[str] | None, cycled: tuple[str, ...]) -> list[Group]:

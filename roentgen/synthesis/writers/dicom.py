@@ -11,16 +11,7 @@ from pydicom.uid import BasicTextSRStorage, generate_uid
 from roentgen.dicom import COMMENT, dicom_bytes, dicom_dataset, long_text, marks_text
 from roentgen.files import sha256, write_atomic
 from roentgen.provenance import as_marks
-from roentgen.synthesis.writers.parts import (
-    FOLDER_SIZE,
-    Part,
-    Record,
-    Writer,
-    cell_text,
-    cells,
-    columns,
-    open_table,
-)
+from roentgen.synthesis.writers.parts import FOLDER_SIZE, Part, Record, Writer, cell_text
 
 _ADDED = ("report", "study_instance_uid", "sop_instance_uid")
 _NO_DATE, _NO_TIME = "19700101", "000000"  # reports and DICOMDIR need a date, and files made twice must be the same
@@ -53,13 +44,13 @@ class DicomWriter(Writer):
                 write_atomic(self.out / path, data, scratch=self.parts.scratch)
                 files[path] = sha256(data)
             added = [paths["reports"], str(image.StudyInstanceUID), str(image.SOPInstanceUID)]
-            rows.append([*cells(record, self.info, paths["images"]), *added])
+            rows.append([*self.cells(record, paths["images"]), *added])
         self.parts.write(shard, Part(files, rows))
 
     def finish(self, shards: int) -> None:
         """See ``Writer``."""
-        header = [*(column.name for column in columns(self.info)), *_ADDED]
-        with open_table(self.out / "dicom" / "index.csv", header, scratch=self.parts.scratch) as table:
+        header = [*self.columns, *_ADDED]
+        with self.open_table("dicom/index.csv", header) as table:
             for row in self.parts.rows(shards):
                 table.writerow([cell_text(value) for value in row])
 

@@ -10,16 +10,7 @@ from roentgen.data.labels import NIH_14, NO_FINDING
 from roentgen.files import sha256, write_atomic
 from roentgen.images import encode_image
 from roentgen.prompts.vocabulary import NARROWER
-from roentgen.synthesis.writers.parts import (
-    FOLDER_SIZE,
-    Part,
-    Record,
-    Writer,
-    cell_text,
-    cells,
-    columns,
-    open_table,
-)
+from roentgen.synthesis.writers.parts import FOLDER_SIZE, Part, Record, Writer, cell_text
 
 NIH_COLUMNS = (
     *("Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age", "Patient Gender", "View Position"),
@@ -43,12 +34,12 @@ class FolderWriter(Writer):
             write_atomic(self.out / path, data, scratch=self.parts.scratch)
             files[path] = sha256(data)
             labels = _nih_labels(record)
-            rows.append([*cells(record, self.info, path), *reversed(record.image.shape), labels])
+            rows.append([*self.cells(record, path), *reversed(record.image.shape), labels])
         self.parts.write(shard, Part(files, rows))
 
     def finish(self, shards: int) -> None:
         """See ``Writer``."""
-        names = [column.name for column in columns(self.info)]
+        names = self.columns
         tables = {
             "manifest.csv": names,
             "metadata.csv": ["file_name", *names[1:]],  # "image" is the name that ImageFolder gives to the pixels
@@ -56,7 +47,7 @@ class FolderWriter(Writer):
         }
         with contextlib.ExitStack() as stack:
             manifest, metadata, nih = (
-                stack.enter_context(open_table(self.out / path, header, scratch=self.parts.scratch))
+                stack.enter_context(self.open_table(path, header))
                 for path, header in tables.items()
             )
             for *values, width, height, labels in self.parts.rows(shards):

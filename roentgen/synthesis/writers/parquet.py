@@ -8,7 +8,7 @@ from typing import Any
 
 from roentgen.files import HashedFile, open_atomic
 from roentgen.images import encode_image
-from roentgen.synthesis.writers.parts import Part, Record, Writer, cells, columns
+from roentgen.synthesis.writers.parts import Part, Record, Writer, columns
 
 ROW_GROUP = 100  # images; what a reader of Parquet must hold at once
 
@@ -38,8 +38,8 @@ class ParquetWriter(Writer):
         self.parts.write(shard, Part({path: hashed.sha256()}, []))
 
     def _row(self, record: Record) -> dict[str, Any]:
-        names = [column.name for column in columns(self.info)]
-        row = dict(zip(names, cells(record, self.info, f"{record.name}.png"), strict=True))
+        names = self.columns
+        row = dict(zip(names, self.cells(record, f"{record.name}.png"), strict=True))
         data = encode_image(record.image, "png", record.provenance)
         return row | {"image": {"bytes": data, "path": row["image"]}}
 

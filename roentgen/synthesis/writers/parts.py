@@ -156,18 +156,6 @@ def cell_text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-@contextlib.contextmanager
-def open_table(path: Path, header: Sequence[str], *, scratch: Path) -> Iterator[Any]:
-    """A ``csv.writer`` of a new table with its header written; atomic as ``open_atomic``."""
-    with open_atomic(path, scratch=scratch) as file:
-        text = io.TextIOWrapper(file, "utf-8", newline="", write_through=False)
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(header)
-        yield table
-        text.flush()
-        text.detach()
-
-
 @dataclass(frozen=True)
 class Part:
     """``files``: path below OUT -> SHA-256, in the order of paths. ``rows``: ``cells``, and what a format adds."""
@@ -228,6 +216,7 @@ class Writer:
         self.out = out
         self.info = info
         self.parts = Parts(out, self.name)
+        self.columns = [column.name for column in columns(info)]
 
     def write_shard(self, shard: int, records: Sequence[Record]) -> None:
         """Write the kept records of one shard, in the order of slots. The same records give the same bytes, also over
@@ -236,6 +225,21 @@ class Writer:
         UserError where a file cannot be written, such as on a full disk; finished shards are untouched.
         """
         raise NotImplementedError
+
+    def cells(self, record: Record, image: str) -> list[Any]:
+        """``cells`` of a record whose file is ``image``."""
+        return cells(record, self.info, image)
+
+    @contextlib.contextmanager
+    def open_table(self, path: str, header: Sequence[str]) -> Iterator[Any]:
+        """A ``csv.writer`` of a new table of the set with its header written; atomic as ``open_atomic``."""
+        with open_atomic(self.out / path, scratch=self.parts.scratch) as file:
+            text = io.TextIOWrapper(file, "utf-8", newline="", write_through=False)
+            table = csv.writer(text, lineterminator="\n")
+            table.writerow(header)
+            yield table
+            text.flush()
+            text.detach()
 
     def is_written(self, shard: int) -> bool:
         """Whether the shard is finished and all its files have the SHA-256 that was written."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from roentgen.files import HashedFile, open_atomic
 from roentgen.images import encode_image
-from roentgen.synthesis.writers.parts import Part, Record, Writer, cells, columns
+from roentgen.synthesis.writers.parts import Part, Record, Writer, columns
 
 
 class WebDatasetWriter(Writer):
@@ -38,7 +38,7 @@ class WebDatasetWriter(Writer):
         self.parts.write(shard, Part({path: hashed.sha256()}, []))
 
     def _json(self, record: Record) -> bytes:
-        values = cells(record, self.info, f"{record.name}.png")
+        values = self.cells(record, f"{record.name}.png")
         row = {column.name: value for column, value in zip(columns(self.info), values, strict=True)}
         return json.dumps(row, ensure_ascii=False).encode()
 
