@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,57 +17,183 @@ from PIL import Image
 from roentgen.errors import UserError
 from roentgen.provenance import SOFTWARE, as_marks, read_marks
 
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # 89 million: the largest radiographs have 30
+LIMIT = "ROENTGEN_MAX_PIXELS"
+"""Environment variable that raises ``MAX_PIXELS``."""
+GREY, PALETTE = ("MONOCHROME1", "MONOCHROME2"), "PALETTE COLOR"
+KNOWN = (*GREY, PALETTE, "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT")
 COMMENT = "121106"
 """DCM code of a comment in a structured report; ours begins with words and ends with the marks as JSON."""
 
 
-def read_dicom(path: Path, source: Path | io.BytesIO) -> np.ndarray:
-    import pydicom
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut, convert_color_space
+def check_pixels(what: str, width: int, height: int) -> None:
+    """UserError where an image of this size would take more memory than any radiograph needs; nothing is read yet."""
+    most = pixel_limit()
+    if width * height > most:
+        raise UserError(
+            f"{what}: {width} x {height} pixels, more than {most:,}; make it smaller, or set {LIMIT} to allow it"
+        )
 
-    data = pydicom.dcmread(source)
+
+def pixel_limit() -> int:
+    """Pixels of an image at most: ``MAX_PIXELS``, or what the environment variable ``LIMIT`` says."""
+    said = os.environ.get(LIMIT) or str(MAX_PIXELS)
+    if not (said.isascii() and said.isdecimal()) or len(said) > 18:
+        raise UserError(f"{LIMIT}={said[:40]}: must be a whole number of pixels")
+    return int(said)
+
+
+def by_rows(pixels: np.ndarray, shade: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """uint8 [H, W] of ``shade`` applied to some rows of ``pixels`` [H, W, ...] at a time, since it may take float64."""
+    out = np.empty(pixels.shape[:2], dtype=np.uint8)
+    step = max(1, 2**20 // max(1, pixels.shape[1]))
+    for start in range(0, len(out), step):
+        out[start : start + step] = shade(pixels[start : start + step])
+    return out
+
+
+def read_dicom(path: Path, source: Path | io.BytesIO) -> np.ndarray:
+    """A DICOM file of one frame as uint8 grey [H, W], as a viewer shows it; ``path`` is its name for errors.
+
+    Grey goes through the modality transform, then the VOI LUT or window, then the inversion of MONOCHROME1 (PS3.4
+    N.2). What the samples mean is decided by the photometric interpretation alone, and colour is converted once.
+
+    Raises:
+        UserError: no pixels, several frames, an interpretation that is not known, a decoder that is not installed.
+    """
+    data = _open(path, source)
     if "PixelData" not in data:
-        raise UserError(f"{path}: this DICOM file has no pixels; leave it out")
+        raise UserError(f"{path}: this DICOM file has no pixels of whole numbers; leave it out")
     if int(data.get("NumberOfFrames") or 1) != 1:
         raise UserError(f"{path}: DICOM files with several frames are not supported; export one frame")
-    pixels = data.pixel_array
-    photometric = str(data.PhotometricInterpretation)
-    if pixels.ndim == 3:
-        if photometric.startswith("YBR"):
-            pixels = convert_color_space(pixels, photometric, "RGB")
-        return np.array(Image.fromarray(pixels.astype(np.uint8)).convert("L"), dtype=np.uint8)
+    photometric, samples = str(data.get("PhotometricInterpretation")), int(data.get("SamplesPerPixel") or 1)
+    if samples != (1 if photometric in GREY or photometric == PALETTE else 3) or photometric not in KNOWN:
+        raise UserError(
+            f"{path}: {samples} sample(s) a pixel with the photometric interpretation {photometric} are not supported; "
+            "export it as MONOCHROME2 or RGB"
+        )
+    check_pixels(str(path), int(data.Columns), int(data.Rows))
+    pixels, photometric = _decode(path, data)
+    if photometric == PALETTE:
+        from pydicom.pixels import apply_color_lut
 
-    # DICOM PS3.4 N.2: stored values -> modality LUT -> VOI LUT (or window) -> display; MONOCHROME1 last.
-    modality = apply_modality_lut(pixels, data)
-    values = np.asarray(apply_voi_lut(modality, data, prefer_lut=True), dtype=np.float64)
-    low, high = _voi_range(data, values)
-    scaled = np.clip((values - low) / (high - low), 0.0, 1.0) if high > low else np.zeros_like(values)
-    if photometric == "MONOCHROME1":
-        scaled = 1.0 - scaled
-    return np.rint(scaled * 255.0).astype(np.uint8)
+        entries = int(data.RedPaletteColorLookupTableDescriptor[2])
+        return by_rows(pixels, lambda rows: _luma(apply_color_lut(rows, data), entries))
+    if photometric not in GREY:
+        return by_rows(pixels, lambda rows: _luma(rows, int(data.BitsStored)))
+    return by_rows(pixels, _grey_of(data, pixels))
 
 
-def _voi_range(data: Any, values: np.ndarray) -> tuple[float, float]:
-    """Lowest and highest value of pydicom's VOI output: the LUT's, the window's, or the image's own."""
-    if "VOILUTSequence" in data and len(data.VOILUTSequence) > 0:
-        entries = data.VOILUTSequence[0].LUTData
-        if isinstance(entries, bytes):  # OW rather than US
-            entries = np.frombuffer(entries, "<u2" if data.VOILUTSequence[0].LUTDescriptor[2] > 8 else "u1")
-        return float(np.min(entries)), float(np.max(entries))
-    if data.get("WindowWidth") is None or data.get("WindowCenter") is None:
-        if int(data.BitsStored) == 8 and data.get("RescaleSlope") is None:
-            return 0.0, 255.0  # made for display, as secondary captures are: nothing to stretch
-        return float(values.min()), float(values.max())
-    # pydicom maps the window onto the full range of the stored type, taken through the modality transform.
+def _open(path: Path, source: Path | io.BytesIO) -> Any:
+    """The data set of a file, with or without the preamble and the header that a file should begin with."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    try:
+        return pydicom.dcmread(source)
+    except InvalidDicomError:
+        pass
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    data = pydicom.dcmread(source, force=True)
+    if "Rows" not in data and "SOPClassUID" not in data:
+        raise UserError(f"{path}: not a DICOM file, although its name says so; leave it out or correct its name")
+    if "TransferSyntaxUID" not in data.file_meta:
+        implicit, little = data.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return data
+
+
+def _decode(path: Path, data: Any) -> tuple[np.ndarray, str]:
+    """Stored values [H, W] or [H, W, 3], and their photometric interpretation once they are decoded."""
+    from pydicom.pixels import get_decoder
+
+    syntax = data.file_meta.TransferSyntaxUID
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise UserError(f"{path}: compressed in a way that is not known here ({syntax.name}); decompress it") from None
+    if not decoder.is_available:
+        raise UserError(
+            f"{path}: compressed as {syntax.name}, and no decoder for it is installed (the file may be sound): "
+            f"`pip install 'roentgen[dicom]'`, or one of: {'; '.join(decoder.missing_dependencies)}"
+        )
+    pixels, said = decoder.as_array(data, raw=False)  # YBR becomes RGB here, once, whatever the transfer syntax
+    photometric = str(said["photometric_interpretation"])
+    if photometric.startswith("YBR"):
+        raise UserError(f"{path}: colours of {photometric} cannot be converted here; export it as RGB or MONOCHROME2")
     bits = int(data.BitsStored)
-    signed = int(data.PixelRepresentation) == 1
-    low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
-    if "ModalityLUTSequence" in data and len(data.ModalityLUTSequence) > 0:
-        return 0.0, 2.0 ** int(data.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    if data.get("RescaleSlope") is not None and data.get("RescaleIntercept") is not None:
-        slope, intercept = float(data.RescaleSlope), float(data.RescaleIntercept)
-        low, high = low * slope + intercept, high * slope + intercept
-    return low, high
+    if photometric in GREY and pixels.dtype.kind == "u" and bits < 8 * pixels.dtype.itemsize:
+        pixels = pixels & pixels.dtype.type(2**bits - 1)  # what lies above are overlays of old
+    return pixels, photometric
+
+
+def _luma(colour: np.ndarray, bits: int) -> np.ndarray:
+    """Grey (ITU-R 601, as Pillow) of RGB [H, W, 3] with ``bits`` bits a sample."""
+    if bits != 8 or colour.dtype != np.uint8:
+        colour = np.rint(colour * (255.0 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(colour)).convert("L"))
+
+
+def _grey_of(data: Any, pixels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns stored values [H, W] into uint8 grey."""
+    from pydicom.pixels import apply_modality_lut, apply_voi
+
+    inverse = str(data.PhotometricInterpretation) == "MONOCHROME1"
+    table = data.get("VOILUTSequence")
+    window = None not in (data.get("WindowWidth"), data.get("WindowCenter"))
+    if table:
+        entries = table[0].LUTData
+        if isinstance(entries, bytes):  # OW rather than US
+            entries = np.frombuffer(entries, "<u2" if table[0].LUTDescriptor[2] > 8 else "u1")
+        low, high = float(np.min(entries)), float(np.max(entries))
+    elif not window and int(data.BitsStored) == 8 and data.get("RescaleSlope") is None:
+        low, high = 0.0, 255.0  # made for display, as secondary captures are: nothing to stretch
+    elif not window:
+        low, high = np.inf, -np.inf
+
+        def look(rows: np.ndarray) -> int:
+            nonlocal low, high
+            values = apply_modality_lut(rows, data)
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+            return 0
+
+        by_rows(pixels, look)  # type: ignore[arg-type]
+
+    def shade(rows: np.ndarray) -> np.ndarray:
+        values = apply_modality_lut(rows, data)
+        if not table and window:
+            scaled = _window(np.asarray(values, dtype=np.float64), data)
+        else:
+            values = np.asarray(apply_voi(values, data) if table else values, dtype=np.float64)
+            scaled = np.clip((values - low) / (high - low), 0.0, 1.0) if high > low else np.zeros_like(values)
+        return np.rint((1.0 - scaled if inverse else scaled) * 255.0).astype(np.uint8)
+
+    return shade
+
+
+def _window(values: np.ndarray, data: Any) -> np.ndarray:
+    """The first window of ``data`` (PS3.3 C.11.2.1.2 and C.11.2.1.3) on float64 values after the modality transform.
+
+    Goes to [0, 1] at once. pydicom goes to the range of the stored values taken through the rescale slope, which runs
+    backwards where that is negative, and with it the picture.
+    """
+    center, width = (
+        float(value if isinstance(value, str) or not hasattr(value, "__getitem__") else value[0])
+        for value in (data.WindowCenter, data.WindowWidth)
+    )
+    function = str(data.get("VOILUTFunction") or "LINEAR").upper()
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID") or width <= 0:
+        raise ValueError(f"window of width {width:g} with the function {function}")
+    if function == "SIGMOID":
+        return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700.0, 700.0)))
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1.0
+    if width <= 0:  # a threshold
+        return (values > center).astype(np.float64)
+    return np.clip((values - center) / width + 0.5, 0.0, 1.0)
 
 
 def dicom_dataset(image: np.ndarray, provenance: Mapping[str, str]) -> Any:

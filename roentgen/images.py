@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-from roentgen.dicom import dicom_bytes, dicom_dataset, dicom_marks, read_dicom
+from roentgen.dicom import (
+    LIMIT,
+    MAX_PIXELS,
+    by_rows,
+    check_pixels,
+    dicom_bytes,
+    dicom_dataset,
+    dicom_marks,
+    pixel_limit,
+    read_dicom,
+)
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
 from roentgen.provenance import SOFTWARE, as_marks, read_marks
@@ -45,11 +55,15 @@ def read_image(path: str | os.PathLike[str], *, data: bytes | None = None) -> np
             source: Path | io.BytesIO = path
         else:
             head, source = data[:132], io.BytesIO(data)
+        if not head:
+            raise UserError(f"{path}: empty file; fetch it again or leave it out")
         return read_dicom(path, source) if is_dicom(path, head) else _read_raster(path, source)
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such image file") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: {_first_line(error).partition(',')[0]}; set {LIMIT} to allow it") from None
     except Exception as error:  # decoders raise everything from SyntaxError to struct.error on a bad file
         raise UserError(
             f"{path}: cannot be read as an image ({_first_line(error)}); replace it or leave it out"
@@ -62,7 +76,10 @@ def is_dicom(path: Path, head: bytes) -> bool:
 
 
 def _read_raster(path: Path, source: Path | io.BytesIO) -> np.ndarray:
+    if (most := pixel_limit()) > MAX_PIXELS:
+        Image.MAX_IMAGE_PIXELS = most  # Pillow's own limit is twice this one, and would come first
     with Image.open(source) as image:
+        check_pixels(str(path), *image.size)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
@@ -78,11 +95,11 @@ def _shrink_depth(pixels: np.ndarray) -> np.ndarray:
     PNG knows 16 bits only, and X-ray archives store 10-, 12- and 14-bit detector values in them unscaled
     (PadChest, for one): dividing those by 65535 would give a nearly black picture.
     """
-    values = pixels.astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
+    largest = int(pixels.max())
+    if pixels.min() < 0 or largest > 65535:
         raise ValueError("pixel values outside 0..65535")
-    top = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
-    return np.rint(values * (255.0 / top)).astype(np.uint8)
+    top = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
+    return by_rows(pixels, lambda rows: np.rint(rows * (255.0 / top)))
 
 
 # --------------------------------------------------------------------------------- shape and range
@@ -96,13 +113,18 @@ def resize_center_crop(image: np.ndarray, size: int) -> np.ndarray:
     _check_grey(image)
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
+    check_pixels(f"--size {size}", size, size)
     height, width = image.shape
     scale = size / min(height, width)
     new_width, new_height = max(size, round(width * scale)), max(size, round(height * scale))
     resized = Image.fromarray(image)
+    left, top = (new_width - size) // 2, (new_height - size) // 2
+    if new_width * new_height > MAX_PIXELS:  # very long: only the square that is kept
+        x, y = width / new_width, height / new_height
+        box = (left * x, top * y, (left + size) * x, (top + size) * y)
+        return np.array(resized.resize((size, size), Image.Resampling.BICUBIC, box=box), dtype=np.uint8)
     if (new_width, new_height) != (width, height):
         resized = resized.resize((new_width, new_height), Image.Resampling.BICUBIC)
-    left, top = (new_width - size) // 2, (new_height - size) // 2
     return np.array(resized.crop((left, top, left + size, top + size)), dtype=np.uint8)
 
 
