@@ -464,6 +464,17 @@ def test_marks_survive_a_manifest_of_ones_own(tmp_path, run_cli, flags):
         assert read_provenance(image)["synthetic"] == "true"
 
 
+def test_a_set_of_before_letters_and_reports_apart_still_opens():
+    old = Path(__file__).parent / "data" / "exported"
+    check_sums(old)
+    images = open_set(old, name="synthetic")
+    assert [path.name for path in images.paths] == ["00000000.png", "00000001.png", "00000003.png"]
+    assert images.table["text"].iloc[1] == "Left pleural effusion"
+    studies = open_set(old / "dicom" / "index.csv", name="synthetic")
+    assert len(studies) == 3 and len(open_set(old / "dicom", name="synthetic")) == 3  # not the reports
+    assert read_provenance(images.paths[1])["prompt"] == read_provenance(studies.paths[1])["prompt"]
+
+
 # ------------------------------------------------------------------------------------------- the same bytes each time
 
 
