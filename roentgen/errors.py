@@ -14,6 +14,11 @@ class UserError(Exception):
     """
 
 
+def install(extra: str) -> str:
+    """How a user gets the optional part ``extra``, for the end of a message."""
+    return f"pip install 'roentgen-cxr[{extra}]', or in a clone pip install '.[{extra}]'"
+
+
 def run(main: Callable[[], int | None], *, prog: str) -> int:
     """Call ``main`` and return its exit code; a user's mistake gives 2, Ctrl-C gives 130.
 

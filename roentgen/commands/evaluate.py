@@ -21,7 +21,7 @@ from roentgen.config import (
     Steps,
     Workers,
 )
-from roentgen.errors import UserError
+from roentgen.errors import UserError, install
 
 if TYPE_CHECKING:
     from roentgen.metrics.image_set import ImageSet
@@ -291,7 +291,7 @@ def _need(package: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"roentgen eval needs {package}; pip install 'roentgen[eval]'")
+        raise UserError(f"roentgen eval needs {package}: {install('eval')}")
 
 
 def _is_manifest(path: str) -> bool:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from roentgen.errors import UserError
+from roentgen.errors import UserError, install
 from roentgen.files import file_hash, read_json, reason, sha256, tensors_hash, user_path
 from roentgen.images import resize_center_crop, to_xrv
 from roentgen.models import hub, loading
@@ -173,7 +173,7 @@ def inception_extractor(*, weights: Path | None = None, resize: str = "tf1", dev
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:
-        raise UserError(f"extractor {name} needs torch-fidelity: pip install 'roentgen[eval]'") from None
+        raise UserError(f"extractor {name} needs torch-fidelity: {install('eval')}") from None
     file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE if weights is None else weights
     if not file.is_file():
         raise UserError(f"extractor {name}: its weights are not on this disk; put {INCEPTION_URL} at {file}")
@@ -289,7 +289,7 @@ def xrv_extractor(chain: str = "xrv", *, folder: Path | None = None, device: str
     try:
         import torchxrayvision as xrv
     except ImportError:
-        raise UserError(f"extractor {chain} needs torchxrayvision: pip install 'roentgen[eval]'") from None
+        raise UserError(f"extractor {chain} needs torchxrayvision: {install('eval')}") from None
     url = str(xrv.models.model_urls[XRV_WEIGHTS]["weights_url"])
     file = (user_path("~/.torchxrayvision/models_data") if folder is None else folder) / url.rpartition("/")[2]
     if not file.is_file():

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from roentgen.errors import UserError
+from roentgen.errors import UserError, install
 from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import MIN_CASES, auroc
 from roentgen.training.order import Order, batch_generator
@@ -165,7 +165,7 @@ def _xrv_features() -> nn.Module:
     try:
         import torchxrayvision as xrv
     except ImportError:
-        raise UserError("--weights xrv needs torchxrayvision: pip install 'roentgen[eval]'") from None
+        raise UserError(f"--weights xrv needs torchxrayvision: {install('eval')}") from None
     url = str(xrv.models.model_urls[XRV_WEIGHTS]["weights_url"])
     _require_file(Path.home() / ".torchxrayvision" / "models_data" / url.rpartition("/")[2], url, "xrv")
     features: nn.Module = _loaded(lambda: xrv.models.DenseNet(weights=XRV_WEIGHTS), "xrv").features
