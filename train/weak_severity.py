@@ -31,7 +31,7 @@ from roentgen import errors
 from roentgen.data.manifest import SIDE_SUFFIX, read_manifest
 from roentgen.data.sources.openchest import RATIO, RATIO_BOUNDS
 from roentgen.images import read_image, resize_center_crop, to_autoencoder
-from roentgen.models.perceptual import FrozenFeatures
+from roentgen.models.autoencoder.perceptual import FrozenFeatures
 from roentgen.prompts import FINDINGS
 
 FEATURE_SIZE, GRID, RIDGE = 224, 7, 1e3

@@ -16,7 +16,7 @@ from roentgen.cache import RowStore, build_rows, file_digests, place
 from roentgen.data.images import CHAIN, ImageSource
 from roentgen.errors import UserError
 from roentgen.files import fingerprint, sha256
-from roentgen.training import latents
+from roentgen.models.autoencoder import latents
 
 # Changing how texts become states must change this, or old caches would be taken for new.
 TEXT_CHAIN = "reader.tokens+encode_text_states-1"
@@ -60,9 +60,9 @@ def latent_cache(
 ) -> LatentCache:
     """Latents of all images of ``source``, encoded where ``folder`` lacks them.
 
-    Encoded as ``roentgen.training.latents.encode`` does: under bfloat16 autocast on every device, stored as float16.
-    Which images share a batch changes latents by no more than rounding. A file of an image is taken as unchanged while
-    its path, size and times are; where one differs its bytes are hashed again.
+    Encoded as ``roentgen.models.autoencoder.latents.encode`` does: under bfloat16 autocast on every device, stored as
+    float16. Which images share a batch changes latents by no more than rounding. A file of an image is taken as
+    unchanged while its path, size and times are; where one differs its bytes are hashed again.
 
     Args:
         vae: autoencoder.

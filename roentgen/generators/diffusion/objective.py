@@ -17,9 +17,9 @@ from roentgen.generators.base import Batch
 from roentgen.generators.diffusion import process
 from roentgen.generators.diffusion.denoiser import Denoiser
 from roentgen.images import to_autoencoder
+from roentgen.models.autoencoder.losses import pyramid_l1
 from roentgen.models.lora import add_lora
 from roentgen.models.text_encoders import Tokens, encode_text_states
-from roentgen.training.reconstruction import pyramid_l1
 
 if TYPE_CHECKING:
     from roentgen.generators.diffusion.model import Diffusion

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roentgen.models.perceptual import FeatureHeads, FrozenFeatures, feature_l1, fooled, hinge_real_fake
-from roentgen.training.pca_encoder import POSTERIOR_STD
+from roentgen.models.autoencoder.pca import POSTERIOR_STD
+from roentgen.models.autoencoder.perceptual import FeatureHeads, FrozenFeatures, feature_l1, fooled, hinge_real_fake
 
 
 class Autoencode(nn.Module):
@@ -24,7 +24,7 @@ class Autoencode(nn.Module):
         """x (N, 1, H, W) in [-1, 1], noise (N, C, H/f, W/f) -> reconstruction, posterior mean, log variance.
 
         ``code`` (N, C, H/f, W/f) are latents known beforehand (a frozen encoder): the encoder is then not run, and
-        the noise is that of ``pca_encoder.POSTERIOR_STD``.
+        the noise is that of ``pca.POSTERIOR_STD``.
         """
         if code is not None:
             latents = code + POSTERIOR_STD * noise

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roentgen.images import to_autoencoder
-from roentgen.training.pca_encoder import POSTERIOR_STD, BlockPCA, recover
+from roentgen.models.autoencoder.pca import POSTERIOR_STD, BlockPCA, recover
 
 _LINEAR: WeakKeyDictionary[Any, BlockPCA | None] = WeakKeyDictionary()
 
 
 def linear_encoder(vae: Any) -> BlockPCA | None:
-    """``pca_encoder.recover`` of ``vae``, looked up once for an object; None where its encoder is not linear."""
+    """``pca.recover`` of ``vae``, looked up once for an object; None where its encoder is not linear."""
     if vae not in _LINEAR:
         _LINEAR[vae] = recover(vae)
     return _LINEAR[vae]
