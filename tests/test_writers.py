@@ -263,14 +263,17 @@ def test_stems_stay_text_in_pandas(whole):
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_a_spreadsheet_runs_no_cell(tmp_path, start):
     record = make_record(0)
-    evil = replace(record, row=replace(record.row, prompt=f"{start}HYPERLINK(1) effusion", group=f"{start}x"))
+    prompt = f"{start}HYPERLINK(1) effusion,\r\nor\rnot"
+    evil = replace(record, row=replace(record.row, prompt=prompt, group=f"{start}x"))
     for name in ("folder", "dicom"):
         writer = FORMATS[name](tmp_path, INFO)
         writer.write_shard(0, [evil])
         writer.finish(1)
     for name in ("manifest.csv", "metadata.csv", "Data_Entry_synthetic.csv", "dicom/index.csv"):
         with (tmp_path / name).open(newline="") as file:
-            for row in csv.reader(file):
+            header, *rows = csv.reader(file)
+            assert len(rows) == 1 and len(rows[0]) == len(header), name
+            for row in rows:
                 assert not [cell for cell in row if cell.startswith(("=", "+", "-", "@", "\t", "\r"))], name
 
 

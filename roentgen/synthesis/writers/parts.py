@@ -25,7 +25,7 @@ from roentgen.synthesis.plan import Row
 from roentgen.synthesis.store import WORK, read_values, write_values
 
 LICENCE = "as the model that made it; synthetic, of no patient"
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\n")
 """What a cell begins with that a spreadsheet takes for a formula."""
 FOLDER_SIZE = 1000  # slots a sub-folder, so that a set of a million opens in a file manager
 
@@ -152,6 +152,7 @@ def cell_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
+        value = value.replace("\r\n", "\n").replace("\r", "\n")  # csv.writer quotes no \r, which ends a row to readers
         return f"'{value}" if value.startswith(FORMULA) else value
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
