@@ -215,12 +215,13 @@ def test_mending_from_images_that_were_changed_keeps_every_row_once(manifest: Pa
     write_shards(manifest, out, shard_mb=SMALL)
     for image in (manifest.parent / "images").iterdir():
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60), dtype=np.uint8)).save(image)
-    (out / "train-000000.tar").rename(out / "train-000099.tar")  # a tar too many, which no list names
+    (out / "train-000000.tar").rename(out / "train-000099.tar")  # now a tar that no list names: kept
     write_shards(manifest, out, shard_mb=SMALL)
     source = open_source(out, splits=("train",), size=16)
     assert sorted(source.table["patient_id"]) == sorted(f"p{row}" for row in range(15) if row % 3)
     assert source.read_many(range(10)).shape == (10, 16, 16)
-    assert {path.name for path in out.glob("*.tar")} == json.loads((out / "shards.json").read_text())["shards"].keys()
+    listed = json.loads((out / "shards.json").read_text())["shards"].keys()
+    assert {path.name for path in out.glob("*.tar")} == {*listed, "train-000099.tar"}
 
 
 @pytest.mark.parametrize("name", ["manifest.parquet", "shards.json", "val-000001.tar"])
@@ -297,3 +298,69 @@ def test_the_lists_say_what_is_there(manifest: Path, tmp_path: Path) -> None:
         data = (out / row.shard).read_bytes()[row.offset :][: row.length]
         assert hashlib.sha256(data).hexdigest() == row.sha256
         assert data == (manifest.parent / row.original_image).read_bytes()
+
+
+def test_overwriting_keeps_the_old_shards_until_the_new_are_whole(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    write_shards(manifest, out, shard_mb=SMALL)
+    before = contents(out)
+    bad = manifest.parent / "images" / "4.jpg"
+    whole = bad.read_bytes()
+    bad.write_bytes(b"\xff\xd8\xffbroken")
+    with pytest.raises(UserError, match=r"4\.jpg"):
+        write_shards(manifest, out, size=12, shard_mb=SMALL, overwrite=True)
+    assert {name: data for name, data in contents(out).items() if name in before} == before
+    assert len(open_source(out, splits=None, size=16).read_many(range(15))) == 15
+    bad.write_bytes(whole)
+    write_shards(manifest, out, size=12, shard_mb=SMALL, overwrite=True)
+    write_shards(manifest, tmp_path / "fresh", size=12, shard_mb=SMALL)
+    assert contents(out) == contents(tmp_path / "fresh")
+    # Images that were changed under an unchanged manifest are what overwriting is for.
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60), dtype=np.uint8)).save(bad)
+    write_shards(manifest, out, size=12, shard_mb=SMALL, overwrite=True)
+    assert contents(out) != contents(tmp_path / "fresh")
+
+
+def test_an_overwrite_that_was_broken_off_goes_on(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "shards"
+    write_shards(manifest, out, shard_mb=SMALL)
+    write, made = shards._write_tar, []
+
+    def breaks(path: Path, *args: object, **kwargs: object) -> shards.Written:
+        made.append(path.name)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return write(path, *args, **kwargs)
+
+    monkeypatch.setattr(shards, "_write_tar", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(manifest, out, shard_mb=SMALL, seed=5, overwrite=True)
+    write_shards(manifest, out, shard_mb=SMALL, seed=5, overwrite=True)
+    assert made.count("train-000000.tar") == made.count("train-000001.tar") == 1
+    write_shards(manifest, tmp_path / "fresh", shard_mb=SMALL, seed=5)
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_tars_of_others_are_kept(manifest: Path, tmp_path: Path, overwrite: bool) -> None:
+    out = tmp_path / "shards"
+    write_shards(manifest, out, shard_mb=SMALL)
+    (out / "train-000009.tar").write_bytes(b"someone's")
+    write_shards(manifest, out, shard_mb=SMALL, overwrite=overwrite)
+    assert (out / "train-000009.tar").read_bytes() == b"someone's"
+    with pytest.raises(UserError, match=r"train-000009\.tar is no shard that this folder's lists name; move it away"):
+        write_shards(manifest, out, shard_mb=0.000001, overwrite=True)
+    assert (out / "train-000009.tar").read_bytes() == b"someone's"
+    # More and larger shards: those of ours that are not needed any more go, whatever is left of the lists.
+    (out / "shards.json").write_text("{}")
+    write_shards(manifest, out, shard_mb=256, overwrite=True)
+    assert sorted(path.name for path in out.glob("*.tar")) == ["train-000000.tar", "train-000009.tar", "val-000000.tar"]
+
+
+def test_a_folder_without_lists_is_not_overwritten(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "train-000000.tar").write_bytes(b"someone's")
+    with pytest.raises(UserError, match="move it away"):
+        write_shards(manifest, tmp_path, shard_mb=SMALL, overwrite=True)
+    assert (tmp_path / "train-000000.tar").read_bytes() == b"someone's"

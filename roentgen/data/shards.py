@@ -10,6 +10,7 @@ The bytes depend on the manifest, its images and the options alone, so that writ
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -82,13 +83,16 @@ def write_shards(
     manifest and options are kept after a check of their sha256, and written again where that fails. Images that were
     changed under an unchanged manifest are not noticed there: overwrite.
 
+    What is overwritten stays until the new tars are there and verified, and only what the folder's own lists name is
+    replaced or removed: tars of others are kept, and one where a tar of ours belongs is an error.
+
     Args:
         manifest: .csv or .parquet.
         out: folder; made where it does not exist.
         size: None stores the files' bytes; else the shorter side is resized to it and the centre stored as PNG.
         shard_mb: a tar ends with the row that takes it past so many megabytes (10^6 bytes).
         seed: of the order of rows, so that each tar is a random sample of its split; None keeps the manifest's order.
-        overwrite: remove shards of another manifest or other options.
+        overwrite: replace shards of another manifest or other options.
         threads: that read and decode; None takes one a core, eight at most.
 
     Raises:
@@ -101,7 +105,9 @@ def write_shards(
     if taken:
         raise UserError(f"{manifest}: the column {taken[0]!r} is needed for the shards' own; rename it")
     plan = ShardSettings(sha256(manifest.read_bytes()), size, shard_mb, seed)
-    known = _known_tars(out, plan, overwrite=overwrite)
+    ours = _own_names(out)
+    place = out / PROGRESS if overwrite and ours else out
+    known = _known_tars(out, plan, overwrite=overwrite, staged=place != out)
     folder = os.path.join(os.path.abspath(manifest.parent), "")  # noqa: PTH100, PTH118 - as in manifest.typed
     names = [image.removeprefix(folder) for image in table["image"]]
     rows_json = _rows_as_json(table.assign(image=names))
@@ -119,12 +125,16 @@ def write_shards(
             while start < len(order):
                 name = f"{split}-{number:06d}.tar"
                 written = known.get(name)
-                if written is None or written.start != start or not _intact(out / name, written):
+                if written is None or written.start != start or not _intact([place / name, out / name], written):
+                    _check_stranger(out / name, ours)
                     if samples is None:
                         paths = [(int(row), table["image"].iat[row]) for row in order[start:]]
                         samples = _samples(pool, paths, size=size, ahead=4 * workers)
                     texts = table["text"]
-                    written = _write_tar(out / name, samples, start, limit=shard_mb * 1e6, texts=texts, rows=rows_json)
+                    written = _write_tar(
+                        place / name, samples, start, limit=shard_mb * 1e6, texts=texts, rows=rows_json
+                    )
+                    ours |= {name} if place == out else set()
                     content = json.dumps(asdict(written)).encode()
                     write_atomic(out / PROGRESS / f"{name}.json", content)
                 else:
@@ -133,6 +143,8 @@ def write_shards(
                 bar.update(len(written.rows))
                 start += len(written.rows)
                 number += 1
+    if place != out:
+        _swap(done, place, out, ours)
     _write_index(table.assign(image=names), done, out)
     counts = {split: [tar for name, tar in done.items() if name.startswith(split)] for split in SPLITS}
     about = {
@@ -148,24 +160,48 @@ def write_shards(
     }
     write_atomic(out / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
     shutil.rmtree(out / PROGRESS, ignore_errors=True)
-    for path in out.iterdir():
-        if TAR_NAME.fullmatch(path.name) and path.name not in done:
-            path.unlink(missing_ok=True)
+    for name in ours - done.keys():
+        (out / name).unlink(missing_ok=True)
     clean(out)
     return {split: (len(tars), sum(len(tar.rows) for tar in tars)) for split, tars in counts.items() if tars}
 
 
-def _known_tars(out: Path, plan: ShardSettings, *, overwrite: bool) -> dict[str, Written]:
+def _own_names(out: Path) -> set[str]:
+    """The tars in ``out`` that its own lists name, whatever of the lists is left."""
+    names = set((_json(out / ABOUT) or {}).get("shards") or ())
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        names |= set(pd.read_parquet(out / INDEX, columns=["shard"])["shard"])
+    if not (_json(out / PROGRESS / "plan.json") or {}).get("staged"):
+        names |= {path.name.removesuffix(".json") for path in (out / PROGRESS).glob("*.tar.json")}
+    return {name for name in names if isinstance(name, str) and TAR_NAME.fullmatch(name)}
+
+
+def _check_stranger(path: Path, ours: Collection[str]) -> None:
+    if path.exists() and path.name not in ours:
+        raise UserError(f"{path} is no shard that this folder's lists name; move it away, or choose another --out")
+
+
+def _swap(done: dict[str, Written], staged: Path, out: Path, ours: Collection[str]) -> None:
+    """Put the staged tars into their places, once all of them are there and whole."""
+    waiting = [name for name in done if (staged / name).exists()]
+    for name in waiting:
+        _check_stranger(out / name, ours)
+        if not _intact([staged / name], done[name]):
+            raise UserError(f"{staged / name} did not stay as it was written; check the disk and run the command again")
+    for name in waiting:
+        (staged / name).replace(out / name)
+
+
+def _known_tars(out: Path, plan: ShardSettings, *, overwrite: bool, staged: bool) -> dict[str, Written]:
     """Tars that earlier runs of the same plan finished; UserError where the folder holds anything else."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
     tars = [path for path in out.glob("*.tar") if TAR_NAME.fullmatch(path.name)]
     about = _json(out / ABOUT) or _json(out / PROGRESS / "plan.json")
+    begun = asdict(plan) | {"staged": staged}
     if overwrite:
-        (out / ABOUT).unlink(missing_ok=True)  # first, so that a half-removed folder does not count as finished
-        for path in [out / INDEX, *tars]:
-            path.unlink(missing_ok=True)
-        shutil.rmtree(out / PROGRESS, ignore_errors=True)
+        if _json(out / PROGRESS / "plan.json") != begun:  # else it goes on where it was broken off
+            shutil.rmtree(out / PROGRESS, ignore_errors=True)
     elif about is None:
         if tars:
             raise UserError(f"--out {out} holds tar files of unknown origin; choose another folder or add --overwrite")
@@ -181,7 +217,7 @@ def _known_tars(out: Path, plan: ShardSettings, *, overwrite: bool) -> dict[str,
         stored = _json(path)
         if stored is not None:
             known[path.name.removesuffix(".json")] = Written(**{**stored, "rows": [tuple(r) for r in stored["rows"]]})
-    write_atomic(out / PROGRESS / "plan.json", json.dumps(asdict(plan)).encode())
+    write_atomic(out / PROGRESS / "plan.json", json.dumps(begun).encode())
     return known
 
 
@@ -225,14 +261,12 @@ def _complete(about: dict[str, Any] | None) -> bool:
     )
 
 
-def _intact(path: Path, written: Written) -> bool:
-    """Whether a tar has the bytes that were written; says so where it has not."""
-    if not path.is_file():
-        print(f"{path}: missing; written again", file=sys.stderr)
-        return False
-    if path.stat().st_size == written.size and has_sha256(path, written.sha256):
+def _intact(places: Sequence[Path], written: Written) -> bool:
+    """Whether a tar in one of the places has the bytes that were written; says so where none has."""
+    found = [path for path in places if path.is_file()]
+    if any(path.stat().st_size == written.size and has_sha256(path, written.sha256) for path in found):
         return True
-    print(f"{path}: corrupt; written again", file=sys.stderr)
+    print(f"{places[0]}: {'corrupt' if found else 'missing'}; written again", file=sys.stderr)
     return False
 
 
