@@ -6,16 +6,30 @@ from typing import TYPE_CHECKING, Any
 
 from roentgen.provenance import __version__
 
-__all__ = ["__version__", "generate", "load_model"]
+__all__ = ["Generator", "Sample", "UserError", "__version__", "generate", "load_model"]
 
 if TYPE_CHECKING:
+    from roentgen.errors import UserError
+    from roentgen.generators.base import Generator, Sample
     from roentgen.generators.generate import generate, load_model
+
+# torch and diffusers take seconds to import: `import roentgen` and `roentgen --help` must not pay for them.
+_HOMES = {
+    "generate": "roentgen.generators.generate",
+    "load_model": "roentgen.generators.generate",
+    "Generator": "roentgen.generators.base",
+    "Sample": "roentgen.generators.base",
+    "UserError": "roentgen.errors",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # torch and diffusers take seconds to import: `roentgen --help` must not pay for them.
-    if name in {"generate", "load_model"}:
-        from roentgen.generators import generate
+    from importlib import import_module
 
-        return getattr(generate, name)
-    raise AttributeError(f"module 'roentgen' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'roentgen' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__} - {"Any", "TYPE_CHECKING", "annotations", "_HOMES"})

@@ -36,9 +36,11 @@ COMMANDS = {
     "info": Command("info:info", "print the provenance of an image"),
     "export": Command("export:export", "make a synthetic data set, filtered and marked, in your training's format"),
     "eval": Command("evaluate:evaluate", "measure generated images against real ones, with an HTML report"),
+    "train": Command("train:train", "train or fine-tune models: the recipes", raw=True),
     "data prepare": Command("data:prepare_main", "write a manifest from a collection of images", raw=True),
     "data check": Command("data:check", "check a manifest and its images"),
     "data shard": Command("data:shard", "write a manifest and its images as WebDataset tar files"),
+    "completion": Command("completion:completion", "print a script that completes commands in your shell"),
 }
 
 FIRST = f"""roentgen {__version__}: {SUMMARY}

@@ -213,11 +213,16 @@ def check(
     other. Notes: near-duplicate images, columns that are not read. A manifest that cannot be read at all
     gives exit code 2.
 
-    Args:
+        roentgen data check data/nih/manifest.csv
+        roentgen data check data/nih/manifest.csv -o reports/nih.html --overwrite
+
+    What is read:
         manifest: The manifest, .csv or .parquet.
-        out: HTML page to write, or its folder; left out, the manifest's name with .check.html.
         max_words: Texts of more words are named as over-long (CLIP's window of 77 tokens holds about 60).
         tokenizer: Pipeline or tokenizer folder that counts tokens; left out, they are estimated from words.
+
+    What is written:
+        out: HTML page to write, or its folder; left out, the manifest's name with .check.html.
         thumbnails: Images to show for each kind of problem.
         overwrite: Replace an existing page at --out.
 
@@ -260,13 +265,18 @@ def shard(
     Run the same command again after it was broken off: finished shards are checked and kept. It also writes damaged
     ones again. The shards hold what the manifest and the images hold, patient identifiers too.
 
-    Args:
+        roentgen data shard data/nih/manifest.csv -o data/nih-shards
+        roentgen data shard data/nih/manifest.csv -o data/nih-256 --size 256
+
+    What is read:
         manifest: The manifest, .csv or .parquet.
+        seed: Seed of the order of rows, so that each shard is a random sample of its split.
+        keep_order: Write rows in the manifest's order instead.
+
+    What is written:
         out: Folder for the shards.
         size: Store images resized to this shorter side, centre-cropped, 8-bit PNG; left out, the files as they are.
         shard_mb: Megabytes of a shard, about.
-        seed: Seed of the order of rows, so that each shard is a random sample of its split.
-        keep_order: Write rows in the manifest's order instead.
         overwrite: Replace shards of another manifest or of other options.
 
     Returns:

@@ -69,12 +69,21 @@ def evaluate(
     The same command again continues a run that was broken off, and measures only what is missing. Under `accelerate
     launch`, processes share the generation and the features.
 
-    Args:
-        folders: Further evaluations to set beside the one of --compare.
+        roentgen eval --real data/nih/manifest.csv --synthetic out -o results/out
+        roentgen eval --real data/nih/manifest.csv --generate mini --prompts data/nih/manifest.csv -o results/mini
+        roentgen eval --compare results/mini results/out -o results/both
+
+    What is measured:
         real: Real images: a manifest (.csv, .parquet) or a folder of PNG, JPEG or DICOM files.
         synthetic: Generated images: a folder that `roentgen generate` wrote, any other folder, or a manifest.
         train: Manifest of the images that the model was trained on (its rows in split train), for memorisation.
-        out: Folder for the results.
+        real_split: Split of the real manifest to measure against.
+        limit: At most so many images of each set, drawn at random.
+        skip_bad: Leave out images that cannot be read, and say so in the results.
+        compare: Set finished evaluations side by side, as in --compare DIR DIR --out DIR.
+        folders: Further evaluations to set beside the one of --compare.
+
+    How it is measured:
         suite: quick (offline, minutes), standard, or full (every extractor whose weights are on this disk).
         metrics: Only these measures, with commas, such as fid,kid,auroc.
         extractors: Only these networks, with commas: classifier, inception, xrv, xrv-native, clip, rad-dino, a hub id
@@ -85,15 +94,10 @@ def evaluate(
             FILE.py:FUNCTION; it takes two lists of grey images and gives a score a pair, higher for the same patient.
         autoencoder: Model whose autoencoder reconstructs real images, for sharpness (default: the model that made the
             images, where it is on this disk).
-        real_split: Split of the real manifest to measure against.
-        limit: At most so many images of each set, drawn at random.
-        skip_bad: Leave out images that cannot be read, and say so in the results.
         seed: Of every random choice, and of the first image with --generate.
         resamples: Bootstrap resamples of the intervals.
-        workers: Threads that read and decode images.
-        batch_size: Images a forward pass at most (16 of --generate, 8 of the other networks on a CPU).
-        device: auto, cpu, cuda, cuda:N or mps.
-        compare: Set finished evaluations side by side, as in --compare DIR DIR --out DIR.
+
+    Images that are generated first:
         generate: Model to generate the synthetic images with, into OUT/images: a name, folder or hub id.
         prompts: With --generate, a file of prompts (.txt, .csv, .jsonl; a CSV may have labels), or a manifest, whose
             texts in --real-split are the prompts.
@@ -109,6 +113,14 @@ def evaluate(
         guidance: With --generate, guidance scale (default: the model's).
         sampler: With --generate, the sampler (default: the model's).
         dtype: With --generate, number format of the model.
+
+    Output:
+        out: Folder for the results.
+
+    Machine:
+        workers: Threads that read and decode images.
+        batch_size: Images a forward pass at most (16 of --generate, 8 of the other networks on a CPU).
+        device: auto, cpu, cuda, cuda:N or mps.
     """
     if compare is not None:
         return _compare([compare, *folders], out, seed=seed, resamples=resamples)

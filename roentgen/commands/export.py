@@ -60,7 +60,10 @@ def export(
     The same command again goes on where a killed run ended. Under `accelerate launch` or `torchrun` every process
     makes its share.
 
-    Args:
+        roentgen export --per-finding 100 -o sets/balanced --dry-run
+        roentgen export --like data/nih/manifest.csv --format folder,parquet -o sets/like-nih
+
+    What is in the set:
         plan: YAML file with any of the settings down to shard_size; flags win over it.
         per_finding: So many images of each finding, balanced by sex, view and age.
         findings: With --per-finding or --balance, only these, with commas.
@@ -75,26 +78,34 @@ def export(
         demographics: balanced, none, or those of sex, view, age that prompts shall say in equal shares (default:
             balanced).
         name: Of the set (default: synthetic).
+
+    Model and sampling:
         model: mini, another name of `roentgen models`, a diffusers folder, or a Hugging Face id (default: mini).
+        lora: LoRA in diffusers' format to merge into the model.
         seed: First seed (default: 0).
         steps: Denoising steps (default: the model's).
         guidance: Guidance scale (default: the model's); lower gives more varied images that show less of the prompt.
         sampler: dpm++, unipc, ddim or pndm (default: the model's).
-        max_tries: Seeds at most for one image before it counts as missing (default: 4).
-        shard_size: Images that are made, kept and written together (default: by the number of images, 16 to 1,000).
-        out: Folder of the set.
-        format: folder, parquet, webdataset, dicom, with commas; folder is read by torchxrayvision too.
+
+    Filter:
         filter: Stages with commas: prompt, view, sex, age, real, copies, repeats; or none. Black images never pass.
         reference: Reference of the filter, made by train/reference.py from one's own training images (default: that of
             mini).
+        max_tries: Seeds at most for one image before it counts as missing (default: 4).
+
+    Output:
+        out: Folder of the set.
+        format: folder, parquet, webdataset, dicom, with commas; folder is read by torchxrayvision too.
+        shard_size: Images that are made, kept and written together (default: by the number of images, 16 to 1,000).
+        dry_run: Print the resolved plan, and the time and disk to expect by a stored rate; draw and write nothing.
+        measure: With --dry-run, draw a batch of images for the rate and throw them away.
+
+    Machine:
         batch_size: Images computed at once.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto (float16 on a CUDA GPU, bfloat16 on a CPU that computes in it, else float32), float32, float16 or
             bfloat16.
         compile: Compile the network first; pays off for thousands of images.
-        lora: LoRA in diffusers' format to merge into the model.
-        dry_run: Print the resolved plan, and the time and disk to expect by a stored rate; draw and write nothing.
-        measure: With --dry-run, draw a batch of images for the rate and throw them away.
     """
     from roentgen.synthesis.describe import describe
     from roentgen.synthesis.engine import is_finished

@@ -13,7 +13,10 @@ from roentgen.errors import UserError
 def info(image: Annotated[tuple[Path, ...], Positional()] = (), json: bool = False) -> int:
     """Print what made an image: prompt, seed, model, settings; exit code 2 if roentgen did not make it.
 
-    Args:
+        roentgen info out/left-pleural-effusion_0.png
+        roentgen info out/*.png --json
+
+    Settings:
         image: PNG, JPEG or DICOM files.
         json: Print JSON lines.
     """
