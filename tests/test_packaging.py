@@ -19,10 +19,7 @@ import pytest
 
 import roentgen
 from roentgen import cli, errors
-from roentgen.commands.data import OWN, prepare
-from roentgen.config import parse_call, parse_groups
-from roentgen.config.settings import dataclass_of, settings_of
-from roentgen.data.sources import SOURCES
+from roentgen.config import parse_call
 from roentgen.images import read_provenance
 from roentgen.models.hub import MINI
 
