@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -312,6 +314,19 @@ def test_missing_weights_are_one_sentence(
     with pytest.raises(UserError) as caught:
         load_extractor(name)
     assert words in str(caught.value) and name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_inception_weights_run_no_code(tmp_path: Path) -> None:
+    pytest.importorskip("torch_fidelity")
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    torch.save({"weight": Evil()}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        extractors.inception_extractor(weights=tmp_path / "weights.pth")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_damaged_weights_are_one_sentence(tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ def inception_extractor(*, weights: Path | None = None, resize: str = "tf1", dev
     if not file.is_file():
         raise UserError(f"extractor {name}: its weights are not on this disk; put {INCEPTION_URL} at {file}")
     try:
+        torch.load(file, map_location="cpu", weights_only=True)  # torch-fidelity would run what a pickle asks for
         whole = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
     except Exception as error:  # whatever unpickling raises
         raise UserError(
