@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from roentgen.errors import UserError
+from roentgen.errors import UserError, install
 from roentgen.provenance import SOFTWARE, as_marks, read_marks
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # 89 million: the largest radiographs have 30
@@ -118,7 +118,7 @@ def _decode(path: Path, data: Any) -> tuple[np.ndarray, str]:
     if not decoder.is_available:
         raise UserError(
             f"{path}: compressed as {syntax.name}, and no decoder for it is installed (the file may be sound): "
-            f"`pip install 'roentgen[dicom]'`, or one of: {'; '.join(decoder.missing_dependencies)}"
+            f"{install('dicom')}, or one of: {'; '.join(decoder.missing_dependencies)}"
         )
     pixels, said = decoder.as_array(data, raw=False)  # YBR becomes RGB here, once, whatever the transfer syntax
     photometric = str(said["photometric_interpretation"])

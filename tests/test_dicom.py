@@ -168,7 +168,7 @@ def test_a_missing_decoder_is_told_from_damage(tmp_path: Path, monkeypatch: Any,
     decoder = pydicom.pixels.get_decoder(syntax)
     monkeypatch.setattr(type(decoder), "is_available", property(lambda _: False))
     path = compressed(tmp_path / "a.dcm", "RGB", b"\xff\xd8\xff\xd9", syntax)
-    with pytest.raises(UserError, match=r"no decoder .*may be sound.*roentgen\[dicom\].*gdcm") as caught:
+    with pytest.raises(UserError, match=r"no decoder .*may be sound.*roentgen-cxr\[dicom\].*gdcm") as caught:
         images.read_image(path)
     assert "replace" not in str(caught.value) and "\n" not in str(caught.value)
 
