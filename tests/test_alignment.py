@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -267,17 +265,10 @@ def test_named_encoders_call_their_packages(tmp_path: Path, monkeypatch: pytest.
 # ------------------------------------------------------------------------------------------- the recipe
 
 
-@cache
-def module() -> Any:
-    spec = importlib.util.spec_from_file_location("train_alignment", ROOT / "train" / "alignment.py")
-    assert spec is not None and spec.loader is not None
-    recipe = sys.modules["train_alignment"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    return recipe
-
-
 def recipe(*flags: object) -> int:
-    return errors.run(lambda: module().main([str(flag) for flag in flags]), prog="train/alignment.py")
+    from roentgen.recipes import alignment
+
+    return errors.run(lambda: alignment.main([str(flag) for flag in flags]), prog="train/alignment.py")
 
 
 @pytest.mark.slow

@@ -1,7 +1,4 @@
-"""Train or fine-tune a Stable Diffusion pipeline: the launcher of ``roentgen.recipes.finetune``.
-
-accelerate launch train/finetune.py --config train/configs/quickstart.yaml
-"""
+"""The launcher of ``roentgen.recipes.finetune``, for a clone; ``roentgen train finetune`` is the same."""
 
 import sys
 

@@ -21,9 +21,11 @@ from roentgen.errors import UserError
 T = TypeVar("T")
 
 
-def parse_settings(cls: type[T], argv: Sequence[str] | None, *, prog: str, about: str | None = None) -> T:
+def parse_settings(
+    cls: type[T], argv: Sequence[str] | None, *, prog: str, about: str | None = None, configs: Path | None = None
+) -> T:
     """``cls`` filled from ``argv`` (default: the process's own); see ``parse_groups``."""
-    made: T = parse_groups((cls,), argv, prog=prog, about=about)[0]
+    made: T = parse_groups((cls,), argv, prog=prog, about=about, configs=configs)[0]
     return made
 
 

@@ -1,0 +1,400 @@
+"""Train a KL autoencoder for chest X-rays (Rombach et al. 2022, section 3.1, one channel).
+
+    accelerate launch train/autoencoder.py --config train/configs/mini-autoencoder.yaml
+
+Writes ``OUT/vae`` (a diffusers ``AutoencoderKL`` with latents of mean 0 and overall sd 1), checkpoints, sample
+grids and TensorBoard logs. The same command again continues a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from roentgen.config import (
+    BatchSize,
+    Count,
+    CountFromZero,
+    HalfLife,
+    Pixels,
+    Range,
+    Rate,
+    Seed,
+    Share,
+    ShareBelowOne,
+    Weight,
+    as_dict,
+    parse_settings,
+    require,
+)
+from roentgen.data.images import load_pixels
+from roentgen.data.manifest import read_manifest
+from roentgen.errors import UserError
+from roentgen.files import require_writable
+from roentgen.images import from_autoencoder, make_grid, save_image, to_autoencoder
+from roentgen.models.autoencoder import losses as R
+from roentgen.models.autoencoder import pca
+from roentgen.models.autoencoder.channels import with_channels
+from roentgen.models.autoencoder.fast_norm import use_fast_group_norm
+from roentgen.models.loading import load_vae
+from roentgen.recipes import CONFIGS
+from roentgen.training.checkpoints import Checkpoints
+from roentgen.training.order import batch_generator, batch_indices
+from roentgen.training.schedule import EMA, cosine_rate
+from roentgen.training.setup import make_accelerator
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the autoencoder recipe; every count is in images."""
+
+    manifest: Annotated[Path, "manifest with `train` and `val` images (see `roentgen data prepare`)"]
+    out: Annotated[Path, "run folder"]
+    size: Annotated[Pixels, "side of the square image in pixels"] = 256
+    crop: Annotated[
+        Pixels,
+        "side of the random training crop; a convolutional autoencoder learns the same from crops, sooner",
+    ] = 128
+    channels: Annotated[
+        tuple[Annotated[int, Range(1, 4096)], ...],
+        "width of each level; the factor is 2 ** (levels - 1)",
+    ] = (16, 32, 64, 128, 256)
+    layers: Annotated[
+        int,
+        Range(1, 64),
+        "residual blocks a level in the encoder (the decoder has one more)",
+    ] = 1
+    groups: Annotated[int, Range(1, 4096), "groups of the group norms"] = 16
+    latent_channels: Annotated[int, Range(1, 1024), "channels of the latents"] = 16
+    encoder: Annotated[
+        Literal["learned", "pca", "start"],
+        "`learned`, `pca` for blockwise principal components, which need no training, or `start` to keep that "
+        "of `start`, which must be such a projection: only the decoder learns",
+    ] = "learned"
+    whitening: Annotated[
+        Share,
+        "0 leaves the latents the pixels' spectrum, 1 gives every channel the same variance; with `start` the "
+        "same of the variances that its latents have",
+    ] = 0.5
+    start: Annotated[
+        Path | None,
+        "autoencoder folder to start from instead of random weights (its shape must be the one set here)",
+    ] = None
+    images: Annotated[Count, "length of the learning-rate schedule"] = 32_000
+    until: Annotated[Count | None, "images after which to stop, when that is before the schedule's end"] = None
+    batch_size: Annotated[BatchSize, "images a step, over all processes"] = 8
+    rate: Annotated[Rate, "peak learning rate of AdamW"] = 1e-3
+    warmup: Annotated[CountFromZero, "images of linear warm-up"] = 1_000
+    kl_weight: Annotated[Weight, "weight of the KL term per latent element"] = 1e-3
+    features_weight: Annotated[
+        Weight,
+        "weight of the difference in a frozen ImageNet network's features (roentgen.models.autoencoder.perceptual)",
+    ] = 0.0
+    adversary_weight: Annotated[Weight, "weight of the adversary on those features"] = 0.0
+    consistency_weight: Annotated[
+        Weight,
+        "weight of the change that encoding the reconstruction again makes, in variances of the latents: "
+        "detail that is added must not change what the latents say",
+    ] = 0.0
+    latent_noise: Annotated[
+        Weight,
+        "largest sd, over that of the latents, of noise added to the latents that the decoder sees: a "
+        "generator's latents are never exact",
+    ] = 0.0
+    gain_jitter: Annotated[
+        Share,
+        "largest relative change of an image's contrast about its mean, drawn anew each time",
+    ] = 0.0
+    beta1: Annotated[ShareBelowOne, "first moment of AdamW; with an adversary .5 is usual"] = 0.9
+    sharp_share: Annotated[
+        Share | None,
+        "share of the batch drawn from images stored at full `size` (None: as they come)",
+    ] = None
+    degrade: Annotated[Share, "share of those whose input, not target, is reduced to half resolution"] = 0.5
+    ema_halflife: Annotated[HalfLife, "half-life of the weight average"] = 2_000
+    precision: Annotated[Literal["bf16", "no"], "bf16 or no"] = "bf16"
+    seed: Annotated[Seed, "seed of order, crops and noise"] = 0
+    log_every: Annotated[Count, "images between log lines"] = 800
+    sample_every: Annotated[Count, "images between reconstruction grids and validation"] = 8_000
+    checkpoint_every: Annotated[Count, "images between checkpoints"] = 8_000
+    cache: Annotated[Path | None, "folder for decoded images (default OUT/cache)"] = None
+    dry_run: Annotated[bool, "print what would be done and stop"] = False
+
+
+# Settings that may change between a run and its continuation.
+FREE = frozenset({"until", "out", "manifest", "cache", "log_every", "sample_every", "checkpoint_every", "dry_run"})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    s = parse_settings(Settings, argv, prog="roentgen train autoencoder", about=__doc__, configs=CONFIGS)
+    factor = 2 ** (len(s.channels) - 1)
+    require(
+        s.crop % factor == 0 and 0 < s.crop <= s.size,
+        f"--crop must be a multiple of {factor}, at most --size",
+    )
+    require(s.encoder != "start" or s.start is not None, "--encoder start needs --start")
+    require(
+        s.encoder != "learned" or not (s.consistency_weight or s.latent_noise),
+        "--consistency-weight and --latent-noise need --encoder pca or start",
+    )
+    accelerator = make_accelerator(precision=s.precision)
+    require(s.batch_size % accelerator.num_processes == 0, "--batch-size must be a multiple of the processes")
+    local = s.batch_size // accelerator.num_processes
+    mine = slice(accelerator.process_index * local, (accelerator.process_index + 1) * local)
+
+    # Data: images that hold detail at full size may be drawn more often than those that were stored smaller.
+    table = read_manifest(s.manifest, splits=["train", "val"], allow_empty_text=True)
+    train, val = (table[table["split"] == split] for split in ("train", "val"))
+    require(len(train) > 0 and len(val) > 0, f"--manifest {s.manifest} needs `train` and `val` images")
+    if accelerator.is_main_process:
+        print(
+            f"{len(train)} training images, {len(val)} validation images; factor {factor}, "
+            f"{s.latent_channels} latent channels; {s.images} images to see in batches of {s.batch_size}",
+            flush=True,
+        )
+    if s.dry_run:
+        return 0
+    require_writable(s.out, "--out")
+    cache = s.cache or s.out / "cache"
+    with accelerator.main_process_first():
+        data = load_pixels(train["image"].tolist(), size=s.size, cache=cache)
+        held_out = load_pixels(val["image"].tolist(), size=s.size, cache=cache)
+    low_resolution = torch.from_numpy(data.native * 2 <= s.size)
+    own = torch.from_numpy(train["weight"].to_numpy(float)) if "weight" in train else torch.ones(len(train)).double()
+    weights = own if "weight" in train else None
+    if s.sharp_share is not None and 0 < int(low_resolution.sum()) < len(train):
+        weights = own * torch.where(
+            low_resolution,
+            (1 - s.sharp_share) / (own * low_resolution).sum(),
+            s.sharp_share / (own * ~low_resolution).sum(),
+        )
+
+    # Model, optimiser, average.
+    torch.manual_seed(s.seed)
+    levels = len(s.channels)
+    vae = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=tuple(s.channels),
+        layers_per_block=s.layers,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=s.latent_channels,
+        norm_num_groups=s.groups,
+        sample_size=s.size,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+    if s.start is not None:
+        try:
+            vae.load_state_dict(with_channels(load_vae(s.start), 1).state_dict())
+        except RuntimeError:
+            raise UserError(
+                f"--start {s.start}: its shape is not that of --channels, --layers, --groups and --latent-channels"
+            ) from None
+    linear = None
+    if s.encoder == "pca":
+        linear = pca.fit(
+            data.pixels[:: max(1, len(train) // 1000)],
+            block=factor,
+            channels=s.latent_channels,
+            whitening=s.whitening,
+        )
+        pca.install(linear, vae)
+    elif s.encoder == "start":
+        linear = pca.recover(vae)
+        require(linear is not None, f"--start {s.start}: its encoder is no projection; use --encoder learned")
+        if s.whitening:
+            std = linear.latent_std(data.pixels[:: max(1, len(train) // 1000)])
+            scale = std**-s.whitening
+            pca.rescale_latents(vae, scale / (std * scale).square().mean().sqrt())
+            linear = pca.recover(vae)
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    if linear is not None:
+        variance = linear.latent_std(data.pixels[:: max(1, len(train) // 1000)]).square().view(1, -1, 1, 1)
+        variance = variance.to(accelerator.device)
+        # Latents are final from here on: a diffusion model may train on them while the decoder still learns.
+        if accelerator.is_main_process:
+            vae.save_pretrained(s.out / "vae-initial")
+    use_fast_group_norm(vae).to(memory_format=torch.channels_last)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    betas = (s.beta1, 0.99 if s.beta1 > 0.5 else 0.95)
+    optimizer = torch.optim.AdamW(trained, lr=s.rate, betas=betas, weight_decay=0.0)
+    model, optimizer = accelerator.prepare(R.Autoencode(vae), optimizer)
+    critic = None
+    if s.features_weight or s.adversary_weight:
+        critic = R.Critic(accelerator, features=s.features_weight, adversary=s.adversary_weight, rate=s.rate)
+    ema = EMA([vae], halflife=s.ema_halflife)
+    checkpoints = Checkpoints(s.out / "checkpoints")
+    settings = as_dict(s)
+    images, end = 0, min(s.images, s.until or s.images)
+    saved = checkpoints.latest()
+    if saved is not None:
+        checkpoints.check_same(saved["settings"], settings, free=FREE)
+        vae.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        ema.load_state_dict(saved["ema"])
+        if critic is not None:
+            critic.load_state_dict(saved["critic"])
+        images = saved["images"]
+    log = SummaryWriter(s.out / "log") if accelerator.is_main_process else None
+    accelerator.print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.1f} M parameters; starting at {images} images")
+
+    started, images_then = time.perf_counter(), images
+    running: list[torch.Tensor] = []
+    bar = tqdm(total=end, initial=images, unit="img", file=sys.stderr, disable=not accelerator.is_main_process)
+    while images < end:
+        # The batch: what it holds depends on the seed and its number alone.
+        number = images // s.batch_size
+        chosen = batch_indices(weights, len(train), size=s.batch_size, seed=s.seed, batch=number)
+        generator = batch_generator(s.seed, number)
+        picked = R.random_crops(torch.from_numpy(np.asarray(data.pixels[chosen.numpy()])), s.crop, generator)
+        noise = torch.randn(s.batch_size, s.latent_channels, s.crop // factor, s.crop // factor, generator=generator)
+        degraded = (torch.rand(s.batch_size, generator=generator) < s.degrade) & ~low_resolution[chosen]
+        target = to_autoencoder(picked[mine].numpy()).to(accelerator.device)
+        low = low_resolution[chosen][mine].to(accelerator.device)
+        if s.gain_jitter:
+            gain = 1 + s.gain_jitter * (2 * torch.rand(s.batch_size, 1, 1, 1, generator=generator) - 1)[mine]
+            middle = target.mean((1, 2, 3), keepdim=True)
+            target = ((target - middle) * gain.to(target.device) + middle).clamp(-1, 1)
+        # A decoder that also sees half-resolution latents of sharp targets learns to draw the detail back in.
+        degraded_here = degraded[mine].view(-1, 1, 1, 1).to(accelerator.device)
+        source = torch.where(degraded_here, R.blur_by_two(target), target)
+
+        # One step: reconstruction plus a light pull of the posterior towards N(0, 1).
+        rate = cosine_rate(images, peak=s.rate, warmup=s.warmup, total=s.images, floor=0.02)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        # A frozen encoder is its projection: cheaper than running it, and the same to bf16 precision.
+        code = linear.encode(source) if linear is not None else None
+        seen = code
+        if s.latent_noise:
+            level = s.latent_noise * torch.rand(s.batch_size, 1, 1, 1, generator=generator)[mine].to(variance.device)
+            extra = torch.randn(noise.shape, generator=generator)[mine].to(variance.device)
+            seen = code + level * variance.sqrt() * extra
+        with accelerator.autocast():
+            output, mean, logvar = model(
+                source.contiguous(memory_format=torch.channels_last), noise[mine].to(accelerator.device), seen
+            )
+        error = R.reconstruction_loss(output.float(), target, low)
+        loss, parts = error.mean(), {}
+        if s.encoder == "learned":
+            loss = loss + s.kl_weight * R.gaussian_kl(mean.float(), logvar.float()).mean()
+        if s.consistency_weight:
+            change = (linear.encode(output.float()) - code).square() / variance
+            loss = loss + s.consistency_weight * change.mean()
+            parts["consistency"] = change.detach().mean()
+        if critic is not None:
+            judged, said = critic.judge(output.float(), target, generator)
+            loss = loss + judged
+            parts.update(said)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if critic is not None:
+            parts.update(critic.learn(rate))
+        images += s.batch_size
+        ema.update(images, s.batch_size)
+        running.append(error.detach().mean())
+        bar.update(s.batch_size)
+
+        done = images >= end
+        if accelerator.is_main_process and (done or images % s.log_every < s.batch_size):
+            level = torch.stack(running).mean().item()
+            require(
+                np.isfinite(level),
+                f"loss is not finite at image {images}; the last checkpoint in {s.out} is good",
+            )
+            speed = (images - images_then) / (time.perf_counter() - started)
+            bar.set_postfix_str(f"error {level:.4f}, {speed:.1f} img/s")
+            said = "".join(f", {name} {float(value):.4f}" for name, value in parts.items())
+            print(f"{images} images, error {level:.4f}{said}, rate {rate:.2e}, {speed:.1f} images/s", flush=True)
+            log.add_scalar("train/error", level, images)
+            log.add_scalar("train/images_per_second", speed, images)
+            running.clear()
+        if accelerator.is_main_process and (done or images % s.sample_every < s.batch_size):
+            ema.swap()
+            before, after = reconstruct(vae, held_out.pixels[:16], accelerator.device, s.precision)
+            ema.swap()
+            error_val = float(np.abs(before.astype(float) - after).mean())
+            print(f"{images} images, validation error {error_val:.2f} grey levels", flush=True)
+            log.add_scalar("val/grey_levels", error_val, images)
+            grid = make_grid([*before[:8], *after[:8]], [""] * 16, 8)
+            save_image(
+                grid,
+                s.out / "samples" / f"{images:08d}.png",
+                format="png",
+                provenance={"synthetic": "true", "note": "real above, reconstruction below"},
+                overwrite=True,
+            )
+        if accelerator.is_main_process and (done or images % s.checkpoint_every < s.batch_size):
+            checkpoints.save(
+                images,
+                {
+                    "model": vae.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "ema": ema.state_dict(),
+                    "critic": critic.state_dict() if critic is not None else {},
+                    "settings": settings,
+                },
+            )
+    bar.close()
+
+    # The finished autoencoder: averaged weights, latents whitened over training images.
+    if accelerator.is_main_process:
+        ema.swap()
+        if s.encoder == "learned":
+            shown = np.linspace(0, len(train) - 1, num=min(512, len(train))).astype(int)
+            mean, std = latent_moments(vae, data.pixels[shown], accelerator.device, s.precision)
+            R.whiten_latents(vae, mean, std)
+        vae.save_pretrained(s.out / "vae")
+        seconds = time.perf_counter() - started
+        (s.out / "training.json").write_text(
+            json.dumps({"settings": settings, "images": images, "seconds_this_run": seconds}, indent=1)
+        )
+        print(s.out / "vae")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return 0
+
+
+@torch.no_grad()
+def reconstruct(
+    vae: AutoencoderKL, pixels: np.ndarray, device: torch.device, precision: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (N, H, W) and its reconstruction from the posterior mean, uint8."""
+    parts = []
+    for start in range(0, len(pixels), 4):
+        x = to_autoencoder(np.asarray(pixels[start : start + 4])).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            parts.append(from_autoencoder(vae.decode(vae.encode(x).latent_dist.mode()).sample.float()))
+    return np.asarray(pixels), np.concatenate(parts)
+
+
+@torch.no_grad()
+def latent_moments(
+    vae: AutoencoderKL, pixels: np.ndarray, device: torch.device, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and sd (C,) of the posterior means over images uint8 (N, H, W), accumulated in float64."""
+    total, square, count = 0.0, 0.0, 0
+    for start in range(0, len(pixels), 8):
+        x = to_autoencoder(np.asarray(pixels[start : start + 8])).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            z = vae.encode(x).latent_dist.mean.double().cpu()
+        total, square = total + z.sum((0, 2, 3)), square + z.square().sum((0, 2, 3))
+        count += z.numel() // z.shape[1]
+    mean = total / count
+    return mean.float(), (square / count - mean.square()).sqrt().float()

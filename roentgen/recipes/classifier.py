@@ -1,0 +1,254 @@
+"""Train the multi-label classifier that judges generated images offline (no flips, split by patient).
+
+    accelerate launch train/classifier.py --config train/configs/mini-classifier.yaml
+
+``--part`` trains on a share of the training patients only: a classifier that rewards in training and one that judges
+afterwards must not have seen the same patients. Writes ``OUT/model.safetensors`` and ``OUT/config.json`` (weights of
+the validation with the best macro AUROC).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from roentgen.config import BatchSize, Count, Pixels, Range, Rate, Seed, ShareBelowOne, Weight, parse_settings, require
+from roentgen.data.images import load_pixels
+from roentgen.data.manifest import SIDE_SUFFIX, finding_columns, read_manifest
+from roentgen.errors import UserError
+from roentgen.files import require_writable
+from roentgen.images import to_autoencoder
+from roentgen.metrics.adherence.auroc import auroc
+from roentgen.models.classifier import HalvesNet, noisy_or_loss, save_classifier
+from roentgen.recipes import CONFIGS
+from roentgen.training.order import batch_generator, batch_indices
+from roentgen.training.schedule import cosine_rate
+from roentgen.training.setup import make_accelerator
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the classifier recipe."""
+
+    manifest: Annotated[Path, "manifest with `train` and `val` images"]
+    out: Annotated[Path, "folder for the classifier"]
+    part: Annotated[
+        str,
+        "share of training patients to use, as START-END of the unit interval (patients are hashed into it)",
+    ] = "0-1"
+    findings: Annotated[
+        tuple[str, ...] | None,
+        "findings to learn (default: all with at least `min_positive` positive training images)",
+    ] = None
+    min_positive: Annotated[Count, "see findings"] = 30
+    size: Annotated[Pixels, "side of the image in pixels"] = 128
+    blocks: Annotated[tuple[Annotated[int, Range(1, 64)], ...], "residual blocks a stage"] = (1, 1, 1, 1)
+    images: Annotated[Count, "length of training in images seen"] = 80_000
+    batch_size: Annotated[BatchSize, "images a step, over all processes"] = 32
+    rate: Annotated[Rate, "peak learning rate of AdamW"] = 2e-3
+    weight_decay: Annotated[float, Range(0, 100), "of AdamW"] = 0.05
+    mil_weight: Annotated[Weight, "weight of the half-image loss against the image loss"] = 0.5
+    side_weight: Annotated[Weight, "weight of the loss on known sides (the manifest's `<Finding>_side` columns)"] = 0.5
+    label_smoothing: Annotated[ShareBelowOne, "towards 0.5, for labels mined from reports"] = 0.02
+    precision: Annotated[Literal["bf16", "no"], "bf16 or no"] = "bf16"
+    seed: Annotated[Seed, "seed of order and augmentation"] = 0
+    eval_every: Annotated[Count, "images between validations"] = 8_000
+    cache: Annotated[Path | None, "folder for decoded images (default OUT/cache)"] = None
+    dry_run: Annotated[bool, "print what would be done and stop"] = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    s = parse_settings(Settings, argv, prog="roentgen train classifier", about=__doc__, configs=CONFIGS)
+    start, end = part_bounds(s.part)
+    accelerator = make_accelerator(precision=s.precision)
+    require(s.batch_size % accelerator.num_processes == 0, "--batch-size must be a multiple of the processes")
+    local = s.batch_size // accelerator.num_processes
+    mine = slice(accelerator.process_index * local, (accelerator.process_index + 1) * local)
+
+    # Data: unknown labels (blank) carry no loss; patients outside the part are not seen at all.
+    table = read_manifest(s.manifest, splits=["train", "val"], allow_empty_text=True)
+    inside = table["patient_id"].map(lambda p: start <= patient_position(p) < end)
+    train, val = table[(table["split"] == "train") & inside], table[table["split"] == "val"]
+    require(len(train) > 0 and len(val) > 0, f"--manifest {s.manifest}: no train or val images in part {s.part}")
+    findings = list(s.findings or [f for f in finding_columns(table) if (train[f] == 1).sum() >= s.min_positive])
+    unknown = [f for f in findings if f not in table.columns]
+    require(not unknown, f"--findings {', '.join(unknown)}: not a column of {s.manifest}")
+    require(
+        bool(findings),
+        f"--manifest {s.manifest}: no finding has {s.min_positive} positives; lower --min-positive",
+    )
+    accelerator.print(
+        f"{len(train)} training images of {train['patient_id'].nunique()} patients, {len(val)} for "
+        f"validation; {len(findings)} findings; {s.images} images to see",
+        flush=True,
+    )
+    if s.dry_run:
+        return 0
+    require_writable(s.out, "--out")
+    with accelerator.main_process_first():
+        everything = load_pixels(table["image"].tolist(), size=s.size, cache=s.cache or s.out / "cache").pixels
+    inputs, val_inputs = everything[train.index], everything[val.index]
+    labels = torch.tensor(train[findings].to_numpy(dtype=np.float32, na_value=np.nan))
+    known_sides = side_signs(train, findings)
+    val_labels = val[findings].to_numpy(dtype=np.float32, na_value=np.nan)
+
+    torch.manual_seed(s.seed)
+    net = HalvesNet(len(findings), blocks=s.blocks).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=s.rate, weight_decay=s.weight_decay)
+    model, optimizer = accelerator.prepare(net, optimizer)
+    info = {
+        "findings": findings,
+        "size": s.size,
+        "blocks": list(s.blocks),
+        "part": s.part,
+        "training_images": len(train),
+    }
+    log = SummaryWriter(s.out / "log") if accelerator.is_main_process else None
+
+    images, best, began = 0, -1.0, time.perf_counter()
+    running: list[torch.Tensor] = []
+    bar = tqdm(total=s.images, unit="img", file=sys.stderr, disable=not accelerator.is_main_process)
+    while images < s.images:
+        number = images // s.batch_size
+        chosen = batch_indices(None, len(train), size=s.batch_size, seed=s.seed, batch=number)
+        generator = batch_generator(s.seed, number)
+        x = augment(to_autoencoder(inputs[chosen.numpy()]), generator)[mine].to(accelerator.device)
+        y = labels[chosen][mine].to(accelerator.device)
+        known = ~y.isnan()
+        target = y.nan_to_num(0.0) * (1 - s.label_smoothing) + 0.5 * s.label_smoothing
+
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_rate(images, peak=s.rate, warmup=2_000, total=s.images, floor=0.01)
+        model.train()
+        with accelerator.autocast():
+            logits, sides = model(x.contiguous(memory_format=torch.channels_last))
+        error = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+        error = error + s.mil_weight * noisy_or_loss(sides.float(), target)
+        loss = (error * known).sum() / known.sum()
+        # Known sides: the named half must outweigh the other.
+        sign = known_sides[chosen][mine].to(accelerator.device)
+        margin = (sides[..., 1] - sides[..., 0]).float()
+        loss = loss + s.side_weight * (F.softplus(-margin * sign) * sign.abs()).sum() / s.batch_size
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        images += s.batch_size
+        running.append(loss.detach())
+        bar.update(s.batch_size)
+
+        if images % s.eval_every < s.batch_size or images >= s.images:
+            net.eval()
+            if accelerator.is_main_process:
+                scores = predict(net, val_inputs, accelerator.device)
+                per = {}
+                for i, f in enumerate(findings):
+                    known_val = ~np.isnan(val_labels[:, i])
+                    truth = val_labels[known_val, i]
+                    if 8 <= truth.sum() <= len(truth) - 8:
+                        per[f] = auroc(scores[known_val, i].astype(float), truth.astype(float))
+                macro = float(np.mean(list(per.values()))) if per else 0.0
+                print(
+                    f"{images} images, loss {torch.stack(running).mean().item():.4f}, validation macro AUROC "
+                    f"{macro:.3f}, {images / (time.perf_counter() - began):.0f} images/s",
+                    flush=True,
+                )
+                assert log is not None
+                log.add_scalar("val/macro_auroc", macro, images)
+                log.add_scalar("train/loss", torch.stack(running).mean().item(), images)
+                running.clear()
+                if macro >= best:
+                    best = macro
+                    save_classifier(
+                        s.out,
+                        net,
+                        {
+                            **info,
+                            "images": images,
+                            "validation_auroc": {"macro": macro, **per},
+                            "seconds": round(time.perf_counter() - began),
+                        },
+                    )
+    bar.close()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        print(json.dumps({"validation_macro_auroc": best}), flush=True)
+        print(s.out)
+    accelerator.end_training()
+    return 0
+
+
+def side_signs(table: pd.DataFrame, findings: Sequence[str]) -> torch.Tensor:
+    """+1 where a finding is on the patient's left, -1 on the right, 0 where that is not known, (N, F)."""
+    signs = torch.zeros(len(table), len(findings))
+    for i, name in enumerate(findings):
+        if name + SIDE_SUFFIX in table:
+            column = table[name + SIDE_SUFFIX]
+            signs[:, i] = torch.from_numpy((column == "left").to_numpy(float) - (column == "right").to_numpy(float))
+    return signs
+
+
+def part_bounds(part: str) -> tuple[float, float]:
+    try:
+        start, end = (float(v) for v in part.split("-"))
+    except ValueError:
+        raise UserError(f"--part {part}: write START-END, for example 0-0.4") from None
+    require(0 <= start < end <= 1, f"--part {part}: bounds must satisfy 0 <= START < END <= 1")
+    return start, end
+
+
+def patient_position(patient: str) -> float:
+    """A fixed place of the patient in [0, 1), so that parts never share a patient."""
+    return int.from_bytes(hashlib.sha256(patient.encode()).digest()[:6], "big") / 2**48
+
+
+def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Small shifts, zooms, turns, contrast and brightness changes and noise of (N, 1, H, W) in [-1, 1]; no flips."""
+    n = x.shape[0]
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return torch.rand(n, generator=generator) * (high - low) + low
+
+    angle, zoom = uniform(-0.12, 0.12), uniform(0.88, 1.08)
+    theta = torch.stack(
+        [
+            torch.stack([zoom * angle.cos(), -zoom * angle.sin(), uniform(-0.08, 0.08)], 1),
+            torch.stack([zoom * angle.sin(), zoom * angle.cos(), uniform(-0.08, 0.08)], 1),
+        ],
+        1,
+    )
+    x = F.grid_sample(
+        x,
+        F.affine_grid(theta, list(x.shape), align_corners=False),
+        padding_mode="border",
+        align_corners=False,
+    )
+    contrast, brightness = uniform(0.75, 1.25).view(-1, 1, 1, 1), uniform(-0.2, 0.2).view(-1, 1, 1, 1)
+    x = (x * contrast + brightness).clamp(-1, 1)
+    smooth = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    x = x + (torch.rand(n, 1, 1, 1, generator=generator) < 0.3) * (smooth - x)
+    return x + 0.03 * torch.randn(x.shape, generator=generator)
+
+
+@torch.inference_mode()
+def predict(net: HalvesNet, inputs: np.ndarray, device: torch.device, *, sides: bool = False) -> np.ndarray:
+    """Probabilities (N, F), or (N, F, 2) for the sides."""
+    net.eval()
+    parts = []
+    for start in range(0, len(inputs), 64):
+        image, side = net(to_autoencoder(inputs[start : start + 64]).to(device))
+        parts.append((side if sides else image).sigmoid().cpu())
+    return torch.cat(parts).numpy()

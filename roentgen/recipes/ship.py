@@ -1,0 +1,73 @@
+"""Put a trained pipeline and its autoencoder together in half precision, as a folder that ships.
+
+    python train/ship.py --pipeline runs/mini-reward/pipeline --vae runs/mini-autoencoder/vae --out roentgen/models/mini
+
+With the `pca` encoder the latents are final before the decoder is: the pipeline may have been trained around an earlier
+decoder. The encoders must be the same to the last bit, or the latents would not be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+
+from roentgen.config import Guidance, Steps, parse_settings, require
+from roentgen.files import fingerprint
+from roentgen.generators.diffusion.build import start
+from roentgen.models.autoencoder.channels import with_channels
+from roentgen.models.loading import load_vae
+from roentgen.recipes import CONFIGS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of shipping."""
+
+    pipeline: Annotated[Path, "trained pipeline folder (train/finetune.py)"]
+    out: Annotated[Path, "folder to write; what is there and not part of a pipeline (a model card) is kept"]
+    vae: Annotated[Path | None, "finished autoencoder (train/autoencoder.py); left out, the pipeline's own"] = None
+    version: Annotated[str, "version of the weights"] = "1"
+    licence: Annotated[str, "licence of the weights"] = "Apache-2.0"
+    steps: Annotated[Steps | None, "default sampling steps; left out, the pipeline's own"] = None
+    guidance: Annotated[Guidance | None, "default guidance scale; left out, the pipeline's own"] = None
+    sampler: Annotated[
+        Literal["dpm++", "unipc", "ddim", "pndm"] | None,
+        "default sampler; left out, the pipeline's own",
+    ] = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    s = parse_settings(Settings, argv, prog="roentgen train ship", about=__doc__, configs=CONFIGS)
+    require((s.pipeline / "roentgen.json").is_file(), f"--pipeline {s.pipeline}: not a pipeline of train/finetune.py")
+    parts = start(model=str(s.pipeline), vae=None, text=None, unet=None, prediction_type=None)
+    if s.vae is not None:
+        vae = with_channels(load_vae(s.vae), parts.vae.config.in_channels)
+        same = fingerprint(vae.encoder) == fingerprint(parts.vae.encoder)
+        require(same, f"--vae {s.vae}: its encoder is not the one that --pipeline was trained with; use that run's")
+        parts = dataclasses.replace(parts, vae=vae)
+    # Three equal channels, so that other people's tools run on it; the pixels stay the same.
+    parts = dataclasses.replace(parts, vae=with_channels(parts.vae, 3))
+    parts.scheduler.register_to_config(steps_offset=1)  # what stock diffusers expects; no matter with "trailing"
+    if parts.scheduler.config.get("rescale_betas_zero_snr"):
+        # Trained down to pure noise, sampled from all but pure noise: PNDM cannot divide by a signal of zero, and with
+        # betas that end at a signal of 0.006 the two schedules are within 0.6 % of each other.
+        parts.scheduler.register_to_config(rescale_betas_zero_snr=False)
+    facts: dict[str, Any] = json.loads((s.pipeline / "roentgen.json").read_text())
+    chosen = {key: value for key in ("steps", "guidance", "sampler") if (value := getattr(s, key)) is not None}
+    facts = {
+        "name": facts["name"], "version": s.version, "licence": s.licence, **facts,
+        "defaults": {**facts["defaults"], **chosen},
+    }  # fmt: skip
+    kept = {p.name: p.read_bytes() for p in s.out.glob("*.md")} if s.out.is_dir() else {}
+    parts.save(s.out, facts, dtype=torch.float16)
+    for name, text in kept.items():
+        (s.out / name).write_bytes(text)
+    size = sum(p.stat().st_size for p in s.out.rglob("*") if p.is_file())
+    print(f"{s.out}: {size / 1e6:.1f} MB")
+    return 0
