@@ -30,7 +30,7 @@ from roentgen.metrics.report.html import number as spelled_number
 
 ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[..., tuple[int, str, str]]
-QUICK = [name for name, measure in MEASURES.items() if measure.suite == "quick"]
+QUICK = [name for name, one in MEASURES.items() if one.suite == "quick" and "probes" not in one.reads]
 slow = pytest.mark.slow  # what needs the evaluation of ``world``
 MARKS = {"model": "made", "model_hash": "0" * 16, "steps": "1", "guidance": "1", "sampler": "ddim"}
 
@@ -266,8 +266,26 @@ def test_generating_model_is_scored_and_continued(
     made[0].unlink()
     assert run_cli(*words)[0] == 0
     assert made[0].exists() and all(path.stat().st_mtime_ns == time for path, time in kept.items())
-    assert "another model" in sentence(run_cli, *words, "--steps", "2")
+    assert "another number of steps" in sentence(run_cli, *words, "--steps", "2")
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+
+
+def test_real_images_of_which_nothing_is_known_leave_out_what_they_cannot_say(tmp_path: Path, run_cli: Run) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        Image.fromarray(chest(rng, None)).save(tmp_path / f"real_{number}.png")
+        marks = {**MARKS, "prompt": f"prompt {number // 4}", "seed": str(number)}
+        save_image(chest(rng, None), tmp_path / "made" / f"{number}.png", format="png", provenance=marks)
+    (tmp_path / "real").mkdir()
+    for path in tmp_path.glob("real_*.png"):
+        path.rename(tmp_path / "real" / path.name)
+    out = tmp_path / "out"
+    sets = ["--real", str(tmp_path / "real"), "--synthetic", str(tmp_path / "made"), "--out", str(out)]
+    names = "ms_ssim_within,ms_ssim_across,auroc,kid"
+    code, _, said = run_cli("eval", *sets, "--metrics", names, "--resamples", "20")
+    assert code == 2 and "Traceback" not in said and "--real has no labels" in said  # auroc was asked for
+    assert result(out, "ms_ssim_within")["n"] == 2 and "ceiling" not in result(out, "ms_ssim_within")["details"]
+    assert result(out, "kid")["value"] is not None and result(out, "ms_ssim_across")["details"]["ceiling"]["n"]
 
 
 def test_texts_of_a_manifest_are_prompts(world_prompts: Path) -> None:

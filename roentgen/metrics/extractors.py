@@ -23,10 +23,11 @@ from PIL import Image
 from torch import Tensor
 
 from roentgen.errors import UserError, install
-from roentgen.files import file_hash, read_json, reason, sha256, tensors_hash, user_path
+from roentgen.files import file_hash, file_sha256, read_json, reason, sha256, tensors_hash, user_path
 from roentgen.images import resize_center_crop, to_xrv
 from roentgen.models import hub, loading
 from roentgen.models.classifier import SHIPPED, load_classifier
+from roentgen.models.pickles import check_pickle
 
 Grey = NDArray[np.uint8]
 BATCH = 32
@@ -158,6 +159,7 @@ def classifier_extractor(path: str | Path | None = None, *, device: str = "cpu")
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_SIDE = 299
 
 
@@ -177,6 +179,10 @@ def inception_extractor(*, weights: Path | None = None, resize: str = "tf1", dev
     file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE if weights is None else weights
     if not file.is_file():
         raise UserError(f"extractor {name}: its weights are not on this disk; put {INCEPTION_URL} at {file}")
+    if weights is None and file_sha256(file) != INCEPTION_SHA256:
+        raise UserError(
+            f"extractor {name}: {file} is not the published file (its SHA-256 differs); fetch {INCEPTION_URL} again"
+        )
     try:
         torch.load(file, map_location="cpu", weights_only=True)  # torch-fidelity would run what a pickle asks for
         whole = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
@@ -266,6 +272,7 @@ def resize_clean(image: Grey, side: int) -> NDArray[np.float32]:
 
 # ------------------------------------------------------------------------------------------- torchxrayvision
 
+XRV_CLASSES = ("torchxrayvision.models.", "torch.nn.", "torchvision.models.")
 XRV_WEIGHTS = "densenet121-res224-all"
 XRV_SIDE = 224
 XRV_CHAINS = {
@@ -295,12 +302,11 @@ def xrv_extractor(chain: str = "xrv", *, folder: Path | None = None, device: str
     file = (user_path("~/.torchxrayvision/models_data") if folder is None else folder) / url.rpartition("/")[2]
     if not file.is_file():
         raise UserError(f"extractor {chain}: its weights are not on this disk; put {url} at {file}")
+    check_pickle(file, XRV_CLASSES, f"extractor {chain}")  # the package unpickles a whole network, not tensors alone
     try:
         net = xrv.models.DenseNet(weights=XRV_WEIGHTS, cache_dir=str(file.parent)).eval().requires_grad_(False)
     except Exception as error:  # whatever unpickling raises
-        raise UserError(
-            f"extractor {chain}: {file} cannot be loaded ({reason(error)}); fetch {url} again"
-        ) from None
+        raise UserError(f"extractor {chain}: {file} cannot be loaded ({reason(error)}); fetch {url} again") from None
     net = net.to(device)
     given = LastInput(net.classifier)
 

@@ -248,8 +248,10 @@ def match_to_real(
 
 
 def pixels(images: ImageSet, rows: Sequence[int] | NDArray[np.integer], size: int = PIXELS) -> NDArray[np.uint8]:
-    """Grey images uint8 (n, size, size) of these rows: shorter side resized, centre cropped."""
+    """Grey images uint8 (n, size, size) of these rows, n of at least 1: shorter side resized, centre cropped."""
     paths = images.paths
+    if not len(rows):
+        raise Unavailable(f"no image of --{images.name} can be compared by pixels")
     return np.stack([resize_center_crop(read_image(paths[row]), size) for row in rows])
 
 

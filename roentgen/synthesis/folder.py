@@ -225,7 +225,12 @@ def further_sets(
 
 def _claim_images(out: Path, about: dict[str, Any]) -> None:
     """Refuse a folder with another model's images before one of them is replaced."""
-    claim(out / "generation.json", about, holds="images of another", words={"name": "model", "hash": "model"})
+    words = {
+        **{"name": "model", "hash": "model", "dtype": "number format", "steps": "number of steps"},
+        **{"guidance": "guidance scale", "prompts": "list of prompts", "prompts_used": "number of prompts"},
+        **{"num_images": "number of images a prompt", "first_seed": "seed"},
+    }
+    claim(out / "generation.json", about, holds="images of another", words=words)
 
 
 def made_by(images: ImageSet) -> dict[str, Any]:

@@ -221,7 +221,7 @@ def common_size(inputs: EvaluationInputs) -> int:
 def measure_ms_ssim_within(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """MS-SSIM of four images a prompt, beside four real images of other people with the same findings and view."""
     size = common_size(inputs)
-    sets = []
+    sets: list[tuple[Any, list[Hashable], list[str]] | None] = []
     for images, keys, apart in (
         (inputs.synthetic, prompt_keys(inputs.synthetic), None),
         (inputs.real, kind_keys(inputs.real), inputs.real.patients),
@@ -231,18 +231,21 @@ def measure_ms_ssim_within(inputs: EvaluationInputs, extractor: Extractor) -> Re
             raise Unavailable(f"no prompt has {PER_PROMPT} images; generate them with --num-images 4")
         sets.append(
             (pixels(images, chosen, size), [keys[row] for row in chosen], [images.patients[row] for row in chosen])
+            if len(chosen)
+            else None  # real images whose findings nobody knows have no ceiling
         )
-    (mine, prompts, _), (real, kinds, patients) = sets
+    made, real = sets
+    assert made is not None
     found = ms_ssim_diversity(
-        mine,
-        prompts,
-        real=(real, kinds, patients) if len(real) else None,
+        made[0],
+        made[1],
+        real=real,
         pairs=1,
         resamples=inputs.resamples,
         seed=inputs.seed,
     )
     more: dict[str, Any] = {}
-    if len(real):
+    if real is not None:
         more["ceiling"] = {**found["details"]["real_within"], "what": "real images of the same findings and view"}
     return Result.of(found, details={"size": size, "sd_over_prompts": found["details"]["within"]["sd"]}, **more)
 
