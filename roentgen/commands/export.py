@@ -167,7 +167,7 @@ def _say_stored(
 ) -> int:
     """Time and disk by a rate that was measured before; nothing is loaded or drawn."""
     from roentgen.devices import pick_device, throughput_dtype
-    from roentgen.models.registry import resolve
+    from roentgen.models.hub import resolve
     from roentgen.synthesis.rates import stored_rate
 
     resolve(plan.model)  # UserError on what is no model
