@@ -128,6 +128,13 @@ def test_a_failed_read_is_one_sentence(tmp_path: Path) -> None:
         files.read_json(tmp_path / "a.json")
 
 
+def test_a_home_that_nobody_knows_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert files.user_path("~/x") == Path("/home/somebody/x")
+    with pytest.raises(UserError, match="~no-such-user-here/x: the home folder is not known here"):
+        files.user_path("~no-such-user-here/x")
+
+
 def test_hashes(tmp_path: Path) -> None:
     """Values as hashlib gives them; those of files, folders and weights are written into results and checkpoints."""
     (tmp_path / "f").mkdir()

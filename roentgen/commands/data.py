@@ -28,6 +28,7 @@ from roentgen.config import (
 from roentgen.config.settings import dataclass_of, settings_of
 from roentgen.data.sources import SOURCES
 from roentgen.errors import UserError
+from roentgen.files import user_path
 
 if TYPE_CHECKING:
     Name = str
@@ -62,7 +63,7 @@ def _source_of_files(argv: Sequence[str]) -> str | None:
     """The source that a ``--config`` file names."""
     pairs = zip(argv, [*argv[1:], ""], strict=True)
     files = [word.partition("=")[2] or after for word, after in pairs if word.partition("=")[0] == "--config"]
-    found = [yaml_text.read(Path(file).expanduser()).get("source") for file in files if file]
+    found = [yaml_text.read(user_path(file)).get("source") for file in files if file]
     return next((name for name in reversed(found) if name in SOURCES), None)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from roentgen.config import BatchSize, Count, Guidance, PathOrName, Range, Seed, Short, Steps
 from roentgen.devices import Process, this_process
 from roentgen.errors import UserError
+from roentgen.files import user_path
 
 if TYPE_CHECKING:
     from roentgen.synthesis.maker import Maker
@@ -129,7 +130,7 @@ def export(
 
     if measure and not dry_run:
         raise UserError("--measure is for --dry-run; leave it out to make the set")
-    folder = None if out is None else Path(out).expanduser()
+    folder = None if out is None else user_path(out)
     who, where = this_process(device)
     if who.rank == 0:
         print("\n".join(describe(resolved)), file=sys.stderr)

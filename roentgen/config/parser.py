@@ -17,6 +17,7 @@ from roentgen.config.settings import Setting, dataclass_of, default_of, fields_o
 from roentgen.config.values import convert, did_you_mean, several, shown, unwrap
 from roentgen.config.yaml_text import Plain
 from roentgen.errors import UserError
+from roentgen.files import user_path
 
 T = TypeVar("T")
 
@@ -131,7 +132,7 @@ def _next(queue: list[str], flag: str) -> str:
 
 
 def _read_file(name: str, settings: Sequence[Setting], configs: Path | None) -> dict[str, Any]:
-    path = Path(name).expanduser() if name else Path()
+    path = user_path(name) if name else Path()
     if configs is not None and not path.exists():
         named = {each.stem: each for each in sorted(configs.rglob("*.yaml"))}
         if name in named:

@@ -14,6 +14,7 @@ from roentgen.config import yaml_text
 from roentgen.config.ranges import Filled, PathOrName, Range, Tilde
 from roentgen.config.yaml_text import NULLS, Plain
 from roentgen.errors import UserError
+from roentgen.files import user_path
 
 BOOLEANS = {**dict.fromkeys(("true", "yes", "on"), True), **dict.fromkeys(("false", "no", "off"), False)}
 LONGEST_NUMBER = 40
@@ -103,7 +104,7 @@ def _path(raw: str, where: str) -> Path:
     if not raw or "\0" in raw:
         raise UserError(f"{where}: is empty; name a file or folder" if not raw else f"{where}: holds a NUL character")
     try:
-        return Path(raw).expanduser()
+        return user_path(raw)
     except RuntimeError:
         raise UserError(f"{where} {raw}: there is no home folder; write the path without ~") from None
 

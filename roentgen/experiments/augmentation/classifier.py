@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from roentgen.errors import UserError, install
+from roentgen.files import user_path
 from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import MIN_CASES, auroc
 from roentgen.training.order import Order, batch_generator
@@ -167,7 +168,7 @@ def _xrv_features() -> nn.Module:
     except ImportError:
         raise UserError(f"--weights xrv needs torchxrayvision: {install('eval')}") from None
     url = str(xrv.models.model_urls[XRV_WEIGHTS]["weights_url"])
-    _require_file(Path.home() / ".torchxrayvision" / "models_data" / url.rpartition("/")[2], url, "xrv")
+    _require_file(user_path("~/.torchxrayvision/models_data") / url.rpartition("/")[2], url, "xrv")
     features: nn.Module = _loaded(lambda: xrv.models.DenseNet(weights=XRV_WEIGHTS), "xrv").features
     return features
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
-from roentgen.files import file_hash, sha256, unit_interval, write_atomic
+from roentgen.files import file_hash, sha256, unit_interval, user_path, write_atomic
 from roentgen.models.classifier import SHIPPED as SHIPPED_CLASSIFIER
 from roentgen.synthesis.filters.appearance import Appearance
 
@@ -86,7 +86,7 @@ def load_reference(folder: Path | None = None) -> Reference:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    where = SHIPPED if folder is None else folder.expanduser()
+    where = SHIPPED if folder is None else user_path(folder)
     for name in (JSON, ARRAYS):
         if not (where / name).is_file():
             raise UserError(f"--reference {where}: no reference there ({name} is missing); {MADE_BY}")
