@@ -78,13 +78,14 @@ def test_other_joins(tmp_path: Path, join: str) -> None:
     assert table["text"].tolist() == ["Normal chest."]
 
 
-def test_pseudonyms(tmp_path: Path) -> None:
+def test_pseudonyms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, reports = dicom_tree(tmp_path)
     plain, _ = read_dicom_folder(root, csv=reports, val_share=0.4, test_share=0.3, **COLUMNS)
     salted = [
         read_dicom_folder(root, csv=reports, pseudonymise=True, salt=salt, val_share=0.4, test_share=0.3, **COLUMNS)[0]
         for salt in ("correct horse", "correct horse", "another horse", None, None)
     ]
+    assert "file names, the DICOM files' own headers and the report texts are as they were" in capsys.readouterr().err
     ids = [table["patient_id"].tolist() for table in salted]
     assert ids[0] == ids[1] and len({tuple(names) for names in ids}) == 4
     for table in salted:

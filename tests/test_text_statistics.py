@@ -11,6 +11,7 @@ from roentgen.data.check import check_manifest, severity_of, summary_lines
 from roentgen.data.check_page import page
 from roentgen.data.text_statistics import (
     foreign,
+    identifiers,
     negations_only,
     text_line,
     text_notes,
@@ -97,3 +98,29 @@ def test_check_shows_them(tmp_path: Path) -> None:
     assert "note: 16.7 % of the texts compare" in lines
     html = page(report, thumbnails=2)
     assert "Most frequent texts" in html and "over 77 tokens (estimate)" in html and "deny only" in html
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("Discussed with Dr. Smith by phone.", ["a name with a title"]),
+        ("Mrs O'Brien has an effusion. MRN: 1234567", ["a name with a title", "a record number"]),
+        ("Accession number AB-123456, 12345678", ["a record number"]),
+        ("Call (415) 555-0132 or pager 51234.", ["a telephone number"]),
+        ("Tel: +49 511 532 0", ["a telephone number"]),
+        ("Compared to 3/16/2012.", ["a date"]),
+        ("CT of 16.03.2012, or 2012-03-16", ["a date"]),
+        ("As of March 3rd, 2012 stable; 4 Jan 2010", ["a date"]),
+        ("Write to a.b@ward.example.org", ["an e-mail address"]),
+        ("Compared to ___, seen by Dr. ___ at 5:12 pm on XXXX.", []),
+        ("A 3.5 cm mass, 1.25 x 2.5 x 3.5 cm, ratio 1/2, T8-T9, L4/5, 54-year-old, 100 mL in 2 of 12 ribs.", []),
+        ("Case of pneumonia; image 10 of 24. May 2 be seen. Dr to review.", []),
+    ],
+)
+def test_identifiers_are_told_by_their_form(text: str, kinds: list[str]) -> None:
+    assert identifiers(text) == kinds
+    found = [
+        problem for problem in text_problems(pd.DataFrame({"text": [text]})) if problem.kind == "identifier in text"
+    ]
+    assert [kind in found[0].message for kind in kinds] == [True] * len(kinds) if kinds else not found
+    assert severity_of("identifier in text") == "warning"

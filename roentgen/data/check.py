@@ -52,6 +52,7 @@ SEVERITY = {
     "over-long text": "warning",
     "contradicting labels": "warning",
     "de-identification blank": "warning",
+    "identifier in text": "warning",
     "text not in English": "warning",
     "near-duplicate image": "note",
 }  # every kind of row problem that training would refuse is an error too

@@ -43,6 +43,28 @@ _OTHERS = frozenset(
         "il della del dei senza sono alla nel destra sinistra",
     )
 )
+_MONTH = r"(?:jan|feb|mar|apr|may|june?|july?|aug|sept?|oct|nov|dec)[a-z]*\.?"
+IDENTIFIERS = {
+    "a name with a title": re.compile(r"\b(?:Drs?|Mrs?|Ms|Miss|Prof|Doctor|Professor)\b\.?\s+[A-Z][\w'-]+"),
+    "a record number": re.compile(
+        r"\b(?:mrn|(?:medical )?records?|accession|patient id|chart|case|hospital)\s*(?:no|number|num|id|#)?\.?"
+        r"\s*[:#]?\s*[a-z]{0,3}-?\d{5,}\b|(?<![\d.])\d{7,}(?![\d.])",
+        re.IGNORECASE,
+    ),
+    "a telephone number": re.compile(
+        r"(?<![\w.])(?:\+?\d{1,3}[ .-]?)?(?:\(\d{3}\)[ .-]?|\d{3}[ .-])\d{3}[ .-]\d{4}\b"
+        r"|\b(?:phone|telephone|tel|pager|beeper|ext|extension|fax)\b\.?\s*(?:no|number|#)?\.?\s*[:#]?"
+        r"\s*x?\+?\d[\d -]{2,}\d",
+        re.IGNORECASE,
+    ),
+    "a date": re.compile(
+        r"\b(?:\d{1,2}/\d{1,2}/(?:19|20)?\d\d|\d{1,2}([.-])\d{1,2}\1(?:19|20)\d\d|(?:19|20)\d\d([/-])\d{1,2}\2\d{1,2})\b"
+        rf"|\b{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?,? (?:19|20)\d\d\b|\b\d{{1,2}} {_MONTH},? (?:19|20)\d\d\b",
+        re.IGNORECASE,
+    ),
+    "an e-mail address": re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+"),
+}
+"""What in a text may say who the patient is, by its form; names without a title are not found."""
 _NOT_LATIN = re.compile(r"[^\W\d_\u0000-\u024f]")
 
 
@@ -57,6 +79,11 @@ def foreign(text: str) -> bool:
     words = re.findall(r"[^\W\d_]+", text.lower())
     others = sum(word in _OTHERS for word in words)
     return others > sum(word in _ENGLISH for word in words)
+
+
+def identifiers(text: str) -> list[str]:
+    """The kinds of ``IDENTIFIERS`` that a text seems to hold; never the words themselves."""
+    return [kind for kind, pattern in IDENTIFIERS.items() if pattern.search(text)]
 
 
 def negations_only(text: str) -> bool:
@@ -96,13 +123,17 @@ def token_counter(folder: Path) -> tuple[Callable[[Sequence[str]], list[int]], i
 
 
 def text_problems(table: pd.DataFrame) -> list[Problem]:
-    """Texts with de-identification blanks or of another language; one more if most texts are empty."""
+    """Texts with de-identification blanks, identifiers or of another language; one more if most texts are empty."""
     problems = []
     for row, text in enumerate(table["text"], start=1):
         blanks = count_blanks(text)
         if blanks:
             message = f"{blanks} blank(s) such as ___ or XXXX; clean_text of roentgen.data.sections removes them"
             problems.append(Problem(row, "de-identification blank", message))
+        found = identifiers(text)
+        if found:
+            message = f"it seems to hold {' and '.join(found)}; take it out before a model or manifest is shared"
+            problems.append(Problem(row, "identifier in text", message))
         if foreign(text):
             problems.append(Problem(row, "text not in English", f"{_short(text)!r}"))
     empty = int((table["text"] == "").sum())

@@ -37,6 +37,7 @@ import hashlib
 import hmac
 import re
 import secrets
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ from roentgen.data.sources.common import (
     years_of,
 )
 from roentgen.data.tables import read_table
+from roentgen.data.text_statistics import identifiers
 from roentgen.errors import UserError
 
 Join = Literal["AccessionNumber", "StudyInstanceUID", "SOPInstanceUID", "PatientID", "path"]
@@ -189,6 +191,13 @@ def read_dicom_folder(
         key_bytes = (salt or secrets.token_hex()).encode()
         names = {patient: pseudonym(patient, key_bytes) for patient in rows["patient_id"].unique()}
         rows["patient_id"] = rows["patient_id"].map(names)
+        held = sum(bool(identifiers(text)) for text in rows["text"])
+        print(
+            "--pseudonymise: patient_id is a keyed hash; file names, the DICOM files' own headers and the report texts "
+            f"are as they were, and {held:,} of {len(rows):,} texts seem to hold a name, number or date "
+            "(`roentgen data check` lists them)",
+            file=sys.stderr,
+        )
     return manifest_columns(rows), counts
 
 
