@@ -286,6 +286,7 @@ def test_existing_grid_counts(fails, tmp_path):
 def test_output_below_a_file(fails, tmp_path):
     (tmp_path / "file").write_text("x")
     fails(r"--out .*file/sub: cannot be made", "left", "--out", tmp_path / "file" / "sub")
+    fails(r"--out .*effusion\.tif: \.tif cannot be written", "left", "--out", tmp_path / "effusion.tif")
     fails(r"--out .*file is a file", "left", "--out", tmp_path / "file")
 
 

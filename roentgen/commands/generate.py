@@ -17,6 +17,9 @@ from roentgen.config import BatchSize, Count, Guidance, PathOrName, Positional, 
 from roentgen.errors import UserError
 from roentgen.files import sha256
 
+OTHER_IMAGES = (".gif", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".nii", ".npy", ".pdf")
+"""Endings of --out that mean a file, not a folder, in a format that is not written."""
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -176,6 +179,10 @@ def _destination(out: Path, format: str | None, count: int) -> tuple[str, Path, 
     if named is None or path.is_dir():
         if path.is_file():
             raise UserError(f"--out {out} is a file; name a folder, or a file ending in {', '.join(SUFFIXES)}")
+        if path.suffix.lower() in OTHER_IMAGES and not path.is_dir():
+            raise UserError(
+                f"--out {out}: {path.suffix} cannot be written; name a file ending in {', '.join(SUFFIXES)}"
+            )
         return format or "png", path, None
     if count != 1:
         raise UserError(f"--out {out} is one file, but {count} images are asked for; name a folder")
