@@ -455,6 +455,7 @@ def test_page_escapes_and_gives_no_verdict() -> None:
         "t", bad, [line], [bad], [(bad, bad)], [plot], [panel], [("t", bad, ["a"], [[bad]])], {bad: bad}, bad
     )
     page = render(report)
+    assert "prefers-color-scheme: dark" in page and "color: #" not in page.partition("</style>")[0].partition("* {")[2]
     assert "<img src=x" not in page and "&lt;img src=x" in page
     assert "0.123" in page and "0.100 to 0.200" in page
 

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file that needs nothing else, light, printable, readable without colour.
+"""The report of an evaluation: one HTML file that needs nothing else, light or dark, readable without colour.
 
 It is made from the result files alone (and pictures handed over as arrays), gives no verdict, and names what was not
 computed with the reason. Every text from outside (prompts, paths, file names) is escaped.
@@ -20,40 +20,45 @@ from numpy.typing import NDArray
 PICTURE = 224  # pixels: the longer side of a picture in the report
 LONG = 40  # characters: parts of a condition beyond this stand on lines of their own
 STYLE = """
-:root { color-scheme: light; }
+:root { color-scheme: light dark; --ink: #1c1c1c; --page: #fff; --quiet: #555; --line: #ddd; --strong: #444;
+  --box: #f5f5f3; --link: #1f4e79; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --page: #16181b; --quiet: #a9adb3; --line: #3a3e44;
+  --strong: #8b9097; --box: #22252a; --link: #8cbdf0; } figure.plot img { background: #fff; border-radius: 4px; } }
+@media print { :root { --ink: #000; --page: #fff; --quiet: #444; --line: #bbb; --box: #fff; --link: #000; } }
 * { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: #1c1c1c;
-  background: #fff; max-width: 1080px; margin: 0 auto; padding: 28px 24px 60px; }
+body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink);
+  background: var(--page); max-width: 1080px; margin: 0 auto; padding: 28px 24px 60px; }
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; }
-h2 { font-size: 19px; margin: 40px 0 8px; padding-bottom: 4px; border-bottom: 1px solid #bbb; }
+h2 { font-size: 19px; margin: 40px 0 8px; padding-bottom: 4px; border-bottom: 1px solid var(--line); }
 h3 { font-size: 15px; margin: 24px 0 4px; }
 p { margin: 6px 0 10px; max-width: 80ch; }
-.quiet, figcaption, caption { color: #555; font-size: 13px; }
-nav { font-size: 13px; margin: 10px 0 0; } nav a { margin-right: 14px; color: #1f4e79; }
+.quiet, figcaption, caption { color: var(--quiet); font-size: 13px; }
+nav { font-size: 13px; margin: 10px 0 0; } nav a { margin-right: 14px; } a { color: var(--link); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; margin: 8px 0; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding: 2px 0 6px; }
-th, td { text-align: right; padding: 5px 9px; border-bottom: 1px solid #ddd; vertical-align: top; }
+th, td { text-align: right; padding: 5px 9px; border-bottom: 1px solid var(--line); vertical-align: top; }
 th:first-child, td:first-child, .text { text-align: left; }
-thead th { border-bottom: 2px solid #444; font-weight: 600; }
-tbody th { font-weight: 500; text-align: left; }
-td .interval, td .of { display: block; color: #555; font-size: 12px; white-space: nowrap; }
+thead th { border-bottom: 2px solid var(--strong); font-weight: 600; }
+tbody th { font-weight: 500; text-align: left; min-width: 16ch; }
+td .interval, td .of { display: block; color: var(--quiet); font-size: 12px; white-space: nowrap; }
 td .of { white-space: normal; max-width: 27ch; margin-left: auto; } td .value { white-space: nowrap; }
 ul { margin: 6px 0; padding-left: 22px; } li { margin: 2px 0; }
 sup { font-size: 10px; line-height: 0; margin-left: 2px; }
 code, pre { font: 12.5px/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 code { overflow-wrap: anywhere; }
-pre { background: #f5f5f3; border: 1px solid #ddd; padding: 9px 11px; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { background: var(--box); border: 1px solid var(--line); padding: 9px 11px;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 figure { margin: 14px 0 22px; break-inside: avoid; } figure.plot img { max-width: 100%; height: auto; }
 .panel { display: grid; gap: 12px 10px; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); margin-top: 8px; }
 .panel.pairs { grid-template-columns: repeat(auto-fill, minmax(316px, 1fr)); }
 .item { break-inside: avoid; } .item .pictures { display: flex; gap: 4px; }
 .item .pictures > div { flex: 1 1 0; min-width: 0; }
 .item img { width: 100%; height: auto; display: block; background: #000; aspect-ratio: 1; object-fit: contain; }
-.item .note { font-size: 12px; line-height: 1.35; color: #333; margin-top: 3px; overflow-wrap: anywhere; }
-.item .tag { font-size: 11.5px; color: #555; }
+.item .note { font-size: 12px; line-height: 1.35; margin-top: 3px; overflow-wrap: anywhere; }
+.item .tag { font-size: 11.5px; color: var(--quiet); }
 dl { display: grid; grid-template-columns: minmax(120px, max-content) 1fr; gap: 3px 16px; font-size: 13.5px; }
-dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
+dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; } nav { display: none; }
   h2 { break-after: avoid; } tr, .item { break-inside: avoid; } .scroll { overflow: visible; }
   a { color: inherit; text-decoration: none; } }
