@@ -467,7 +467,7 @@ def test_states_beyond_float16_are_refused(tiny_pipeline: Path, tmp_path: Path) 
             if "final_layer_norm" in name:
                 parameter.mul_(1e6)
     reader = make_reader(tokenizer, encoder)
-    with pytest.raises(UserError, match=r"do not fit float16.*--text_states online"):
+    with pytest.raises(UserError, match=r"do not fit float16.*--text-states online"):
         text_cache(reader, encoder, TEXTS, folder=tmp_path, device="cpu")
 
 

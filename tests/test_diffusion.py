@@ -75,7 +75,7 @@ def test_at_zero_snr_the_target_is_the_clean_latents_and_the_input_noise(schedul
 
 def test_min_snr_has_no_weight_for_no_signal() -> None:
     abar = torch.tensor([0.9, 0.0])
-    with pytest.raises(UserError, match=r"--loss\.min_snr_gamma null"):
+    with pytest.raises(UserError, match=r"--loss\.min-snr-gamma null"):
         diffusion.min_snr_weights("v_prediction", abar, 5.0)
     assert torch.equal(diffusion.min_snr_weights("v_prediction", abar, None), torch.ones(2))
 

@@ -193,7 +193,7 @@ def test_a_hub_encoder_without_network_names_files_and_command(base: Base, tmp_p
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
     said = refused(*base.flags, "--text_encoder", "radbert", "--out", tmp_path / "run")
-    for word in ("StanfordAIMI/RadBERT", "hf download", "vocab.txt", "config.json", "--text_encoder FOLDER"):
+    for word in ("StanfordAIMI/RadBERT", "hf download", "vocab.txt", "config.json", "--text-encoder FOLDER"):
         assert word in said
 
 
@@ -210,7 +210,7 @@ def test_tokenizer_and_encoder_that_do_not_belong_together(base: Base, tmp_path:
 
 def test_zero_terminal_snr_is_trained_and_saved(base: Base, tmp_path: Path, plain: tuple[Path, str]) -> None:
     flags = [*base.flags, "--loss.zero_terminal_snr", "true", "--out", tmp_path]
-    assert "--loss.min_snr_gamma null" in refused(*flags)
+    assert "--loss.min-snr-gamma null" in refused(*flags)
     said = good(*flags, "--loss.min_snr_gamma", "null").out
     config = json.loads((tmp_path / "pipeline" / "scheduler" / "scheduler_config.json").read_text())
     assert config["rescale_betas_zero_snr"] is True and config["timestep_spacing"] == "trailing"
@@ -331,7 +331,7 @@ def test_lora_on_a_bert_is_refused(base: Base, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     bert = write_bert(tmp_path / "bert", width=16, window=64)
     flags = ["--text_encoder", bert, "--lora.rank", 2, "--out", tmp_path / "run"]
-    assert "--lora.text_encoder false" in refused(*base.flags, *flags)
+    assert "--lora.text-encoder false" in refused(*base.flags, *flags)
 
 
 def test_manifests_that_cannot_be_trained_on(base: Base, tmp_path: Path) -> None:

@@ -99,3 +99,46 @@ def test_sections_are_yaml_mappings_and_dotted_flags(tmp_path: Path) -> None:
     assert flat(as_dict(made)) == {"out": "here", "loss.rate": 3.0, "loss.on": True}
     with pytest.raises(UserError, match=r"rat\b"):
         parse_settings(Nested, ["--out", "x", "--loss.rat", "3"], prog="test")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('sure: "false"\n', Settings(Path("here"), 4, False)),
+        ("sure: no\nbatch-size: 1_6\n", Settings(Path("here"), 16, False)),
+        ("sure: maybe\n", "sure: expected true or false, got 'maybe'"),
+        ("batch_size:\n", "batch_size: is blank"),
+        ("out: null\n", "out: is blank"),
+        ("batch_size: [1]\n", "batch_size: expected a whole number, got a list"),
+        ("batch_size: 1\nbatch-size: 2\n", "given twice"),
+        ("a: &a [1]\nb: *a\n", "references"),
+        ("a: !!python/object:os.system x\n", "tags such as"),
+        ("[" * 5000, "nested more than 20 deep"),
+        ("batch_size: " + "9" * 5000, "expected a whole number"),
+        ("a: 1\n---\nb: 2\n", "several documents"),
+        ("just words\n", "lines of the form key: value"),
+        ("out: [\n", "not YAML"),
+    ],
+)
+def test_yaml_is_typed_by_the_settings(text: str, said: object, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(text)
+    flags = ["--config", str(config), *([] if "out:" in text else ["--out", "here"])]
+    if isinstance(said, Settings):
+        assert parse(*flags) == said
+        return
+    with pytest.raises(UserError, match=r"c\.yaml: ") as caught:
+        parse(*flags)
+    assert str(said) in str(caught.value) and len(str(caught.value)) < 400 and "class" not in str(caught.value)
+
+
+def test_files_that_are_no_text_and_home_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not text in UTF-8"):
+        parse("--config", str(tmp_path / "bad.yaml"))
+    with pytest.raises(UserError, match="is a folder"):
+        parse("--config", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("out: ~/run\n")
+    assert parse("--config", "~/c.yaml").out == tmp_path / "run"
+    assert parse("--out=~/x", "--no-sure").out == tmp_path / "x"

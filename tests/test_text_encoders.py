@@ -151,9 +151,9 @@ def refuses(pattern, name, **options):
 
 
 def test_names_and_layers_that_do_not_exist(bert):
-    refuses(r"--text_encoder radbrt: unknown; did you mean radbert\?.*cxr-bert", "radbrt")
+    refuses(r"--text-encoder radbrt: unknown; did you mean radbert\?.*cxr-bert", "radbrt")
     refuses(r"clip is the text encoder of the pipeline itself", "clip")
-    refuses(r"--text_layer second: unknown; choose one of last, penultimate", bert, layer="second")
+    refuses(r"--text-layer second: unknown; choose one of last, penultimate", bert, layer="second")
 
 
 @pytest.mark.usefixtures("hub_cache")
@@ -163,8 +163,8 @@ def test_offline(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     refuses(
-        r"--text_encoder cxr-bert: microsoft/BiomedVLP.* run `hf download microsoft/BiomedVLP-CXR-BERT-specialized "
-        r"--local-dir FOLDER`.*vocab\.txt and model\.safetensors or pytorch_model\.bin, then pass --text_encoder F",
+        r"--text-encoder cxr-bert: microsoft/BiomedVLP.* run `hf download microsoft/BiomedVLP-CXR-BERT-specialized "
+        r"--local-dir FOLDER`.*vocab\.txt and model\.safetensors or pytorch_model\.bin, then pass --text-encoder F",
         "cxr-bert",
     )
 
@@ -221,11 +221,11 @@ def test_tokenizer_and_encoder_must_belong_together(bert, clip):
     small.vocab_size = 20
     with pytest.raises(UserError, match=rf"tokenizer has {len(words)} tokens but its text encoder knows 20"):
         make_reader(words, BertModel(small))
-    with pytest.raises(UserError, match=r"--text_window 25: the text encoder has 24 positions"):
+    with pytest.raises(UserError, match=r"--text-window 25: the text encoder has 24 positions"):
         make_reader(clip_words, clip_text, window=25)
-    with pytest.raises(UserError, match=r"--text_window 2: must be more than 2"):
+    with pytest.raises(UserError, match=r"--text-window 2: must be more than 2"):
         make_reader(clip_words, clip_text, window=2)
-    with pytest.raises(UserError, match=r"--text_chunks 0"):
+    with pytest.raises(UserError, match=r"--text-chunks 0"):
         make_reader(clip_words, clip_text, chunks=0)
 
 
@@ -236,7 +236,7 @@ def test_roberta_has_fewer_positions_than_it_says(tmp_path):
     assert (reader.window, reader.masked, tokenizer.model_max_length) == (24, True, 24)
     with torch.no_grad():
         assert encode_text_states(encoder, reader.tokens(["x" * 99]), masked=True).shape == (1, 24, 16)
-    with pytest.raises(UserError, match=r"--text_window 25: the text encoder has 24 positions"):
+    with pytest.raises(UserError, match=r"--text-window 25: the text encoder has 24 positions"):
         make_reader(tokenizer, encoder, window=25)
 
 
@@ -278,10 +278,10 @@ def test_penultimate_clip_is_clip_skip_of_diffusers(make_pipeline, clip, tmp_pat
 
 def test_too_few_layers(tmp_path):
     folder = write_bert(tmp_path / "flat", layers=1)
-    refuses(r"--text_layer penultimate: the text encoder has one layer only", folder, layer="penultimate")
+    refuses(r"--text-layer penultimate: the text encoder has one layer only", folder, layer="penultimate")
     linear = torch.nn.Linear(1, 1)
     linear.config = SimpleNamespace(to_dict=dict)
-    with pytest.raises(UserError, match="--text_layer penultimate: Linear is of an unknown kind"):
+    with pytest.raises(UserError, match="--text-layer penultimate: Linear is of an unknown kind"):
         keep_layer(linear, "penultimate")
 
 

@@ -179,7 +179,7 @@ def _fill(cls: type, prefix: str, values: Mapping[str, Any], start: Any = MISSIN
             made[field.name] = convert(hints[field.name], raw, where)
         elif default is MISSING:
             one = next(each for each in fields_of(cls, prefix, "", MISSING) if each.key == key)
-            raise UserError(f"{one.flag} is missing" + (f": {one.help}" if one.help else ""))
+            raise UserError(f"{one.flag} is missing" + (f": {one.help.rstrip('.')}" if one.help else ""))
         else:
             made[field.name] = default
     return cls(**made)

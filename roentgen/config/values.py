@@ -51,6 +51,8 @@ def _convert(base: Any, raw: Any, where: str) -> Any:
             raise UserError(f"{where}: expected a mapping such as {{key: value}}, got {shown(raw)}")
         inner = typing.get_args(base)[1]
         return {key: guess(item) if inner is Any else convert(inner, item, where) for key, item in mapping.items()}
+    if isinstance(raw, Plain) and not raw:
+        raise UserError(f'{where}: is blank; give a value, "" for an empty text, or leave it out')
     if not isinstance(raw, str):
         raise UserError(f"{where}: expected {_wanted(base)}, got {shown(raw)}")
     if origin is typing.Literal:

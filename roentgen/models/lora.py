@@ -33,8 +33,8 @@ def add_lora(unet: Any, text_encoder: Any, *, rank: int, alpha: int | None) -> N
         raise UserError("--lora.rank needs the package peft; install it with `pip install peft`") from None
     if text_encoder is not None and type(text_encoder).__name__ != "CLIPTextModel":
         raise UserError(
-            f"--lora.text_encoder: diffusers' LoRA format knows CLIP text encoders only, and this one is "
-            f"{type(text_encoder).__name__}; set --lora.text_encoder false"
+            f"--lora.text-encoder: diffusers' LoRA format knows CLIP text encoders only, and this one is "
+            f"{type(text_encoder).__name__}; set --lora.text-encoder false"
         )
     for module, layers in ((unet, UNET_LAYERS), (text_encoder, CLIP_LAYERS)):
         if module is not None:

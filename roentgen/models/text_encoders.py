@@ -21,7 +21,7 @@ from roentgen.errors import UserError
 from roentgen.files import read_json, reason, user_path
 from roentgen.models import hub, loading
 
-# Names of --text_encoder; None stands for the text encoder that the pipeline has.
+# Names of --text-encoder; None stands for the text encoder that the pipeline has.
 ENCODERS: dict[str, str | None] = {
     "clip": None,
     "radbert": "StanfordAIMI/RadBERT",
@@ -72,22 +72,22 @@ def load_text_encoder(name: str, *, layer: str = "last") -> tuple[Any, Any]:
         UserError: unknown name, files missing or damaged, another kind of model, no network.
     """
     if layer not in LAYERS:
-        raise UserError(f"--text_layer {layer}: unknown; choose one of {', '.join(LAYERS)}")
+        raise UserError(f"--text-layer {layer}: unknown; choose one of {', '.join(LAYERS)}")
     if name in ENCODERS and ENCODERS[name] is None:
-        raise UserError(f"--text_encoder {name} is the text encoder of the pipeline itself: load the pipeline")
+        raise UserError(f"--text-encoder {name} is the text encoder of the pipeline itself: load the pipeline")
     folder = _find_folder(name)
     home = _home(folder)
     words = folder if home == folder else folder / "tokenizer"
     if not (home / "config.json").is_file():
         raise UserError(
-            f"--text_encoder {name}: no text encoder in {folder} (no config.json); pass a folder that "
+            f"--text-encoder {name}: no text encoder in {folder} (no config.json); pass a folder that "
             "`save_pretrained` or `hf download` wrote"
         )
     values = read_json(home / "config.json", advice=loading.ADVICE)
     family = FAMILIES.get(str(values.get("model_type")))
     if family is None:
         raise UserError(
-            f"--text_encoder {name}: {home / 'config.json'} is of type {values.get('model_type')!r}; "
+            f"--text-encoder {name}: {home / 'config.json'} is of type {values.get('model_type')!r}; "
             "text encoders of the types BERT, RoBERTa and CLIP can be used"
         )
     _check_files(name, home, words, family)
@@ -106,12 +106,12 @@ def _find_folder(name: str) -> Path:
         close = difflib.get_close_matches(name, ENCODERS, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise UserError(
-            f"--text_encoder {name}: unknown; {hint}choose one of {', '.join(ENCODERS)}, a folder with a BERT or CLIP "
+            f"--text-encoder {name}: unknown; {hint}choose one of {', '.join(ENCODERS)}, a folder with a BERT or CLIP "
             "text model, or a hub id such as owner/name"
         )
     files = "config.json, tokenizer_config.json, vocab.txt and model.safetensors or pytorch_model.bin"
     return hub.find(
-        "--text_encoder", name, (hub_id,), check=lambda folder: hub.weights(_home(folder)), choose=files_to_fetch,
+        "--text-encoder", name, (hub_id,), check=lambda folder: hub.weights(_home(folder)), choose=files_to_fetch,
         files=files,
     )  # fmt: skip
 
@@ -134,13 +134,13 @@ def files_to_fetch(names: Sequence[str]) -> list[str]:
 
 
 def _check_files(name: str, home: Path, words: Path, family: Family) -> None:
-    for file in hub.weights(home, flag="--text_encoder").files:
+    for file in hub.weights(home, flag="--text-encoder").files:
         if file.suffix == ".safetensors":
             loading.check_safetensors(file)
     missing = [file for file in family.files if not (words / file).is_file()]
     if missing and not (words / "tokenizer.json").is_file():
         raise UserError(
-            f"--text_encoder {name}: the tokenizer is missing from {words} ({' and '.join(missing)}, or "
+            f"--text-encoder {name}: the tokenizer is missing from {words} ({' and '.join(missing)}, or "
             "tokenizer.json); fetch these files as well"
         )
 
@@ -194,19 +194,19 @@ def keep_layer(text_encoder: Any, layer: str) -> Any:
         UserError: unknown layer, or an encoder of one layer.
     """
     if layer not in LAYERS:
-        raise UserError(f"--text_layer {layer}: unknown; choose one of {', '.join(LAYERS)}")
+        raise UserError(f"--text-layer {layer}: unknown; choose one of {', '.join(LAYERS)}")
     if layer == "last" or text_encoder.config.to_dict().get("text_layer") == layer:
         return text_encoder
     for module in text_encoder.modules():
         for name, stack in module.named_children():
             if name in ("layer", "layers") and isinstance(stack, nn.ModuleList):
                 if len(stack) < 2:
-                    raise UserError(f"--text_layer {layer}: the text encoder has one layer only; use --text_layer last")
+                    raise UserError(f"--text-layer {layer}: the text encoder has one layer only; use --text-layer last")
                 setattr(module, name, stack[:-1])
                 text_encoder.config.num_hidden_layers = len(stack) - 1
                 text_encoder.config.text_layer = layer
                 return text_encoder
-    raise UserError(f"--text_layer {layer}: {type(text_encoder).__name__} is of an unknown kind; use --text_layer last")
+    raise UserError(f"--text-layer {layer}: {type(text_encoder).__name__} is of an unknown kind; use --text-layer last")
 
 
 # ------------------------------------------------------------------------------------- text to tokens
@@ -343,7 +343,7 @@ def make_reader(tokenizer: Any, text_encoder: Any, *, window: int | None = None,
     if tokenizer.pad_token_id is None:
         raise UserError("the tokenizer has no padding token; set pad_token in its tokenizer_config.json")
     if chunks < 1:
-        raise UserError(f"--text_chunks {chunks}: must be at least 1")
+        raise UserError(f"--text-chunks {chunks}: must be at least 1")
     positions = config.get("max_position_embeddings")
     if positions is not None and "roberta" in config["model_type"]:
         positions -= config["pad_token_id"] + 1  # RoBERTa counts positions from there
@@ -352,11 +352,11 @@ def make_reader(tokenizer: Any, text_encoder: Any, *, window: int | None = None,
         window = min(int(limit) for limit in (tokenizer.model_max_length, positions) if limit)
     elif positions is not None and window > positions:
         raise UserError(
-            f"--text_window {window}: the text encoder has {positions} positions; use at most {positions}, and "
-            "--text_chunks for longer texts"
+            f"--text-window {window}: the text encoder has {positions} positions; use at most {positions}, and "
+            "--text-chunks for longer texts"
         )
     if window <= frame:
-        raise UserError(f"--text_window {window}: must be more than {frame}, the start and end of a text")
+        raise UserError(f"--text-window {window}: must be more than {frame}, the start and end of a text")
     tokenizer.model_max_length = window
     return TextReader(tokenizer, window, chunks, bool(config.get("use_attention_mask", False)))
 

@@ -22,7 +22,7 @@ from roentgen.training.schedule import EMA
 # Settings of a checkpoint that are hashes, in words.
 HASHES = {
     "data": "the images, texts or splits of --manifest",
-    "start": "the weights of --model, --text_encoder, --vae or --text",
+    "start": "the weights of --model, --text-encoder, --vae or --text",
 }
 
 

@@ -197,7 +197,7 @@ def text_cache(
             text = batch[int(bad.nonzero()[0])]
             raise UserError(
                 f"the states of the text {text[:80]!r} do not fit float16 (largest {float(largest[bad][0]):g}); "
-                "use --text_states online"
+                "use --text-states online"
             )
         return states.half().cpu().numpy()
 

@@ -90,12 +90,12 @@ def start(
         autoencoder, network, encoder, tokenizer, scheduler = _new(vae, text, unet)
     if prediction_type is not None:
         if prediction_type not in TARGETS:
-            raise UserError(f"--prediction_type {prediction_type} is unknown; use one of {', '.join(TARGETS)}")
+            raise UserError(f"--prediction-type {prediction_type} is unknown; use one of {', '.join(TARGETS)}")
         scheduler = _changed(scheduler, prediction_type=prediction_type)
     if loss is not None and loss.zero_terminal_snr:
         if scheduler.config.prediction_type != "v_prediction":
             raise UserError(
-                "--loss.zero_terminal_snr needs --prediction_type v_prediction: pure noise says nothing about epsilon"
+                "--loss.zero-terminal-snr needs --prediction-type v_prediction: pure noise says nothing about epsilon"
             )
         # "trailing" starts sampling at the end, where there is nothing but noise.
         scheduler = _changed(scheduler, rescale_betas_zero_snr=True, timestep_spacing="trailing")

@@ -73,7 +73,7 @@ def min_snr_weights(prediction_type: str, abar: Tensor, gamma: float | None) -> 
     if prediction_type == "v_prediction" and bool((abar == 0).any()):
         raise UserError(
             "min-SNR gives the last timestep no weight where its signal is zero; "
-            "set --loss.min_snr_gamma null with --loss.zero_terminal_snr"
+            "set --loss.min-snr-gamma null with --loss.zero-terminal-snr"
         )
     snr = abar / (1 - abar)
     clipped = snr.clamp(max=gamma)

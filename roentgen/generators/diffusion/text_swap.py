@@ -34,7 +34,7 @@ def swap_text_encoder(unet: Any, text_encoder: Any, *, like: Tensor | None = Non
     new = int(text_encoder.config.hidden_size)
     if kind not in (None, "text_proj") or not isinstance(width, int):
         raise UserError(
-            f"--text_encoder: the U-Net reads {kind or f'widths {width}'}, not the states of one text encoder; "
+            f"--text-encoder: the U-Net reads {kind or f'widths {width}'}, not the states of one text encoder; "
             "use a Stable Diffusion 1.x or 2.x pipeline"
         )
     if new == width:
