@@ -61,7 +61,7 @@ def read_dicom(path: Path, source: Path | io.BytesIO) -> np.ndarray:
     Raises:
         UserError: no pixels, several frames, an interpretation that is not known, a decoder that is not installed.
     """
-    data = _open(path, source)
+    data = open_dicom(path, source)
     if "PixelData" not in data:
         raise UserError(f"{path}: this DICOM file has no pixels of whole numbers; leave it out")
     if int(data.get("NumberOfFrames") or 1) != 1:
@@ -84,19 +84,22 @@ def read_dicom(path: Path, source: Path | io.BytesIO) -> np.ndarray:
     return by_rows(pixels, _grey_of(data, pixels))
 
 
-def _open(path: Path, source: Path | io.BytesIO) -> Any:
-    """The data set of a file, with or without the preamble and the header that a file should begin with."""
+def open_dicom(path: Path, source: Path | io.BytesIO, **options: Any) -> Any:
+    """The data set of a file, with or without the preamble and the header that a file should begin with.
+
+    ``options`` are those of ``pydicom.dcmread``. UserError for a file that is no DICOM.
+    """
     import pydicom
     from pydicom.errors import InvalidDicomError
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     try:
-        return pydicom.dcmread(source)
+        return pydicom.dcmread(source, **options)
     except InvalidDicomError:
         pass
     if isinstance(source, io.BytesIO):
         source.seek(0)
-    data = pydicom.dcmread(source, force=True)
+    data = pydicom.dcmread(source, force=True, **options)
     if "Rows" not in data and "SOPClassUID" not in data:
         raise UserError(f"{path}: not a DICOM file, although its name says so; leave it out or correct its name")
     if "TransferSyntaxUID" not in data.file_meta:
@@ -279,9 +282,7 @@ def marks_text(marks: Mapping[str, str]) -> str:
 
 def dicom_marks(path: Path) -> dict[str, str]:
     """What roentgen wrote into an image or the report beside it; nothing of a file that it did not make."""
-    import pydicom
-
-    data = pydicom.dcmread(path, stop_before_pixels=True)
+    data = open_dicom(path, path, stop_before_pixels=True)
     texts = [str(data.get("ImageComments", ""))]
     for item in data.get("ContentSequence") or ():
         codes = item.get("ConceptNameCodeSequence") or ()

@@ -20,6 +20,7 @@ from test_images import write_dicom
 
 from roentgen import images
 from roentgen.errors import UserError
+from roentgen.metrics import image_set
 
 # 0, 5/63, ... of 4095: enough to see which way a window runs.
 RAMP = np.linspace(0, 4095, 64).astype(int).reshape(8, 8)
@@ -191,6 +192,7 @@ def test_a_file_without_preamble_is_read(tmp_path: Path) -> None:
     """As old archives wrote them: the data set alone."""
     path = write_dicom(tmp_path / "a.dcm", RAMP, WindowCenter=2048, WindowWidth=4096)
     whole, wanted = path.read_bytes(), images.read_image(path)
+    look_of_whole = image_set.look(path)[1]
     path.write_bytes(whole[132:])  # with the header
     assert np.array_equal(images.read_image(path), wanted)
     file = pydicom.dcmread(io.BytesIO(whole))
@@ -202,6 +204,7 @@ def test_a_file_without_preamble_is_read(tmp_path: Path) -> None:
         path.write_bytes(buffer.getvalue())
         assert np.array_equal(images.read_image(path), wanted)
         assert np.array_equal(images.read_image("b.dcm", data=buffer.getvalue()), wanted)
+    assert image_set.look(path) == ((8, 8), look_of_whole)
     path.write_bytes(b"this is no DICOM file, whatever it is called; " * 10)
     with pytest.raises(UserError, match=r"not a DICOM file, although its name says so|cannot be read as an image"):
         images.read_image(path)

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen.data.manifest import SIDE_SUFFIX, SUFFIXES, finding_columns, read_manifest
-from roentgen.dicom import has_no_pixels
+from roentgen.dicom import has_no_pixels, open_dicom
 from roentgen.errors import UserError
 from roentgen.images import SUFFIXES as IMAGE_SUFFIXES
 from roentgen.images import is_dicom, read_provenance
@@ -162,9 +162,7 @@ def look(path: Path) -> tuple[tuple[int, int], str]:
         with path.open("rb") as file:
             head = file.read(132)
         if is_dicom(path, head):
-            import pydicom
-
-            data = pydicom.dcmread(path, stop_before_pixels=True)
+            data = open_dicom(path, path, stop_before_pixels=True)
             size = int(data.Columns), int(data.Rows)
         else:
             with Image.open(path) as image:
