@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from roentgen.config import Guidance, Steps, parse_settings, require
+from roentgen.config import Count, Guidance, Steps, parse_settings, require
 from roentgen.files import fingerprint
 from roentgen.generators.diffusion.build import start
 from roentgen.models.autoencoder.channels import with_channels
@@ -30,9 +30,10 @@ class Settings:
     """Settings of shipping."""
 
     pipeline: Annotated[Path, "trained pipeline folder (train/finetune.py)"]
-    out: Annotated[Path, "folder to write; what is there and not part of a pipeline (a model card) is kept"]
+    out: Annotated[Path, "folder to write; a model card and training.json that are there are kept"]
     vae: Annotated[Path | None, "finished autoencoder (train/autoencoder.py); left out, the pipeline's own"] = None
     version: Annotated[str, "version of the weights"] = "1"
+    images_seen: Annotated[Count | None, "images seen over all runs; left out, those of the pipeline's own run"] = None
     licence: Annotated[str, "licence of the weights"] = "Apache-2.0"
     steps: Annotated[Steps | None, "default sampling steps; left out, the pipeline's own"] = None
     guidance: Annotated[Guidance | None, "default guidance scale; left out, the pipeline's own"] = None
@@ -62,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = {key: value for key in ("steps", "guidance", "sampler") if (value := getattr(s, key)) is not None}
     facts = {
         "name": facts["name"], "version": s.version, "licence": s.licence, **facts,
-        "defaults": {**facts["defaults"], **chosen},
+        "images_seen": s.images_seen or facts["images_seen"], "defaults": {**facts["defaults"], **chosen},
     }  # fmt: skip
-    kept = {p.name: p.read_bytes() for p in s.out.glob("*.md")} if s.out.is_dir() else {}
+    kept = {p.name: p.read_bytes() for p in (*s.out.glob("*.md"), *s.out.glob("training.json"))}
     parts.save(s.out, facts, dtype=torch.float16)
     for name, text in kept.items():
         (s.out / name).write_bytes(text)
