@@ -112,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
     flag("--list-arms", action="store_true", help="print the arms and stop")
     flag("--sizes", type=numbers, default=(500, 1000, 2500, 5000), help="real training images, comma-separated")
     flag("--seeds", type=int, default=3, help="subsets and initial weights")
-    flag("--rare", nargs="+", default=[], metavar="FINDING", help=f"rare findings (default: below {RARE_SHARE:.1%})")
+    flag("--rare", nargs="+", default=[], metavar="FINDING", help=f"rare findings (default: below {RARE_SHARE:.1%}%)")
     flag("--cut", type=int, metavar="K", help="also real subsets with only K positives of each rare finding ...")
     flag("--cut-sizes", type=numbers, default=(), help="... at these sizes (default: the largest of --sizes)")
     flag("--primary", help="arm whose gain is the headline, chosen before the run (default: real+x1)")

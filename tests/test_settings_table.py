@@ -86,3 +86,10 @@ def test_every_number_has_a_range_and_keeps_it(where: str, one: Setting) -> None
 def test_the_table_is_whole() -> None:
     places = {where for where, _ in NUMBERS}
     assert len(NUMBERS) > 150 and {"roentgen/recipes/finetune.py", "generate", "eval", "export"} <= places
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if hasattr(script(name), "main")])
+def test_help_of_every_script(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        script(name).main(["--help"])
+    assert stopped.value.code == 0 and "usage: " in capsys.readouterr().out
