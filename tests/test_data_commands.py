@@ -469,7 +469,10 @@ def test_frontal_heuristic_finds_most_turned_films() -> None:
 
 def test_sample_is_clean(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert check(str(SAMPLE), out=str(tmp_path / "sample.html")) == 0
-    assert "0 errors, 0 warnings, 0 notes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    # One of the reports that were published with their image names the day it was taken.
+    assert "0 errors, 1 warnings, 0 notes" in said
+    assert "warning: identifier in text: 1, the first in row 463: it seems to hold a date;" in said
 
 
 def test_sample_is_what_its_readme_says() -> None:

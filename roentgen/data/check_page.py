@@ -20,16 +20,21 @@ GALLERY = 48  # images drawn at random
 MAX_ROWS = 2000  # of one kind, so that a page about a broken set can still be opened
 
 STYLE = """
-:root { color-scheme: light; }
+:root { color-scheme: light dark; --ink: #1c2126; --paper: #fff; --line: #dfe3e8;
+        --error: #b3261e; --warning: #8a5a00; --note: #47606f; --ok: #1b6e3c; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #dfe4ea; --paper: #14181c; --line: #333b43;
+          --error: #ff8a80; --warning: #f0b95a; --note: #9db4c3; --ok: #7fd09c; }
+}
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
-       color: #1c2126; background: #fff; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+       color: var(--ink); background: var(--paper); }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; margin: .6rem 0; font-size: .88rem; }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid #dfe3e8; text-align: right; vertical-align: top; }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th:first-child, td:first-child, td.text { text-align: left; }
-td.text { overflow-wrap: anywhere; }
-.error { color: #b3261e; } .warning { color: #8a5a00; } .note { color: #47606f; }
-.ok { color: #1b6e3c; }
+td.text { overflow-wrap: break-word; min-width: 9ch; max-width: 60ch; } td.text:first-child { min-width: 16ch; }
+.error { color: var(--error); } .warning { color: var(--warning); } .note { color: var(--note); }
+.ok { color: var(--ok); }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .9rem; }
 figure { margin: 0; font-size: .78rem; } figure img { display: block; background: #000; max-width: 100%; }
 figcaption { overflow-wrap: anywhere; margin-top: .25rem; }
