@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from roentgen import errors
+from roentgen import errors, threads
 from roentgen.commands.evaluate import evaluate
 from roentgen.config import (
     BatchSize,
@@ -55,6 +55,7 @@ class Settings:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    threads.settle()
     s = parse_settings(Settings, argv, prog="eval/mini.py", about=__doc__)
     splits = set(read_manifest(s.manifest, allow_empty_text=True, check_files=False)["split"])
     for split in ("train", "val", "test"):

@@ -10,12 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from roentgen import errors
+from roentgen import errors, threads
 from roentgen.commands.evaluate import evaluate
 from roentgen.config import parse_call
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    threads.settle()
     words = sys.argv[1:] if argv is None else argv
     return evaluate(**parse_call(evaluate, words, prog="eval/suite.py"))
 

@@ -2,8 +2,10 @@
 
 import sys
 
-from roentgen import errors
-from roentgen.recipes.reference import main
+from roentgen import errors, threads
 
 if __name__ == "__main__":
+    threads.settle()  # before torch is loaded
+    from roentgen.recipes.reference import main
+
     sys.exit(errors.run(main, prog="train/reference.py"))

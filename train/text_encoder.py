@@ -2,8 +2,10 @@
 
 import sys
 
-from roentgen import errors
-from roentgen.recipes.text_encoder import main
+from roentgen import errors, threads
 
 if __name__ == "__main__":
+    threads.settle()  # before torch is loaded
+    from roentgen.recipes.text_encoder import main
+
     sys.exit(errors.run(main, prog="train/text_encoder.py"))
