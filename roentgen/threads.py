@@ -1,7 +1,7 @@
 """How many threads compute and how they wait, chosen before torch is loaded. Light at import: no torch.
 
 OpenMP's threads spin while they wait for each other. As soon as another program runs on the same cores they spin
-instead of it and it instead of them: measured, five times slower. Passive waiting costs nothing on a quiet machine.
+instead of it and it instead of them, and a command takes several times as long.
 """
 
 from __future__ import annotations
