@@ -23,55 +23,20 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from roentgen.config import (
-    BatchSize,
-    Count,
-    CountFromZero,
-    Filled,
-    Guidance,
-    HalfLife,
-    PathOrName,
-    Range,
-    Rate,
-    Seed,
-    Share,
-    ShareBelowOne,
-    Steps,
-    Text,
-    Weight,
-    Workers,
-    as_dict,
-    flat,
-    parse_groups,
-    require,
-)  # fmt: skip
+from roentgen import config as cfg
+from roentgen.config import as_dict, flat, parse_groups, require
 from roentgen.data.images import open_source
 from roentgen.devices import keep_freed_memory
 from roentgen.files import hold_folder, require_writable, write_atomic
 from roentgen.generators.base import check_text
+from roentgen.generators.diffusion import objective as training
 from roentgen.generators.diffusion.build import TextChoice, start
 from roentgen.generators.diffusion.model import Diffusion
-from roentgen.generators.diffusion.objective import (
-    Lora,
-    Loss,
-    Objective,
-    Train,
-    adapted,
-    denoiser_of,
-    learns_text,
-    set_trained,
-)  # fmt: skip
+from roentgen.generators.diffusion.objective import Lora, Loss, Objective, Train
 from roentgen.models.lora import merge_lora, save_lora
 from roentgen.recipes import CONFIGS
 from roentgen.recipes.overview import describe, describe_needs
-from roentgen.training.batches import (
-    BatchMaker,
-    balanced_loss_weights,
-    balanced_weights,
-    content_key,
-    manifest_labels,
-    shareable_words,
-)  # fmt: skip
+from roentgen.training import batches as feeding
 from roentgen.training.checkpoints import Checkpoints, RunState, prepare_for_sharding
 from roentgen.training.encoded import latent_cache, text_cache
 from roentgen.training.loader import Prefetcher
@@ -86,50 +51,33 @@ from roentgen.training.setup import attention, make_accelerator, make_optimizer,
 class Recipe:
     """The recipe: what must stay the same between a run and its continuation; every count is in images seen."""
 
-    unet: Annotated[
-        dict[str, Any] | None, "configuration of a new UNet2DConditionModel, when starting from nothing"
-    ] = None
-    text_layer: Annotated[
-        Literal["last", "penultimate"], "last or penultimate hidden layer of the text encoder"
-    ] = "last"
-    text_window: Annotated[
-        int | None, Range(3, 4096), "tokens a text encoder reads at once (default: its own limit)"
-    ] = None
-    text_chunks: Annotated[
-        int | None, Range(1, 64),
-        "windows that a long text may fill, each encoded by itself (default: as the pipeline has it)"
-    ] = None
-    images: Annotated[Count, "length of the learning-rate schedule"] = 10_000
-    batch_size: Annotated[BatchSize, "images a step, over all processes and accumulated parts"] = 16
+    unet: Annotated[dict[str, Any] | None, "new UNet2DConditionModel, when starting from nothing"] = None
+    text_layer: Annotated[Literal["last", "penultimate"], "hidden layer of the text encoder"] = "last"
+    text_window: Annotated[int | None, cfg.Range(3, 4096), "tokens read at once (default: the encoder's limit)"] = None
+    text_chunks: Annotated[int | None, cfg.Range(1, 64), "windows of a long text (default: as the pipeline)"] = None
+    images: Annotated[cfg.Count, "length of the learning-rate schedule"] = 10_000
+    batch_size: Annotated[cfg.BatchSize, "images a step, over all processes and accumulated parts"] = 16
     train: Annotated[Train, "what is trained"] = field(default_factory=Train)
     lora: Annotated[Lora, "low-rank adapters"] = field(default_factory=Lora)
-    rate: Annotated[Rate, "peak learning rate of the U-Net (AdamW)"] = 5e-5
-    text_rate: Annotated[Rate, "peak learning rate of the text encoder"] = 1e-5
-    decoder_rate: Annotated[Rate, "peak learning rate of the autoencoder's decoder"] = 1e-5
+    rate: Annotated[cfg.Rate, "peak learning rate of the U-Net (AdamW)"] = 5e-5
+    text_rate: Annotated[cfg.Rate, "peak learning rate of the text encoder"] = 1e-5
+    decoder_rate: Annotated[cfg.Rate, "peak learning rate of the autoencoder's decoder"] = 1e-5
     schedule: Annotated[Literal["cosine", "constant"], "cosine or constant, after the warm-up"] = "cosine"
-    warmup: Annotated[CountFromZero, "images of linear warm-up"] = 500
+    warmup: Annotated[cfg.CountFromZero, "images of linear warm-up"] = 500
     optimizer: Annotated[Literal["adamw", "adamw8bit"], "adamw, or adamw8bit (bitsandbytes, on a GPU)"] = "adamw"
-    caption_dropout: Annotated[ShareBelowOne, "share of empty texts, for classifier-free guidance"] = 0.1
-    composed: Annotated[Share, "share of texts composed afresh from the labels instead of the manifest's text"] = 0.0
-    balance: Annotated[float, Range(0, 10), "0 draws images as they come, 1 every finding equally often"] = 0.0
-    prediction_type: Annotated[
-        Literal["epsilon", "v_prediction"] | None, "epsilon or v_prediction (default: that of the pipeline)"
-    ] = None
+    caption_dropout: Annotated[cfg.ShareBelowOne, "share of empty texts, for classifier-free guidance"] = 0.1
+    composed: Annotated[cfg.Share, "share of texts composed afresh from labels instead of the manifest's text"] = 0.0
+    balance: Annotated[float, cfg.Range(0, 10), "0 draws images as they come, 1 every finding equally often"] = 0.0
+    prediction_type: Annotated[Literal["epsilon", "v_prediction"] | None, "default: the pipeline's"] = None
     loss: Annotated[Loss, "options of the loss"] = field(default_factory=Loss)
-    reward: Annotated[
-        Path | None, "folder of a classifier (train/classifier.py) whose likelihood of the text is raised"
-    ] = None
-    reward_weight: Annotated[Weight, "weight of that term"] = 0.0
-    reward_positive: Annotated[Weight, "weight of findings that a text names against those it does not"] = 4.0
-    ema_halflife: Annotated[HalfLife, "half-life of the weight average"] = 10_000
-    latents: Annotated[
-        Literal["cache", "online"], "cache (encoded once, kept on disk) or online (encoded in every step)"
-    ] = "cache"
-    text_states: Annotated[
-        Literal["cache", "online"], "cache (a frozen text encoder's output, kept on disk) or online"
-    ] = "cache"
+    reward: Annotated[Path | None, "folder of a classifier whose likelihood of the text is raised"] = None
+    reward_weight: Annotated[cfg.Weight, "weight of that term"] = 0.0
+    reward_positive: Annotated[cfg.Weight, "weight of findings that a text names against those it does not"] = 4.0
+    ema_halflife: Annotated[cfg.HalfLife, "half-life of the weight average"] = 10_000
+    latents: Annotated[Literal["cache", "online"], "encoded once and kept on disk, or in every step"] = "cache"
+    text_states: Annotated[Literal["cache", "online"], "the same for a frozen text encoder's output"] = "cache"
     precision: Annotated[Literal["bf16", "fp16", "no"], "bf16, fp16 or no"] = "bf16"
-    seed: Annotated[Seed, "seed of order, noise, timesteps and texts"] = 0
+    seed: Annotated[cfg.Seed, "seed of order, noise, timesteps and texts"] = 0
 
 
 @dataclass(frozen=True)
@@ -139,7 +87,7 @@ class Run:
     manifest: Annotated[Path, "manifest with `train` and `val` images, or a folder of shards (roentgen data shard)"]
     out: Annotated[Path, "run folder"]
     model: Annotated[
-        PathOrName | None,
+        cfg.PathOrName | None,
         "pipeline to start from (name, folder or hub id); leave out to start from `vae`, `text` and `unet`"
     ] = None
     vae: Annotated[
@@ -150,36 +98,26 @@ class Run:
         Path | None, "folder with tokenizer/ and text_encoder/, when starting from nothing (see train/text_encoder.py)"
     ] = None
     text_encoder: Annotated[
-        PathOrName | None, "clip (the pipeline's own), radbert, sapbert, cxr-bert, a folder or hub id (BERT or CLIP)"
+        cfg.PathOrName | None, "clip (the pipeline's), radbert, sapbert, cxr-bert, a folder or hub id (BERT or CLIP)"
     ] = None
-    name: Annotated[Text, "name that the result carries"] = "finetuned"
-    until: Annotated[Count | None, "images after which to stop, when that is before the schedule's end"] = None
-    accumulate: Annotated[BatchSize, "parts into which each process splits its share of the batch, to save memory"] = 1
+    name: Annotated[cfg.Text, "name that the result carries"] = "finetuned"
+    until: Annotated[cfg.Count | None, "images after which to stop, when that is before the schedule's end"] = None
+    accumulate: Annotated[cfg.BatchSize, "parts into which a process splits its share of the batch, to save memory"] = 1
     gradient_checkpointing: Annotated[bool, "trade time for memory in the U-Net and the text encoder"] = False
-    compile: Annotated[
-        bool, "compile the U-Net (torch.compile, static shapes); minutes at the start, faster steps on a GPU"
-    ] = False
+    compile: Annotated[bool, "torch.compile the U-Net: minutes at the start, faster steps on a GPU"] = False
     xformers: Annotated[bool, "attention by xformers instead of PyTorch's own"] = False
-    workers: Annotated[Workers, "threads that make batches ahead"] = 2
-    log_every: Annotated[Count, "images between log lines"] = 640
-    validate_every: Annotated[Count, "images between validation losses (fixed noise and timesteps)"] = 10_000
-    sample_every: Annotated[Count, "images between sample grids"] = 10_000
-    checkpoint_every: Annotated[Count, "images between checkpoints"] = 10_000
-    prompts: Annotated[tuple[Text, ...], Filled(), "prompts of the sample grid"] = (
-        "no acute cardiopulmonary process",
-        "left pleural effusion",
-        "right pleural effusion",
-        "cardiomegaly",
-        "PA view. Pneumothorax.",
-        "AP view. Infiltration.",
-        "consolidation",
-        "emphysema",
-    )
-    sampler: Annotated[
-        Literal["dpm++", "unipc", "ddim", "pndm"], "sampler of the grid, and default of the saved pipeline"
-    ] = "dpm++"
-    steps: Annotated[Steps, "sampling steps of the grid, and default of the saved pipeline"] = 25
-    guidance: Annotated[Guidance, "guidance scale of the grid, and default of the saved pipeline"] = 4.0
+    workers: Annotated[cfg.Workers, "threads that make batches ahead"] = 2
+    log_every: Annotated[cfg.Count, "images between log lines"] = 640
+    validate_every: Annotated[cfg.Count, "images between validation losses (fixed noise and timesteps)"] = 10_000
+    sample_every: Annotated[cfg.Count, "images between sample grids"] = 10_000
+    checkpoint_every: Annotated[cfg.Count, "images between checkpoints"] = 10_000
+    prompts: Annotated[tuple[cfg.Text, ...], cfg.Filled(), "prompts of the sample grid"] = (
+        "no acute cardiopulmonary process", "left pleural effusion", "right pleural effusion", "cardiomegaly",
+        "PA view. Pneumothorax.", "AP view. Infiltration.", "consolidation", "emphysema",
+    )  # fmt: skip
+    sampler: Annotated[Literal["dpm++", "unipc", "ddim", "pndm"], "as steps"] = "dpm++"
+    steps: Annotated[cfg.Steps, "sampling steps of the grid, and default of the saved pipeline"] = 25
+    guidance: Annotated[cfg.Guidance, "guidance scale of the grid, and default of the saved pipeline"] = 4.0
     cache: Annotated[Path | None, "folder for latents and text states (default OUT/cache)"] = None
     dry_run: Annotated[bool, "print what would be done and stop"] = False
 
@@ -190,10 +128,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     accelerator = make_accelerator(precision=recipe.precision, accumulate=run.accumulate)
     keep_freed_memory()
     device, processes, on_main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
+    parts = processes * run.accumulate
     require(
-        recipe.batch_size % (processes * run.accumulate) == 0,
-        f"--batch-size {recipe.batch_size} must be a multiple of processes x --accumulate "
-        f"({processes * run.accumulate})",
+        recipe.batch_size % parts == 0,
+        f"--batch-size {recipe.batch_size} must be a multiple of processes x --accumulate ({parts})",
     )
 
     # ---- Prepare: the model to start from, the data, what is used late. Nothing is written before all of it is good.
@@ -207,16 +145,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, val_rows = (np.flatnonzero(source.table["split"] == split) for split in ("train", "val"))
     require(len(rows) > 0 and len(val_rows) > 0, f"--manifest {run.manifest} needs rows in the splits train and val")
     train = source.table.iloc[rows]
-    labels = manifest_labels(train)
-    groups = set_trained(
-        model, recipe.train, recipe.lora, rates=(recipe.rate, recipe.text_rate, recipe.decoder_rate)
-    )
+    labels = feeding.manifest_labels(train)
+    rates = (recipe.rate, recipe.text_rate, recipe.decoder_rate)
+    groups = training.set_trained(model, recipe.train, recipe.lora, rates=rates)
     read = model.reader.count(train["text"].tolist())
     if on_main:
         describe(model, source, labels, read, recipe, processes)
-    if run.dry_run:
-        if on_main:
+        if run.dry_run:
             describe_needs(model, source, recipe, run, processes)
+    if run.dry_run:
         return 0
     require_writable(run.out, "--out")
     lock = hold_folder(run.out, "--out") if on_main else None
@@ -225,11 +162,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = run.cache or run.out / "cache"
     parallel = {
         "device": device, "process": accelerator.process_index, "processes": processes,
-        "wait": accelerator.wait_for_everyone,
-    }  # fmt: skip
+        "wait": accelerator.wait_for_everyone}  # fmt: skip
     latents = None if recipe.latents == "online" else latent_cache(model.vae, source, folder=folder, **parallel)
     states = None
-    if not learns_text(model) and recipe.text_states == "cache" and recipe.composed == 0:
+    if not training.learns_text(model) and recipe.text_states == "cache" and recipe.composed == 0:
         texts = source.table["text"].tolist()
         states = text_cache(model.reader, model.text_encoder, texts, folder=folder, **parallel)
 
@@ -242,18 +178,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         accelerator.print("no sample grids are drawn in this run: no process holds the whole model")
     objective = model.objective = Objective(
         model, recipe.loss, recipe.train, device=device, precision=recipe.precision, latents_online=latents is None,
-        text_online=not learns_text(model) and states is None, autocast=accelerator.autocast, read=source.read_many,
+        text_online=not training.learns_text(model) and states is None, autocast=accelerator.autocast,
+        read=source.read_many,
     )  # fmt: skip
     local = recipe.batch_size // processes
+    shards = None if source.groups is None else source.groups[rows]
     order = Order(
-        len(rows),
-        weights=balanced_weights(train, recipe.balance),
-        groups=None if source.groups is None else source.groups[rows],
-        seed=recipe.seed,
+        len(rows), weights=feeding.balanced_weights(train, recipe.balance), groups=shards, seed=recipe.seed
     )
-    maker = BatchMaker(
+    maker = feeding.BatchMaker(
         source=source, rows=torch.from_numpy(rows), order=order, labels=labels,
-        weights=balanced_loss_weights(train, recipe.loss.balance), reader=model.reader, latents=latents, states=states,
+        weights=feeding.balanced_loss_weights(train, recipe.loss.balance), reader=model.reader, latents=latents,
+        states=states,
         draw=objective.draw, batch_size=recipe.batch_size,
         share=slice(accelerator.process_index * local, (accelerator.process_index + 1) * local),
         composed=recipe.composed, dropout=recipe.caption_dropout, seed=recipe.seed, pin=device.type == "cuda",
@@ -279,12 +215,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     network = objective.network
     objective.network, optimizer = accelerator.prepare(network, optimizer)
     ema = EMA([objective.network], halflife=recipe.ema_halflife)
-    settings = {**flat(as_dict(recipe)), "data": content_key(source.table), "start": model.info.hash}
-    checkpoints = Checkpoints(run.out / "checkpoints")
+    settings = {**flat(as_dict(recipe)), "data": feeding.content_key(source.table), "start": model.info.hash}
+    checkpoints, free = Checkpoints(run.out / "checkpoints"), frozenset(as_dict(run))
     state = RunState(
-        checkpoints, accelerator, network=network, optimizer=optimizer, ema=ema, settings=settings,
-        free=frozenset(as_dict(run)),
-    )  # fmt: skip
+        checkpoints, accelerator, network=network, optimizer=optimizer, ema=ema, settings=settings, free=free
+    )
     images, end = state.restore(), min(recipe.images, run.until or recipe.images)
 
     # ---- Loop.
@@ -297,9 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     bar = tqdm(total=end, initial=images, unit="img", file=sys.stderr, disable=not on_main)
     for batch in batches:
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = SCHEDULES[recipe.schedule](
-                images, peak=peak, warmup=recipe.warmup, total=recipe.images, floor=0.02
-            )
+            schedule = {"peak": peak, "warmup": recipe.warmup, "total": recipe.images, "floor": 0.02}
+            group["lr"] = SCHEDULES[recipe.schedule](images, **schedule)
         for part in batch.to(device).parts(run.accumulate):
             # Gradient checkpointing runs the forward pass again in the backward one.
             with accelerator.accumulate(objective.network), attention(device, model.latent_shape):
@@ -356,14 +290,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if on_main:
         if full is not None:
             model = start_model(recipe, run)
-            set_trained(model, recipe.train, recipe.lora, rates=(0.0, 0.0, 0.0))
-            denoiser_of(model, recipe.train).load_state_dict(full)
+            training.set_trained(model, recipe.train, recipe.lora, rates=(0.0, 0.0, 0.0))
+            training.denoiser_of(model, recipe.train).load_state_dict(full)
         facts = {
             "name": run.name,
             "images_seen": images,
             "training_images": len(train),
             "defaults": {"steps": run.steps, "guidance": run.guidance, "sampler": run.sampler},
-            "vocabulary": shareable_words(train, labels, recipe.composed),
+            "vocabulary": feeding.shareable_words(train, labels, recipe.composed),
         }
         save_result(model, recipe, run, facts)
         result = {"settings": {**flat(as_dict(run)), **settings}, "images": images, "training_images": len(train),
@@ -397,23 +331,20 @@ def check(recipe: Recipe, run: Run) -> None:
 
 def start_model(recipe: Recipe, run: Run) -> Diffusion:
     """The model that training starts from."""
-    return start(
-        model=run.model, vae=run.vae, text=run.text, unet=recipe.unet, prediction_type=recipe.prediction_type,
-        loss=recipe.loss, name=run.name,
-        choice=TextChoice(run.text_encoder, recipe.text_layer, recipe.text_window, recipe.text_chunks),
-    )  # fmt: skip
+    choice = TextChoice(run.text_encoder, recipe.text_layer, recipe.text_window, recipe.text_chunks)
+    return start(model=run.model, vae=run.vae, text=run.text, unet=recipe.unet, choice=choice, name=run.name,
+                 prediction_type=recipe.prediction_type, loss=recipe.loss)  # fmt: skip
 
 
 def save_result(model: Diffusion, recipe: Recipe, run: Run, facts: dict[str, Any]) -> None:
     """Write ``OUT/pipeline`` and, where adapters were trained, ``OUT/lora``; the pipeline has them merged in."""
-    modules = adapted(model, recipe.train, recipe.lora)
+    modules = training.adapted(model, recipe.train, recipe.lora)
     if any(module is not None for module in modules):
         save_lora(run.out / "lora", *modules)
         wanted = (recipe.train.unet, recipe.train.text_encoder)
         whole = any(trained and module is None for trained, module in zip(wanted, modules, strict=True))
         if whole or model.projected or recipe.train.vae_decoder or run.text_encoder not in (None, "clip") or run.vae:
             print(f"{run.out / 'lora'} holds the adapters only; what else is new is in {run.out / 'pipeline'}")
-        for module in modules:
-            if module is not None:
-                merge_lora(module)
+        for module in filter(None, modules):
+            merge_lora(module)
     model.save(run.out / "pipeline", facts)
