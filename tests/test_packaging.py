@@ -286,7 +286,7 @@ def test_scripts_know_the_flags(words: list[str]) -> None:
 
 FEWER = {
     "generate": ["--steps", "2"],
-    "eval": ["--steps", "2", "--num-prompts", "12", "--resamples", "20"],
+    "eval": ["--steps", "2", "--num-prompts", "12", "--limit", "40", "--resamples", "20"],
     "train": ["--dry-run"],
 }
 """What makes a command of the documents short enough for a test."""
