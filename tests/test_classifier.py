@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from roentgen.data.sides import agreement, lung_asymmetry, weak_sides
 from roentgen.errors import UserError
+from roentgen.experiments.weak_sides import agreement, lung_asymmetry, weak_sides
 from roentgen.models.classifier import HalvesNet, load_classifier, noisy_or_loss, save_classifier
 
 

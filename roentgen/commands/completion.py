@@ -57,8 +57,7 @@ def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Positional()]) -
 
 def flags_of_commands() -> dict[str, list[str]]:
     """The flags of each command, by its name."""
-    from roentgen.cli import COMMANDS
-    from roentgen.commands import data, train
+    from roentgen.commands import COMMANDS, data, train
     from roentgen.data.sources import SOURCES
 
     table: dict[str, list[str]] = {}

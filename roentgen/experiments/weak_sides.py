@@ -1,6 +1,6 @@
 """Weak side labels: on which side a finding is, from the asymmetry of the lungs.
 
-    python -m roentgen.data.sides --manifest MANIFEST --out sides.csv --result eval/results/sides.json
+    python -m roentgen.experiments.weak_sides --manifest MANIFEST --out sides.csv --result eval/results/sides.json
 
 Effusion, opacity and collapse whiten a lung. The mean brightness of the middle and lower zone of the image's two
 halves is compared, the usual difference (the heart) taken off, and where it is large the brighter half names the side.
@@ -92,7 +92,8 @@ def agreement(table: pd.DataFrame, weak: pd.DataFrame) -> dict[str, dict[str, in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m roentgen.data.sides", description=(__doc__ or "").splitlines()[0])
+    about = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m roentgen.experiments.weak_sides", description=about)
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="CSV for `roentgen data prepare --sides`")
     parser.add_argument("--result", type=Path, help="JSON with the accuracy on images whose side is known")
@@ -119,13 +120,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         args.result.parent.mkdir(parents=True, exist_ok=True)
         context = Context(
-            extractor="roentgen.data.sides.lung_asymmetry",
+            extractor="roentgen.experiments.weak_sides.lung_asymmetry",
             resize="centre square, 64 px",
             seed=0,
             settings={"threshold": THRESHOLD, "rows": ROWS, "columns": COLUMNS},
             model={},
             inputs={"manifest": args.manifest.name},
-            command="python -m roentgen.data.sides --manifest MANIFEST --out sides.csv --result RESULT",
+            command="python -m roentgen.experiments.weak_sides --manifest MANIFEST --out sides.csv --result RESULT",
         )
         write_result(
             args.result,
@@ -142,4 +143,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, prog="python -m roentgen.data.sides"))
+    sys.exit(errors.run(main, prog="python -m roentgen.experiments.weak_sides"))
