@@ -241,15 +241,6 @@ def write_model(name: str, folder: str) -> None:
     torch.manual_seed(0)
     if name == "mini":
         pipe: Any = StableDiffusionPipeline.from_pretrained(hub.MINI, dtype=torch.float32)
-        grey = pipe.vae
-        wide = AutoencoderKL.from_config(grey.config, in_channels=3, out_channels=3)
-        state = grey.state_dict()
-        # A grey image in three channels has the latents of the one channel.
-        state["encoder.conv_in.weight"] = state["encoder.conv_in.weight"].repeat(1, 3, 1, 1) / 3
-        for key in ("decoder.conv_out.weight", "decoder.conv_out.bias"):
-            state[key] = torch.cat([state[key]] * 3)
-        wide.load_state_dict(state)
-        pipe.register_modules(vae=wide)
     else:
         tokenizer = CLIPTokenizer.from_pretrained(hub.MINI / "tokenizer", model_max_length=77)
         pipe = StableDiffusionPipeline(

@@ -168,7 +168,7 @@ def test_script_compares_encoders(tmp_path: Path) -> None:
     ("flags", "said"),
     [
         (("--encoder", "mini", "--encoder", "mini"), "same name"),
-        (("--encoder", "radbart"), "--text_encoder radbart: unknown"),
+        (("--encoder", "radbart"), "--text-encoder radbart: unknown"),
         (("--encoder", "mini", "--reports", "no.tgz"), "no.tgz does not exist"),
         (("--encoder", "mini", "--limit", "20"), "lower --least"),
         ((), "no such result"),

@@ -57,5 +57,8 @@ def fill(document: Path, texts: Mapping[str, str], *, write: bool = True) -> boo
     UserError where it has the markers of none, or some twice or alone.
     """
     content = document.read_text(encoding="utf-8") if document.is_file() else ""
-    present = [name for name in texts if f"results:{name} -->" in content] or list(texts)[:1]
+    present = [name for name in texts if f"results:{name} -->" in content]
+    if not present:
+        known = ", ".join(f"<!-- results:{name} -->" for name in texts)
+        raise UserError(f"{document} has none of the lines {known}; add one, and below it <!-- /results:... -->")
     return any([replace_between_markers(document, name, texts[name], write=write) for name in present])
