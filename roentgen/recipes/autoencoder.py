@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if s.whitening:
             std = linear.latent_std(data.pixels[:: max(1, len(train) // 1000)])
             scale = std**-s.whitening
-            pca.rescale_latents(vae, scale / (std * scale).square().mean().sqrt())
+            R.whiten_latents(vae, torch.zeros_like(scale), (std * scale).square().mean().sqrt() / scale)
             linear = pca.recover(vae)
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)

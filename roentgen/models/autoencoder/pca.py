@@ -180,19 +180,6 @@ def recover(vae: Any) -> BlockPCA | None:
     return found if bool(close) else None
 
 
-@torch.no_grad()
-def rescale_latents(vae: Any, scale: Tensor) -> None:
-    """Multiply the latent channels of ``vae`` by ``scale`` (C,) in place; what it reconstructs stays the same.
-
-    Only ``quant_conv`` and ``post_quant_conv`` change.
-    """
-    codes, quant, post = scale.numel(), vae.quant_conv, vae.post_quant_conv
-    quant.weight[:codes] *= scale.view(-1, 1, 1, 1)
-    quant.bias[:codes] *= scale
-    quant.bias[codes:] += 2 * scale.log()  # the posterior's log variance
-    post.weight /= scale.view(1, -1, 1, 1)
-
-
 def check(pca: BlockPCA, vae: Any, pixels: Tensor) -> float:
     """Largest difference between ``vae``'s posterior mean and ``pca.encode`` on (N, 1, H, W) in [-1, 1], over sd 1."""
     with torch.no_grad():
