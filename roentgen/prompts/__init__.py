@@ -4,7 +4,7 @@ The training text of every recipe is made by ``compose``; ``parse`` reads the fi
 so that a generated image can be judged against them. Sides are the patient's.
 """
 
-from roentgen.prompts.compose import MAX_WORDS, compose
+from roentgen.prompts.compose import MAX_WORDS, compose, statement
 from roentgen.prompts.labels import NO_FINDING, Labels, labels_from_row, labels_text, read_labels_text
 from roentgen.prompts.parse import parse
 from roentgen.prompts.vocabulary import FINDINGS, Finding, vocabulary, words
@@ -20,6 +20,7 @@ __all__ = [
     "labels_text",
     "parse",
     "read_labels_text",
+    "statement",
     "vocabulary",
     "words",
 ]

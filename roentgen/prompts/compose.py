@@ -68,6 +68,19 @@ def compose(labels: Labels, rng: random.Random, *, complete: bool = False) -> st
     return _casing(text or rng.choice(v.PLAIN_VIEWS), rng, lower=0.2, stop=0.85)
 
 
+def statement(name: str, *, side: str | None = None, severity: str | None = None) -> str:
+    """One plain sentence that says a finding, always in the same words: "There is a small left pleural effusion."
+
+    ``parse`` gives finding and side back. Raises ValueError for a finding that is not in ``FINDINGS``.
+    """
+    if name not in FINDINGS or name == NO_FINDING:
+        raise ValueError(f"unknown finding {name!r}; known are {', '.join(FINDINGS)}")
+    phrase = _with_side(FINDINGS[name], side, None)
+    phrase = f"{severity} {phrase}" if severity else phrase
+    lead = _there_is(phrase)
+    return f"{lead[:1].upper()}{lead[1:]} {phrase}."
+
+
 def _choose_findings(labels: Labels, rng: random.Random, *, complete: bool) -> list[str]:
     """The findings that the text will name, in the order it will name them."""
     names = [name for name in dict.fromkeys(labels.findings) if name != NO_FINDING]

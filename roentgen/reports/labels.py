@@ -1,0 +1,183 @@
+"""The ``labels`` reporter: a classifier with sides and places, thresholds that were calibrated on real images, and
+sentences composed from what it finds. Its prose is plain; what it says, it can be held to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roentgen.files import file_hash
+from roentgen.prompts import FINDINGS
+from roentgen.reports import screen, sentences
+from roentgen.reports.base import NOTHING_KNOWN, Context, Finding, Image, Info, Report, contexts_of, unread
+from roentgen.reports.finding_net import WEIGHTS, FindingNet, Predictions, load_net, predict, squash
+from roentgen.reports.grounding import boxes_of, on_side
+
+SCREEN = "screen.npz"
+NOT_FRONTAL = (
+    "this does not look like a frontal chest radiograph (a lateral view, another body part, or no radiograph): "
+    "nothing is reported"
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How predictions become findings; ``config.json`` holds it, and calibration on validation images makes it.
+
+    calibration: slope and offset a finding, by which logits become probabilities (Platt 1999). thresholds: of these
+    probabilities. prevalence: share of the validation images with the finding; below it, absence is sure enough to be
+    said. side_margin: difference of the sides' logits below which a finding is bilateral. severities: bounds a finding
+    between its words. places: see ``grounding.boxes_of``.
+    """
+
+    findings: tuple[str, ...]
+    calibration: Mapping[str, Sequence[float]]
+    thresholds: Mapping[str, float]
+    prevalence: Mapping[str, float]
+    side_margin: float
+    severities: Mapping[str, Sequence[float]]
+    places: Mapping[str, Any]
+
+
+def rules_of(info: Mapping[str, Any]) -> Rules:
+    """The rules in a ``config.json``."""
+    return Rules(
+        findings=tuple(info["findings"]),
+        calibration=info["calibration"],
+        thresholds=info["thresholds"],
+        prevalence=info["prevalence"],
+        side_margin=float(info["side_margin"]),
+        severities=info.get("severities", {}),
+        places=info.get("places", {}),
+    )
+
+
+def logit(p: Any) -> Any:
+    """Log odds of probabilities, finite."""
+    p = np.clip(np.asarray(p, dtype=np.float64), 1e-6, 1 - 1e-6)
+    return np.log(p / (1 - p))
+
+
+def calibrated(rules: Rules, raw: np.ndarray) -> np.ndarray:
+    """Probabilities (N, F) as validation images say that they should be."""
+    slope, offset = (np.array([rules.calibration[name][i] for name in rules.findings]) for i in (0, 1))
+    return np.asarray(1 / (1 + np.exp(-(slope * logit(raw) + offset))))
+
+
+def found_in(rules: Rules, seen: Predictions, row: int) -> tuple[list[Finding], list[str]]:
+    """What is found in image ``row``, without sentences, and which labels are sure to be absent."""
+    probabilities = calibrated(rules, seen.image[row : row + 1])[0]
+    found, absent = [], []
+    for column, name in enumerate(rules.findings):
+        probability = float(probabilities[column])
+        if probability < rules.thresholds[name]:
+            if probability < rules.prevalence[name]:
+                absent.append(name)
+            continue
+        side = side_said(rules, name, seen.sides[row, column])
+        boxes = boxes_of(name, seen.maps[row, column], seen.edges[row], rules.places)
+        found.append(
+            Finding(
+                text="",
+                label=name,
+                probability=probability,
+                boxes=on_side(boxes, side),
+                side=side,
+                severity=severity_said(rules, name, float(seen.severity[row, column])),
+            )
+        )
+    return found, absent
+
+
+def side_said(rules: Rules, name: str, sides: np.ndarray) -> str | None:
+    """The patient's side from the probabilities (2,) of right and left; None for a finding without sides."""
+    if not FINDINGS[name].can_have_side:
+        return None
+    difference = float(logit(sides[1]) - logit(sides[0]))
+    if abs(difference) < rules.side_margin:
+        return "bilateral"
+    return "left" if difference > 0 else "right"
+
+
+def severity_said(rules: Rules, name: str, value: float) -> str | None:
+    """The word between whose bounds ``value`` lies; None where severities were not learned."""
+    bounds = rules.severities.get(name)
+    if not bounds:
+        return None
+    return FINDINGS[name].qualifiers[int(np.searchsorted(bounds, value, side="right"))]
+
+
+class LabelsReporter:
+    """Reads frontal images by a ``FindingNet``; see ``roentgen.reports.base.Reporter``.
+
+    Args:
+        net: the network.
+        info: what ``config.json`` says.
+        strange: what ``screen.fit`` gave, None leaves strange images to be read.
+        about: of the reporter.
+        device: where it runs.
+    """
+
+    def __init__(
+        self, net: FindingNet, info: Mapping[str, Any], *, strange: Mapping[str, Any] | None, about: Info, device: str
+    ) -> None:
+        self.net = net.to(device)
+        self.rules = rules_of(info)
+        self.size = int(info["size"])
+        self.strange = strange
+        self.device = device
+        self._about = about
+
+    @property
+    def info(self) -> Info:
+        """See ``Reporter``."""
+        return self._about
+
+    def predict(self, images: Sequence[Image]) -> Predictions:
+        """What the network says of grey images uint8 [H, W] of any sizes."""
+        return predict(self.net, np.stack([squash(image, self.size) for image in images]), device=self.device)
+
+    def report(self, image: Image, context: Context = NOTHING_KNOWN) -> Report:
+        """See ``Reporter``."""
+        return self.report_many([image], [context])[0]
+
+    def report_many(self, images: Sequence[Image], contexts: Sequence[Context] = ()) -> list[Report]:
+        """See ``Reporter``."""
+        if not images:
+            return []
+        seen = self.predict(images)
+        far = screen.strangeness(seen.deep, self.strange) if self.strange is not None else np.zeros(len(images))
+        limit = float(self.strange["limit"]) if self.strange is not None else np.inf
+        reports = []
+        for row, (image, context) in enumerate(zip(images, contexts_of(images, contexts), strict=True)):
+            wrong = screen.blank(image) or (NOT_FRONTAL if far[row] > limit else None)
+            if wrong:
+                reports.append(Report((), "", (wrong,), unread(context, self.info), refused=True))
+                continue
+            found, absent = found_in(self.rules, seen, row)
+            said = sentences.compose_report(found, absent)
+            reports.append(Report(tuple(said), sentences.text_of(said), (), unread(context, self.info)))
+        return reports
+
+
+def load_labels(folder: Path, *, device: str = "cpu", name: str = "", flag: str = "--model") -> LabelsReporter:
+    """The reporter in a folder that ``roentgen train report --arch labels`` wrote; UserError where it is none."""
+    net, info = load_net(folder, flag=flag)
+    strange = None
+    if (folder / SCREEN).is_file():
+        with np.load(folder / SCREEN, allow_pickle=False) as arrays:
+            strange = {key: arrays[key] for key in arrays.files}
+    about = Info(
+        name=name or folder.name,
+        hash=file_hash(folder / WEIGHTS),
+        kind="labels",
+        licence=str(info.get("licence", "")),
+        findings=tuple(info["findings"]),
+        placed=tuple(info.get("places", {})),
+        reads=(),
+    )
+    return LabelsReporter(net, info, strange=strange, about=about, device=device)
