@@ -63,8 +63,6 @@ def test_an_export_holds_the_images_that_are_made_today() -> None:
 
 def test_an_evaluation_is_read(run_cli, tmp_path: Path) -> None:
     out, again = tmp_path / "compared", shutil.copytree(BEFORE / "evaluation", tmp_path / "again")
-    code, said, err = run_cli(
-        "eval", "--compare", BEFORE / "evaluation", again, "--out", out, "--resamples", 20
-    )
+    code, said, err = run_cli("eval", "--compare", BEFORE / "evaluation", again, "--out", out, "--resamples", 20)
     assert code == 0, err
     assert Path(said.strip().splitlines()[-1]).is_file()

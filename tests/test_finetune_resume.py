@@ -33,7 +33,12 @@ class Run:
     server: subprocess.Popen[str]
 
     def __call__(
-        self, out: Path, *flags: object, kill: str | None = None, wait: float = 0.0, more: int = 1,
+        self,
+        out: Path,
+        *flags: object,
+        kill: str | None = None,
+        wait: float = 0.0,
+        more: int = 1,
         limit: int | None = None,
     ) -> dict[str, Any]:
         argv = [str(flag) for flag in (*self.flags, "--out", out, *flags)]

@@ -39,6 +39,8 @@ def test_a_saved_pipeline_has_the_files_of_old_and_new_versions(make_pipeline, t
     before = sorted((p, p.read_bytes()) for p in (tmp_path / "saved").rglob("*") if p.is_file())
     make_portable(tmp_path / "saved")  # nothing is left to do
     assert before == sorted((p, p.read_bytes()) for p in (tmp_path / "saved").rglob("*") if p.is_file())
+
+
 @pytest.mark.slow
 def test_the_snippet_of_the_model_card_runs_as_it_stands(tmp_path: Path) -> None:
     card = (MINI / "README.md").read_text(encoding="utf-8")

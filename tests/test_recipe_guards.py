@@ -59,9 +59,7 @@ def test_environment_and_flags_must_agree(
         (["--guidance", "-1"], "--guidance"),
     ],
 )
-def test_what_is_used_late_is_checked_early(
-    more: list[str], word: str, flags: list[object], tmp_path: Path
-) -> None:
+def test_what_is_used_late_is_checked_early(more: list[str], word: str, flags: list[object], tmp_path: Path) -> None:
     assert word in refused(*flags, "--out", tmp_path / "run", *more)
     assert not (tmp_path / "run").exists()
 

@@ -112,7 +112,6 @@ class Generator(Protocol):
         """
         ...
 
-
     def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 grey (N, H, W) through the model's own codes of images and back."""
         ...

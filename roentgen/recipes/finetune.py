@@ -88,11 +88,11 @@ class Run:
     out: Annotated[Path, "run folder"]
     model: Annotated[
         cfg.PathOrName | None,
-        "pipeline to start from (name, folder or hub id); leave out to start from `vae`, `text` and `unet`"
+        "pipeline to start from (name, folder or hub id); leave out to start from `vae`, `text` and `unet`",
     ] = None
     vae: Annotated[
         Path | None,
-        "autoencoder folder (see train/autoencoder.py), when starting from nothing or in place of the model's own"
+        "autoencoder folder (see train/autoencoder.py), when starting from nothing or in place of the model's own",
     ] = None
     text: Annotated[
         Path | None, "folder with tokenizer/ and text_encoder/, when starting from nothing (see train/text_encoder.py)"
@@ -183,9 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     local = recipe.batch_size // processes
     shards = None if source.groups is None else source.groups[rows]
-    order = Order(
-        len(rows), weights=feeding.balanced_weights(train, recipe.balance), groups=shards, seed=recipe.seed
-    )
+    order = Order(len(rows), weights=feeding.balanced_weights(train, recipe.balance), groups=shards, seed=recipe.seed)
     maker = feeding.BatchMaker(
         source=source, rows=torch.from_numpy(rows), order=order, labels=labels,
         weights=feeding.balanced_loss_weights(train, recipe.loss.balance), reader=model.reader, latents=latents,

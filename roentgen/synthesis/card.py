@@ -170,9 +170,7 @@ def _features(kinds: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "dtype": kind} for name, kind in kinds.items()]
 
 
-def _text(
-    info: SetInfo, counts: Mapping[str, Any], formats: Sequence[str], samples: Sequence[tuple[str, str]]
-) -> str:
+def _text(info: SetInfo, counts: Mapping[str, Any], formats: Sequence[str], samples: Sequence[tuple[str, str]]) -> str:
     template = Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8")
     # Not HTML: Markdown shows what an escape would spoil, and its tables have their own.
     jinja = Environment(trim_blocks=True, lstrip_blocks=True, undefined=ChainableUndefined, keep_trailing_newline=True)

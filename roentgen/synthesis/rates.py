@@ -37,9 +37,7 @@ def stored_rate(model: str, *, device: str, dtype: str, steps: int | None, filte
     return None
 
 
-def estimate(
-    rate: Rate, *, images: int, max_tries: int, formats: Sequence[str], out: Path | None
-) -> list[str]:
+def estimate(rate: Rate, *, images: int, max_tries: int, formats: Sequence[str], out: Path | None) -> list[str]:
     """Lines for the screen: time and disk of ``images`` at a rate."""
     # Draws go on until one is kept, at most max_tries: the mean of a geometric distribution that is cut off.
     tries = max_tries if rate.kept == 0 else (1 - (1 - rate.kept) ** max_tries) / rate.kept

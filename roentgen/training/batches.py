@@ -146,9 +146,7 @@ class BatchMaker:
         texts = self.source.table["text"].iloc[rows.numpy()].tolist()
         return self.assemble(0, rows, texts, draws, torch.ones(len(rows)))
 
-    def assemble(
-        self, number: int, rows: Tensor, texts: list[str], draws: dict[str, Tensor], weight: Tensor
-    ) -> Batch:
+    def assemble(self, number: int, rows: Tensor, texts: list[str], draws: dict[str, Tensor], weight: Tensor) -> Batch:
         """Read what a batch of these rows and texts needs."""
         if self.latents is not None:
             images = tuple(torch.from_numpy(x) for x in self.latents.rows(rows.numpy()))

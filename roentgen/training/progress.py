@@ -140,8 +140,6 @@ def validation_error(
 
 def draw_grid(model: Generator, prompts: Sequence[str], sampling: Sampling, path: Path) -> None:
     """Two images of each prompt, in four columns, by the model as it is now."""
-    samples = list(
-        generate(model, prompts, seed=0, num_images=2, batch_size=16, **dataclasses.asdict(sampling))
-    )
+    samples = list(generate(model, prompts, seed=0, num_images=2, batch_size=16, **dataclasses.asdict(sampling)))
     grid = make_grid([sample.image for sample in samples], [sample.prompt for sample in samples], 4)
     save_image(grid, path, format="png", provenance={"synthetic": "true"}, overwrite=True)

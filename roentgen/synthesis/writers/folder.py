@@ -47,8 +47,7 @@ class FolderWriter(Writer):
         }
         with contextlib.ExitStack() as stack:
             manifest, metadata, nih = (
-                stack.enter_context(self.open_table(path, header))
-                for path, header in tables.items()
+                stack.enter_context(self.open_table(path, header)) for path, header in tables.items()
             )
             for *values, width, height, labels in self.parts.rows(shards):
                 row = [cell_text(value) for value in values]
