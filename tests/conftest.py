@@ -153,6 +153,14 @@ def tiny_model(tiny_pipeline: Path) -> Any:
     return load_model(str(tiny_pipeline), device="cpu", dtype="float32")
 
 
+@pytest.fixture(scope="session")
+def trainable_model(tiny_pipeline: Path) -> Any:
+    """The tiny pipeline as diffusers' and transformers' own modules, on the CPU in float32."""
+    from roentgen import load_model
+
+    return load_model(str(tiny_pipeline), device="cpu", dtype="float32", trainable=True)
+
+
 @pytest.fixture
 def run_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run the command line as the console script does; returns exit code, stdout and stderr."""

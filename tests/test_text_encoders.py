@@ -336,19 +336,19 @@ def test_a_text_does_not_depend_on_its_batch(request, kind):
     assert together.shape == (3, 24, 16)
 
 
-def test_unused_chunks_do_not_reach_the_unet(tiny_model, clip):
+def test_unused_chunks_do_not_reach_the_unet(trainable_model, clip):
     """With ``used`` as the U-Net's mask, a text in two chunks of which it needs one gives what it gives in one."""
     tokenizer, encoder = load_text_encoder(str(clip))
-    noise = torch.randn(1, *tiny_model.latent_shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, *trainable_model.latent_shape, generator=torch.Generator().manual_seed(0))
     outputs = []
     with torch.no_grad():
         for chunks in (1, 2):
             tokens = make_reader(tokenizer, encoder, chunks=chunks).tokens([SHORT])
             text = encode_text_states(encoder, tokens, masked=False)
             mask = tokens.used if chunks > 1 else None
-            outputs.append(tiny_model.unet(noise, 500, text, encoder_attention_mask=mask).sample)
+            outputs.append(trainable_model.unet(noise, 500, text, encoder_attention_mask=mask).sample)
             if chunks == 2:
-                assert not torch.allclose(tiny_model.unet(noise, 500, text).sample, outputs[0], atol=1e-6)
+                assert not torch.allclose(trainable_model.unet(noise, 500, text).sample, outputs[0], atol=1e-6)
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-6, rtol=1e-5)
 
 
@@ -400,7 +400,7 @@ def swapped(make_pipeline, folder, encoder_folder, **options):
 
 @pytest.mark.parametrize("width", [16, 24])
 def test_swapped_pipeline_runs_here_and_in_stock_diffusers(make_pipeline, tmp_path, width):
-    from roentgen.generators.diffusion.sampling import make_solver
+    from diffusers import DPMSolverMultistepScheduler
 
     bert = write_bert(tmp_path / "bert", width=width)
     folder, before, added = swapped(make_pipeline, tmp_path, bert)
@@ -415,7 +415,7 @@ def test_swapped_pipeline_runs_here_and_in_stock_diffusers(make_pipeline, tmp_pa
         ours = model.encode_text(SHORT)
     assert ours.shape == (1, 48, width)
     torch.testing.assert_close(ours, theirs)
-    stock.scheduler = make_solver(model.scheduler, "dpm++", "tiny")
+    stock.scheduler = DPMSolverMultistepScheduler.from_config(stock.scheduler.config)
     noise = model.initial_noise(5)[None]
     image = stock(SHORT, latents=noise, num_inference_steps=2, guidance_scale=3.0, output_type="np").images[0, :, :, 0]
     sample = next(generate(model, SHORT, seed=5, steps=2, guidance=3.0, sampler="dpm++"))
@@ -432,8 +432,8 @@ def wide(width):
 
 @torch.no_grad()
 @pytest.mark.parametrize("width", [8, 160])
-def test_projection_keeps_the_size_of_the_states(tiny_model, width):
-    unet = copy.deepcopy(tiny_model.unet)
+def test_projection_keeps_the_size_of_the_states(trainable_model, width):
+    unet = copy.deepcopy(trainable_model.unet)
     like = 3.0 * torch.randn(4, 24, 16)
     assert swap_text_encoder(unet, wide(width), like=like)
     assert unet.config.encoder_hid_dim == unet.encoder_hid_proj.in_features == width
@@ -441,21 +441,21 @@ def test_projection_keeps_the_size_of_the_states(tiny_model, width):
     out = unet.encoder_hid_proj(states).square().mean().sqrt()
     assert out.item() == pytest.approx(like.square().mean().sqrt().item(), rel=0.03)
     # The start does not hang on the global generator.
-    other = copy.deepcopy(tiny_model.unet)
+    other = copy.deepcopy(trainable_model.unet)
     torch.manual_seed(2)
     swap_text_encoder(other, wide(width), like=like)
     assert torch.equal(unet.encoder_hid_proj.weight, other.encoder_hid_proj.weight)
 
 
-def test_second_swap_replaces_or_removes_the_projection(tiny_model):
-    unet = copy.deepcopy(tiny_model.unet)
+def test_second_swap_replaces_or_removes_the_projection(trainable_model):
+    unet = copy.deepcopy(trainable_model.unet)
     assert swap_text_encoder(unet, wide(24))
     assert swap_text_encoder(unet, wide(32), like=torch.randn(2, 5, 24))
     assert unet.encoder_hid_proj.weight.shape == (16, 32)
     assert not swap_text_encoder(unet, wide(16))
     assert unet.encoder_hid_proj is None
     assert (unet.config.encoder_hid_dim, unet.config.encoder_hid_dim_type) == (None, None)
-    assert set(unet.state_dict()) == set(tiny_model.unet.state_dict())
+    assert set(unet.state_dict()) == set(trainable_model.unet.state_dict())
     unet.register_to_config(encoder_hid_dim_type="image_proj")
     with pytest.raises(UserError, match="the U-Net reads image_proj"):
         swap_text_encoder(unet, wide(24))

@@ -31,12 +31,14 @@ def load_model(
     dtype: str | None = None,
     compile: bool = False,
     lora: str | Path | None = None,
+    trainable: bool = False,
 ) -> Generator:
     """Load a named model, a model folder or a hub id.
 
     ``device``: None or ``auto`` takes a GPU if there is one. ``dtype``: None or ``auto`` is float16 on a CUDA
     GPU and float32 elsewhere. ``compile``: torch.compile the network. ``lora``: an adapter to merge into the weights,
-    as a file or a folder with pytorch_lora_weights.safetensors; the model's hash then covers it too.
+    as a file or a folder with pytorch_lora_weights.safetensors; the model's hash then covers it too. ``trainable``: its
+    parts are the libraries' own modules, to train or to save; else they are the quickest that sample the same.
     UserError on an unknown or damaged model or LoRA.
     """
     file = None if lora is None else find_lora(lora)
@@ -47,6 +49,7 @@ def load_model(
     # A local path in every image's provenance would tell more of the user than of the model.
     shown = name if name in hub.NAMED or source.folder is None else folder.resolve().name
     options = {"device": device, "dtype": None if dtype == "auto" else dtype, "compile": compile, "lora": file}
+    options["trainable"] = trainable
     model: Generator = import_module(FAMILIES[_family(folder)]).load(folder, name=shown, **options)
     return model
 

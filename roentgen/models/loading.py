@@ -18,6 +18,7 @@ from typing import Any
 from roentgen.errors import UserError
 from roentgen.files import read_json, reason
 from roentgen.models.hub import VARIANTS, WEIGHTED, weights
+from roentgen.models.plain import load_part
 
 COMPONENTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 ADVICE = "fetch the model again"
@@ -100,8 +101,24 @@ def check_safetensors(file: Path) -> None:
         raise UserError(f"{file}: truncated or damaged weights ({size} bytes); fetch the model again")
 
 
-def load_components(folder: Path, classes: dict[str, tuple[str, str]], dtype: Any) -> dict[str, Any]:
-    """Every component of ``folder`` by its class's ``from_pretrained``, on the CPU; UserError if bad."""
+def load_components(
+    folder: Path, classes: dict[str, tuple[str, str]], dtype: Any, *, plain: bool = False
+) -> dict[str, Any]:
+    """Every component of ``folder``, on the CPU: by its class's ``from_pretrained``, or with ``plain`` in a form that
+    samples only, where ``models.plain`` knows one. UserError if bad."""
+    loaded: dict[str, Any] = {}
+    for name, (library, class_name) in classes.items():
+        if name in WEIGHTED and (variant := weights(folder / name).variant) not in VARIANTS:
+            print(f"roentgen: {folder / name}: its weights are the variant {variant}", file=sys.stderr)
+        if plain:
+            loaded[name] = load_part(name, folder / name, class_name, dtype)
+        if loaded.get(name) is None:
+            loaded[name] = _load_component(folder, name, library, class_name, dtype)
+    return loaded
+
+
+def _load_component(folder: Path, name: str, library: str, class_name: str, dtype: Any) -> Any:
+    """One component by its class's ``from_pretrained``."""
     import torch
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -109,42 +126,36 @@ def load_components(folder: Path, classes: dict[str, tuple[str, str]], dtype: An
     diffusers_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    loaded: dict[str, Any] = {}
-    for name, (library, class_name) in classes.items():
-        try:
-            component = getattr(importlib.import_module(library), class_name)
-        except (AttributeError, ImportError) as error:
-            raise UserError(
-                f"{folder / 'model_index.json'}: {name} needs {library}.{class_name}, which the installed "
-                f"{library} does not have; try `pip install --upgrade {library}`"
-            ) from error
-        options: dict[str, Any] = SAFE.copy() if library == "transformers" else {"local_files_only": True}
-        if name in WEIGHTED:
-            options["variant"] = weights(folder / name).variant
-            options["torch_dtype" if library == "diffusers" else "dtype"] = dtype
-            if options["variant"] not in VARIANTS:
-                print(f"roentgen: {folder / name}: its weights are the variant {options['variant']}", file=sys.stderr)
-        if class_name in POOLED:
-            options["add_pooling_layer"] = False
-        missing: list[str] = []
-        try:
-            if name == "text_encoder" and library == "transformers":
-                loaded[name], info = component.from_pretrained(folder / name, output_loading_info=True, **options)
-                missing = sorted(info["missing_keys"])
-            else:
-                loaded[name] = component.from_pretrained(folder / name, **options)
-        except Exception as error:  # config, JSON, safetensors and shape errors alike mean a bad component
-            raise UserError(
-                f"{folder / name}: cannot be loaded as {class_name} ({reason(error)}); fetch the model again"
-            ) from error
-        if missing:  # transformers would go on with random numbers
-            raise UserError(
-                f"{folder / name}: {len(missing)} weights of {class_name} are missing (such as {missing[0]}); "
-                "fetch the model again"
-            )
-        if isinstance(loaded[name], torch.nn.Module):
-            loaded[name].eval().requires_grad_(False)
-    return loaded
+    try:
+        component = getattr(importlib.import_module(library), class_name)
+    except (AttributeError, ImportError) as error:
+        raise UserError(
+            f"{folder / 'model_index.json'}: {name} needs {library}.{class_name}, which the installed "
+            f"{library} does not have; try `pip install --upgrade {library}`"
+        ) from error
+    options: dict[str, Any] = SAFE.copy() if library == "transformers" else {"local_files_only": True}
+    if name in WEIGHTED:
+        options["variant"] = weights(folder / name).variant
+        options["torch_dtype" if library == "diffusers" else "dtype"] = dtype
+    if class_name in POOLED:
+        options["add_pooling_layer"] = False
+    missing: list[str] = []
+    try:
+        if name == "text_encoder" and library == "transformers":
+            loaded, info = component.from_pretrained(folder / name, output_loading_info=True, **options)
+            missing = sorted(info["missing_keys"])
+        else:
+            loaded = component.from_pretrained(folder / name, **options)
+    except Exception as error:  # config, JSON, safetensors and shape errors alike mean a bad component
+        raise UserError(
+            f"{folder / name}: cannot be loaded as {class_name} ({reason(error)}); fetch the model again"
+        ) from error
+    if missing:  # transformers would go on with random numbers
+        raise UserError(
+            f"{folder / name}: {len(missing)} weights of {class_name} are missing (such as {missing[0]}); "
+            "fetch the model again"
+        )
+    return loaded.eval().requires_grad_(False) if isinstance(loaded, torch.nn.Module) else loaded
 
 
 def load_vae(folder: Path) -> Any:

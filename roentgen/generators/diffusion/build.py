@@ -70,7 +70,7 @@ def start(
     """
     chunks, origin = choice.chunks, ""
     if model is not None:
-        loaded = load_model(model, device="cpu", dtype="float32")
+        loaded = load_model(model, device="cpu", dtype="float32", trainable=True)
         if not isinstance(loaded, Diffusion):
             raise UserError(f"--model {model}: no diffusion pipeline; this recipe trains those")
         autoencoder, network, scheduler = loaded.vae, loaded.unet, _changed(loaded.scheduler, clip_sample=False)

@@ -29,6 +29,8 @@ from roentgen.generators.base import Info, roentgen_json, words
 from roentgen.generators.diffusion.sampling import Sampling, make_solver
 from roentgen.models import hub, loading
 from roentgen.models.lora import LORA_FILE, apply_lora
+from roentgen.models.plain.decoder import Autoencoder
+from roentgen.models.plain.unet import UNet
 from roentgen.models.portable import make_portable
 from roentgen.models.text_encoders import TextReader, encode_text_states, load_text_encoder, make_reader
 
@@ -93,12 +95,14 @@ class Diffusion:
         dtype: str | None = None,
         compile: bool = False,
         lora: Path | None = None,
+        trainable: bool = False,
     ) -> Diffusion:
         """The pipeline in ``folder`` under the name ``name``; see ``generate.load_model`` for the rest."""
         classes = loading.check_folder(folder)
         device = pick_device(device)
         kind = getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32"))
-        parts = loading.load_components(folder, classes, kind)
+        # Adapters are merged into the libraries' modules, too.
+        parts = loading.load_components(folder, classes, kind, plain=not trainable and lora is None)
         digest = hub.model_hash(folder)
         if (folder / TRAINED_TEXT / "config.json").is_file():
             parts["tokenizer"], parts["text_encoder"] = load_text_encoder(str(folder / TRAINED_TEXT))
@@ -142,6 +146,8 @@ class Diffusion:
         """Write an ordinary diffusers pipeline with ``facts`` as ``roentgen.json``; the old folder goes at the end."""
         from diffusers import StableDiffusionPipeline
 
+        if isinstance(self.unet, UNet):
+            raise RuntimeError("only a model that was loaded with trainable=True can be saved")
         pipeline: Any = StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,
@@ -220,14 +226,8 @@ class Diffusion:
     ) -> Iterator[np.ndarray]:
         """One batch: the image of each text with its seed, uint8 grey (H, W), in order. UserError on one of NaN."""
         with torch.inference_mode():
-            text = torch.cat([self._states(one) for one in texts])
-            if sampling.guidance != 1:
-                negative = self._states(sampling.negative_prompt)
-                length = math.lcm(text.shape[1], negative.shape[1])
-                text = lengthen(text, length)
-                text = torch.cat([lengthen(negative, length).expand(len(texts), -1, -1), text])
             noise = torch.stack([self.initial_noise(seed) for seed in seeds])
-            pixels = self.decode(self._denoise(noise, text, sampling, on_step))
+            pixels = self.decode(self._denoise(noise, self._text(texts, sampling), sampling, on_step))
         for number, (one, seed) in enumerate(zip(texts, seeds, strict=True)):
             try:
                 yield images.from_autoencoder(pixels[number : number + 1])[0]
@@ -249,6 +249,22 @@ class Diffusion:
         tokens = self.reader.fitted(text).tokens([text]).to(self.info.device)
         return encode_text_states(self.text_encoder, tokens, masked=self.reader.masked).to(self.dtype)
 
+    def _text(self, texts: Sequence[str], sampling: Sampling) -> Any:
+        """What the U-Net reads for each image: first of the negative prompt where there is guidance, then of its text.
+
+        What is made of a text is made once, and the plain U-Net takes from it once what it needs at every step.
+        """
+        guided = sampling.guidance != 1
+        distinct = list(dict.fromkeys(texts))
+        states = [self._states(one) for one in [*([sampling.negative_prompt] if guided else []), *distinct]]
+        length = math.lcm(*(one.shape[1] for one in states))
+        stacked = torch.cat([lengthen(one, length) for one in states])
+        own = [distinct.index(one) + guided for one in texts]
+        rows = torch.tensor([*([0] * len(own) if guided else []), *own], device=stacked.device)
+        if isinstance(self.unet, UNet):
+            return [(keys[rows], values[rows]) for keys, values in self.unet.read(stacked)]
+        return stacked[rows]
+
     def _states(self, text: str) -> Tensor:
         """``encode_text``, remembered unless the text encoder is in training."""
         learns = any(parameter.requires_grad for parameter in self.text_encoder.parameters())
@@ -256,7 +272,7 @@ class Diffusion:
         return states
 
     def _denoise(
-        self, noise: Tensor, text: Tensor, sampling: Sampling, on_step: Callable[[float], object] | None
+        self, noise: Tensor, text: Any, sampling: Sampling, on_step: Callable[[float], object] | None
     ) -> Tensor:
         """Latents (N, C, h, w), float32, from unit noise by classifier-free guidance.
 
@@ -280,7 +296,7 @@ class Diffusion:
                 on_step(len(noise) / len(solver.timesteps))
         return latents
 
-    def call_unet(self, inputs: Tensor, step: Any, text: Tensor, *, first: bool) -> Tensor:
+    def call_unet(self, inputs: Tensor, step: Any, text: Any, *, first: bool) -> Tensor:
         """The U-Net's output for latents (N, C, h, w); ``first`` is the call that may have to compile it."""
         try:
             output: Tensor = self.unet(inputs, step, encoder_hidden_states=text, return_dict=False)[0]
@@ -305,8 +321,15 @@ class Diffusion:
         """uint8 (N, H, W) through the autoencoder (posterior mode) and back."""
         if self.vae.config.in_channels != 1:
             raise UserError(f"--model {self.info.name}: its autoencoder takes colour; a grey one is needed")
-        latents = self.vae.encode(images.to_autoencoder(pixels).to(self.info.device, self.dtype)).latent_dist.mode()
-        return images.from_autoencoder(self.vae.decode(latents, return_dict=False)[0].float())
+        vae = self._whole_vae()
+        latents = vae.encode(images.to_autoencoder(pixels).to(self.info.device, self.dtype)).latent_dist.mode()
+        return images.from_autoencoder(vae.decode(latents, return_dict=False)[0].float())
+
+    def _whole_vae(self) -> Any:
+        """The autoencoder with its encoder, which sampling is loaded without."""
+        if not isinstance(self.vae, Autoencoder):
+            return self.vae
+        return loading.load_vae(self.info.folder / "vae").to(self.info.device, self.dtype)
 
 
 def lengthen(states: Tensor, length: int) -> Tensor:

@@ -66,11 +66,11 @@ class Sampling:
 
 
 def make_solver(scheduler: Any, sampler: str, model: str) -> Any:
-    """The sampler's diffusers scheduler with noise schedule and prediction type of ``scheduler``, that of ``model``.
+    """The sampler with noise schedule and prediction type of ``scheduler``, that of ``model``: ours, else diffusers'.
 
     UserError where the sampler cannot compute with them.
     """
-    import diffusers
+    from roentgen.generators.diffusion.solvers import find
 
     config = scheduler.config
     if "beta_schedule" not in config:
@@ -88,4 +88,11 @@ def make_solver(scheduler: Any, sampler: str, model: str) -> Any:
         raise UserError(f"--sampler pndm cannot start from pure noise, as {model} needs; use dpm++ or ddim")
     if predicts == "flow_prediction":
         changes = {**changes, "use_flow_sigmas": True}
+    # What is left at the default of one class of diffusers gets the default of the next.
+    usual = config.get("_use_default_values", ())
+    ours = find(sampler, {key: value for key, value in config.items() if key not in usual} | changes)
+    if ours is not None:
+        return ours
+    import diffusers
+
     return getattr(diffusers, class_name).from_config(config, **changes)
