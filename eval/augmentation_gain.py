@@ -48,7 +48,7 @@ from roentgen.experiments.augmentation.arms import (
 )
 from roentgen.experiments.augmentation.classifier import NETS, Recipe, build_net, check_recipe
 from roentgen.files import file_hash, require_writable, write_atomic
-from roentgen.metrics.adherence.auroc import MIN_CASES
+from roentgen.metrics.adherence.scored import MIN_CASES
 from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import Context, read_result, write_result
 from roentgen.metrics.statistics import RESAMPLES, cluster_weights

@@ -60,6 +60,14 @@ def test_ms_ssim_does_not_depend_on_batches_or_order() -> None:
         pair_ms_ssim(images[:, :100], PAIRS)
 
 
+def test_images_of_one_kind_are_named_alike_in_every_process() -> None:
+    from roentgen.metrics.pairing import kind_of
+    from roentgen.prompts import parse
+
+    # Clusters are drawn in the order of their names, and that of a set changes from process to process.
+    assert str(kind_of(parse("edema and effusion, PA view"))) == "(('Edema', 'Effusion'), 'PA')"
+
+
 def test_groups_are_whole_apart_and_spread() -> None:
     keys = ["a"] * 9 + ["b"] * 4 + ["c"] * 3 + [None] * 5
     groups = diversity.groups_of(keys)

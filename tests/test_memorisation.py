@@ -68,7 +68,7 @@ def test_nearer_to_train_by_patient_is_wider_than_by_image() -> None:
     patients = np.repeat(np.arange(10), 10)
     by_image = memorisation.nearer_to_train(queries, train, test)
     by_patient = memorisation.nearer_to_train(queries, train, test, groups=patients)
-    assert by_image.share == by_patient.share
+    assert by_image.value == by_patient.value
 
     def width(ci: tuple[float, float]) -> float:
         return ci[1] - ci[0]

@@ -233,26 +233,26 @@ def test_planted_copies_are_found() -> None:
     fresh = RNG.normal(size=(60, 8))
     copies = train[20:80] + RNG.normal(0, 1e-3, (60, 8))
     found = memorisation.nearer_to_train(copies, train, test)
-    assert found.share == 1 and found.subsets == 1
+    assert found.value == 1 and found.subsets == 1
     assert found.nearest_train.tolist() == list(range(20, 80))
     assert found.distance.max() < 0.02
     half = memorisation.nearer_to_train(np.concatenate([copies, fresh]), train, test, resamples=200)
-    assert half.share == pytest.approx(0.75, abs=0.1)
-    assert half.ci[0] < half.share < half.ci[1]
+    assert half.value == pytest.approx(0.75, abs=0.1)
+    assert half.ci[0] < half.value < half.ci[1]
 
 
 def test_a_larger_train_set_is_no_memorisation() -> None:
     train, test, fresh = (RNG.normal(size=(n, 6)) for n in (2000, 200, 300))
     found = memorisation.nearer_to_train(fresh, train, test, resamples=200)
     assert found.pool == 200 and found.subsets == 20
-    assert found.share == pytest.approx(0.5, abs=0.08)  # without equal pools it is about 0.9
+    assert found.value == pytest.approx(0.5, abs=0.08)  # without equal pools it is about 0.9
     to_train, to_test = neighbours.distances(fresh, train), neighbours.distances(fresh, test)
     assert (to_train.min(axis=1) < to_test.min(axis=1)).mean() > 0.8
 
 
 def test_ties_count_half() -> None:
     pool = RNG.normal(size=(20, 3))
-    assert memorisation.nearer_to_train(pool[:5], pool, pool).share == 0.5
+    assert memorisation.nearer_to_train(pool[:5], pool, pool).value == 0.5
 
 
 def test_thumbnails_are_block_means() -> None:

@@ -11,22 +11,19 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen.images import read_image, resize_center_crop
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.features import Features
+from roentgen.metrics.image_set import ImageSet
+from roentgen.metrics.statistics import Floats
 from roentgen.prompts import FINDINGS
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from roentgen.metrics.extractors import Extractor
-    from roentgen.metrics.features import Features
-    from roentgen.metrics.image_set import ImageSet
-
-Floats = NDArray[np.float64]
 Entry = Mapping[str, Any]
 """A figure beside another or a row: value, and where known ci, n, name, group and what it is of."""
 NOTHING = (float("nan"), float("nan"))
@@ -85,10 +82,20 @@ class EvaluationInputs:
             for row, text, mine in zip(self.partner, texts, own, strict=True)
         ]
 
+    @property
+    def bootstrap(self) -> dict[str, int]:
+        """``resamples`` and ``seed``, as most functions of a metric take them."""
+        return {"resamples": self.resamples, "seed": self.seed}
+
     def training(self) -> ImageSet:
         if self.train is None:
             raise Unavailable("no training images were given (--train)")
         return self.train
+
+
+def bound(entry: Entry, what: str) -> dict[str, Any]:
+    """The value, interval and n of ``entry``, as far as it has them, as a floor or ceiling that says what it is of."""
+    return {**{key: entry[key] for key in ("value", "ci", "n") if key in entry}, "what": what}
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ class Noticed:
     claims: tuple[str, ...]
 
 
-Compute = Callable[[EvaluationInputs, "Extractor"], Result]
+Compute = Callable[[EvaluationInputs, Extractor], Result]
 
 
 @dataclass(frozen=True)

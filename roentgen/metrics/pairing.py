@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def kind_of(labels: Labels) -> Hashable:
     """Findings and view: images of one kind are alike as far as most prompts can tell."""
-    return frozenset(labels.findings), labels.view
+    return tuple(sorted(labels.findings)), labels.view
 
 
 def draw_prompts(table: pd.DataFrame, count: int, seed: int) -> tuple[pd.DataFrame, list[str]]:

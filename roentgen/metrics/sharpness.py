@@ -20,30 +20,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.image_set import ImageSet, look
+from roentgen.metrics.image_set import look
 from roentgen.metrics.measure import (
     BLUR,
     NOISE,
     PIXELS,
     EvaluationInputs,
+    Extractor,
+    Floats,
+    ImageSet,
     Noticed,
     Result,
     Unavailable,
+    bound,
     measure,
     pixels,
 )
 from roentgen.metrics.reconstruction import rows_of_originals
-from roentgen.metrics.statistics import cluster_weights, percentile_interval
+from roentgen.metrics.statistics import cluster_weights, estimate, known_mean
 
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
-
-Floats = NDArray[np.float64]
 STEP = 16
 """Width of a band, in cycles an image."""
 DETAIL = (32, 64)
@@ -78,13 +78,8 @@ def sharpness_of(images: NDArray[np.uint8]) -> dict[str, float]:
     return {
         "n": len(images),
         "constant": int(flat.sum()),
-        **{name: mean_of_known(values) for name, values in found.items()},
+        **{name: float(known_mean(values)) for name, values in found.items()},
     }
-
-
-def mean_of_known(values: Floats) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
 
 
 def each_sharpness(images: NDArray[np.uint8]) -> dict[str, Floats]:
@@ -183,59 +178,42 @@ def by_spectrum(inputs: EvaluationInputs) -> tuple[str, str]:
 
 
 @measure(
-    "sharpness",
-    "Sharpness,",
-    suite="quick",
-    better="as real",
-    unit="share",
-    output="",
-    judge=by_spectrum,
+    "sharpness", "Sharpness,", suite="quick", better="as real", unit="share", output="", judge=by_spectrum,
     reads=("reconstructed",),
     tested={DETAIL_SHARE: "Power at 32-64 cycles", COHERENCE: "Coherence at 32-64 cycles"},
     noticed={"detail": Noticed("detail", 4, -1, (BLUR,)), "coherence": Noticed("coherence", 3, -1, (NOISE,))},
-)
+)  # fmt: skip
 def measure_sharpness(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Share of power at 32 to 64 cycles an image; in the rows the other bands, coherence, contrast and clipping."""
     mine = _some(np.arange(len(inputs.synthetic)), inputs.seed)
-    sides = _sides(inputs.synthetic, mine)
-    size = min(PIXELS, int(sides.min()))
+    size = min(PIXELS, int(_sides(inputs.synthetic, mine).min()))
     if size < MIN_SIDE:
         raise Unavailable(f"sharpness needs images of at least {MIN_SIDE} pixels, these have {size}")
-    everything = np.arange(len(inputs.real))
-    large = everything[_sides(inputs.real, everything) >= size]
-    theirs = _some(large, inputs.seed)
-    groups = inputs.bootstrap_groups
-    summaries = {"generated": _summary(_each(inputs.synthetic, mine, size), [groups[row] for row in mine], inputs)}
-    flat = _flat(summaries["generated"])
+    large = np.flatnonzero(_sides(inputs.real, range(len(inputs.real))) >= size)
+    theirs, rebuilt = _some(large, inputs.seed), _rebuilt(inputs, large)
+    each = _each(inputs.synthetic, mine, size)
+    entries = {"generated": _summary(each, mine, inputs.bootstrap_groups, inputs)}
+    for name, images, rows in (("real", inputs.real, theirs), ("reconstructed", inputs.reconstructed, rebuilt)):
+        if images is not None and len(rows):
+            entries[name] = _summary(_each(images, rows, size), rows, images.patients, inputs)
+    flat = len(mine) - entries["generated"][DETAIL_SHARE]["n"]
     warnings = [f"{flat} generated image(s) are constant and have no power"] if flat else []
-    if len(theirs):
-        patients = inputs.real.patients
-        summaries["real"] = _summary(_each(inputs.real, theirs, size), [patients[row] for row in theirs], inputs)
     if len(theirs) < FEW:
         warnings.append(
             f"{len(theirs)} of {len(inputs.real)} real images are stored at {size} px or more: too few to compare with"
         )
-    if rebuilt := _reconstructions(inputs, large, size):
-        summaries["reconstructed"] = rebuilt
-    grain = sharpness_of(white_noise(GRAIN, size, seed=inputs.seed))
-    rows = [
-        _row(name, summaries, {COHERENCE: grain[COHERENCE]})
-        for name in (DETAIL_SHARE, *(n for n in names_of(size) if n != DETAIL_SHARE))
-    ]
+    grain = sharpness_of(white_noise(GRAIN, size, seed=inputs.seed))[COHERENCE]
+    rows = [_row(name, entries, grain) for name in dict.fromkeys((DETAIL_SHARE, *names_of(size)))]
     sources = inputs.real.table.get("source")
-    each = summaries["generated"]["each"]
-    whole = np.full((2, len(inputs.synthetic)), np.nan)
-    whole[:, mine] = each[DETAIL_SHARE], each[COHERENCE]
+    per_image = {name: np.full(len(inputs.synthetic), np.nan) for name in (DETAIL_SHARE, COHERENCE)}
+    for name, values in per_image.items():
+        values[mine] = each[name]
     return Result(
-        value=rows[0]["value"],
-        ci=rows[0]["ci"],
-        n=rows[0]["n"],
-        ceiling=rows[0].get("ceiling"),
-        reconstructed=rows[0].get("reconstructed"),
+        **{key: rows[0].get(key) for key in ("value", "ci", "n", "ceiling", "reconstructed")},
         ci_method=f"95 % percentile, bootstrap by patient or prompt, {inputs.resamples} resamples",
         rows=rows,
         notes=warnings,
-        per_image={DETAIL_SHARE: whole[0], COHERENCE: whole[1]},
+        per_image=per_image,
         details={
             "size": size,
             "real_images": {
@@ -245,12 +223,14 @@ def measure_sharpness(inputs: EvaluationInputs, extractor: Extractor) -> Result:
                 "rule": f"stored with a shorter side of at least {size} px; smaller ones say nothing of high bands",
                 "sources": {} if sources is None else dict(Counter(str(sources.iloc[row]) or "–" for row in theirs)),
             },
-            "reconstructions": "as many as n says"
-            if rebuilt
-            else "left out: no model's autoencoder is known, or no "
-            "real image is large enough (--autoencoder, --reconstructions)",
+            "reconstructions": "as many as n says" if "reconstructed" in entries else NOT_REBUILT,
         },
     )
+
+
+NOT_REBUILT = (
+    "left out: no model's autoencoder is known, or no real image is large enough (--autoencoder, --reconstructions)"
+)
 
 
 def _some(rows: NDArray[np.integer], seed: int, most: int = MOST) -> NDArray[np.int64]:
@@ -272,46 +252,27 @@ def _each(images: ImageSet, rows: NDArray[np.integer], size: int) -> dict[str, F
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _summary(each: dict[str, Floats], groups: Sequence[object], inputs: EvaluationInputs) -> dict[str, Any]:
-    """Mean, interval and n of every figure; ``each`` as it was."""
-    weights = cluster_weights(groups, inputs.resamples, inputs.seed)
-    found: dict[str, Any] = {"each": each}
-    for name, values in each.items():
-        known = np.isfinite(values)
-        if known.any():
-            total = weights[:, known].sum(axis=1)
-            draws = np.divide(
-                weights[:, known] @ values[known], total, out=np.full(len(total), np.nan), where=total > 0
-            )
-            mean = float(values[known].mean())
-            found[name] = {"value": mean, "ci": percentile_interval(draws), "n": int(known.sum())}
-        else:
-            found[name] = {"value": float("nan"), "ci": (float("nan"), float("nan")), "n": 0}
-    return found
+def _summary(
+    each: dict[str, Floats], rows: NDArray[np.integer], groups: Sequence[object], inputs: EvaluationInputs
+) -> dict[str, Any]:
+    """Mean, interval and n of every figure of the images ``rows``, whose clusters ``groups`` names."""
+    weights = cluster_weights([groups[row] for row in rows], **inputs.bootstrap)
+    return {name: estimate(values, weights) for name, values in each.items()}
 
 
-def _flat(summary: dict[str, Any]) -> int:
-    return int((~np.isfinite(summary["each"][DETAIL_SHARE])).sum())
+def _row(name: str, entries: dict[str, dict[str, Any]], grain: float) -> dict[str, Any]:
+    found = {who: figures[name] for who, figures in entries.items()}
+    row = {"name": name, "group": "pixels", **found["generated"]}
+    if name == COHERENCE:
+        row["floor"] = {"value": grain, "what": "white grain"}
+    if real := found.get("real"):
+        row["ceiling"] = bound(real, f"real images, n = {real['n']:,}")
+    return row | {key: found[key] for key in ("reconstructed",) if key in found}
 
 
-def _row(name: str, summaries: dict[str, dict[str, Any]], floors: dict[str, float]) -> dict[str, Any]:
-    row = {"name": name, "group": "pixels", **summaries["generated"][name]}
-    if name in floors:
-        row["floor"] = {"value": floors[name], "what": "white grain"}
-    if "real" in summaries:
-        row["ceiling"] = {**summaries["real"][name], "what": f"real images, n = {summaries['real'][name]['n']:,}"}
-    if "reconstructed" in summaries:
-        row["reconstructed"] = summaries["reconstructed"][name]
-    return row
-
-
-def _reconstructions(inputs: EvaluationInputs, rows: NDArray[np.int64], size: int) -> dict[str, Any]:
-    """The figures of reconstructions of the real images ``rows``; none where there are none."""
+def _rebuilt(inputs: EvaluationInputs, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of the reconstructions whose original is among the real images ``rows``."""
     if inputs.reconstructed is None:
-        return {}
+        return np.empty(0, dtype=np.int64)
     mine, originals = rows_of_originals(inputs.reconstructed, inputs.real)
-    mine = mine[np.isin(originals, rows)]
-    if not len(mine):
-        return {}
-    patients = inputs.reconstructed.patients
-    return _summary(_each(inputs.reconstructed, mine, size), [patients[row] for row in mine], inputs)
+    return mine[np.isin(originals, rows)]

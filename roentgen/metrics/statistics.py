@@ -13,22 +13,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+Floats = NDArray[np.float64]
+Groups = Sequence[object] | NDArray[np.generic]
+Statistic = Callable[[Floats], float]
 RESAMPLES = 1000
 LEVEL = 0.95
+PERMUTATIONS = 10_000
+EXACT = 12
+"""Up to so many clusters all sign patterns are gone through (4096) and the p-value is exact."""
+FEW = 20
+"""Below so many clusters a bootstrap's intervals are known to be too narrow."""
 
 
-def cluster_weights(
-    groups: Sequence[object] | NDArray[np.generic], resamples: int = RESAMPLES, seed: int = 0
-) -> NDArray[np.float64]:
+def feature_rows(features: NDArray[np.floating], *, least: int = 1) -> Floats:
+    """``features`` (N, D) in float64; ValueError unless they are a finite matrix of at least ``least`` rows."""
+    x = np.asarray(features, dtype=np.float64)
+    if x.ndim != 2 or len(x) < least:
+        raise ValueError(f"expected features (N, D) of at least {least} image(s), got {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError("features hold NaN or infinity")
+    return x
+
+
+def numbered(groups: Groups) -> NDArray[np.int64]:
+    """A number (N,) for each of ``groups``, from 0 in the order of their names."""
+    return np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)[1].astype(np.int64)
+
+
+def cluster_weights(groups: Groups, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """How often each item is drawn in each resample, (resamples, N).
 
     ``groups`` (N,) names the cluster of each item; as many clusters are drawn with replacement as there are.
     """
     if len(groups) == 0 or resamples < 1:
         raise ValueError("a bootstrap needs at least one item and one resample")
-    names, index = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    index = numbered(groups)
+    clusters = int(index.max()) + 1
+    counts = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
     return counts[:, index].astype(np.float64)
 
 
@@ -42,13 +63,31 @@ def percentile_interval(draws: ArrayLike, level: float = LEVEL) -> tuple[float, 
     return float(low), float(high)
 
 
+def known_mean(values: Floats, axis: int = 0) -> Floats:
+    """Mean over ``axis`` of what is finite; NaN where nothing is."""
+    known = np.isfinite(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0.0).sum(axis=axis)
+    return np.asarray(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
+
+
+def resampled_means(values: Floats, weights: Floats) -> Floats:
+    """Mean (B,) of the finite ``values`` (N,) in each resample of ``weights`` (B, N); NaN where none was drawn."""
+    known = np.isfinite(values)
+    drawn = weights[:, known]
+    total = drawn.sum(axis=1)
+    return np.divide(drawn @ values[known], total, out=np.full(len(total), np.nan), where=total > 0)
+
+
+def estimate(values: Floats, weights: Floats) -> dict[str, Any]:
+    """Mean of the finite ``values`` (N,) as value, its percentile interval under ``weights`` (B, N), and their n."""
+    known = values[np.isfinite(values)]
+    mean = float(known.mean()) if len(known) else math.nan
+    return {"value": mean, "ci": percentile_interval(resampled_means(values, weights)), "n": len(known)}
+
+
 def mean_interval(
-    values: ArrayLike,
-    groups: Sequence[object] | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    level: float = LEVEL,
+    values: ArrayLike, groups: Groups | None = None, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
 ) -> tuple[float, float]:
     """Bootstrap interval of the mean of ``values`` (N,), by ``groups`` (None: each value is its own)."""
     array = np.asarray(values, dtype=np.float64)
@@ -79,7 +118,7 @@ def clustered_wilson(right: ArrayLike, asked: ArrayLike, groups: Sequence[object
     hits, trials = np.asarray(right, dtype=np.float64), np.asarray(asked, dtype=np.float64)
     if not len(hits) == len(trials) == len(groups) or (hits < 0).any() or (hits > trials).any():
         raise ValueError("right must lie between 0 and asked, one of each and one group an item")
-    _, index = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
+    index = numbered(groups)
     s, m = np.bincount(index, weights=hits), np.bincount(index, weights=trials)
     s, m = s[m > 0], m[m > 0]
     total = float(m.sum())
@@ -91,16 +130,6 @@ def clustered_wilson(right: ArrayLike, asked: ArrayLike, groups: Sequence[object
         variance = len(m) / (len(m) - 1) * float(((s - share * m) ** 2).sum()) / total**2
         effective = total if variance == 0 else min(total, max(least, share * (1 - share) / variance))
     return wilson_interval(share * effective, effective)
-
-
-Floats = NDArray[np.float64]
-Groups = Sequence[object] | NDArray[np.generic]
-Statistic = Callable[[Floats], float]
-PERMUTATIONS = 10_000
-EXACT = 12
-"""Up to so many clusters all sign patterns are gone through (4096) and the p-value is exact."""
-FEW = 20
-"""Below so many clusters a bootstrap's intervals are known to be too narrow."""
 
 
 def paired_bootstrap(

@@ -25,7 +25,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from roentgen.metrics.adherence.auroc import MIN_CASES, weighted_auroc
+from roentgen.metrics.adherence.auroc import weighted_auroc
+from roentgen.metrics.adherence.scored import MIN_CASES
 from roentgen.metrics.statistics import LEVEL, correct, percentile_interval, t_quantile
 
 Floats = NDArray[np.float64]

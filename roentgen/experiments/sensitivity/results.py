@@ -10,7 +10,7 @@ import numpy as np
 
 from roentgen.experiments.sensitivity.samples import SIDE, KnownImages, Reader, World, changed
 from roentgen.experiments.sensitivity.scores import SPACES, Metric, in_space, train_in_space
-from roentgen.metrics.adherence.auroc import MIN_CASES
+from roentgen.metrics.adherence.scored import MIN_CASES
 from roentgen.metrics.memorisation import damage
 from roentgen.metrics.memorisation.copies import near_duplicate_threshold
 from roentgen.metrics.memorisation.planted import planted_recall

@@ -142,7 +142,7 @@ class Reader:
         nothing = pd.Series(np.nan, index=rows.index)
         blank = pd.Series("", index=rows.index)
         sides = [rows.get(f"{f}_side", blank).map({"left": 1, "right": -1}).fillna(0) for f in findings]
-        kinds = [str(sorted(map(str, kind_of(labels_from_row(row))))) for row in rows.to_dict("records")]  # type: ignore[call-overload]
+        kinds = [str(kind_of(labels_from_row(row))) for row in rows.to_dict("records")]  # type: ignore[call-overload]
         return KnownImages(
             pixels=pixels,
             **self.outputs(pixels, name),  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.memorisation.authenticity import authenticity
 from roentgen.metrics.memorisation.copies import near_duplicates
 from roentgen.metrics.memorisation.nearness import nearer_to_train
+from roentgen.metrics.statistics import known_mean
 
 Floats = NDArray[np.float64]
 Rows = Callable[[KnownImages, World], Floats]
@@ -57,7 +58,7 @@ def right_side(s: KnownImages, w: World) -> float:
 
 def nearer(s: KnownImages, w: World) -> float:
     found = nearer_to_train(s.features, w.train.features, w.real.features, subsets=5, resamples=1, seed=w.seed)
-    return found.share
+    return found.value
 
 
 def authentic_rows(s: KnownImages, w: World) -> Floats:
@@ -104,7 +105,7 @@ def sharpness_rows(s: KnownImages) -> dict[str, Floats]:
 
 
 def mean_of(rows: Rows, s: KnownImages, w: World) -> float:
-    return sharpness.mean_of_known(rows(s, w))
+    return float(known_mean(rows(s, w)))
 
 
 Value = Callable[[KnownImages, World], float]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +10,18 @@ from numpy.typing import NDArray
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.metrics.adherence.laterality import LEFT, RIGHT, SideAccuracy, brightness_asymmetry, side_accuracy
 from roentgen.metrics.adherence.probes import SIDED, Probe, probes_of
-from roentgen.metrics.measure import PIXELS, EvaluationInputs, Floats, Result, Unavailable, measure, pixels
+from roentgen.metrics.measure import (
+    PIXELS,
+    EvaluationInputs,
+    Extractor,
+    Floats,
+    ImageSet,
+    Result,
+    Unavailable,
+    measure,
+    pixels,
+)
 from roentgen.prompts import NO_FINDING
-
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
-    from roentgen.metrics.image_set import ImageSet
 
 NORMAL = 500
 """Real images without a finding at most, whose median asymmetry is the threshold of brightness."""
@@ -23,14 +29,9 @@ CLASSIFIER, BRIGHTNESS = "the classifier", "brightness"
 
 
 @measure(
-    "sides_asked",
-    "On the side that is asked for,",
-    suite="quick",
-    better="higher",
-    unit="share",
-    output="sides",
+    "sides_asked", "On the side that is asked for,", suite="quick", better="higher", unit="share", output="sides",
     reads=("probes",),
-)
+)  # fmt: skip
 def measure_asked_sides(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Left and right told apart, one finding a prompt: nothing but the side's word differs, and the seeds are equal.
 
@@ -66,10 +67,8 @@ def measure_asked_sides(inputs: EvaluationInputs, extractor: Extractor) -> Resul
             row["ceiling"] = _real(found)
         rows.append(row)
     return Result(
-        **{key: rows[0][key] for key in ("value", "ci", "n")},
+        **{key: rows[0].get(key) for key in ("value", "ci", "n", "floor", "ceiling")},
         ci_method="95 % Wilson at the effective number of independent seeds or patients",
-        floor=rows[0]["floor"],
-        ceiling=rows[0].get("ceiling"),
         rows=rows,
         notes=unjudged,
     )

@@ -9,20 +9,24 @@ Thresholds are fitted on one set and applied to others; nothing here fits and sc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.adherence.auroc import MIN_CASES
-from roentgen.metrics.adherence.scored import ScoredImages, judged
-from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, measure
-from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval, wilson_interval
+from roentgen.metrics.adherence.scored import MIN_CASES, ScoredImages, judged
+from roentgen.metrics.measure import (
+    NOTHING,
+    ByFinding,
+    EvaluationInputs,
+    Extractor,
+    Result,
+    Unavailable,
+    bound,
+    measure,
+)
+from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, percentile_interval, wilson_interval
 
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
-
-Floats = NDArray[np.float64]
 BINS = 10
 
 
@@ -34,21 +38,11 @@ def reliability_curve(scores: Floats, labels: Floats, *, bins: int = BINS) -> li
     """
     index = _bin(scores, labels, bins)
     entries = []
-    for number in range(bins):
+    for number in np.unique(index).tolist():
         inside = index == number
-        n = int(inside.sum())
-        if n:
-            positives = int(labels[inside].sum())
-            entries.append(
-                {
-                    "low": number / bins,
-                    "high": (number + 1) / bins,
-                    "n": n,
-                    "score": float(scores[inside].mean()),
-                    "frequency": positives / n,
-                    "ci": wilson_interval(positives, n),
-                }
-            )
+        n, positives = int(inside.sum()), int(labels[inside].sum())
+        about = {"low": number / bins, "high": (number + 1) / bins, "n": n, "score": float(scores[inside].mean())}
+        entries.append({**about, "frequency": positives / n, "ci": wilson_interval(positives, n)})
     return entries
 
 
@@ -119,7 +113,7 @@ def calibration(
     value = float(np.mean([entry["value"] for entry in entries])) if entries else float("nan")
     return {
         "value": value,
-        "ci": _shifted_interval(np.mean(draws, axis=0), value) if draws else (float("nan"), float("nan")),
+        "ci": _shifted_interval(np.mean(draws, axis=0), value) if draws else NOTHING,
         "ci_method": f"95 % percentile, bootstrap by patient shifted to the value, {resamples} resamples",
         "n": len(scores),
         "warnings": warnings,
@@ -161,42 +155,36 @@ def calibrated_error(
 def _shifted_interval(draws: Floats, value: float) -> tuple[float, float]:
     known = draws[np.isfinite(draws)]
     if not known.size:
-        return float("nan"), float("nan")
+        return NOTHING
     low, high = percentile_interval(known - known.mean() + value)
     return max(low, 0.0), max(high, 0.0)
 
 
 @measure(
-    "calibration",
-    "Calibration error (ECE), macro",
-    suite="quick",
-    better="as real",
-    output="probabilities",
+    "calibration", "Calibration error (ECE), macro", suite="quick", better="as real", output="probabilities",
     each_extractor=True,
     by_finding=ByFinding("Calibration error by finding", "expected calibration error (0 is perfect)"),
-)
+)  # fmt: skip
 def measure_calibration(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Calibration error of the classifier's probabilities for what the prompts say, beside real images."""
     mine, theirs, findings = judged(inputs, extractor)
-    options: dict[str, Any] = {"resamples": inputs.resamples, "seed": inputs.seed}
-    found = calibration(mine.scores, mine.labels, findings, mine.groups, **options)
+    found = calibration(mine.scores, mine.labels, findings, mine.groups, **inputs.bootstrap)
     rows = found["details"]["findings"]
     if not rows:
         raise Unavailable("no finding has enough prompts with and without it")
-    real = calibration(theirs.scores, theirs.labels, findings, theirs.groups, **options)
-    of_real = {row["finding"]: row for row in real["details"]["findings"]}
+    real = calibration(theirs.scores, theirs.labels, findings, theirs.groups, **inputs.bootstrap)
+    of_real = {row["finding"]: {key: row[key] for key in ("value", "ci", "n")} for row in real["details"]["findings"]}
     for row in rows:
-        if other := of_real.get(row["finding"]):
-            row["ceiling"] = {key: other[key] for key in ("value", "ci", "n")}
-    common = [row["finding"] for row in rows if "ceiling" in row]
+        if row["finding"] in of_real:
+            row["ceiling"] = of_real[row["finding"]]
     found["details"]["reliability"] = {"generated": reliability(mine), "real": reliability(theirs)}
     more: dict[str, Any] = {}
-    if common:
+    if common := [row["finding"] for row in rows if "ceiling" in row]:
         columns = [findings.index(name) for name in common]
-        ceiling = calibration(theirs.scores[:, columns], theirs.labels[:, columns], common, theirs.groups, **options)
-        words = f"real images, {len(common)} findings"
-        more["ceiling"] = {key: ceiling[key] for key in ("value", "ci", "n")} | {"what": words}
-    floor = calibrated_error(mine.scores, mine.labels, [row["finding"] for row in rows], findings, **options)
+        scores, labels = theirs.scores[:, columns], theirs.labels[:, columns]
+        ceiling = calibration(scores, labels, common, theirs.groups, **inputs.bootstrap)
+        more["ceiling"] = bound(ceiling, f"real images, {len(common)} findings")
+    floor = calibrated_error(mine.scores, mine.labels, [row["finding"] for row in rows], findings, **inputs.bootstrap)
     floor["what"] = "labels drawn from the probabilities themselves"
     return Result.of(found, floor=floor, notes=inputs.notes, **more)
 

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.adherence.auroc import MIN_CASES
-from roentgen.metrics.adherence.scored import (
-    LEAVE_OUT,
-    SHUFFLES,
-    ScoredImages,
-    ceiling,
-    floor_of,
-    judged,
-    mean_draws,
-    mean_value,
-    scored_result,
-    too_few,
-    with_bounds,
+from roentgen.metrics.adherence.scored import MIN_CASES, ScoredImages, adherence, ceiling, judged, with_bounds
+from roentgen.metrics.measure import (
+    VALIDATION,
+    ByFinding,
+    EvaluationInputs,
+    Extractor,
+    Floats,
+    Result,
+    Unavailable,
+    measure,
 )
-from roentgen.metrics.measure import VALIDATION, ByFinding, EvaluationInputs, Floats, Result, Unavailable, measure
-from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval
-
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
 
 METHODS = ("prevalence", "f1")
 
@@ -144,113 +135,46 @@ def adherence_f1(
     thresholds: Sequence[Threshold],
     *,
     real: ScoredImages | None = None,
-    leave_out: Sequence[str] = LEAVE_OUT,
-    min_cases: int = MIN_CASES,
-    resamples: int = RESAMPLES,
-    shuffles: int = SHUFFLES,
-    seed: int = 0,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Macro F1 at thresholds that were calibrated on real validation images (``calibration.calibrate``).
+    """Macro F1 at thresholds that were fitted on real validation images (``calibrate``).
 
     ``real`` should be ``ceiling(...)[0]``: F1 depends on how common a finding is, so the real set must have the same
-    findings in the same numbers. The floor is not 0.5 here either: it is measured. Other arguments and the result are
-    those of ``adherence_auroc``; each finding also has the share that was called and the share that was asked for.
+    findings in the same numbers. The floor is not 0.5 here either: it is measured. ``options`` and the result are
+    those of ``adherence``; each finding also has the share that was called and the share that was asked for.
     """
     if [row.finding for row in thresholds] != list(findings):
         raise ValueError("thresholds must be those of the findings, in their order")
-    weights = cluster_weights(synthetic.groups, resamples, seed)
     cut = np.array([row.threshold for row in thresholds])
-    rows, draws = _f1_rows(synthetic, findings, cut, weights, leave_out, min_cases)
-    names = [row["finding"] for row in rows if row["in_macro"]]
-    uncalibrated = [row.finding for row in thresholds if not np.isfinite(row.threshold)]
-    warnings = too_few(len(synthetic.scores), [row["finding"] for row in rows if not row["in_macro"]], leave_out)
-    if uncalibrated:
-        warnings.append(f"no threshold, too few validation images: {', '.join(uncalibrated)}")
-    often = [row.finding for row in thresholds if row.called > OVERCALL * row.prevalence]
-    if often:
-        warnings.append(
-            f"thresholds that call over {OVERCALL} times too often on validation images: {', '.join(often)}"
-        )
-    rng = np.random.default_rng(seed)
-    one = np.ones((1, len(synthetic.scores)))
-    floors = []
-    for _ in range(shuffles if names else 0):
-        order = rng.permutation(len(synthetic.labels))
-        moved = ScoredImages(synthetic.scores, synthetic.labels[order], synthetic.groups)
-        shuffled = _f1_rows(moved, findings, cut, one, leave_out, 1)[0]
-        floors.append(float(np.mean([row["value"] for row in shuffled if row["finding"] in names])))
-    details: dict[str, Any] = {
-        "thresholds": [dataclasses.asdict(row) for row in thresholds],
-        "macro_findings": names,
-        "findings": rows,
-        "shuffled": floor_of(floors),
-    }
-    if real is not None:
-        others, real_draws = _f1_rows(
-            real, findings, cut, cluster_weights(real.groups, resamples, seed + 1), leave_out, min_cases
-        )
-        common = [row["finding"] for row in others if row["in_macro"] and row["finding"] in names]
-        mine, theirs = (
-            mean_draws([sample for row, sample in zip(part, samples, strict=True) if row["finding"] in common])
-            for part, samples in ((rows, draws), (others, real_draws))
-        )
-        values = {name: mean_value(part, common) for name, part in (("synthetic", rows), ("real", others))}
-        details["real"] = {"findings": others}
-        details["on_common_findings"] = {
-            "findings": common,
-            "synthetic": {"value": values["synthetic"], "ci": percentile_interval(mine)},
-            "real": {"value": values["real"], "ci": percentile_interval(theirs)},
-            "difference": {"value": values["synthetic"] - values["real"], "ci": percentile_interval(mine - theirs)},
-        }
-    macro_draws = mean_draws([sample for row, sample in zip(rows, draws, strict=True) if row["in_macro"]])
-    value = mean_value(rows, names)
-    return scored_result(value, percentile_interval(macro_draws), len(synthetic.scores), resamples, warnings, details)
 
+    def figure(column: int, scores: Floats, labels: Floats, weights: Floats) -> Floats:
+        if not len(labels) or math.isnan(cut[column]):
+            return np.full(len(weights), np.nan)
+        return weighted_f1(scores >= cut[column], labels, weights)
 
-def _f1_rows(
-    judged: ScoredImages,
-    findings: Sequence[str],
-    cut: Floats,
-    weights: Floats,
-    leave_out: Sequence[str],
-    min_cases: int,
-) -> tuple[list[dict[str, Any]], list[Floats]]:
-    rows, draws = [], []
-    for column, finding in enumerate(findings):
-        known = np.isfinite(judged.labels[:, column])
-        truth = judged.labels[known, column]
-        called = judged.scores[known, column] >= cut[column]
-        positives = int(truth.sum())
-        usable = bool(np.isfinite(cut[column]) and len(truth))
-        nothing = np.full(len(weights), np.nan)
-        sample = weighted_f1(called, truth, weights[:, known]) if usable else nothing
-        value = float(weighted_f1(called, truth, np.ones((1, len(truth))))[0]) if usable else float("nan")
-        rows.append(
-            {
-                "finding": finding,
-                "value": value,
-                "ci": percentile_interval(sample),
-                "positives": positives,
-                "negatives": len(truth) - positives,
-                "called": float(called.mean()) if usable else float("nan"),
-                "asked": positives / len(truth) if len(truth) else float("nan"),
-                "in_macro": usable and finding not in leave_out and min(positives, len(truth) - positives) >= min_cases,
-            }
-        )
-        draws.append(sample)
-    return rows, draws
+    found = adherence(figure, synthetic, findings, real=real, **options)
+    details = found["details"]
+    for images, entries in ((synthetic, details["findings"]), (real, details.get("real", {}).get("findings", []))):
+        for column, entry in enumerate(entries):
+            assert images is not None
+            known = np.isfinite(images.labels[:, column])
+            called = (images.scores[known, column] >= cut[column]).mean() if known.any() else math.nan
+            entry["called"] = math.nan if math.isnan(cut[column]) else float(called)
+            entry["asked"] = entry["positives"] / known.sum() if known.any() else math.nan
+    if uncalibrated := [row.finding for row in thresholds if math.isnan(row.threshold)]:
+        found["warnings"].append(f"no threshold, too few validation images: {', '.join(uncalibrated)}")
+    if often := [row.finding for row in thresholds if row.called > OVERCALL * row.prevalence]:
+        words = f"thresholds that call over {OVERCALL} times too often on validation images"
+        found["warnings"].append(f"{words}: {', '.join(often)}")
+    details["thresholds"] = [asdict(row) for row in thresholds]
+    return found
 
 
 @measure(
-    "f1",
-    "F1 at calibrated thresholds, macro",
-    suite="standard",
-    better="higher",
-    output="probabilities",
-    each_extractor=True,
-    reads=(VALIDATION,),
+    "f1", "F1 at calibrated thresholds, macro", suite="standard", better="higher", output="probabilities",
+    each_extractor=True, reads=(VALIDATION,),
     by_finding=ByFinding("F1 by finding", "F1 at the threshold fitted on validation images"),
-)
+)  # fmt: skip
 def measure_f1(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     if inputs.validation is None:
         raise Unavailable("thresholds are fitted on real validation images: --real needs rows in split val")
@@ -261,5 +185,5 @@ def measure_f1(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     if not any(math.isfinite(row.threshold) for row in thresholds):
         raise Unavailable(f"{len(scores)} validation images have too few cases of every finding to fit a threshold")
     matched, warnings = ceiling(mine, theirs, seed=inputs.seed)
-    found = adherence_f1(mine, findings, thresholds, real=matched, resamples=inputs.resamples, seed=inputs.seed)
+    found = adherence_f1(mine, findings, thresholds, real=matched, **inputs.bootstrap)
     return with_bounds(found, "real images of the same findings", notes=[*warnings, *inputs.notes])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,12 +13,19 @@ from numpy.typing import NDArray
 
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.metrics.adherence.auroc import auroc
-from roentgen.metrics.measure import FLIP, ByFinding, EvaluationInputs, Floats, Noticed, Result, Unavailable, measure
+from roentgen.metrics.measure import (
+    FLIP,
+    ByFinding,
+    EvaluationInputs,
+    Extractor,
+    Floats,
+    ImageSet,
+    Noticed,
+    Result,
+    Unavailable,
+    measure,
+)
 from roentgen.metrics.statistics import clustered_wilson
-
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
-    from roentgen.metrics.image_set import ImageSet
 
 RIGHT, LEFT = 0, 1  # last axis of Classifier.predict_sides: the patient's right first, as on the film
 # Rows of the image (as shares of its height) in which a finding changes the lateral third of its lung, and
@@ -143,28 +150,19 @@ def _side_rows(
     leftness: Floats, table: NDArray[np.str_], findings: Sequence[str], groups: Sequence[object]
 ) -> list[dict[str, Any]]:
     entries = []
-    for column, finding in enumerate(findings):
-        rows = np.isin(table[:, column], ("left", "right"))
-        if rows.any():
-            accuracy = side_accuracy(
-                leftness[rows, column],
-                table[rows, column].tolist(),
-                groups=[group for group, chosen in zip(groups, rows, strict=True) if chosen],
-            )
+    for finding, values, sides in zip(findings, leftness.T, table.T, strict=True):
+        rows = np.flatnonzero(np.isin(sides, ("left", "right")))
+        if len(rows):
+            accuracy = side_accuracy(values[rows], sides[rows].tolist(), groups=[groups[row] for row in rows])
             entries.append({"finding": finding, **dataclasses.asdict(accuracy)})
     return entries
 
 
 @measure(
-    "laterality",
-    "Left and right told apart",
-    suite="quick",
-    better="higher",
-    unit="share",
-    output="sides",
+    "laterality", "Left and right told apart", suite="quick", better="higher", unit="share", output="sides",
     by_finding=ByFinding("Left and right by finding", "share on the side that the prompt asks for", 0.5),
     noticed={"laterality": Noticed("right side", 3, -1, (FLIP,))},
-)
+)  # fmt: skip
 def measure_laterality(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Left and right told apart by the classifier, over the findings that prompts give a side."""
 
@@ -180,14 +178,9 @@ def measure_laterality(inputs: EvaluationInputs, extractor: Extractor) -> Result
     real_leftness, real_sides = see(inputs.real, "real")
     if not np.isin(sides, ("left", "right")).any():
         raise Unavailable("no prompt gives a finding a side (left or right)")
-    found = side_adherence(
-        leftness,
-        sides,
-        extractor.findings,
-        inputs.bootstrap_groups,
-        real=(real_leftness, real_sides),
-        real_groups=inputs.real.patients,
-    )
+    groups, patients = inputs.bootstrap_groups, inputs.real.patients
+    beside = (real_leftness, real_sides)
+    found = side_adherence(leftness, sides, extractor.findings, groups, real=beside, real_groups=patients)
     details = found["details"]
 
     def renamed(row: dict[str, Any]) -> dict[str, Any]:
@@ -196,10 +189,7 @@ def measure_laterality(inputs: EvaluationInputs, extractor: Extractor) -> Result
     real_rows = {row["finding"]: renamed(row) for row in details.pop("real")}
     details["findings"] = [renamed(row) | {"ceiling": real_rows.get(row["finding"])} for row in details["findings"]]
     known = np.isin(real_sides, ("left", "right"))
-    whole = side_accuracy(
-        real_leftness[known],
-        real_sides[known].tolist(),
-        groups=[inputs.real.patients[row] for row in np.nonzero(known)[0]],
-    )
+    of_known = [patients[row] for row in np.nonzero(known)[0]]
+    whole = side_accuracy(real_leftness[known], real_sides[known].tolist(), groups=of_known)
     ceiling = {"value": whole.accuracy, "ci": whole.ci, "n": whole.n, "what": "real images"}
     return Result.of(found, floor={"value": 0.5, "what": "by chance"}, ceiling=ceiling)

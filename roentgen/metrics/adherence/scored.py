@@ -7,26 +7,27 @@ well score above a real one: findings drawn more plainly than life. That is a di
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.measure import EvaluationInputs, Result, labels_of
-from roentgen.metrics.statistics import percentile_interval
+from roentgen.metrics.measure import NOTHING, EvaluationInputs, Extractor, Result, labels_of
+from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, known_mean, percentile_interval
 
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
-
-Floats = NDArray[np.float64]
-NAN_INTERVAL = (float("nan"), float("nan"))
 LEAVE_OUT = ("No Finding",)
+"""The complement of the others."""
+MIN_CASES = 10
+"""A finding with fewer positives or negatives is listed but left out of the macro."""
 SHUFFLES = 20
 FEW = 200
 """Fewer images than this get a warning."""
+Figure = Callable[[int, Floats, Floats, Floats], Floats]
+"""Column, its known scores (n,), labels (n,) and B sets of weights (B, n) -> the figure (B,) of that finding."""
 
 
 @dataclass(frozen=True)
@@ -85,42 +86,143 @@ def ceiling(synthetic: ScoredImages, real: ScoredImages, *, seed: int = 0) -> tu
     return real.rows(found), warnings
 
 
-def floor_of(values: Sequence[float]) -> dict[str, Any]:
-    return {
-        "value": float(np.mean(values)) if len(values) else float("nan"),
-        "ci": percentile_interval(values),
-        "ci_method": f"95 % range over {len(values)} permutations of the prompts",
-    }
+@dataclass(frozen=True)
+class FindingFigure:
+    """Figure of one finding; NaN without positives or without negatives. Unknown labels are not counted."""
+
+    finding: str
+    value: float
+    ci: tuple[float, float]
+    positives: int
+    negatives: int
+    in_macro: bool
 
 
-def mean_value(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> float:
-    values = [row["value"] for row in rows if row["finding"] in names]
-    return float(np.mean(values)) if values else float("nan")
+@dataclass(frozen=True)
+class Macro:
+    """Mean figure over the findings that have enough cases; ``draws`` (resamples,) for paired differences."""
+
+    value: float
+    ci: tuple[float, float]
+    draws: Floats
+    findings: list[FindingFigure]
+
+    @property
+    def names(self) -> list[str]:
+        return [finding.finding for finding in self.findings if finding.in_macro]
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        return {"value": self.value, "ci": self.ci}
 
 
-def mean_draws(draws: Sequence[Floats]) -> Floats:
-    """Mean over findings of each resample; a resample without a case of a finding is the mean of the others."""
+def macro(
+    figure: Figure,
+    scores: Floats,
+    labels: Floats,
+    findings: Sequence[str],
+    weights: Floats,
+    *,
+    leave_out: Sequence[str] = (),
+    min_cases: int = MIN_CASES,
+) -> Macro:
+    """``figure`` of each finding, and macro, of ``scores`` (N, F) for ``labels`` (N, F) in {0, 1, NaN = unknown}.
+
+    ``weights`` (B, N) are the bootstrap's; the same weights make two results paired. ``leave_out``: findings listed
+    but kept out of the macro.
+    """
+    if scores.shape != labels.shape or scores.shape[1] != len(findings):
+        raise ValueError(f"shapes differ: {scores.shape}, {labels.shape}, {len(findings)} findings")
+    rows: list[FindingFigure] = []
+    draws = []
+    for column, finding in enumerate(findings):
+        known = np.isfinite(labels[:, column])
+        score, label = scores[known, column].astype(np.float64), labels[known, column]
+        positives = int(label.sum())
+        negatives = len(label) - positives
+        value = float(figure(column, score, label, np.ones((1, len(label))))[0])
+        sample = figure(column, score, label, weights[:, known])
+        included = finding not in leave_out and min(positives, negatives) >= min_cases and math.isfinite(value)
+        rows.append(FindingFigure(finding, value, percentile_interval(sample), positives, negatives, included))
+        if included:
+            draws.append(sample)
     if not draws:
-        return np.array([np.nan])
-    stacked = np.stack(draws)
-    known = np.isfinite(stacked)
-    counts = known.sum(axis=0)
-    total = np.where(known, stacked, 0.0).sum(axis=0)
-    return np.asarray(np.divide(total, counts, out=np.full(len(counts), np.nan), where=counts > 0))
+        return Macro(math.nan, NOTHING, np.full(len(weights), np.nan), rows)
+    # A resample may hold no case of a rare finding: its macro is the mean over the others.
+    together = known_mean(np.stack(draws))
+    return Macro(float(np.mean([r.value for r in rows if r.in_macro])), percentile_interval(together), together, rows)
 
 
-def too_few(n: int, not_in_macro: Sequence[str], leave_out: Sequence[str]) -> list[str]:
-    warnings = [f"n = {n}: use at least {FEW} images"] if n < FEW else []
-    few = [finding for finding in not_in_macro if finding not in leave_out]
-    return [*warnings, f"not in the macro, too few cases: {', '.join(few)}"] if few else warnings
-
-
-def scored_result(
-    value: float, ci: tuple[float, float], n: int, resamples: int, warnings: list[str], details: dict[str, Any]
+def adherence(
+    figure: Figure,
+    synthetic: ScoredImages,
+    findings: Sequence[str],
+    *,
+    real: ScoredImages | None = None,
+    leave_out: Sequence[str] = LEAVE_OUT,
+    min_cases: int = MIN_CASES,
+    resamples: int = RESAMPLES,
+    shuffles: int = SHUFFLES,
+    seed: int = 0,
 ) -> dict[str, Any]:
+    """Macro of ``figure`` on ``synthetic`` by the labels of the prompts, and by finding.
+
+    Args:
+        figure: such as AUROC.
+        synthetic: generated images, labels from the prompts.
+        findings: names of the columns.
+        real: real images with their own labels (all of them, or those of ``ceiling``).
+        leave_out: findings listed but not in the macro.
+        min_cases: positives and negatives that a finding needs for the macro.
+        resamples: of the bootstrap by group.
+        shuffles: permutations of the prompts for the floor.
+        seed: of bootstrap and floor.
+
+    Returns:
+        The metric's dictionary. ``details``: ``findings`` and ``macro_findings``; ``real``, the same of real images;
+        ``on_common_findings``, both over the findings that both macros have and their difference (independent
+        bootstraps); ``shuffled``, mean and range over the permutations: what a generator that ignores prompts gets.
+    """
+    n = len(synthetic.scores)
+    weights = cluster_weights(synthetic.groups, resamples, seed)
+
+    def of(images: ScoredImages, draws: Floats, among: Sequence[str] | None = None) -> Macro:
+        """The macro over the findings that have enough cases, or over ``among``."""
+        beyond = leave_out if among is None else [name for name in findings if name not in among]
+        least = min_cases if among is None else 1
+        return macro(figure, images.scores, images.labels, findings, draws, leave_out=beyond, min_cases=least)
+
+    mine = of(synthetic, weights)
+    rng, one = np.random.default_rng(seed), np.ones((1, n))
+    moved = [synthetic.labels[rng.permutation(n)] for _ in range(shuffles if mine.names else 0)]
+    floors = [of(ScoredImages(synthetic.scores, labels, synthetic.groups), one, mine.names).value for labels in moved]
+    warnings = [f"n = {n}: use at least {FEW} images"] if n < FEW else []
+    if few := [name for name in findings if name not in mine.names and name not in leave_out]:
+        warnings.append(f"not in the macro, too few cases: {', '.join(few)}")
+    details: dict[str, Any] = {
+        "macro_findings": mine.names,
+        "findings": [asdict(row) for row in mine.findings],
+        "shuffled": {
+            "value": float(np.mean(floors)) if floors else math.nan,
+            "ci": percentile_interval(floors),
+            "ci_method": f"95 % range over {len(floors)} permutations of the prompts",
+        },
+    }
+    if real is not None:
+        draws = cluster_weights(real.groups, resamples, seed + 1)
+        whole = of(real, draws)
+        rows = [asdict(row) for row in whole.findings]
+        details["real"] = {**whole.entry, "macro_findings": whole.names, "findings": rows}
+        if common := [name for name in mine.names if name in whole.names]:
+            ours, theirs = of(synthetic, weights, common), of(real, draws, common)
+            gap = {"value": ours.value - theirs.value, "ci": percentile_interval(ours.draws - theirs.draws)}
+            details["on_common_findings"] = {
+                "findings": common, "synthetic": ours.entry, "real": theirs.entry, "difference": gap,
+            }  # fmt: skip
+        else:
+            warnings.append("no finding has enough cases in both the synthetic and the real set")
     return {
-        "value": value,
-        "ci": ci,
+        **mine.entry,
         "ci_method": f"95 % percentile, bootstrap by patient or prompt, {resamples} resamples",
         "n": n,
         "warnings": warnings,

@@ -8,19 +8,16 @@ levels are those that told openly licensed real images (validation and test) apa
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.adherence.auroc import weighted_auroc
+from roentgen.metrics.adherence.auroc import auroc, weighted_auroc
 from roentgen.metrics.adherence.probes import LITTLE, MUCH, SEVERITIES, probes_of
-from roentgen.metrics.measure import PIXELS, EvaluationInputs, Floats, Result, Unavailable, measure, pixels
+from roentgen.metrics.measure import PIXELS, EvaluationInputs, Extractor, Floats, Result, Unavailable, measure, pixels
 from roentgen.metrics.memorisation.damage import blur
 from roentgen.metrics.statistics import cluster_weights, percentile_interval, wilson_interval
-
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
 
 LOWER = (0.60, 0.80)
 """Rows of the lower lung zones, in shares of the height."""
@@ -110,15 +107,9 @@ def by_shape(inputs: EvaluationInputs) -> tuple[str, str]:
 
 
 @measure(
-    "severity",
-    "More of it where more is asked for,",
-    suite="quick",
-    better="higher",
-    unit="share",
-    output="",
-    judge=by_shape,
-    reads=("probes",),
-)
+    "severity", "More of it where more is asked for,", suite="quick", better="higher", unit="share", output="",
+    judge=by_shape, reads=("probes",),
+)  # fmt: skip
 def measure_severity(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Share of seeds whose image asked for much of a finding shows more of it than the one asked for little."""
     rows: list[dict[str, Any]] = []
@@ -147,15 +138,8 @@ def measure_severity(inputs: EvaluationInputs, extractor: Extractor) -> Result:
         rows.append(row)
     if not rows:
         raise Unavailable("no pair of images of little and much of a finding could be measured")
-    return Result(
-        value=rows[0]["value"],
-        ci=rows[0]["ci"],
-        n=rows[0]["n"],
-        ci_method="95 % Wilson, a pair of images of one seed each",
-        floor=rows[0]["floor"],
-        ceiling=rows[0].get("ceiling"),
-        rows=rows,
-    )
+    first = {key: rows[0].get(key) for key in ("value", "ci", "n", "floor", "ceiling")}
+    return Result(**first, ci_method="95 % Wilson, a pair of images of one seed each", rows=rows)
 
 
 def _ceiling(
@@ -169,13 +153,12 @@ def _ceiling(
         return None
     rows = np.concatenate(sides)
     values = value_of(pixels(inputs.real, rows, PIXELS))
-    known = np.isfinite(values)
-    patients = inputs.real.patients
-    weights = cluster_weights([patients[row] for row in rows[known]], inputs.resamples, inputs.seed)
-    truth = labels[rows[known]]
-    whole = weighted_auroc(values[known], truth, np.ones((1, len(truth))))[0]
+    rows, values = rows[np.isfinite(values)], values[np.isfinite(values)]
+    whole = auroc(values, labels[rows])
     if not np.isfinite(whole):
         return None
+    patients = inputs.real.patients
+    weights = cluster_weights([patients[row] for row in rows], **inputs.bootstrap)
     words = "AUROC of the measure, real images with the finding against without"
-    ci = percentile_interval(weighted_auroc(values[known], truth, weights))
-    return {"value": float(whole), "ci": ci, "n": int(known.sum()), "what": words}
+    ci = percentile_interval(weighted_auroc(values, labels[rows], weights))
+    return {"value": whole, "ci": ci, "n": len(rows), "what": words}

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.diversity.grouping import (
-    FEW,
-    PAIRS,
-    PER_PROMPT,
-    diversity_result,
-    groups_of,
-    kind_keys,
-    over_groups,
-    over_pairs,
-    pairs_across,
-)
-from roentgen.metrics.measure import EvaluationInputs, Floats, Result, Unavailable, measure, prompt_keys
-from roentgen.metrics.statistics import RESAMPLES
-
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
-    from roentgen.metrics.neighbours import Ints
+from roentgen.metrics.diversity.grouping import OF_REAL, Figures, Ints, diversity, groups_of, kind_keys, no_group
+from roentgen.metrics.measure import EvaluationInputs, Extractor, Result, measure, prompt_keys
+from roentgen.metrics.statistics import Floats, feature_rows
 
 
 def standardised(features: NDArray[np.floating], reference: NDArray[np.floating]) -> Floats:
@@ -33,11 +18,9 @@ def standardised(features: NDArray[np.floating], reference: NDArray[np.floating]
 
     Dimensions that do not vary among the reference are left out: no scale makes them comparable.
     """
-    x, r = np.asarray(features, dtype=np.float64), np.asarray(reference, dtype=np.float64)
-    if x.ndim != 2 or r.ndim != 2 or x.shape[1] != r.shape[1] or len(r) < 2:
-        raise ValueError(f"expected (N, D) and at least two rows (M, D), got {x.shape} and {r.shape}")
-    if not (np.isfinite(x).all() and np.isfinite(r).all()):
-        raise ValueError("features hold NaN or infinity")
+    x, r = feature_rows(features), feature_rows(reference, least=2)
+    if x.shape[1] != r.shape[1]:
+        raise ValueError(f"feature dimensions differ: {x.shape[1]} and {r.shape[1]}")
     scale = r.std(axis=0)
     varies = scale > 1e-12 * np.maximum(np.abs(r).max(axis=0), 1e-300)
     if not varies.any():
@@ -62,40 +45,22 @@ def feature_diversity(
     reference: NDArray[np.floating],
     *,
     real: tuple[NDArray[np.floating], Sequence[Hashable], Sequence[object]] | None = None,
-    size: int = PER_PROMPT,
-    groups: int | None = None,
-    pairs: int = PAIRS,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    **options: Any,
 ) -> dict[str, Any]:
     """Distance in feature space within a prompt (cosine, the value) and across prompts, beside real images.
 
-    ``features`` (N, D) and those of ``real`` are standardised by ``reference`` (M, D), features of real images. The
-    other arguments and the result are those of ``ms_ssim_diversity``, with ``cosine`` and ``l2`` in every entry.
+    ``features`` (N, D) and those of ``real`` are standardised by ``reference`` (M, D), features of real images.
+    ``options`` and the result are those of ``diversity``, with ``l2`` beside the cosine in every entry.
     """
-    details, warnings = {}, []
-    sets = {"": (features, keys, None)} | ({} if real is None else {"real_": real})
-    for prefix, (vectors, names, apart) in sets.items():
+
+    def figures(vectors: NDArray[np.floating]) -> Figures:
         x = standardised(vectors, reference)
-        chosen = groups_of(names, size=size, apart=apart, most=groups, seed=seed)
-        if not len(chosen):
-            raise ValueError(f"no prompt has {size} {prefix.rstrip('_') or 'generated'} images")
-        if len(chosen) < FEW:
-            warnings.append(f"{prefix}within: {len(chosen)} prompts: use at least {FEW}")
-        inside = np.array([pair for group in chosen for pair in combinations(group, 2)])
-        owner = [names[group[0]] for group in chosen]
-        apart_pairs = pairs_across(names, pairs=pairs, seed=seed)
-        within = {
-            kind: over_groups(values.reshape(len(chosen), -1).mean(axis=1), owner, resamples, seed)
-            for kind, values in pair_distances(x, inside).items()
-        }
-        across = {
-            kind: over_pairs(values, apart_pairs, names, resamples, seed)
-            for kind, values in pair_distances(x, apart_pairs).items()
-        }
-        for place, entry in (("within", within), ("across", across)):
-            details[prefix + place] = {**entry["cosine"], "l2": entry["l2"]}
-    return diversity_result(details, warnings, resamples)
+        return lambda pairs: pair_distances(x, pairs)
+
+    sets: dict[str, Any] = {"": (figures(features), keys, None)}
+    if real is not None:
+        sets["real_"] = (figures(real[0]), *real[1:])
+    return diversity(sets, **options)
 
 
 @measure("feature_within", "Feature distance within a prompt", suite="standard", better="as real", each_extractor=True)
@@ -103,18 +68,11 @@ def measure_feature_within(inputs: EvaluationInputs, extractor: Extractor) -> Re
     """Distance in feature space among the images of a prompt, standardised by real images: what LPIPS stands for."""
     keys, kinds = prompt_keys(inputs.synthetic), kind_keys(inputs.real)
     if not len(groups_of(keys, seed=inputs.seed)):
-        raise Unavailable(f"no prompt has {PER_PROMPT} images; generate them with --num-images 4")
-    real = inputs.of("real", extractor)
-    enough = len(groups_of(kinds, apart=inputs.real.patients, seed=inputs.seed)) > 0
-    found = feature_diversity(
-        inputs.of("synthetic", extractor),
-        keys,
-        real,
-        real=(real, kinds, inputs.real.patients) if enough else None,
-        resamples=inputs.resamples,
-        seed=inputs.seed,
-    )
-    more: dict[str, Any] = {}
-    if enough:
-        more["ceiling"] = {**found["details"].pop("real_within"), "what": "real images of the same findings and view"}
-    return Result.of(found, **more)
+        raise no_group()
+    real, patients = inputs.of("real", extractor), inputs.real.patients
+    enough = len(groups_of(kinds, apart=patients, seed=inputs.seed)) > 0
+    beside = (real, kinds, patients) if enough else None
+    found = feature_diversity(inputs.of("synthetic", extractor), keys, real, real=beside, **inputs.bootstrap)
+    if not enough:
+        return Result.of(found)
+    return Result.of(found, ceiling={**found["details"].pop("real_within"), "what": OF_REAL})

@@ -12,46 +12,48 @@ place, and that of single groups more. So figures of the two are not comparable.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from roentgen.metrics.diversity.grouping import (
     FEW,
-    PAIRS,
-    PER_PROMPT,
-    diversity_result,
+    OF_REAL,
+    Figures,
+    Ints,
+    across_groups,
+    diversity,
+    few_prompts,
     groups_of,
     kind_keys,
-    over_groups,
-    over_pairs,
-    pairs_across,
-)
-from roentgen.metrics.image_set import ImageSet, look
+    no_group,
+    within_groups,
+)  # fmt: skip
+from roentgen.metrics.image_set import look
 from roentgen.metrics.measure import (
     COLLAPSE,
     ONE_KIND,
     PIXELS,
     EvaluationInputs,
+    Extractor,
+    Floats,
+    ImageSet,
     Noticed,
     Result,
     Unavailable,
+    bound,
     by_pixels,
     measure,
     one_seed,
     pixels,
     prompt_keys,
-)
-from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from roentgen.metrics.extractors import Extractor
-from collections.abc import Hashable, Sequence
-from typing import Any
+)  # fmt: skip
 
 MIN_SIDE = 176
 """An 11 x 11 window at the fifth scale, a sixteenth of the size (Wang, Simoncelli & Bovik 2003)."""
@@ -61,26 +63,18 @@ C1, C2 = 0.01**2, 0.03**2
 EDGES = ("valid", "mirror")
 
 
-def within_group_ms_ssim(
-    groups: NDArray[np.uint8], *, batch_size: int = 32, edges: str = "valid"
-) -> NDArray[np.float64]:
+def within_group_ms_ssim(groups: NDArray[np.uint8], *, batch_size: int = 32) -> NDArray[np.float64]:
     """Mean MS-SSIM over all pairs of each group, (G,), for ``groups`` uint8 (G, K, H, W), K at least 2.
 
-    Grey values are taken to [0, 1]. Needs H and W of at least ``MIN_SIDE``. ``edges``: see the module's text.
+    Grey values are taken to [0, 1]. Needs H and W of at least ``MIN_SIDE``.
     """
-    if groups.dtype != np.uint8 or groups.ndim != 4 or groups.shape[1] < 2:
+    if groups.ndim != 4 or groups.shape[1] < 2:
         raise ValueError(f"expected uint8 (G, K >= 2, H, W), got {groups.dtype} {groups.shape}")
     count, size = groups.shape[:2]
     inside = np.array(list(combinations(range(size), 2)))
-    step = max(1, batch_size // len(inside))  # groups at a time
-    values = []
-    for start in range(0, count, step):
-        part = groups[start : start + step]
-        shifts = size * np.arange(len(part)).repeat(len(inside))
-        pairs = np.tile(inside, (len(part), 1)) + shifts[:, None]
-        images, most = part.reshape(-1, *part.shape[2:]), max(batch_size, len(pairs))
-        values.append(pair_ms_ssim(images, pairs, batch_size=most, edges=edges))
-    return np.concatenate(values).reshape(count, -1).mean(axis=1)
+    pairs = (size * np.arange(count)[:, None, None] + inside).reshape(-1, 2)
+    whole = max(1, batch_size // len(inside)) * len(inside)  # pairs of whole groups at a time
+    return pair_ms_ssim(groups.reshape(-1, *groups.shape[2:]), pairs, batch_size=whole).reshape(count, -1).mean(axis=1)
 
 
 def pair_ms_ssim(
@@ -93,8 +87,6 @@ def pair_ms_ssim(
     Raises:
         ValueError: other types or shapes, or images smaller than ``MIN_SIDE``.
     """
-    import torch
-
     if images.dtype != np.uint8 or images.ndim != 3 or np.ndim(pairs) != 2 or np.shape(pairs)[1] != 2:
         raise ValueError(f"expected uint8 (N, H, W) and pairs (P, 2), got {images.dtype} {images.shape}")
     if min(images.shape[1:]) < MIN_SIDE:
@@ -113,9 +105,6 @@ def pair_ms_ssim(
 
 def _pairs(x: Tensor, first: Tensor, second: Tensor, *, mirror: bool) -> Tensor:
     """MS-SSIM (P,) of the pairs ``first`` and ``second`` (P,) of images ``x`` float32 (N, 1, H, W) in [0, 1]."""
-    import torch
-    import torch.nn.functional as F
-
     result = torch.ones(len(first), dtype=x.dtype)
     for scale, weight in enumerate(WEIGHTS):
         last = scale + 1 == len(WEIGHTS)
@@ -136,9 +125,6 @@ def _pairs(x: Tensor, first: Tensor, second: Tensor, *, mirror: bool) -> Tensor:
 
 def _blur(x: Tensor) -> Tensor:
     """Gaussian window over (N, 1, H, W) without padding: down the columns, then along the rows."""
-    import torch
-    import torch.nn.functional as F
-
     place = torch.arange(WINDOW, dtype=x.dtype) - (WINDOW - 1) / 2
     window = torch.exp(-(place**2) / (2 * SIGMA**2))
     window = window / window.sum()
@@ -150,48 +136,21 @@ def ms_ssim_diversity(
     keys: Sequence[Hashable],
     *,
     real: tuple[NDArray[np.uint8], Sequence[Hashable], Sequence[object]] | None = None,
-    size: int = PER_PROMPT,
-    groups: int | None = None,
-    pairs: int = PAIRS,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    batch_size: int = 32,
+    **options: Any,
 ) -> dict[str, Any]:
     """MS-SSIM within a prompt (the value) and across prompts, beside real images.
 
-    Args:
-        images: uint8 (N, H, W) of at least 176 pixels.
-        keys: (N,) prompt of each image.
-        real: images (of the same size), what stands for their prompt (labels and view), patients.
-        size: images a prompt.
-        groups: prompts at most; None: all that have ``size`` images.
-        pairs: pairs across prompts.
-        resamples: of the bootstrap over prompts.
-        seed: of every choice.
-        batch_size: pairs at a time.
-
-    Returns:
-        The metric's dictionary; ``details`` has ``within`` (with the standard deviation over prompts) and ``across``,
-        and for real images ``real_within`` and ``real_across``.
+    ``images`` uint8 (N, H, W) of at least 176 pixels, ``keys`` (N,) their prompts; ``real``: images of the same size,
+    what stands for their prompt (labels and view), and patients. ``options`` and the result are those of ``diversity``.
     """
     if real is not None and real[0].shape[1:] != images.shape[1:]:
         raise ValueError(f"real images must have the size of the others: {real[0].shape[1:]} and {images.shape[1:]}")
-    details: dict[str, Any] = {"edges": "valid, as pytorch-msssim and the paper have it (torchmetrics mirrors)"}
-    warnings: list[str] = []
-    sets = {"": (images, keys, None)} | ({} if real is None else {"real_": real})
-    for prefix, (grey, names, apart) in sets.items():
-        chosen = groups_of(names, size=size, apart=apart, most=groups, seed=seed)
-        if not len(chosen):
-            raise ValueError(f"no prompt has {size} {prefix.rstrip('_') or 'generated'} images")
-        if len(chosen) < FEW:
-            warnings.append(f"{prefix}within: {len(chosen)} prompts: use at least {FEW}")
-        values = within_group_ms_ssim(grey[chosen], batch_size=batch_size)
-        owner = [names[group[0]] for group in chosen]
-        details[f"{prefix}within"] = over_groups(values, owner, resamples, seed)
-        apart_pairs = pairs_across(names, pairs=pairs, seed=seed)
-        likeness = pair_ms_ssim(grey, apart_pairs, batch_size=batch_size)
-        details[f"{prefix}across"] = over_pairs(likeness, apart_pairs, names, resamples, seed)
-    return diversity_result(details, warnings, resamples)
+    given = {"": (images, keys, None)} | ({} if real is None else {"real_": real})
+    sets = {
+        name: (lambda pairs, grey=grey: {"ms-ssim": pair_ms_ssim(grey, pairs)}, *others)
+        for name, (grey, *others) in given.items()
+    }
+    return diversity(sets, **options)
 
 
 ACROSS = 400
@@ -202,87 +161,72 @@ GROUPS = 100
 
 def common_size(inputs: EvaluationInputs) -> int:
     """Side at which generated and real images are compared by pixels: theirs, at most ``PIXELS``."""
-    sides = [min(look(path)[0]) for path in inputs.synthetic.paths[:8]]
-    size = min(PIXELS, *sides)
+    size = min(PIXELS, *(min(look(path)[0]) for path in inputs.synthetic.paths[:8]))
     if size < MIN_SIDE:
         raise Unavailable(f"MS-SSIM needs images of at least {MIN_SIDE} pixels, these have {size}")
     return size
 
 
 @measure(
-    "ms_ssim_within",
-    "MS-SSIM within a prompt",
-    suite="quick",
-    better="as real",
-    output="",
-    judge=by_pixels,
+    "ms_ssim_within", "MS-SSIM within a prompt", suite="quick", better="as real", output="", judge=by_pixels,
     noticed={"ms_ssim_within": Noticed("MS-SSIM, one kind", 3, 1, (ONE_KIND, COLLAPSE))},
-)
+)  # fmt: skip
 def measure_ms_ssim_within(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """MS-SSIM of four images a prompt, beside four real images of other people with the same findings and view."""
     size = common_size(inputs)
-    sets: list[tuple[Any, list[Hashable], list[str]] | None] = []
-    for images, keys, apart in (
-        (inputs.synthetic, prompt_keys(inputs.synthetic), None),
-        (inputs.real, kind_keys(inputs.real), inputs.real.patients),
-    ):
-        chosen = groups_of(keys, apart=apart, most=GROUPS, seed=inputs.seed).ravel()
-        if not len(chosen) and images is inputs.synthetic:
-            raise Unavailable(f"no prompt has {PER_PROMPT} images; generate them with --num-images 4")
-        sets.append(
-            (pixels(images, chosen, size), [keys[row] for row in chosen], [images.patients[row] for row in chosen])
-            if len(chosen)
-            else None  # real images whose findings nobody knows have no ceiling
-        )
-    made, real = sets
-    assert made is not None
-    found = ms_ssim_diversity(
-        made[0],
-        made[1],
-        real=real,
-        pairs=1,
-        resamples=inputs.resamples,
-        seed=inputs.seed,
+
+    def likeness(images: ImageSet, keys: Sequence[Hashable], apart: Sequence[str] | None) -> dict[str, Any] | None:
+        drawn = groups_of(keys, apart=apart, most=GROUPS, seed=inputs.seed).ravel()
+        if not len(drawn):
+            return None
+        again = groups_of([keys[i] for i in drawn], apart=apart and [apart[i] for i in drawn], seed=inputs.seed)
+        return within_groups(_read(images, size), drawn[again], keys, **inputs.bootstrap)
+
+    made = likeness(inputs.synthetic, prompt_keys(inputs.synthetic), None)
+    if made is None:
+        raise no_group()
+    real = likeness(inputs.real, kind_keys(inputs.real), inputs.real.patients)
+    few = {"within": made, "real_within": real}
+    return Result(
+        **{key: made[key] for key in ("value", "ci", "n")},
+        ci_method=f"95 % percentile, bootstrap over prompts, {inputs.resamples} resamples",
+        ceiling=None if real is None else bound(real, OF_REAL) | {"sd": real["sd"]},
+        notes=[few_prompts(name, entry["n"]) for name, entry in few.items() if entry and entry["n"] < FEW],
+        details={"size": size, "sd_over_prompts": made["sd"]},
     )
-    more: dict[str, Any] = {}
-    if real is not None:
-        more["ceiling"] = {**found["details"]["real_within"], "what": "real images of the same findings and view"}
-    return Result.of(found, details={"size": size, "sd_over_prompts": found["details"]["within"]["sd"]}, **more)
 
 
 @measure(
-    "ms_ssim_across",
-    "MS-SSIM across prompts",
-    suite="quick",
-    better="as real",
-    output="",
-    judge=by_pixels,
+    "ms_ssim_across", "MS-SSIM across prompts", suite="quick", better="as real", output="", judge=by_pixels,
     noticed={"ms_ssim_across": Noticed("MS-SSIM, all kinds", 3, 1, (COLLAPSE,))},
-)
+)  # fmt: skip
 def measure_ms_ssim_across(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """MS-SSIM of pairs of different prompts, beside pairs of real images of different patients."""
     size = common_size(inputs)
 
     def likeness(images: ImageSet, keys: Sequence[Hashable]) -> dict[str, Any]:
-        pairs = pairs_across(keys, pairs=ACROSS, seed=inputs.seed)
-        if not len(pairs):
+        found = across_groups(_read(images, size), keys, ACROSS, **inputs.bootstrap)
+        if not found["n"]:
             raise Unavailable("all images have the same prompt")
-        rows, index = np.unique(pairs, return_inverse=True)
-        values = pair_ms_ssim(pixels(images, rows, size), index.reshape(-1, 2))
-        # In the bootstrap over keys a pair counts as often as both of its keys were drawn together.
-        weights = cluster_weights(keys, inputs.resamples, inputs.seed)
-        both = weights[:, pairs[:, 0]] * weights[:, pairs[:, 1]]
-        total = both.sum(axis=1)
-        draws = np.divide(both @ values, total, out=np.full(len(total), np.nan), where=total > 0)
-        return {"value": float(values.mean()), "ci": percentile_interval(draws), "n": len(values)}
+        return {key: found[key] for key in ("value", "ci", "n")}
 
-    keys = [
-        key or path for key, path in zip(prompt_keys(inputs.synthetic), inputs.synthetic.table["image"], strict=True)
-    ]
+    prompts = zip(prompt_keys(inputs.synthetic), inputs.synthetic.table["image"], strict=True)
     return Result(
-        **likeness(inputs.synthetic, keys),
+        **likeness(inputs.synthetic, [prompt or path for prompt, path in prompts]),
         ci_method=f"95 % percentile, bootstrap over prompts, {inputs.resamples} resamples; n counts pairs",
-        ceiling={**likeness(inputs.real, inputs.real.patients), "what": "real images of different patients"},
+        ceiling=bound(likeness(inputs.real, inputs.real.patients), "real images of different patients"),
         notes=one_seed(inputs),
         details={"size": size},
     )
+
+
+def _read(images: ImageSet, size: int) -> Figures:
+    """MS-SSIM of pairs of rows; only the images of the pairs are read."""
+
+    def figures(pairs: Ints) -> dict[str, Floats]:
+        rows, index = np.unique(pairs, return_inverse=True)
+        if not len(rows):
+            return {"ms-ssim": np.empty(0)}
+        return {"ms-ssim": pair_ms_ssim(pixels(images, rows, size), index.reshape(-1, 2))}
+
+    return figures

@@ -10,20 +10,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from roentgen.images import read_image
-from roentgen.metrics.measure import COLLAPSE, ONE_KIND, EvaluationInputs, Noticed, Result, measure, one_seed
+from roentgen.metrics.measure import (
+    COLLAPSE,
+    ONE_KIND,
+    EvaluationInputs,
+    Extractor,
+    Noticed,
+    Result,
+    measure,
+    one_seed,
+)  # fmt: skip
 from roentgen.metrics.memorisation.copies import QUANTILE
 from roentgen.metrics.neighbours import MEMORY, Ints, nearest
-
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
-    from roentgen.metrics.statistics import Groups
+from roentgen.metrics.statistics import Groups, numbered
 
 SIDE = 16
 """A difference hash has ``SIDE`` x ``SIDE`` bits; 8 x 8 tells photographs apart, not radiographs."""
@@ -53,8 +59,7 @@ def closest_within(
     """Number (N,) of the nearest other item of ``features`` (N, D), of another group with ``groups``, and distance."""
     if len(features) < 2:
         raise ValueError("at least two items are needed")
-    names = [str(group) for group in (range(len(features)) if groups is None else groups)]
-    own = np.unique(np.asarray(names), return_inverse=True)[1]
+    own = numbered(range(len(features)) if groups is None else groups)
     numbers, distance = nearest(features, features, without=own, pool_groups=own, memory=memory)
     return numbers[:, 0], distance[:, 0]
 
@@ -110,18 +115,11 @@ def pairs_below(
 
 def families(pairs: Ints, n: int) -> Ints:
     """Family (N,) of each of ``n`` items, numbered by its lowest member: items joined by any chain of ``pairs``."""
-    parent = np.arange(n)
+    from scipy.sparse import coo_array, csgraph
 
-    def root(item: int) -> int:
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = int(parent[item])
-        return item
-
-    for first, second in pairs:
-        a, b = root(int(first)), root(int(second))
-        parent[max(a, b)] = min(a, b)
-    return np.array([root(item) for item in range(n)], dtype=np.int64)
+    joined = coo_array((np.ones(len(pairs)), pairs.T), shape=(n, n))
+    _, first, family = np.unique(csgraph.connected_components(joined)[1], return_index=True, return_inverse=True)
+    return first[family]
 
 
 def duplicates_within(
@@ -176,48 +174,29 @@ def duplicates_within(
             "largest": int(sizes.max()),
             "exact": len(np.unique(pairs[same])),
             "pairs": [
-                {
-                    "first": int(pairs[row, 0]),
-                    "second": int(pairs[row, 1]),
-                    "distance": float(gap[row]),
-                    "bits": int(bits[row]),
-                }
+                {"first": int(i), "second": int(j), "distance": float(gap[row]), "bits": int(bits[row])}
                 for row in order
+                for i, j in [pairs[row]]
             ],
         },
     }
 
 
 @measure(
-    "repeats",
-    "Repeats among generated images",
-    suite="standard",
-    better="lower",
-    unit="share",
+    "repeats", "Repeats among generated images", suite="standard", better="lower", unit="share",
     noticed={"repeats": Noticed("near-duplicates within", 3, 1, (COLLAPSE, ONE_KIND))},
-)
+)  # fmt: skip
 def measure_repeats(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Share of generated images that have a near-duplicate among the generated ones."""
-    hashes = [
-        difference_hash([read_image(path) for path in images.paths]) for images in (inputs.synthetic, inputs.real)
-    ]
-    found = duplicates_within(
-        inputs.of("synthetic", extractor),
-        hashes[0],
-        inputs.of("real", extractor),
-        hashes[1],
-        real_groups=inputs.real.patients,
+    made, real = (
+        (inputs.of(images.name, extractor), difference_hash([read_image(path) for path in images.paths]))
+        for images in (inputs.synthetic, inputs.real)
     )
-    real = duplicates_within(
-        inputs.of("real", extractor),
-        hashes[1],
-        inputs.of("real", extractor),
-        hashes[1],
-        groups=inputs.real.patients,
-        real_groups=inputs.real.patients,
-    )
+    patients = inputs.real.patients
+    found = duplicates_within(*made, *real, real_groups=patients)
+    of_real = duplicates_within(*real, *real, groups=patients, real_groups=patients)
+    floor = {"value": of_real["value"], "n": of_real["n"], "what": "real images among themselves"}
     names = [Path(image).name for image in inputs.synthetic.table["image"]]
     for pair in found["details"]["pairs"]:
         pair |= {"first_image": names[pair["first"]], "second_image": names[pair["second"]]}
-    floor = {"value": real["value"], "n": real["n"], "what": "real images among themselves"}
     return Result.of(found, floor=floor, notes=one_seed(inputs))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.measure import ALL_COPIES, EvaluationInputs, Floats, Noticed, Result, measure
-from roentgen.metrics.memorisation.nearness import numbered, rough_if_few, share_interval
+from roentgen.metrics.measure import ALL_COPIES, EvaluationInputs, Extractor, Floats, Noticed, Result, bound, measure
+from roentgen.metrics.memorisation.nearness import rough_if_few
 from roentgen.metrics.neighbours import nearest
-from roentgen.metrics.statistics import RESAMPLES, Groups, wilson_interval
-
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.statistics import RESAMPLES, Groups, mean_interval, numbered, wilson_interval
 
 
 def authenticity(
@@ -54,7 +51,7 @@ def authenticity(
         }
     return {
         "value": float(authentic.mean()),
-        "ci": share_interval(authentic, groups, resamples=resamples, seed=seed),
+        "ci": mean_interval(authentic, groups, resamples=resamples, seed=seed),
         "ci_method": f"95 % percentile, bootstrap by {'image' if groups is None else 'patient'}, {resamples} resamples",
         "n": len(queries),
         "warnings": rough_if_few(len(queries), "queries"),
@@ -63,27 +60,14 @@ def authenticity(
 
 
 @measure(
-    "authenticity",
-    "Authentic (AuthPct)",
-    suite="standard",
-    better="higher",
-    unit="share",
-    each_extractor=True,
-    reads=("train",),
-    tested={"authentic": "Authentic share"},
+    "authenticity", "Authentic (AuthPct)", suite="standard", better="higher", unit="share", each_extractor=True,
+    reads=("train",), tested={"authentic": "Authentic share"},
     noticed={"authpct": Noticed("AuthPct (share)", 3, -1, ALL_COPIES)},
-)
+)  # fmt: skip
 def measure_authenticity(inputs: EvaluationInputs, extractor: Extractor) -> Result:
-    train = inputs.training()
-    found = authenticity(
-        inputs.of("synthetic", extractor),
-        inputs.of("train", extractor),
-        unseen=inputs.of("real", extractor),
-        groups=inputs.bootstrap_groups,
-        train_groups=train.patients,
-        resamples=inputs.resamples,
-        seed=inputs.seed,
-    )
+    groups = {"groups": inputs.bootstrap_groups, "train_groups": inputs.training().patients}
+    queries, train, unseen = (inputs.of(name, extractor) for name in ("synthetic", "train", "real"))
+    found = authenticity(queries, train, unseen=unseen, **groups, **inputs.bootstrap)
     details = found["details"]
     per_image = {"authentic": details.pop("authentic")}
-    return Result.of(found, ceiling={**details.pop("unseen"), "what": "held-out real images"}, per_image=per_image)
+    return Result.of(found, ceiling=bound(details.pop("unseen"), "held-out real images"), per_image=per_image)

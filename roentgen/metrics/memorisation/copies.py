@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics import neighbours
-from roentgen.metrics.measure import ALL_COPIES, VALIDATION, EvaluationInputs, Noticed, Result, measure, pixels
-from roentgen.metrics.memorisation.nearness import nearer_to_train, rough_if_few
+from roentgen.metrics.measure import (
+    ALL_COPIES,
+    VALIDATION,
+    EvaluationInputs,
+    Extractor,
+    ImageSet,
+    Noticed,
+    Result,
+    bound,
+    measure,
+    pixels,
+)  # fmt: skip
+from roentgen.metrics.memorisation.nearness import Nearness, nearer_to_train, rough_if_few
 from roentgen.metrics.neighbours import nearest
 from roentgen.metrics.statistics import wilson_interval
-
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
-    from roentgen.metrics.image_set import ImageSet
 
 QUANTILE = 0.01
 """Share of unseen real images that the threshold of a near-duplicate flags."""
@@ -76,12 +83,13 @@ def near_duplicates(
             "flagged": below,
             "pairs": [
                 {
-                    "query": int(row),
-                    "train": int(numbers[row, 0]) // views,
-                    "distance": float(distance[row, 0]),
-                    "near_duplicate": bool(below[row]),
+                    "query": i,
+                    "train": int(near) // views,
+                    "distance": float(gap),
+                    "near_duplicate": bool(gap < threshold),
                 }
-                for row in order[:listed]
+                for i in order[:listed].tolist()
+                for near, gap in [(numbers[i, 0], distance[i, 0])]
             ],
         },
     }
@@ -104,45 +112,28 @@ def by_thumbnails(inputs: EvaluationInputs) -> tuple[str, str]:
 
 
 @measure(
-    "near_duplicates",
-    "Near-duplicates of training images",
-    suite="standard",
-    better="lower",
-    unit="share",
-    each_extractor=True,
-    reads=("train",),
+    "near_duplicates", "Near-duplicates of training images", suite="standard", better="lower", unit="share",
+    each_extractor=True, reads=("train",),
     noticed={"copies_features": Noticed("near-duplicates of train, features", 3, 1, ALL_COPIES)},
-)
+)  # fmt: skip
 def measure_near_duplicates(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Near-duplicates in features; brighter and cropped copies are for ``measure_near_copies``."""
+    inputs.training()
     return near_result(
-        inputs,
-        near_duplicates(*(inputs.of(name, extractor) for name in ("synthetic", "train", "real"))),
+        inputs, near_duplicates(*(inputs.of(name, extractor) for name in ("synthetic", "train", "real")))
     )
 
 
 @measure(
-    "near_copies",
-    "Near-copies of training images",
-    suite="standard",
-    better="lower",
-    unit="share",
-    output="",
-    judge=by_views,
-    reads=("train",),
+    "near_copies", "Near-copies of training images", suite="standard", better="lower", unit="share", output="",
+    judge=by_views, reads=("train",),
     noticed={"copies_pixels": Noticed("near-duplicates of train, pixels", 3, 1, ALL_COPIES)},
-)
+)  # fmt: skip
 def measure_near_copies(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Near-duplicates in standardised 32 x 32 pixels, against central crops of each training image."""
-    return near_result(
-        inputs,
-        near_duplicates(
-            points_of(inputs.synthetic, small_points),
-            train_points(inputs),
-            points_of(inputs.real, small_points),
-            views=len(neighbours.VIEWS),
-        ),
-    )
+    train = train_points(inputs)
+    made, unseen = (points_of(images, small_points) for images in (inputs.synthetic, inputs.real))
+    return near_result(inputs, near_duplicates(made, train, unseen, views=len(neighbours.VIEWS)))
 
 
 def small_points(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -173,39 +164,24 @@ def near_result(inputs: EvaluationInputs, found: dict[str, Any]) -> Result:
 
 
 @measure(
-    "nearest_pixels",
-    "Nearer to training than to held-out, pixels",
-    suite="standard",
-    better="near 0.5",
-    unit="share",
-    output="",
-    judge=by_thumbnails,
-    reads=("train", VALIDATION),
-)
+    "nearest_pixels", "Nearer to training than to held-out, pixels", suite="standard", better="near 0.5", unit="share",
+    output="", judge=by_thumbnails, reads=("train", VALIDATION),
+)  # fmt: skip
 def measure_nearest_pixels(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Share of generated images nearer to training images than to as many unseen ones, in 32 x 32 pixels."""
-    sets = {"synthetic": inputs.synthetic, "train": inputs.training(), "real": inputs.real}
-    points = {name: points_of(images, neighbours.thumbnails) for name, images in sets.items()}
-    found = nearer_to_train(
-        *points.values(), groups=inputs.bootstrap_groups, resamples=inputs.resamples, seed=inputs.seed
-    )
-    more: dict[str, Any] = {}
-    if inputs.validation is not None:
-        control = nearer_to_train(
-            points_of(inputs.validation, neighbours.thumbnails),
-            points["train"],
-            points["real"],
-            groups=inputs.validation.patients,
-            resamples=inputs.resamples,
-            seed=inputs.seed,
-        )
-        more["ceiling"] = {"value": control.share, "ci": control.ci, "n": control.n, "what": "validation images"}
+    train, real = (points_of(images, neighbours.thumbnails) for images in (inputs.training(), inputs.real))
+
+    def nearer(images: ImageSet, groups: Sequence[object]) -> Nearness:
+        return nearer_to_train(points_of(images, neighbours.thumbnails), train, real, groups=groups, **inputs.bootstrap)
+
+    found = nearer(inputs.synthetic, inputs.bootstrap_groups)
+    control = None if inputs.validation is None else nearer(inputs.validation, inputs.validation.patients)
     return Result(
-        value=found.share,
+        value=found.value,
         ci=found.ci,
         n=found.n,
         ci_method=f"95 % percentile, bootstrap by patient and over train subsets, {inputs.resamples} resamples",
         floor={"value": 0.5, "what": "no difference"},
+        ceiling=bound(vars(control), "validation images") if control else None,
         details={"pool": found.pool, "subsets": found.subsets, "subset_sd": found.subset_sd},
-        **more,
     )

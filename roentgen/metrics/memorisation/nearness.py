@@ -7,23 +7,30 @@ images of the same kind stay hidden, so ``planted_recall`` belongs beside every 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics import neighbours
-from roentgen.metrics.measure import ALL_COPIES, VALIDATION, EvaluationInputs, Floats, Noticed, Result, measure
+from roentgen.metrics.measure import (
+    ALL_COPIES,
+    NOTHING,
+    VALIDATION,
+    EvaluationInputs,
+    Extractor,
+    Floats,
+    Noticed,
+    Result,
+    bound,
+    measure,
+)  # fmt: skip
 from roentgen.metrics.neighbours import Ints, blocks, nearest
-from roentgen.metrics.statistics import RESAMPLES, cluster_weights, mean_interval, percentile_interval
+from roentgen.metrics.statistics import RESAMPLES, Groups, cluster_weights, mean_interval, percentile_interval
 
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
-
-Groups = Sequence[object] | NDArray[np.generic]
 FEW = 100
 """Below this many images a share is too rough to say more than "all" or "none"."""
 OFTEN = 10
@@ -32,14 +39,14 @@ OFTEN = 10
 
 @dataclass(frozen=True)
 class Nearness:
-    """``share`` of queries nearer to train than to test, in [0, 1] (a half: it makes no difference).
+    """``value``: share of queries nearer to train than to test, in [0, 1] (a half: it makes no difference).
 
     ``pool``: size of each side; ``subsets``: how many random subsets the larger side gave; ``subset_sd``:
     spread of the share; ``nearest_train`` (N,) and ``distance`` (N,): nearest of all training items;
     ``nearer`` (N,): share of the subsets in which each query was nearer to train.
     """
 
-    share: float
+    value: float
     ci: tuple[float, float]
     n: int
     pool: int
@@ -88,7 +95,7 @@ def nearer_to_train(
         picked = nearer[rng.integers(subsets, size=resamples)]
         draws = list((weights * picked).sum(axis=1) / weights.sum(axis=1))
     return Nearness(
-        share=float(nearer.mean()),
+        value=float(nearer.mean()),
         ci=percentile_interval(draws),
         n=n,
         pool=size,
@@ -181,20 +188,16 @@ def nearness(
             f"in the subset of {found.pool}, {found.pool / len(train):.0%} of the time; look at the near-duplicates"
         )
     return {
-        "value": found.share,
+        "value": found.value,
         "ci": found.ci,
         "ci_method": f"95 % percentile, bootstrap by {'image' if groups is None else 'patient'} and over train "
         f"subsets, {resamples} resamples",
         "n": found.n,
         "warnings": warnings,
         "details": {
-            "pool": found.pool,
-            "subsets": found.subsets,
-            "subset_sd": found.subset_sd,
+            **{key: getattr(found, key) for key in ("pool", "subsets", "subset_sd")},
             "membership": test_of,
-            "nearest_train": found.nearest_train,
-            "distance": found.distance,
-            "nearer": found.nearer,
+            **{key: getattr(found, key) for key in ("nearest_train", "distance", "nearer")},
         },
     }
 
@@ -230,32 +233,16 @@ def by_frequency(
     result = []
     for name, low, high in ranges:
         rows = np.flatnonzero((counts >= low) & (counts <= high))
-        empty = len(rows) == 0
-        result.append(
-            {
-                "seen": name,
-                "from": low,
-                "to": None if name == "often" else high,
-                "value": float("nan") if empty else float(np.mean(values[rows])),
-                "ci": (float("nan"), float("nan"))
-                if empty
-                else share_interval(values[rows], names[rows], resamples=resamples, seed=seed),
-                "n": len(rows),
-            }
-        )
+        found: dict[str, Any] = {"value": math.nan, "ci": NOTHING}
+        if len(rows):
+            ci = mean_interval(values[rows], names[rows], resamples=resamples, seed=seed)
+            found = {"value": float(np.mean(values[rows])), "ci": ci}
+        result.append({"seen": name, "from": low, "to": None if name == "often" else high, **found, "n": len(rows)})
     return result
-
-
-def share_interval(values: Floats, groups: Groups | None, *, resamples: int, seed: int) -> tuple[float, float]:
-    return mean_interval(values, None if groups is None else list(groups), resamples=resamples, seed=seed)
 
 
 def _plain(prompt: Hashable) -> Hashable:
     return " ".join(prompt.split()).rstrip(".").casefold() if isinstance(prompt, str) else prompt
-
-
-def numbered(groups: Groups) -> Ints:
-    return np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)[1].astype(np.int64)
 
 
 def rough_if_few(n: int, what: str) -> list[str]:
@@ -263,66 +250,40 @@ def rough_if_few(n: int, what: str) -> list[str]:
 
 
 @measure(
-    "nearest",
-    "Nearer to training than to held-out",
-    suite="quick",
-    better="near 0.5",
-    unit="share",
-    each_extractor=True,
-    reads=("train", VALIDATION),
+    "nearest", "Nearer to training than to held-out", suite="quick", better="near 0.5", unit="share",
+    each_extractor=True, reads=("train", VALIDATION),
     tested={
         "distance to training": "Distance to the nearest training image",
         "share nearer to training": "Share nearer to training",
     },
     noticed={"nearer": Noticed("nearer to train", 3, 1, ALL_COPIES)},
-)
+)  # fmt: skip
 def measure_nearest(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Share of generated images nearer to training images than to as many unseen ones."""
-    train = inputs.training()
+    train, groups = inputs.training(), inputs.bootstrap_groups
     queries, seen, unseen = (inputs.of(name, extractor) for name in ("synthetic", "train", "real"))
-    found = nearness(
-        queries,
-        seen,
-        unseen,
-        groups=inputs.bootstrap_groups,
-        train_groups=train.patients,
-        test_groups=inputs.real.patients,
-        resamples=inputs.resamples,
-        seed=inputs.seed,
-    )
+    patients = {"train_groups": train.patients, "test_groups": inputs.real.patients}
+    found = nearness(queries, seen, unseen, groups=groups, **patients, **inputs.bootstrap)
     details = found["details"]
-    _, to_unseen = neighbours.nearest(queries, unseen)
-    _, real_to_train = neighbours.nearest(unseen, seen)
     distances = {
         "generated to training": details.pop("distance"),
-        "generated to held-out real": to_unseen[:, 0],
-        "held-out real to training": real_to_train[:, 0],
+        "generated to held-out real": nearest(queries, unseen)[1][:, 0],
+        "held-out real to training": nearest(unseen, seen)[1][:, 0],
     }
+    nearer = details.pop("nearer")
     per_image = {
         "nearest training row": details.pop("nearest_train"),
         "distance to training": distances["generated to training"],
-        "share nearer to training": details.pop("nearer"),
+        "share nearer to training": nearer,
     }
     counts = prompt_counts(inputs.synthetic.table["text"].tolist(), train.table["text"].tolist())
-    details["by_frequency"] = by_frequency(
-        per_image["share nearer to training"],
-        counts,
-        groups=inputs.bootstrap_groups,
-        resamples=inputs.resamples,
-        seed=inputs.seed,
-    )
+    details["by_frequency"] = by_frequency(nearer, counts, groups=groups, **inputs.bootstrap)
     details["histogram"] = histogram(distances)
     more: dict[str, Any] = {}
     if inputs.validation is not None:
-        control = nearer_to_train(
-            inputs.of(VALIDATION, extractor),
-            seen,
-            unseen,
-            groups=inputs.validation.patients,
-            resamples=inputs.resamples,
-            seed=inputs.seed,
-        )
-        more["ceiling"] = {"value": control.share, "ci": control.ci, "n": control.n, "what": "validation images"}
+        mine = inputs.of(VALIDATION, extractor)
+        control = nearer_to_train(mine, seen, unseen, groups=inputs.validation.patients, **inputs.bootstrap)
+        more["ceiling"] = bound(vars(control), "validation images")
     return Result.of(found, floor={"value": 0.5, "what": "no difference"}, per_image=per_image, **more)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.images import read_image, resize_center_crop
 from roentgen.metrics import neighbours
-from roentgen.metrics.measure import PIXELS, EvaluationInputs, Result, measure
+from roentgen.metrics.measure import PIXELS, EvaluationInputs, Extractor, Result, measure
 from roentgen.metrics.memorisation import damage
 from roentgen.metrics.memorisation.copies import (
     COPY_PIXELS,
@@ -19,13 +19,10 @@ from roentgen.metrics.memorisation.copies import (
     points_of,
     small_points,
     train_points,
-)
+)  # fmt: skip
 from roentgen.metrics.memorisation.nearness import rough_if_few
 from roentgen.metrics.neighbours import nearest
 from roentgen.metrics.statistics import clustered_wilson, wilson_interval
-
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
 
 
 def planted_recall(
@@ -73,14 +70,15 @@ COPIES: dict[str, Callable[[damage.Grey], damage.Grey]] = {
 """Kinds of copies; lengths in ``damage`` are in pixels of an image of ``PIXELS``."""
 
 
-@measure(
-    "planted_copies",
-    "Planted copies found,",
-    suite="standard",
-    better="higher",
-    unit="share",
-    reads=("train",),
-)
+KINDS = {
+    "exact": "unchanged",
+    "cropped": f"central {damage.CROPPED:.0%} of each side, brought back to size",
+    "blurred": f"Gaussian, sigma {damage.BLURRED / PIXELS:.2%} of the shorter side",
+    "brighter": f"+{damage.BRIGHTER:g} grey levels",
+}
+
+
+@measure("planted_copies", "Planted copies found,", suite="standard", better="higher", unit="share", reads=("train",))
 def measure_planted_copies(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Share of altered copies of training images that the searches for near-duplicates and near-copies find.
 
@@ -92,54 +90,39 @@ def measure_planted_copies(inputs: EvaluationInputs, extractor: Extractor) -> Re
     sources = np.sort(rng.choice(len(train), min(PLANTED, len(train)), replace=False))
     originals = [read_image(train.paths[row]) for row in sources]
     copies = {kind: [make(image) for image in originals] for kind, make in COPIES.items()}
-    searches = {
-        "features": (inputs.of("train", extractor), inputs.of("real", extractor), 1),
-        "pixels": (train_points(inputs), points_of(inputs.real, small_points), len(neighbours.VIEWS)),
-    }
-    queries = {
-        "features": {kind: extractor(images)["features"] for kind, images in copies.items()},
-        "pixels": {
-            kind: small_points(np.stack([resize_center_crop(image, COPY_PIXELS) for image in images]))
-            for kind, images in copies.items()
-        },
+    small = {k: np.stack([resize_center_crop(image, COPY_PIXELS) for image in images]) for k, images in copies.items()}
+    searches = {  # space -> training images, unseen images, copies by kind, rows a training image
+        f"{extractor.name} features": (
+            *(inputs.of(name, extractor) for name in ("train", "real")),
+            {kind: extractor(images)["features"] for kind, images in copies.items()},
+            1,
+        ),
+        "pixels": (
+            *(train_points(inputs), points_of(inputs.real, small_points)),
+            {kind: small_points(images) for kind, images in small.items()},
+            len(neighbours.VIEWS),
+        ),
     }
     rows: list[dict[str, Any]] = []
     found = {kind: np.zeros(len(sources), dtype=bool) for kind in COPIES}
     warnings: list[str] = []
     floor = {"value": QUANTILE, "what": "held-out real images"}
-    spaces = {"features": f"{extractor.name} features", "pixels": "pixels"}
-    for space, (pool, unseen, views) in searches.items():
-        recall = planted_recall(
-            queries[space],
-            dict.fromkeys(COPIES, sources),
-            pool,
-            threshold=near_duplicate_threshold(unseen, pool),
-            views=views,
-        )
+    for space, (pool, unseen, queries, views) in searches.items():
+        threshold = near_duplicate_threshold(unseen, pool)
+        recall = planted_recall(queries, dict.fromkeys(COPIES, sources), pool, threshold=threshold, views=views)
         for kind, entry in recall.items():
             found[kind] |= entry["details"].pop("found")
             warnings += entry["warnings"]
             kept = {key: entry[key] for key in ("value", "ci", "n")}
-            rows.append({"name": kind, "group": spaces[space], **kept, **entry["details"], "floor": floor})
+            rows.append({"name": kind, "group": space, **kept, **entry["details"], "floor": floor})
     both = np.concatenate([found[kind] for kind in COPIES]).astype(np.float64)
     ci = clustered_wilson(both, np.ones(len(both)), list(np.tile(sources, len(COPIES))))
-    whole: dict[str, Any] = {"name": "any kind", "group": " or ".join(spaces.values()), "floor": floor}
-    whole |= {"value": float(both.mean()), "ci": ci, "n": len(both)}
+    whole: dict[str, Any] = {"value": float(both.mean()), "ci": ci, "n": len(both)}
     return Result(
-        value=whole["value"],
-        ci=ci,
+        **whole,
         ci_method="95 % Wilson; of any kind: at the effective number of independent copies",
-        n=len(both),
         floor=floor,
-        rows=[whole, *rows],
+        rows=[{"name": "any kind", "group": " or ".join(searches), "floor": floor, **whole}, *rows],
         notes=list(dict.fromkeys(warnings)),
-        details={
-            "sources": len(sources),
-            "kinds": {
-                "exact": "unchanged",
-                "cropped": f"central {damage.CROPPED:.0%} of each side, brought back to size",
-                "blurred": f"Gaussian, sigma {damage.BLURRED / PIXELS:.2%} of the shorter side",
-                "brighter": f"+{damage.BRIGHTER:g} grey levels",
-            },
-        },
+        details={"sources": len(sources), "kinds": KINDS},
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +24,9 @@ from roentgen.errors import UserError
 from roentgen.files import sha256
 from roentgen.images import read_image
 from roentgen.metrics.adherence.auroc import weighted_auroc
-from roentgen.metrics.measure import EvaluationInputs, Floats, Result, Unavailable, measure
+from roentgen.metrics.measure import EvaluationInputs, Extractor, Floats, ImageSet, Result, Unavailable, bound, measure
 from roentgen.metrics.neighbours import Ints, nearest
-from roentgen.metrics.statistics import RESAMPLES, Groups, cluster_weights, percentile_interval
-
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
-    from roentgen.metrics.image_set import ImageSet
+from roentgen.metrics.statistics import RESAMPLES, Groups, cluster_weights, estimate, percentile_interval
 
 Images = Sequence[NDArray[np.uint8]]
 Siamese = Callable[[Images, Images], NDArray[np.floating]]
@@ -161,8 +157,7 @@ def reidentification(
             "power": power,
             "against_same": compare(1, 0),
             "reidentified": {
-                "value": float(hits.mean()),
-                "ci": percentile_interval(weights[0] @ hits / weights[0].sum(axis=1)),
+                **estimate(hits, weights[0]),
                 "expected": FALSE_ALARMS,
                 "threshold": alarm,
             },
@@ -194,7 +189,7 @@ def load_siamese(name: str) -> LoadedSiamese:
     place, colon, function = name.rpartition(":")
     if not colon or not place or not function.isidentifier():
         raise UserError(f"--siamese {name}: write FILE.py:FUNCTION or package.module:FUNCTION")
-    module = _from_file(Path(place), name) if place.endswith(".py") else _from_package(place, name)
+    module = _imported(place, name)
     compare = vars(module).get(function)
     if not callable(compare):
         raise UserError(f"--siamese {name}: {place} has no function {function}; check the name after the colon")
@@ -204,29 +199,22 @@ def load_siamese(name: str) -> LoadedSiamese:
     return LoadedSiamese(f"{short}:{function}", digest, compare)
 
 
-def _from_file(path: Path, name: str) -> ModuleType:
-    if not path.is_file():
-        raise UserError(f"--siamese {name}: there is no file {path}; check the path")
-    spec = importlib.util.spec_from_file_location("roentgen_siamese", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses in it look themselves up
+def _imported(place: str, name: str) -> ModuleType:
+    file = Path(place) if place.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise UserError(f"--siamese {name}: there is no file {file}; check the path")
     try:
+        if file is None:
+            return importlib.import_module(place)
+        spec = importlib.util.spec_from_file_location("roentgen_siamese", file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses in it look themselves up
         spec.loader.exec_module(module)
+        return module
     except Exception as error:  # somebody else's code
-        raise UserError(
-            f"--siamese {name} cannot be imported ({type(error).__name__}: {error}); mend the file"
-        ) from error
-    return module
-
-
-def _from_package(place: str, name: str) -> ModuleType:
-    try:
-        return importlib.import_module(place)
-    except Exception as error:  # somebody else's code
-        raise UserError(
-            f"--siamese {name} cannot be imported ({type(error).__name__}: {error}); install it, or name a .py file"
-        ) from error
+        fix = "name a .py file or install it" if file is None else "fix the file"
+        raise UserError(f"--siamese {name} cannot be imported ({type(error).__name__}: {error}); {fix}") from error
 
 
 SIAMESE_PAIRS = 500
@@ -245,13 +233,9 @@ def _siamese(inputs: EvaluationInputs) -> LoadedSiamese:
 
 
 @measure(
-    "reidentification",
-    "Re-identification, AUROC",
-    suite="full",
-    better="near floor",
-    reads=("train",),
+    "reidentification", "Re-identification, AUROC", suite="full", better="near floor", reads=("train",),
     judge=by_siamese,
-)
+)  # fmt: skip
 def measure_reidentification(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Do generated images, each with its nearest training image, look like one patient to a siamese model?"""
     train, siamese = inputs.training(), _siamese(inputs)
@@ -264,8 +248,7 @@ def measure_reidentification(inputs: EvaluationInputs, extractor: Extractor) -> 
     groups = inputs.bootstrap_groups
 
     def nearest_scores(images: ImageSet, name: str) -> tuple[Floats, NDArray[np.int64]]:
-        rows = np.random.default_rng(inputs.seed).permutation(len(images))[:SIAMESE_PAIRS]
-        rows = np.sort(rows)
+        rows = np.sort(np.random.default_rng(inputs.seed).permutation(len(images))[:SIAMESE_PAIRS])
         near = nearest_pairs(inputs.of(name, extractor)[rows], pool)
         return siamese_scores(siamese, images, train, np.column_stack([rows, near[:, 1]])), rows
 
@@ -278,13 +261,12 @@ def measure_reidentification(inputs: EvaluationInputs, extractor: Extractor) -> 
         groups=[groups[row] for row in rows],
         same_groups=[train.patients[first] for first, _ in same],
         different_groups=[inputs.real.patients[row] for row in unseen],
-        resamples=inputs.resamples,
-        seed=inputs.seed,
+        **inputs.bootstrap,
     )
     return Result.of(
         found,
         floor={"value": 0.5, "what": "no more like training patients than unseen images are"},
-        ceiling={**found["details"]["power"], "n": len(same), "what": "real pairs of one patient"},
+        ceiling=bound({**found["details"]["power"], "n": len(same)}, "real pairs of one patient"),
     )
 
 

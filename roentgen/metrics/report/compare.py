@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
-from roentgen.metrics.adherence.auroc import MIN_CASES, macro_auroc
+from roentgen.metrics.adherence.auroc import macro_auroc
+from roentgen.metrics.adherence.scored import MIN_CASES
 from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.report import plots
 from roentgen.metrics.report.html import Plot, Report, number, render, spelled

@@ -8,21 +8,22 @@ with the share of other texts that the own one beats, which does not depend on t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.measure import EvaluationInputs, Result, measure
-from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval
+from roentgen.metrics.measure import EvaluationInputs, Extractor, Result, measure
+from roentgen.metrics.statistics import (
+    RESAMPLES,
+    Floats,
+    cluster_weights,
+    estimate,
+    percentile_interval,
+    resampled_means,
+)
 from roentgen.metrics.text.retrieval import FEW, unit_rows
 from roentgen.metrics.text.vectors import by_dual_encoder, vectors
-
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
-
-Floats = NDArray[np.float64]
-
 
 COSINE = "cosine of image and prompt"
 """Column of single images."""
@@ -88,10 +89,8 @@ def alignment(
             "ci": percentile_interval(gains - real_gains),
         }
     return {
-        "value": measured["value"],
-        "ci": measured["ci"],
+        **{key: measured[key] for key in ("value", "ci", "n")},
         "ci_method": f"95 % percentile, bootstrap by patient or prompt, {resamples} resamples",
-        "n": measured["n"],
         "warnings": warnings,
         "details": details,
     }
@@ -111,29 +110,15 @@ def _measure(
     own, other, share = own_and_other(images, texts, same=same)
     weights = cluster_weights(groups, resamples, seed)
 
-    def mean(values: Floats) -> tuple[dict[str, Any], Floats]:
-        known = np.isfinite(values)
-        total = weights[:, known].sum(axis=1)
-        nothing = np.full(resamples, np.nan)
-        draws = np.divide(weights[:, known] @ values[known], total, out=nothing, where=total > 0)
-        value = float(values[known].mean()) if known.any() else float("nan")
-        return {"value": value, "ci": percentile_interval(draws), "n": int(known.sum())}, draws
-
-    gain, gains = mean(own - other)
-    result = {**mean(own)[0], "floor": mean(other)[0], "gain": gain, "beats": mean(share)[0]}
-    return result, gains
+    figures = {"floor": other, "gain": own - other, "beats": share}
+    result = estimate(own, weights) | {name: estimate(values, weights) for name, values in figures.items()}
+    return result, resampled_means(own - other, weights)
 
 
 @measure(
-    "alignment",
-    "Image-text alignment, cosine",
-    suite="standard",
-    better="higher",
-    unit="cosine",
-    output="",
-    judge=by_dual_encoder,
-    tested={COSINE: "Cosine of image and prompt"},
-)
+    "alignment", "Image-text alignment, cosine", suite="standard", better="higher", unit="cosine", output="",
+    judge=by_dual_encoder, tested={COSINE: "Cosine of image and prompt"},
+)  # fmt: skip
 def measure_alignment(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Mean cosine of images and prompts, beside other prompts and real pairs."""
     images, texts, rows = vectors(inputs, inputs.synthetic, "--synthetic")
@@ -146,8 +131,7 @@ def measure_alignment(inputs: EvaluationInputs, extractor: Extractor) -> Result:
         [groups[row] for row in rows],
         same=np.array([[a == b for b in said] for a in said]),
         real=(real_images, real_texts, [patients[row] for row in real_rows]),
-        resamples=inputs.resamples,
-        seed=inputs.seed,
+        **inputs.bootstrap,
     )
     details = found["details"]
     floor = {**details.pop("floor"), "what": "other prompts of the set"}

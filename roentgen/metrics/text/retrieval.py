@@ -8,20 +8,34 @@ ranking could reach.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, labels_of, measure
-from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval
+from roentgen.metrics.measure import (
+    NOTHING,
+    EvaluationInputs,
+    Extractor,
+    Result,
+    Unavailable,
+    bound,
+    labels_of,
+    measure,
+)
+from roentgen.metrics.statistics import (
+    RESAMPLES,
+    Floats,
+    cluster_weights,
+    estimate,
+    feature_rows,
+    known_mean,
+    percentile_interval,
+)
 from roentgen.metrics.text.vectors import by_dual_encoder, vectors
 
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
-
-Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 KS = (5, 10, 50)
 FLOOR_SHUFFLES = 20
@@ -35,11 +49,7 @@ def unit_rows(vectors: NDArray[np.floating]) -> Floats:
     Raises:
         ValueError: no matrix, NaN or infinity, or a row of zeros.
     """
-    x = np.asarray(vectors, dtype=np.float64)
-    if x.ndim != 2 or not len(x):
-        raise ValueError(f"expected vectors (N, D), got {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError("vectors hold NaN or infinity")
+    x = feature_rows(vectors)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     if (length == 0).any():
         raise ValueError("a vector of zeros has no direction")
@@ -93,15 +103,11 @@ def precision_at(order: NDArray[np.int64], relevant: Bools, ks: Sequence[int] = 
     found = np.take_along_axis(relevant, np.clip(order, 0, None), axis=1) & (order >= 0)
     there = np.cumsum(order >= 0, axis=1)
     hits = np.cumsum(found, axis=1)
-    columns = []
-    for k in ks:
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        if k > order.shape[1]:
-            columns.append(np.full(len(order), np.nan))
-        else:
-            columns.append(np.where(there[:, k - 1] == k, hits[:, k - 1] / k, np.nan))
-    return np.stack(columns, axis=1)
+    result = np.full((len(order), len(ks)), np.nan)
+    for column, k in enumerate(ks):
+        if 1 <= k <= order.shape[1]:
+            result[:, column] = np.where(there[:, k - 1] == k, hits[:, k - 1] / k, np.nan)
+    return result
 
 
 def self_retrieval(vectors: NDArray[np.floating]) -> float:
@@ -149,73 +155,52 @@ def retrieval(
         raise ValueError(
             f"{len(queries)} queries, {len(gallery)} items, relevance {relevant.shape}, {len(groups)} groups"
         )
-    exclude = None
+    exclude = np.zeros(relevant.shape, dtype=bool)
     if gallery_groups is not None:
-        exclude = _names(groups)[:, None] == _names(gallery_groups)[None]
-    possible = relevant if exclude is None else relevant & ~exclude
+        exclude = np.array([str(group) for group in groups])[:, None] == [str(group) for group in gallery_groups]
+    possible = relevant & ~exclude
     kept = np.flatnonzero(possible.any(axis=1)).tolist()
+    left_out = len(queries) - len(kept)
     warnings: list[str] = []
-    if len(kept) < len(queries):
-        warnings.append(f"{len(queries) - len(kept)} of {len(queries)} queries have no relevant item: left out")
-    details: dict[str, Any] = {"at": [], "gallery": len(gallery), "left_out": len(queries) - len(kept)}
-    result: dict[str, Any] = {
-        "value": float("nan"),
-        "ci": (float("nan"), float("nan")),
+    if left_out:
+        warnings.append(f"{left_out} of {len(queries)} queries have no relevant item: left out")
+    if 0 < len(kept) < FEW:
+        warnings.append(f"n = {len(kept)} queries: intervals are wide; use at least {FEW}")
+    entries: list[dict[str, Any]] = []
+    if kept:
+        similarity = unit_rows(queries)[kept] @ unit_rows(gallery).T
+        order = ranking(similarity, max(ks), exclude=exclude[kept])
+        precision = precision_at(order, possible[kept], ks)
+        rng = np.random.default_rng(seed)
+        floors = np.full((shuffles, len(ks)), np.nan)
+        for number in range(shuffles):
+            moved = relevant[kept][:, rng.permutation(len(gallery))]
+            floors[number] = known_mean(precision_at(order, moved, ks))
+        weights = cluster_weights([groups[i] for i in kept], resamples, seed)
+        left, right = (~exclude[kept]).sum(axis=1), possible[kept].sum(axis=1)
+        for k, values, floor in zip(ks, precision.T, floors.T, strict=True):
+            known = np.isfinite(values)
+            if not known.any():
+                warnings.append(f"precision at {k}: the gallery holds fewer than {k} items")
+                continue
+            entries.append(
+                {
+                    "k": int(k),
+                    **estimate(values, weights),
+                    "chance": float((right[known] / left[known]).mean()),
+                    "floor": float(floor.mean()) if shuffles else math.nan,
+                    "floor_range": percentile_interval(floor),
+                    "best": float(np.minimum(right[known] / k, 1).mean()),
+                }
+            )
+    first = entries[0] if entries else {"value": math.nan, "ci": NOTHING}
+    return {
+        **{key: first[key] for key in ("value", "ci")},
         "ci_method": f"95 % percentile, bootstrap by patient of the query, {resamples} resamples",
         "n": len(kept),
         "warnings": warnings,
-        "details": details,
+        "details": {"at": entries, "gallery": len(gallery), "left_out": left_out},
     }
-    if not len(kept):
-        return result
-    if len(kept) < FEW:
-        warnings.append(f"n = {len(kept)} queries: intervals are wide; use at least {FEW}")
-    out = None if exclude is None else exclude[kept]
-    order = ranking(unit_rows(queries)[kept] @ unit_rows(gallery).T, max(ks), exclude=out)
-    marks = possible[kept]
-    precision = precision_at(order, marks, ks)
-    rng = np.random.default_rng(seed)
-    floors = np.full((shuffles, len(ks)), np.nan)
-    for number in range(shuffles):
-        moved = relevant[kept][:, rng.permutation(len(gallery))]
-        floors[number] = _means(precision_at(order, moved, ks))
-    weights = cluster_weights([groups[i] for i in kept], resamples, seed)
-    left = np.full(len(kept), len(gallery)) if out is None else (~out).sum(axis=1)
-    number_relevant = marks.sum(axis=1)
-    for column, k in enumerate(ks):
-        values = precision[:, column]
-        known = np.isfinite(values)
-        if not known.any():
-            warnings.append(f"precision at {k}: the gallery holds fewer than {k} items")
-            continue
-        used = weights[:, known]
-        total = used.sum(axis=1)
-        draws = np.divide(used @ values[known], total, out=np.full(len(used), np.nan), where=total > 0)
-        entry = {
-            "k": int(k),
-            "value": float(values[known].mean()),
-            "ci": percentile_interval(draws),
-            "n": int(known.sum()),
-            "chance": float((number_relevant[known] / left[known]).mean()),
-            "floor": float(floors[:, column].mean()) if shuffles else float("nan"),
-            "floor_range": percentile_interval(floors[:, column]),
-            "best": float(np.minimum(number_relevant[known] / k, 1).mean()),
-        }
-        details["at"].append(entry)
-    if details["at"]:
-        result |= {key: details["at"][0][key] for key in ("value", "ci")}
-    return result
-
-
-def _means(columns: Floats) -> Floats:
-    known = np.isfinite(columns)
-    total = np.where(known, columns, 0.0).sum(axis=0)
-    counts = known.sum(axis=0)
-    return np.asarray(np.divide(total, counts, out=np.full(columns.shape[1], np.nan), where=counts > 0))
-
-
-def _names(groups: Sequence[object]) -> NDArray[np.str_]:
-    return np.array([str(group) for group in groups])
 
 
 def by_finding(
@@ -248,75 +233,42 @@ def by_finding(
 )
 def measure_retrieval(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Precision at 5, 10 and 50 of real images found for a generated one: same findings as it was asked for."""
-    mine, theirs = labels_of(inputs)
-    found = retrieval(
-        inputs.of("synthetic", extractor),
-        inputs.of("real", extractor),
-        same_findings(mine, theirs),
-        inputs.bootstrap_groups,
-        resamples=inputs.resamples,
-        seed=inputs.seed,
-    )
-    real = retrieval(
-        inputs.of("real", extractor),
-        inputs.of("real", extractor),
-        same_findings(theirs, theirs),
-        inputs.real.patients,
-        gallery_groups=inputs.real.patients,
-        resamples=inputs.resamples,
-        seed=inputs.seed,
-    )
-    return retrieval_result(found, real, "real images, other patients found")
+    (mine, theirs), patients = labels_of(inputs), inputs.real.patients
+    made, real = inputs.of("synthetic", extractor), inputs.of("real", extractor)
+    found = retrieval(made, real, same_findings(mine, theirs), inputs.bootstrap_groups, **inputs.bootstrap)
+    same = same_findings(theirs, theirs)
+    ceiling = retrieval(real, real, same, patients, gallery_groups=patients, **inputs.bootstrap)
+    return retrieval_result(found, ceiling, "real images, other patients found")
 
 
 def retrieval_result(found: dict[str, Any], real: dict[str, Any], what: str) -> Result:
     """Rows by depth, each with the floor of shuffled labels and what real images reach."""
     if not found["details"]["at"]:
         raise Unavailable("no generated image has a real one of the same findings, or the real images are too few")
-    reached = {entry["k"]: entry for entry in real["details"]["at"]}
+    reached = {entry["k"]: bound(entry, what) for entry in real["details"]["at"]}
     rows = []
     for entry in found["details"].pop("at"):
         row = {"name": f"at {entry['k']}", **entry}
         row["floor"] = {"value": entry["floor"], "ci": entry["floor_range"], "what": "labels shuffled"}
         if entry["k"] in reached:
-            other = reached[entry["k"]]
-            row["ceiling"] = {"value": other["value"], "ci": other["ci"], "n": other["n"], "what": what}
+            row["ceiling"] = reached[entry["k"]]
         rows.append(row)
     return Result.of(found, rows=rows, floor=rows[0]["floor"], ceiling=rows[0].get("ceiling"))
 
 
 @measure(
-    "text_retrieval",
-    "Text retrieval, precision",
-    suite="standard",
-    better="higher",
-    unit="share",
-    output="",
+    "text_retrieval", "Text retrieval, precision", suite="standard", better="higher", unit="share", output="",
     judge=by_dual_encoder,
-)
+)  # fmt: skip
 def measure_text_retrieval(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Precision at 5, 10 and 50 of real texts found for a generated image."""
-    labels_of(inputs)
-    images, _, rows = vectors(inputs, inputs.synthetic, "--synthetic")
-    real_images, real_texts, real_rows = vectors(inputs, inputs.real, "--real")
     mine, theirs = labels_of(inputs)
+    images, _, rows = vectors(inputs, inputs.synthetic, "--synthetic")
+    real_images, texts, real_rows = vectors(inputs, inputs.real, "--real")
+    of_texts = theirs[real_rows]
     groups, patients = inputs.bootstrap_groups, inputs.real.patients
-    own = [patients[row] for row in real_rows]
-    found = retrieval(
-        images,
-        real_texts,
-        same_findings(mine[rows], theirs[real_rows]),
-        [groups[row] for row in rows],
-        resamples=inputs.resamples,
-        seed=inputs.seed,
-    )
-    real = retrieval(
-        real_images,
-        real_texts,
-        same_findings(theirs[real_rows], theirs[real_rows]),
-        own,
-        gallery_groups=own,
-        resamples=inputs.resamples,
-        seed=inputs.seed,
-    )
+    groups, own = [groups[row] for row in rows], [patients[row] for row in real_rows]
+    found = retrieval(images, texts, same_findings(mine[rows], of_texts), groups, **inputs.bootstrap)
+    same = same_findings(of_texts, of_texts)
+    real = retrieval(real_images, texts, same, own, gallery_groups=own, **inputs.bootstrap)
     return retrieval_result(found, real, "real images, texts of other patients found")

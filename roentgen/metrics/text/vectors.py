@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
 from roentgen.images import read_image
-from roentgen.metrics.measure import EvaluationInputs, Unavailable, texts_of
-from roentgen.models.dual_encoder import ShippedEncoder
-
-if TYPE_CHECKING:
-    from roentgen.metrics.image_set import ImageSet
+from roentgen.metrics.measure import EvaluationInputs, ImageSet, Unavailable, texts_of
+from roentgen.models.dual_encoder import ShippedEncoder, load_dual_encoder
 
 
 @lru_cache(maxsize=1)
 def dual_encoder(name: str, device: str) -> Any:
     """The dual encoder ``name``; Unavailable where it is not there."""
-    from roentgen.models.dual_encoder import load_dual_encoder
-
     try:
         return load_dual_encoder(name, device=device)
     except UserError as error:
