@@ -14,9 +14,9 @@ SUMMARY = "Radiology text in, synthetic chest X-rays out. Research only, not for
 FIRST = f"""roentgen {__version__}: {SUMMARY}
 
 first steps:
-  roentgen generate "left pleural effusion" -n 4 --grid -o out    four images and a grid of them, on any computer
-  roentgen models                                                 what else to generate with
-  roentgen --help                                                 all commands"""
+  roentgen generate "left pleural effusion" --num-images 4 --grid    four images and a grid of them, on any computer
+  roentgen models                                                     what else to generate with
+  roentgen --help                                                     all commands"""
 
 
 def help_text() -> str:
@@ -36,7 +36,7 @@ def help_text() -> str:
             "  --version      show the version",
             "",
             "examples:",
-            '  roentgen generate "left pleural effusion" -n 4 --grid -o out',
+            '  roentgen generate "left pleural effusion" --num-images 4 --grid --out out',
             "  roentgen eval --help",
         ]
     )
@@ -60,8 +60,9 @@ def main(argv: Sequence[str]) -> int:
                 return function(argv[words:], prog=f"roentgen {name}")
             return function(**parse_call(function, argv[words:], prog=f"roentgen {name}")) or 0
     group = [name for name in COMMANDS if name.startswith(f"{argv[0]} ")]
-    if group and argv[1:2] in (["-h"], ["--help"]):
+    if group and argv[1:2] in ([], ["-h"], ["--help"]):
         print("\n".join(f"roentgen {name:<14} {COMMANDS[name].about}" for name in group))
+        print(f"\n`roentgen {group[0]} --help` shows the flags of a command, with examples")
         return 0
     from roentgen.config import did_you_mean
 

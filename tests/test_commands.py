@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from roentgen import cli
+from roentgen.commands.train import RECIPES
+from roentgen.data.sources import SOURCES
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,6 +42,9 @@ def test_first_words_say_what_to_do(run_cli) -> None:
         (["models", "mini"], "'mini' belongs to no flag"),
         (["generate", "\udcff"], "prompt '\\udcff': is not text in UTF-8"),
         (["completion", "csh"], "choose one of bash, zsh, fish"),
+        (["train", "finetun"], "did you mean finetune?"),
+        (["train", "text_encoder", "--manifest", "a.csv", "-o", "b", "-n", "0"], "--texts 0: must be at least 1"),
+        (["train", "finetune", "--manifst", "a.csv"], "did you mean --manifest?"),
     ],
 )
 def test_mistakes(words: list[str], said: str, run_cli) -> None:
@@ -47,15 +52,28 @@ def test_mistakes(words: list[str], said: str, run_cli) -> None:
     assert code == 2 and said in err and len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", [name for name, command in cli.COMMANDS.items() if not name.startswith("train")])
-def test_helps_have_examples_and_short_lines(name: str, run_cli, capsys, monkeypatch) -> None:
+HELPS = [name for name in cli.COMMANDS if name != "train"]
+HELPS += [f"train {name}" for name in RECIPES] + [f"data prepare {name}" for name in SOURCES]
+
+
+@pytest.mark.parametrize("name", HELPS)
+def test_helps_have_examples_defaults_and_short_lines(name: str, run_cli, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as stopped:
         run_cli(*name.split(), "--help")
     out = capsys.readouterr().out
     assert stopped.value.code == 0
-    assert out.partition("examples:")[2].count("\n  roentgen ") >= 2
-    assert "_" not in "".join(line.split("  ")[1] for line in out.splitlines() if line.startswith("  --"))
+    before, _, examples = out.partition("examples:")
+    assert examples.count(f" roentgen {name}") >= 2 and (
+        "default: " in before or name in ("models", "info", "completion")
+    )
+    assert " -o, --out PATH" in out or name in ("models", "info", "completion")
+    assert "_" not in "".join(line.split()[0] for line in out.splitlines() if line.startswith("  --"))
+
+
+def test_a_group_lists_its_commands(run_cli) -> None:
+    code, out, _ = run_cli("data")
+    assert code == 0 and all(f"roentgen {name} " in out for name in cli.COMMANDS if name.startswith("data "))
 
 
 def test_completion_knows_commands_and_flags() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from trees import xreport_tree
 from trees_b import chexpert_tree, dicom_tree, nih_tree, padchest_tree, plus_tree
 
-from roentgen.commands.data import OWN, Name, check, prepare
+from roentgen.commands.data import OWN, Name, check, prepare, prepare_main
 from roentgen.config.settings import dataclass_of, settings_of
 from roentgen.data.check import (
     MIN_CONTRAST,
@@ -593,7 +593,7 @@ def test_limit_keeps_whole_patients_and_is_nested(users: Path) -> None:
     assert three.nunique() == 3 and len(three) == 6 and nine.nunique() == 9
     assert set(three) < set(nine) and set(patients(3, seed=1)) != set(three)
     with pytest.raises(UserError, match="--limit 0"):
-        patients(0)
+        prepare_main(["csv", "--root", str(users), "--csv", "a.csv", "--out", "b", "--limit", "0"], "prepare")
 
 
 def test_most_texts_blank_is_said_with_the_count(users: Path) -> None:

@@ -237,6 +237,10 @@ def unrun() -> list[list[str]]:
     return [shlex.split(line.removeprefix("$ ").partition(" >> ")[0]) for line in lines]
 
 
+def test_flags_are_spelled_with_hyphens() -> None:
+    assert not [word for words in [*ALL, *unrun()] for word in words if re.match(r"--[a-z.-]+_", word)]
+
+
 WITH_ROENTGEN = [*of("roentgen"), *(words[1:] for words in unrun() if words[0] == "roentgen")]
 
 

@@ -193,7 +193,7 @@ def test_recipes_are_listed_and_named(run_cli: Any, capsys: pytest.CaptureFixtur
 
     root = Path(__file__).parents[1]
     assert (root / "train" / "configs").resolve() == CONFIGS.resolve()
-    for name in RECIPES:
+    for name in (recipe.replace("-", "_") for recipe in RECIPES):
         assert (CONFIGS.parent / f"{name}.py").is_file() and (root / "train" / f"{name}.py").is_file()
     with pytest.raises(SystemExit):
         run_cli("train", "--list")

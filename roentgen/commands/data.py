@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from roentgen.config import (
     parse_groups,
     yaml_text,
 )
-from roentgen.config.settings import dataclass_of, settings_of
+from roentgen.config.settings import Setting, dataclass_of, settings_of
 from roentgen.data.sources import SOURCES
 from roentgen.errors import UserError
 from roentgen.files import user_path
@@ -48,15 +49,27 @@ def prepare_main(argv: Sequence[str], prog: str) -> int:
         named = next((word for word in argv if not word.startswith("-")), "")
         near = did_you_mean(named, list(SOURCES))
         raise UserError(f"{named or 'SOURCE'}: name the kind of collection: {', '.join(SOURCES)}{near}")
-    own = dataclass_of(prepare)
+    prog = f"{prog} {source}"
+    asked = bool({"-h", "--help"} & set(argv))
+    own = dataclass_of(prepare, leave_out=("source",) if asked else ())
     theirs = dataclass_of(SOURCES[source].reader, leave_out=OWN)
     flags = {word.partition("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
     known = {one.key for one in settings_of(own, theirs)} | {"config", "help"}
     _refuse_strangers(source, flags - known, strict=False)
     groups = [own, theirs] if settings_of(theirs) else [own]
-    made = parse_groups(groups, argv, prog=prog, about=prepare.__doc__)
+    made = parse_groups(groups, argv, prog=prog, about=_about(source, settings_of(theirs)))
     values = {field.name: getattr(one, field.name) for one in made for field in dataclasses.fields(one)}
     return prepare(**values)
+
+
+def _about(source: str, theirs: Sequence[Setting]) -> str:
+    """The help of ``prepare`` with examples of this source."""
+    text = inspect.cleandoc(prepare.__doc__ or "")
+    needed = "".join(f" {one.flag} reports.csv" for one in theirs if one.default is dataclasses.MISSING)
+    example = f"    roentgen data prepare {source} --root downloads/{source}{needed} --out data/{source}"
+    return re.sub(
+        r"^    roentgen .*\n    .*$", f"{example}\n{example} --limit 200 --copy-images --size 256", text, flags=re.M
+    )
 
 
 def _source_of_files(argv: Sequence[str]) -> str | None:
@@ -85,8 +98,8 @@ def prepare(
 
     Each source has flags of its own; ``roentgen data prepare SOURCE --help`` lists them.
 
-        roentgen data prepare nih --root downloads/nih -o data/nih
-        roentgen data prepare csv --root images --csv reports.csv --text-column impression -o data/mine
+        roentgen data prepare nih --root downloads/nih --out data/nih
+        roentgen data prepare csv --root images --csv reports.csv --text-column impression --out data/mine
 
     What is read:
         source: The kind of collection; csv is a folder of images with a CSV of your own, dicom a folder of DICOM files
@@ -117,8 +130,6 @@ def prepare(
         raise UserError(f"--out {target} exists; choose another name or add --overwrite")
     if size is not None and not copy_images:
         raise UserError("--size changes images, so it needs --copy-images; the originals are left as they are")
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit} leaves no patient; choose 1 or more")
     if source == "openchest" and blank_text is not None:
         raise UserError("--blank-text is not for openchest, whose texts are composed; leave it out")
 
@@ -215,7 +226,7 @@ def check(
     gives exit code 2.
 
         roentgen data check data/nih/manifest.csv
-        roentgen data check data/nih/manifest.csv -o reports/nih.html --overwrite
+        roentgen data check data/nih/manifest.csv --out reports/nih.html --overwrite
 
     What is read:
         manifest: The manifest, .csv or .parquet.
@@ -233,10 +244,6 @@ def check(
     from roentgen.data.check import check_manifest, summary_lines
     from roentgen.data.check_page import write_page
 
-    if max_words < 1:
-        raise UserError(f"--max-words {max_words} must be at least 1")
-    if thumbnails < 0:
-        raise UserError(f"--thumbnails {thumbnails} must be at least 0")
     path = Path(manifest)
     page = path.with_suffix(".check.html") if out is None else Path(out)
     if page.suffix.lower() not in (".html", ".htm"):
@@ -266,8 +273,8 @@ def shard(
     Run the same command again after it was broken off: finished shards are checked and kept. It also writes damaged
     ones again. The shards hold what the manifest and the images hold, patient identifiers too.
 
-        roentgen data shard data/nih/manifest.csv -o data/nih-shards
-        roentgen data shard data/nih/manifest.csv -o data/nih-256 --size 256
+        roentgen data shard data/nih/manifest.csv --out data/nih-shards
+        roentgen data shard data/nih/manifest.csv --out data/nih-256 --size 256
 
     What is read:
         manifest: The manifest, .csv or .parquet.
@@ -285,10 +292,6 @@ def shard(
     """
     from roentgen.data.shards import write_shards
 
-    if size is not None and size < 8:
-        raise UserError(f"--size {size} is too small for an image; choose 64 or more")
-    if not shard_mb > 0:
-        raise UserError(f"--shard-mb {shard_mb:g} must be above 0")
     folder = Path(out)
     counts = write_shards(
         Path(manifest),

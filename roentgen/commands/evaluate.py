@@ -69,9 +69,9 @@ def evaluate(
     The same command again continues a run that was broken off, and measures only what is missing. Under `accelerate
     launch`, processes share the generation and the features.
 
-        roentgen eval --real data/nih/manifest.csv --synthetic out -o results/out
-        roentgen eval --real data/nih/manifest.csv --generate mini --prompts data/nih/manifest.csv -o results/mini
-        roentgen eval --compare results/mini results/out -o results/both
+        roentgen eval --real data/nih/manifest.csv --synthetic out --out results/out
+        roentgen eval --real data/nih/manifest.csv --generate mini --prompts data/nih/manifest.csv --out results/mini
+        roentgen eval --compare results/mini results/out --out results/both
 
     What is measured:
         real: Real images: a manifest (.csv, .parquet) or a folder of PNG, JPEG or DICOM files.

@@ -61,8 +61,8 @@ def export(
     The same command again goes on where a killed run ended. Under `accelerate launch` or `torchrun` every process
     makes its share.
 
-        roentgen export --per-finding 100 -o sets/balanced --dry-run
-        roentgen export --like data/nih/manifest.csv --format folder,parquet -o sets/like-nih
+        roentgen export --per-finding 100 --out sets/balanced --dry-run
+        roentgen export --like data/nih/manifest.csv --format folder,parquet --out sets/like-nih
 
     What is in the set:
         plan: YAML file with any of the settings down to shard_size; flags win over it.
@@ -90,8 +90,8 @@ def export(
 
     Filter:
         filter: Stages with commas: prompt, view, sex, age, real, copies, repeats; or none. Black images never pass.
-        reference: Reference of the filter, made by train/reference.py from one's own training images (default: that of
-            mini).
+        reference: Reference of the filter, made from one's own training images by `roentgen train reference`
+            (default: that of mini).
         max_tries: Seeds at most for one image before it counts as missing (default: 4).
 
     Output:

@@ -54,7 +54,7 @@ def generate(
 ) -> int:
     """Generate synthetic chest X-rays from text; prints one path a line.
 
-        roentgen generate "left pleural effusion" -n 4 --grid -o out
+        roentgen generate "left pleural effusion" --num-images 4 --grid --out out
         roentgen generate --prompts prompts/findings.csv --seed 7 --json
 
     What is made:

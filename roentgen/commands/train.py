@@ -10,7 +10,7 @@ from roentgen.errors import UserError
 RECIPES = {
     "finetune": "train or fine-tune a Stable Diffusion pipeline on chest X-rays with their texts",
     "autoencoder": "train an autoencoder of one grey channel",
-    "text_encoder": "train a small CLIP text encoder with its tokenizer",
+    "text-encoder": "train a small CLIP text encoder with its tokenizer",
     "classifier": "train the classifier that judges or rewards generated images",
     "alignment": "train the small dual encoder of images and texts",
     "reference": "make the reference of `roentgen export`'s quality filter from real images",
@@ -28,12 +28,12 @@ def train(argv: Sequence[str], *, prog: str = "roentgen train") -> int:
     if not argv or argv[0] in ("-h", "--help", "--list"):
         print("\n".join(_listed(prog)))
         raise SystemExit(0)
-    name = argv[0].replace("-", "_")
+    name = argv[0].replace("_", "-")
     if name not in RECIPES:
         raise UserError(
             f"`{prog} {argv[0]}`: no such recipe; choose one of {', '.join(RECIPES)}{did_you_mean(name, [*RECIPES])}"
         )
-    made: int = importlib.import_module(f"roentgen.recipes.{name}").main(argv[1:])
+    made: int = importlib.import_module(f"roentgen.recipes.{name.replace('-', '_')}").main(argv[1:])
     return made
 
 

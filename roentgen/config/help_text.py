@@ -51,12 +51,14 @@ def _help_lines(one: Setting, width: int) -> list[str]:
     elif one.default is not None and one.default is not False and one.default not in ((), [], ""):
         default = one.default
         text = " ".join(map(str, default)) if isinstance(default, tuple | list) else str(default)
+        text = f"true; --no-{one.flag[2:]} for false" if default is True else text
         facts.append(f"default: {text}" if len(text) <= 60 and "default:" not in one.help else "")
     hint, (_, extras) = one.hint, unwrap(one.hint)
     extras = (*extras, *unwrap(arm(unwrap(hint)[0]))[1])
     facts += [str(extra) for extra in extras if isinstance(extra, Range)]
-    note = "; ".join(filter(None, facts))
-    text = " ".join(filter(None, [one.help.rstrip(".") if note else one.help, f"({note})" if note else ""]))
+    note, text = "; ".join(filter(None, facts)), one.help.rstrip(".")
+    if note:  # joins a bracket that ends the help
+        text = f"{text[:-1]}; {note})" if text.endswith(")") else f"{text} ({note})".strip()
     body = textwrap.wrap(text, width - 26) or [""]
     if len(head) <= 22:
         return [f"  {head:<22}  {body[0]}", *(f"{'':26}{line}" for line in body[1:])]

@@ -115,7 +115,7 @@ def load_extractor(name: str, *, device: str = "cpu") -> Extractor:
     if name in EXTRACTORS:
         return EXTRACTORS[name](device=device)
     config = Path(name) / "config.json"
-    # Written by train/classifier.py, or another model's.
+    # Written by roentgen train classifier, or another model's.
     if config.is_file() and "blocks" in read_json(config, advice=loading.ADVICE):
         return classifier_extractor(name, device=device)
     if Path(name).is_dir() or "/" in name:
@@ -130,7 +130,7 @@ def load_extractor(name: str, *, device: str = "cpu") -> Extractor:
 
 
 def classifier_extractor(path: str | Path | None = None, *, device: str = "cpu") -> Extractor:
-    """The classifier that ships (None), or a folder made by train/classifier.py: the offline default."""
+    """The classifier that ships (None), or a folder made by roentgen train classifier: the offline default."""
     judge = load_classifier(path)
     net, size = judge.net.to(device), judge.size
     given = LastInput(net.image)  # one pass for both: the features are what the image head is given

@@ -128,14 +128,14 @@ def save_classifier(folder: Path, net: HalvesNet, info: dict[str, Any]) -> None:
 
 
 def load_classifier(path: str | Path | None = None) -> Classifier:
-    """Load a classifier folder written by ``train/classifier.py``; None is the one that ships."""
+    """Load a classifier folder written by ``roentgen train classifier``; None is the one that ships."""
     from safetensors.torch import load_file
 
     folder = Path(path) if path is not None else SHIPPED
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder}: no classifier there ({name} is missing); give a folder made by train/classifier.py"
+                f"{folder}: no classifier there ({name} is missing); give a folder made by roentgen train classifier"
             )
     info = json.loads((folder / "config.json").read_text())
     net = HalvesNet(len(info["findings"]), blocks=tuple(info["blocks"]))

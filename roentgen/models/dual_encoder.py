@@ -1,8 +1,8 @@
 """Dual encoders: images and texts as unit vectors in one space, for image-text alignment and retrieval.
 
 The one that ships reads the shipped classifier's features and the states of ``mini``'s text encoder, both frozen, and
-learned two small heads on openchest (``train/alignment.py``). BioViL-T, BiomedCLIP and any CLIP of transformers are
-loaded by name, folder or hub id; their weights are never fetched here, so that a measurement needs no network.
+learned two small heads on openchest (``roentgen train alignment``). BioViL-T, BiomedCLIP and any CLIP of transformers
+are loaded by name, folder or hub id; their weights are never fetched here, so that a measurement needs no network.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def text_features(text_encoder: Any, reader: TextReader, texts: Sequence[str]) -
 
 @dataclass(frozen=True)
 class ShippedEncoder:
-    """The dual encoder of ``train/alignment.py``."""
+    """The dual encoder of ``roentgen train alignment``."""
 
     name: str
     chain: str
@@ -242,7 +242,7 @@ def save_heads(folder: Path, heads: AlignmentHeads, info: dict[str, Any]) -> Non
 
 
 def load_shipped(folder: Path | None = None) -> ShippedEncoder:
-    """The dual encoder in ``folder``, as ``train/alignment.py`` wrote it; None is the one that ships.
+    """The dual encoder in ``folder``, as ``roentgen train alignment`` wrote it; None is the one that ships.
 
     Raises:
         UserError: a file is missing or damaged, or the classifier or text encoder is another one than in training.
@@ -252,7 +252,9 @@ def load_shipped(folder: Path | None = None) -> ShippedEncoder:
     folder = SHIPPED if folder is None else folder
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
-            raise UserError(f"{folder}: no dual encoder there ({file} is missing); make it with train/alignment.py")
+            raise UserError(
+                f"{folder}: no dual encoder there ({file} is missing); make it with roentgen train alignment"
+            )
     info = read_json(folder / "config.json", advice="train or copy it again")
     judge, text_encoder, reader, hashes = frozen_parts()
     try:
@@ -266,7 +268,7 @@ def load_shipped(folder: Path | None = None) -> ShippedEncoder:
         if trained_on.get(part) != found:
             raise UserError(
                 f"{folder}: its heads were trained on another {part.replace('_', ' ')} ({trained_on.get(part)}, here "
-                f"{found}); run train/alignment.py again"
+                f"{found}); run roentgen train alignment again"
             )
     return ShippedEncoder(
         name="roentgen",
@@ -449,7 +451,7 @@ def load_dual_encoder(name: str = "roentgen", *, device: str = "cpu") -> DualEnc
 
     Args:
         name: "roentgen" (ships, runs on the CPU), "biovil-t" or "biomedclip" (from the Hugging Face cache, or
-            "biovil-t=FOLDER"), a folder that ``train/alignment.py`` wrote, or a CLIPModel's folder or hub id.
+            "biovil-t=FOLDER"), a folder that ``roentgen train alignment`` wrote, or a CLIPModel's folder or hub id.
         device: cpu, cuda or mps.
 
     Raises:

@@ -1,7 +1,7 @@
 """Train the small dual encoder that scores image-text alignment offline.
 
-    python train/alignment.py --config train/configs/alignment.yaml --manifest MANIFEST --cache runs/alignment \\
-        --out roentgen/models/alignment --result eval/results/alignment.json
+    roentgen train alignment --config alignment --manifest data/openchest/manifest.csv --out runs/alignment
+    roentgen train alignment --config alignment --manifest data/sample/manifest.csv --out runs/alignment --pairs 5000
 
 Images are seen through the shipped classifier, texts through ``mini``'s text encoder, both frozen: their features are
 made once and cached, so that only two small heads are trained, in minutes on one core. Each pair is a training image
@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from roentgen.config import Count, Range, Rate, Seed, Share, ShareBelowOne, as_dict, parse_settings, require
+from roentgen.config import Count, Range, Rate, Seed, Share, ShareBelowOne, Short, as_dict, parse_settings, require
 from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import finding_columns, read_manifest
 from roentgen.files import file_hash, require_writable
@@ -59,7 +59,7 @@ class Settings:
     """Settings of the dual encoder recipe."""
 
     manifest: Annotated[Path, "manifest with `train` and `val` images"]
-    out: Annotated[Path, "folder for the heads"]
+    out: Annotated[Path, Short("-o"), "folder for the heads"]
     texts: Annotated[int, Range(1, 1000), "texts a training image, the manifest's and composed ones"] = 4
     bare: Annotated[
         Share,
@@ -74,7 +74,7 @@ class Settings:
     hidden: Annotated[int, Range(1, 65_536), "hidden size of both heads"] = 512
     dim: Annotated[int, Range(1, 65_536), "size of the common space"] = 128
     dropout: Annotated[ShareBelowOne, "of features and hidden layer"] = 0.5
-    pairs: Annotated[Count, "length of training in pairs of image and text"] = 250_000
+    pairs: Annotated[Count, Short("-n"), "length of training in pairs of image and text"] = 250_000
     batch_size: Annotated[
         int,
         Range(2, 65_536),
@@ -119,9 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         texts += [compose(bare(own) if rng.random() < s.bare else own, rng) for own in labels]
     cut = reader.count(texts).cut
     if cut:
-        print(
-            f"train/alignment.py: {cut} of {len(texts)} texts are longer than the encoder reads: cut", file=sys.stderr
-        )
+        print(f"warning: {cut} of {len(texts)} texts are longer than the encoder reads: cut", file=sys.stderr)
     key = hashlib.sha256("\n".join([hashes["text_encoder"], *texts]).encode()).hexdigest()[:20]
     words = kept(cache / f"texts-{key}.npy", lambda: text_features(text_encoder, reader, texts))
     val_labels = [labels_from_row(row) for row in val.to_dict("records")]

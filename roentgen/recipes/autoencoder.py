@@ -1,6 +1,7 @@
 """Train a KL autoencoder for chest X-rays (Rombach et al. 2022, section 3.1, one channel).
 
-    accelerate launch train/autoencoder.py --config train/configs/mini-autoencoder.yaml
+    roentgen train autoencoder --config mini-autoencoder --manifest data/openchest/manifest.csv --out runs/autoencoder
+    accelerate launch -m roentgen train autoencoder --config mini-autoencoder --manifest MANIFEST --out runs/autoencoder
 
 Writes ``OUT/vae`` (a diffusers ``AutoencoderKL`` with latents of mean 0 and overall sd 1), checkpoints, sample
 grids and TensorBoard logs. The same command again continues a run that was stopped.
@@ -33,6 +34,7 @@ from roentgen.config import (
     Seed,
     Share,
     ShareBelowOne,
+    Short,
     Weight,
     as_dict,
     parse_settings,
@@ -60,7 +62,7 @@ class Settings:
     """Settings of the autoencoder recipe; every count is in images."""
 
     manifest: Annotated[Path, "manifest with `train` and `val` images (see `roentgen data prepare`)"]
-    out: Annotated[Path, "run folder"]
+    out: Annotated[Path, Short("-o"), "run folder"]
     size: Annotated[Pixels, "side of the square image in pixels"] = 256
     crop: Annotated[
         Pixels,
@@ -91,7 +93,7 @@ class Settings:
         Path | None,
         "autoencoder folder to start from instead of random weights (its shape must be the one set here)",
     ] = None
-    images: Annotated[Count, "length of the learning-rate schedule"] = 32_000
+    images: Annotated[Count, Short("-n"), "length of the learning-rate schedule"] = 32_000
     until: Annotated[Count | None, "images after which to stop, when that is before the schedule's end"] = None
     batch_size: Annotated[BatchSize, "images a step, over all processes"] = 8
     rate: Annotated[Rate, "peak learning rate of AdamW"] = 1e-3

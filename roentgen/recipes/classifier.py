@@ -1,6 +1,7 @@
 """Train the multi-label classifier that judges generated images offline (no flips, split by patient).
 
-    accelerate launch train/classifier.py --config train/configs/mini-classifier.yaml
+    roentgen train classifier --config mini-classifier --manifest data/openchest/manifest.csv --out runs/classifier
+    roentgen train classifier --manifest data/openchest/manifest.csv --part 0-0.4 --out runs/judge --images 20000
 
 ``--part`` trains on a share of the training patients only: a classifier that rewards in training and one that judges
 afterwards must not have seen the same patients. Writes ``OUT/model.safetensors`` and ``OUT/config.json`` (weights of
@@ -25,7 +26,19 @@ import torch.nn.functional as F
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from roentgen.config import BatchSize, Count, Pixels, Range, Rate, Seed, ShareBelowOne, Weight, parse_settings, require
+from roentgen.config import (
+    BatchSize,
+    Count,
+    Pixels,
+    Range,
+    Rate,
+    Seed,
+    ShareBelowOne,
+    Short,
+    Weight,
+    parse_settings,
+    require,
+)
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import SIDE_SUFFIX, finding_columns, read_manifest
 from roentgen.errors import UserError
@@ -44,7 +57,7 @@ class Settings:
     """Settings of the classifier recipe."""
 
     manifest: Annotated[Path, "manifest with `train` and `val` images"]
-    out: Annotated[Path, "folder for the classifier"]
+    out: Annotated[Path, Short("-o"), "folder for the classifier"]
     part: Annotated[
         str,
         "share of training patients to use, as START-END of the unit interval (patients are hashed into it)",
@@ -56,7 +69,7 @@ class Settings:
     min_positive: Annotated[Count, "see findings"] = 30
     size: Annotated[Pixels, "side of the image in pixels"] = 128
     blocks: Annotated[tuple[Annotated[int, Range(1, 64)], ...], "residual blocks a stage"] = (1, 1, 1, 1)
-    images: Annotated[Count, "length of training in images seen"] = 80_000
+    images: Annotated[Count, Short("-n"), "length of training in images seen"] = 80_000
     batch_size: Annotated[BatchSize, "images a step, over all processes"] = 32
     rate: Annotated[Rate, "peak learning rate of AdamW"] = 2e-3
     weight_decay: Annotated[float, Range(0, 100), "of AdamW"] = 0.05

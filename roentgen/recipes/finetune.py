@@ -1,7 +1,8 @@
 """Train or fine-tune a Stable Diffusion pipeline on chest X-rays with their texts.
 
-    roentgen train finetune --config quickstart
-    accelerate launch train/finetune.py --config train/configs/quickstart.yaml
+    roentgen train finetune --config quickstart --manifest data/sample/manifest.csv --out runs/quickstart
+    roentgen train finetune --manifest MANIFEST --model mini --out runs/lora --lora.rank 8 --images 2000 --dry-run
+    accelerate launch -m roentgen train finetune --config quickstart --manifest MANIFEST --out runs/quickstart
 
 Starts from any Stable Diffusion pipeline (a name, a folder or a hub id: `model`), or from nothing but an autoencoder
 and a text encoder (`vae`, `text`, `unet`). Writes ``OUT/pipeline``, an ordinary diffusers pipeline, checkpoints, sample
@@ -55,7 +56,7 @@ class Recipe:
     text_layer: Annotated[Literal["last", "penultimate"], "hidden layer of the text encoder"] = "last"
     text_window: Annotated[int | None, cfg.Range(3, 4096), "tokens read at once (default: the encoder's limit)"] = None
     text_chunks: Annotated[int | None, cfg.Range(1, 64), "windows of a long text (default: as the pipeline)"] = None
-    images: Annotated[cfg.Count, "length of the learning-rate schedule"] = 10_000
+    images: Annotated[cfg.Count, cfg.Short("-n"), "length of the learning-rate schedule"] = 10_000
     batch_size: Annotated[cfg.BatchSize, "images a step, over all processes and accumulated parts"] = 16
     train: Annotated[Train, "what is trained"] = field(default_factory=Train)
     lora: Annotated[Lora, "low-rank adapters"] = field(default_factory=Lora)
@@ -85,17 +86,18 @@ class Run:
     """The run: what may change when it is continued. Data and models are compared by their content."""
 
     manifest: Annotated[Path, "manifest with `train` and `val` images, or a folder of shards (roentgen data shard)"]
-    out: Annotated[Path, "run folder"]
+    out: Annotated[Path, cfg.Short("-o"), "run folder"]
     model: Annotated[
         cfg.PathOrName | None,
         "pipeline to start from (name, folder or hub id); leave out to start from `vae`, `text` and `unet`",
     ] = None
     vae: Annotated[
         Path | None,
-        "autoencoder folder (see train/autoencoder.py), when starting from nothing or in place of the model's own",
+        "autoencoder folder (roentgen train autoencoder), when starting from nothing or in place of the model's own",
     ] = None
     text: Annotated[
-        Path | None, "folder with tokenizer/ and text_encoder/, when starting from nothing (see train/text_encoder.py)"
+        Path | None,
+        "folder of roentgen train text-encoder, with tokenizer/ and text_encoder/, when starting from nothing",
     ] = None
     text_encoder: Annotated[
         cfg.PathOrName | None, "clip (the pipeline's), radbert, sapbert, cxr-bert, a folder or hub id (BERT or CLIP)"

@@ -1,6 +1,7 @@
 """Make the reference of `roentgen export`'s quality filter from real images: what it compares with, and thresholds.
 
-    python train/reference.py --manifest MANIFEST --out runs/reference
+    roentgen train reference --manifest data/openchest/manifest.csv --out runs/reference
+    roentgen train reference --manifest MANIFEST --classifier runs/classifier --out runs/reference --dry-run
 
 What real images look like is fitted on `train`; every threshold is a quantile of images that were not used for a fit:
 `val`, and those training patients whom the classifier has not seen (its `part`). Give the manifest that the generator
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from roentgen.config import Count, InnerShare, Seed, parse_settings, require
+from roentgen.config import Count, InnerShare, Seed, Short, parse_settings, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import require_writable
@@ -45,10 +46,10 @@ class Settings:
     """Settings of the reference."""
 
     manifest: Annotated[Path, "manifest with `train` and `val` images"]
-    out: Annotated[Path, "folder for the reference"]
+    out: Annotated[Path, Short("-o"), "folder for the reference"]
     classifier: Annotated[
         Path | None,
-        "folder made by train/classifier.py, copied into the reference (default: the one that ships)",
+        "folder made by roentgen train classifier, copied into the reference (default: the one that ships)",
     ] = None
     sensitivity: Annotated[
         InnerShare,

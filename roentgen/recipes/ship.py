@@ -1,6 +1,7 @@
 """Put a trained pipeline and its autoencoder together in half precision, as a folder that ships.
 
-    python train/ship.py --pipeline runs/mini-reward/pipeline --vae runs/mini-autoencoder/vae --out roentgen/models/mini
+    roentgen train ship --pipeline runs/mini-reward/pipeline --vae runs/mini-autoencoder/vae --out roentgen/models/mini
+    roentgen train ship --pipeline runs/finetune/pipeline --out shipped --steps 10 --guidance 2
 
 With the `pca` encoder the latents are final before the decoder is: the pipeline may have been trained around an earlier
 decoder. The encoders must be the same to the last bit, or the latents would not be.
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from roentgen.config import Count, Guidance, Steps, parse_settings, require
+from roentgen.config import Count, Guidance, Short, Steps, parse_settings, require
 from roentgen.files import fingerprint
 from roentgen.generators.diffusion.build import start
 from roentgen.models.autoencoder.channels import with_channels
@@ -29,9 +30,11 @@ from roentgen.recipes import CONFIGS
 class Settings:
     """Settings of shipping."""
 
-    pipeline: Annotated[Path, "trained pipeline folder (train/finetune.py)"]
-    out: Annotated[Path, "folder to write; a model card and training.json that are there are kept"]
-    vae: Annotated[Path | None, "finished autoencoder (train/autoencoder.py); left out, the pipeline's own"] = None
+    pipeline: Annotated[Path, "trained pipeline folder (roentgen train finetune)"]
+    out: Annotated[Path, Short("-o"), "folder to write; a model card and training.json that are there are kept"]
+    vae: Annotated[Path | None, "finished autoencoder (roentgen train autoencoder); left out, the pipeline's own"] = (
+        None
+    )
     version: Annotated[str, "version of the weights"] = "1"
     images_seen: Annotated[Count | None, "images seen over all runs; left out, those of the pipeline's own run"] = None
     licence: Annotated[str, "licence of the weights"] = "Apache-2.0"
@@ -45,7 +48,9 @@ class Settings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="roentgen train ship", about=__doc__, configs=CONFIGS)
-    require((s.pipeline / "roentgen.json").is_file(), f"--pipeline {s.pipeline}: not a pipeline of train/finetune.py")
+    require(
+        (s.pipeline / "roentgen.json").is_file(), f"--pipeline {s.pipeline}: not a pipeline of roentgen train finetune"
+    )
     parts = start(model=str(s.pipeline), vae=None, text=None, unet=None, prediction_type=None)
     if s.vae is not None:
         vae = with_channels(load_vae(s.vae), parts.vae.config.in_channels)

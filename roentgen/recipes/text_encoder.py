@@ -1,10 +1,11 @@
 """Make a CLIP text encoder with its own tokenizer, taught to read findings, sides, view, sex and age.
 
-    accelerate launch train/text_encoder.py --config train/configs/mini-text.yaml
+    roentgen train text-encoder --config mini-text --manifest data/openchest/manifest.csv --out runs/text
+    roentgen train text-encoder --manifest data/sample/manifest.csv --out runs/text --texts 2000
 
 A diffusion model that starts from nothing learns anatomy long before it learns words. This gives it a text encoder
-whose states already tell the findings apart; ``train/finetune.py`` then trains it further with the U-Net. Needs no
-images, only the labels in the manifest. Writes ``OUT/tokenizer`` and ``OUT/text_encoder``.
+whose states already tell the findings apart; ``roentgen train finetune`` then trains it further with the U-Net. Needs
+no images, only the labels in the manifest. Writes ``OUT/tokenizer`` and ``OUT/text_encoder``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from roentgen.config import BatchSize, Count, CountFromZero, Range, Rate, Seed, Share, parse_settings, require
+from roentgen.config import BatchSize, Count, CountFromZero, Range, Rate, Seed, Share, Short, parse_settings, require
 from roentgen.data.manifest import read_manifest
 from roentgen.files import require_writable
 from roentgen.models.clip_text import TextProbe, build_tokenizer, text_targets, tokenize
@@ -36,7 +37,7 @@ class Settings:
     """Settings of the text encoder recipe."""
 
     manifest: Annotated[Path, "manifest whose `train` labels give the texts"]
-    out: Annotated[Path, "folder for tokenizer/ and text_encoder/"]
+    out: Annotated[Path, Short("-o"), "folder for tokenizer/ and text_encoder/"]
     width: Annotated[
         int,
         Range(1, 65_536),
@@ -47,7 +48,7 @@ class Settings:
     window: Annotated[int, Range(3, 4096), "tokens of a text, with start and end"] = 64
     merges: Annotated[CountFromZero, "byte-pair merges of the tokenizer at most"] = 600
     corpus: Annotated[Count, "composed texts from which the merges are learned"] = 20_000
-    texts: Annotated[Count, "length of training in texts"] = 60_000
+    texts: Annotated[Count, Short("-n"), "length of training in texts"] = 60_000
     batch_size: Annotated[BatchSize, "texts a step"] = 64
     rate: Annotated[Rate, "peak learning rate of AdamW"] = 1e-3
     random_sides: Annotated[
@@ -59,7 +60,7 @@ class Settings:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    s = parse_settings(Settings, argv, prog="roentgen train text_encoder", about=__doc__, configs=CONFIGS)
+    s = parse_settings(Settings, argv, prog="roentgen train text-encoder", about=__doc__, configs=CONFIGS)
     require(s.width % s.heads == 0, "--width must be a multiple of --heads")
     table = read_manifest(s.manifest, splits=["train"], allow_empty_text=True, check_files=False)
     rows = [labels_from_row(row) for row in table.to_dict("records")]

@@ -206,4 +206,4 @@ def _listed(cells: pd.Series, counts: Counter[str]) -> pd.DataFrame:
 
 def _ages(cells: pd.Series) -> pd.Series:
     """Years from plain years and DICOM's "045Y" and "018M"; anything else is left for validation to name."""
-    return years_of(cells).map(lambda age: f"{age:g}", na_action="ignore").fillna(cells)
+    return years_of(cells).map(lambda age: f"{age:g}", na_action="ignore").astype(object).fillna(cells)

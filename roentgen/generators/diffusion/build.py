@@ -125,7 +125,7 @@ def _new(vae: Path, text: Path, unet: dict[str, Any]) -> tuple[Any, Any, Any, An
 
     for name in ("tokenizer", "text_encoder"):
         if not (text / name).is_dir():
-            raise UserError(f"--text {text}: {name}/ is missing; make it with train/text_encoder.py")
+            raise UserError(f"--text {text}: {name}/ is missing; make it with roentgen train text-encoder")
     autoencoder = _load_vae(vae)
     encoder = CLIPTextModel.from_pretrained(text / "text_encoder", **SAFE)
     channels = autoencoder.config.latent_channels

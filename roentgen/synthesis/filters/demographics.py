@@ -1,4 +1,4 @@
-"""Are view, sex and age those asked for? Linear predictors, fitted on real images by ``train/reference.py``."""
+"""Are view, sex and age those asked for? Linear predictors, fitted on real images by ``roentgen train reference``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _weights(reference: Reference, name: str) -> Floats:
         why = reference.thresholds.get(name, {}).get("why", "its manifest does not tell it")
         raise UserError(
             f"--filter {name}: the reference has no predictor of it ({why}); leave {name} out, or give a "
-            "--reference made by train/reference.py from images of which it is known"
+            "--reference made by roentgen train reference from images of which it is known"
         )
     return np.asarray(reference.arrays[f"head_{name}"], np.float64)
 

@@ -131,7 +131,7 @@ def prompt_rules(
         table: labels (N rows), columns of a manifest.
         outputs: ``probabilities`` (N, F) and ``sides`` (N, F, 2) of the same images.
         findings: their columns.
-        sensitivity, specificity, least_auroc, least_cases: see ``train/reference.py``.
+        sensitivity, specificity, least_auroc, least_cases: see ``roentgen train reference``.
     """
     rules: dict[str, dict[str, Any]] = {}
     for column, name in enumerate(findings):

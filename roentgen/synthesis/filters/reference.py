@@ -1,4 +1,4 @@
-"""The reference of the quality filter: what it knows of real images, made by ``train/reference.py``.
+"""The reference of the quality filter: what it knows of real images, made by ``roentgen train reference``.
 
 A folder with ``reference.json`` (thresholds, what they were fitted on, the classifier's hash) and
 ``reference.safetensors`` (arrays); with ``classifier/`` where it was made with another classifier than the one that
@@ -26,7 +26,7 @@ from roentgen.synthesis.filters.appearance import Appearance
 SHIPPED = Path(__file__).parents[2] / "models" / "reference"
 VERSION = 1
 JSON, ARRAYS = "reference.json", "reference.safetensors"
-MADE_BY = "make it again with `python train/reference.py --manifest MANIFEST --out DIR`"
+MADE_BY = "make it again with `roentgen train reference --manifest MANIFEST --out DIR`"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def load_reference(folder: Path | None = None) -> Reference:
 
 
 def outside_part(patients: Sequence[str], part: str) -> NDArray[np.bool_]:
-    """Which ``patients`` (N,) ``train/classifier.py --part START-END`` leaves out: it hashes each into [0, 1)."""
+    """Which ``patients`` (N,) ``roentgen train classifier --part START-END`` leaves out: it hashes each into [0, 1)."""
     try:
         start, end = (float(value) for value in part.split("-"))
     except ValueError:
