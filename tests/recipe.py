@@ -1,4 +1,4 @@
-"""The fine-tuning recipe in this process: a run takes about a second, where a new process takes eight."""
+"""Recipes in this process: a run takes about a second, where a new process takes eight."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ class Result:
     err: str
 
 
-def finetune(*flags: object, cpu: bool = True) -> Result:
-    """Run the recipe as its command line does, on the CPU unless told otherwise."""
+def finetune(*flags: object, cpu: bool = True, name: str = "finetune") -> Result:
+    """Run the recipe ``name`` as its command line does, on the CPU unless told otherwise."""
+    import importlib
+
     import torch
     from accelerate.state import AcceleratorState, GradientState
 
-    from roentgen.recipes import finetune as recipe
-
+    recipe = importlib.import_module(f"roentgen.recipes.{name}")
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     os.environ["ACCELERATE_USE_CPU"] = str(cpu).lower()
@@ -41,25 +42,25 @@ def finetune(*flags: object, cpu: bool = True) -> Result:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = errors.run(lambda: recipe.main([str(flag) for flag in flags]), prog="train/finetune.py")
+            code = errors.run(lambda: recipe.main([str(flag) for flag in flags]), prog=f"train/{name}.py")
         finally:
             del os.environ["ACCELERATE_USE_CPU"]
             torch.set_num_threads(threads)
     return Result(code, out.getvalue(), err.getvalue())
 
 
-def good(*flags: object, cpu: bool = True) -> Result:
+def good(*flags: object, cpu: bool = True, name: str = "finetune") -> Result:
     """A run that must end well."""
-    result = finetune(*flags, cpu=cpu)
+    result = finetune(*flags, cpu=cpu, name=name)
     assert result.code == 0, result.err[-2000:]
     return result
 
 
-def refused(*flags: object) -> str:
+def refused(*flags: object, name: str = "finetune") -> str:
     """The one sentence with which a run is refused."""
-    result = finetune(*flags)
+    result = finetune(*flags, name=name)
     assert result.code == 2, (result.code, result.out, result.err)
-    lines = [line for line in result.err.splitlines() if line.startswith("train/finetune.py: error: ")]
+    lines = [line for line in result.err.splitlines() if line.startswith(f"train/{name}.py: error: ")]
     assert len(lines) == 1, result.err
     return lines[0]
 

@@ -81,12 +81,12 @@ def export(
         name: Of the set (default: synthetic).
 
     Model and sampling:
-        model: mini, another name of `roentgen models`, a diffusers folder, or a Hugging Face id (default: mini).
+        model: mini, another name of `roentgen models`, a model folder, or a Hugging Face id (default: mini).
         lora: LoRA in diffusers' format to merge into the model.
         seed: First seed (default: 0).
         steps: Denoising steps (default: the model's).
         guidance: Guidance scale (default: the model's); lower gives more varied images that show less of the prompt.
-        sampler: dpm++, unipc, ddim or pndm (default: the model's).
+        sampler: dpm++, unipc, ddim or pndm; of masked transformers halton or confidence (default: the model's).
 
     Filter:
         filter: Stages with commas: prompt, view, sex, age, real, copies, repeats; or none. Black images never pass.

@@ -67,13 +67,13 @@ def generate(
         same_seed: Begin at --seed in every row of the file too, to compare prompts on the same noise.
 
     Model and sampling:
-        model: mini, another name of `roentgen models`, a diffusers folder, or a Hugging Face id.
+        model: mini, another name of `roentgen models`, a model folder, or a Hugging Face id.
         lora: LoRA in diffusers' format to merge into the model: a folder with pytorch_lora_weights.safetensors, or a
             .safetensors file.
         steps: Denoising steps (default: the model's).
         guidance: Guidance scale; 1 is none (default: the model's).
         negative_prompt: What to steer away from.
-        sampler: dpm++, unipc, ddim or pndm (default: the model's).
+        sampler: dpm++, unipc, ddim or pndm; of masked transformers halton or confidence (default: the model's).
 
     Output:
         out: Folder, or a file name ending in .png, .jpg or .dcm for a single image.
@@ -133,7 +133,7 @@ def generate(
         steps=steps,
         guidance=guidance,
         sampler=sampler,
-        negative_prompt=negative_prompt,
+        negative_prompt=negative_prompt or None,
         batch_size=batch_size,
         on_step=lambda share: bar.update(min(share, bar.total - bar.n)),  # sums of shares round
     )
@@ -232,7 +232,7 @@ def _line(path: Path, sample: Any, unknown: list[str]) -> str:
         {
             "path": str(path),
             "prompt": sample.prompt,
-            "negative_prompt": marks["negative_prompt"],
+            "negative_prompt": marks.get("negative_prompt", ""),
             "seed": sample.seed,
             "model": marks["model"],
             "model_hash": marks["model_hash"],

@@ -11,6 +11,8 @@ RECIPES = {
     "finetune": "train or fine-tune a Stable Diffusion pipeline on chest X-rays with their texts",
     "autoencoder": "train an autoencoder of one grey channel",
     "text-encoder": "train a small CLIP text encoder with its tokenizer",
+    "tokenizer": "make image tokens: codes for the latents of an autoencoder",
+    "masked": "train a masked transformer on image tokens with their texts",
     "classifier": "train the classifier that judges or rewards generated images",
     "alignment": "train the small dual encoder of images and texts",
     "reference": "make the reference of `roentgen export`'s quality filter from real images",

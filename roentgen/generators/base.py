@@ -44,7 +44,10 @@ class Info:
 
 
 class Sampling(Protocol):
-    """A family's settings of sampling: a frozen dataclass that travels in provenance as it is."""
+    """A family's settings of sampling: a frozen dataclass that travels in provenance as it is.
+
+    Every family has ``steps``, ``guidance`` and ``sampler``, whose names are its own; further settings are its own.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 

@@ -17,7 +17,7 @@ from typing import Any
 from roentgen.errors import UserError
 from roentgen.generators import FAMILIES
 from roentgen.generators.base import Generator, Sample, Sampling, check_seed, check_text, roentgen_json
-from roentgen.models import hub, loading
+from roentgen.models import hub
 from roentgen.models.lora import find_lora
 from roentgen.provenance import __version__
 
@@ -45,13 +45,18 @@ def load_model(
     source = hub.resolve(name)
     if (dtype or "auto") not in DTYPES:
         raise UserError(f"--dtype {dtype}: unknown; choose one of {', '.join(DTYPES)}")
-    folder = hub.find_folder(source, check=loading.check_folder)
+    folder = hub.find_folder(source, check=check_model)
     # A local path in every image's provenance would tell more of the user than of the model.
     shown = name if name in hub.NAMED or source.folder is None else folder.resolve().name
     options = {"device": device, "dtype": None if dtype == "auto" else dtype, "compile": compile, "lora": file}
     options["trainable"] = trainable
     model: Generator = import_module(FAMILIES[_family(folder)]).load(folder, name=shown, **options)
     return model
+
+
+def check_model(folder: Path) -> None:
+    """UserError if ``folder`` is no whole model of its family; looks at files only."""
+    import_module(FAMILIES[_family(folder)]).check_folder(folder)
 
 
 def _family(folder: Path) -> str:

@@ -17,8 +17,11 @@ from roentgen.files import file_sha256, reason, sha256, user_path
 
 MINI = Path(__file__).parent / "mini"
 WEIGHTED = ("vae", "unet", "text_encoder")
-# The last holds the trained text encoder of a RoentGen-v2 training, beside the one that it began with.
-PIPELINE_FOLDERS = (*WEIGHTED, "tokenizer", "scheduler", "text_encoder_and_tokenizer")
+# text_encoder_and_tokenizer holds the trained text encoder of RoentGen-v2, beside the one that it began with.
+# codes, transformer and vq are those of masked transformers.
+PIPELINE_FOLDERS = (
+    *WEIGHTED, "tokenizer", "scheduler", "text_encoder_and_tokenizer", "codes", "transformer", "vq",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def resolve(name: str) -> Source:
     """Turn ``--model`` (a name, a diffusers folder or a hub id) into a Source; UserError if it is none."""
     if name in NAMED:
         model = NAMED[name]
-        if model.folder is not None and not (model.folder / "model_index.json").is_file():
+        if model.folder is not None and not is_model(model.folder):
             raise UserError(
                 f"--model {name}: its weights are missing from {model.folder}; "
                 "reinstall roentgen, or pass --model PATH with another diffusers folder"
@@ -106,7 +109,7 @@ def resolve(name: str) -> Source:
     if path.is_dir():
         return Source(name, path)
     if path.exists():
-        raise UserError(f"--model {name} is a file; pass the diffusers folder that has model_index.json")
+        raise UserError(f"--model {name} is a file; pass the folder that it lies in")
     if is_hub_id(name):
         return Source(name, None, (name,))
     close = difflib.get_close_matches(name, NAMED, n=1)
@@ -115,6 +118,11 @@ def resolve(name: str) -> Source:
         f"--model {name}: unknown model; {hint}choose one of {', '.join(NAMED)}, a local diffusers folder, "
         "or a hub id such as owner/name"
     )
+
+
+def is_model(folder: Path) -> bool:
+    """Whether ``folder`` begins a model of any family: a diffusers pipeline, or what roentgen.json names."""
+    return any((folder / name).is_file() for name in ("model_index.json", "roentgen.json"))
 
 
 def find_folder(source: Source, *, check: Callable[[Path], object]) -> Path:
@@ -288,10 +296,10 @@ def pipeline_files(names: Sequence[str]) -> list[str]:
     return wanted
 
 
-def model_hash(folder: Path) -> str:
+def model_hash(folder: Path, parts: Sequence[str] = WEIGHTED) -> str:
     """First 16 hex digits of the SHA-256 over lines ``component/file sha256`` of the weight files, sorted."""
     lines = []
-    for name in WEIGHTED:
+    for name in parts:
         for file in weights(folder / name).files:
             # The Hugging Face cache names a large file by its SHA-256: no need to read gigabytes again.
             real = file.resolve()
@@ -307,6 +315,6 @@ def on_disk(model: NamedModel) -> tuple[Path, int] | None:
     """Folder and bytes of a named model that is on this disk, or None."""
     folders = [model.folder] if model.folder is not None else [snapshot(one) for one in model.hub_ids]
     for folder in folders:
-        if folder is not None and (folder / "model_index.json").is_file():
+        if folder is not None and is_model(folder):
             return folder, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return None

@@ -218,7 +218,8 @@ class Tokens:
 
     ids: int64 (N, C * L). attention: int64 (N, C * L), 1 where the text encoder may look, 0 on padding.
     used: bool (N, C * L), False only in chunks that this text does not need; they hold the empty text. Padding within
-    a chunk that is needed counts as used, as stock diffusers has it: the U-Net reads it too. chunks: C.
+    a chunk that is needed counts as used, as stock diffusers has it (the U-Net reads it too), unless the reader says
+    otherwise. chunks: C.
     """
 
     ids: Tensor
@@ -251,13 +252,15 @@ class TextReader:
     """How text becomes tokens; make one with ``make_reader``.
 
     window: tokens of a chunk with its start and end. chunks: chunks of a text. masked: the encoder wants the attention
-    mask (BERT); CLIP, which reads from left to right, has never had one.
+    mask (BERT); CLIP, which reads from left to right, has never had one. padding: whether padding within a chunk counts
+    as used.
     """
 
     tokenizer: Any
     window: int
     chunks: int = 1
     masked: bool = False
+    padding: bool = True
 
     def tokens(self, texts: Sequence[str]) -> Tokens:
         """Tokens of ``texts``; what is longer than ``chunks`` chunks hold is cut (``count`` says how often)."""
@@ -270,7 +273,8 @@ class TextReader:
                 padding = self.window - len(piece)
                 ids.append([*piece, *([self.tokenizer.pad_token_id] * padding)])
                 attention.append([1] * len(piece) + [0] * padding)
-                used.append([chunk == 0 or len(words) > chunk * room] * self.window)
+                shown = chunk == 0 or len(words) > chunk * room
+                used.append([shown] * len(piece) + [shown and self.padding] * padding)
         shape = (len(texts), self.chunks * self.window)
         return Tokens(
             torch.tensor(ids, dtype=torch.int64).reshape(shape),

@@ -6,7 +6,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from roentgen.data.manifest import finding_columns
 from roentgen.files import sha256
 from roentgen.models.text_encoders import TextReader, Tokens
 from roentgen.prompts import Labels, compose, labels_from_row, vocabulary, words
-from roentgen.training.encoded import LatentCache, TextCache
+from roentgen.training.encoded import TextCache
 from roentgen.training.order import Order, batch_generator
 
 
@@ -27,7 +27,7 @@ class Batch:
     """One process's share of a global batch; n images, latents of C x h x w.
 
     number: of the global batch. rows: int64 (n,) rows of the source. texts: n texts.
-    images: ``(mean, std)`` float16 (n, C, h, w) from the cache, or ``(pixels,)`` uint8 (n, S, S).
+    images: ``(mean, std)`` float16 (n, C, h, w) or ``(codes,)`` from the cache, or ``(pixels,)`` uint8 (n, S, S).
     text: tokens, or states (n, L, D). used: bool (n, L), positions of the text that the model may read.
     draws: what the model draws for each sample, by name (n, ...). weight: float32 (n,) loss weight of each sample.
     """
@@ -83,6 +83,14 @@ class Batch:
             )
 
 
+class EncodedImages(Protocol):
+    """Images of a source as a model's family reads them: latents, codes."""
+
+    def rows(self, indices: Any) -> tuple[Any, ...]:
+        """One array (B, ...) or several of rows of the source."""
+        ...
+
+
 @dataclass(frozen=True)
 class BatchMaker:
     """Makes batches: the same for the same number, whatever the number of processes, parts or earlier batches.
@@ -94,7 +102,7 @@ class BatchMaker:
         labels: labels of the M rows, for composed texts.
         weights: float32 (M,) loss weights of mean 1.
         reader: tokens of texts.
-        latents: cached latents of all rows of the source; None reads pixels.
+        latents: cached latents or codes of all rows of the source; None reads pixels.
         states: cached text states; None gives tokens.
         draw: what the model draws for a number of samples by a generator, by name.
         batch_size: images of a global batch.
@@ -111,7 +119,7 @@ class BatchMaker:
     labels: Sequence[Labels]
     weights: Tensor
     reader: TextReader
-    latents: LatentCache | None
+    latents: EncodedImages | None
     states: TextCache | None
     draw: Callable[[int, torch.Generator], dict[str, Tensor]]
     batch_size: int

@@ -28,6 +28,7 @@ from roentgen.files import file_sha256, new_folder, sha256
 from roentgen.generators.base import Info, roentgen_json, words
 from roentgen.generators.diffusion.sampling import Sampling, make_solver
 from roentgen.models import hub, loading
+from roentgen.models.autoencoder.channels import to_grey
 from roentgen.models.lora import LORA_FILE, apply_lora
 from roentgen.models.plain.decoder import Autoencoder
 from roentgen.models.plain.unet import UNet
@@ -310,11 +311,7 @@ class Diffusion:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (N, C, h, w) -> grey float32 (N, 1, H, W), nominally [-1, 1]; colour becomes luminance."""
         decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.dtype), return_dict=False)[0]
-        decoded = decoded.float()
-        if decoded.shape[1] == 1:
-            return decoded
-        red, green, blue = decoded.clamp(-1, 1).split(1, dim=1)  # clamp first, as a picture viewer would
-        return 0.299 * red + 0.587 * green + 0.114 * blue
+        return to_grey(decoded.float())
 
     @torch.inference_mode()
     def reconstruct(self, pixels: np.ndarray) -> np.ndarray:

@@ -34,3 +34,11 @@ def with_channels(vae: Any, count: int) -> Any:
     other = AutoencoderKL.from_config(vae.config, in_channels=count, out_channels=count)
     other.load_state_dict(state)
     return other.to(dtype=vae.dtype, device=vae.device).train(vae.training).requires_grad_(False)
+
+
+def to_grey(decoded: torch.Tensor) -> torch.Tensor:
+    """Decoded images float32 (N, 1 or 3, H, W), nominally [-1, 1] -> (N, 1, H, W); colour becomes luminance."""
+    if decoded.shape[1] == 1:
+        return decoded
+    red, green, blue = decoded.clamp(-1, 1).split(1, dim=1)  # clamp first, as a picture viewer would
+    return 0.299 * red + 0.587 * green + 0.114 * blue

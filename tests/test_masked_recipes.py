@@ -1,0 +1,111 @@
+"""The recipes of image tokens and masked transformers: they learn, go on where they stopped, refuse in a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from masked import Tiny, make_tiny
+from recipe import ROOT, good, part, refused
+from tiny import write_bert
+
+
+@pytest.fixture(scope="module")
+def tiny(make_pipeline: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("masked"), make_pipeline)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps that nobody interrupts, with texts composed afresh."""
+    out = tmp_path_factory.mktemp("whole")
+    good(*tiny.flags, "--out", out, "--composed", 0.5, "--accumulate", 2, name="masked")
+    return out
+
+
+def transformer(out: Path) -> dict[str, np.ndarray]:
+    return part(out / "model", "transformer")
+
+
+def test_the_tokenizer_says_what_it_loses(tiny: Tiny) -> None:
+    said = json.loads((tiny.tokenizer.parent / "tokenizer.json").read_text())
+    assert [group["codes"] for group in said["groups"]] == [8, 16]
+    assert all(0 < group["used"] <= 1 and 1 <= group["perplexity"] <= group["codes"] for group in said["groups"])
+    assert said["error"] > 0 and said["error_continuous"] > 0 and said["images"] == 8
+
+
+def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:
+    flags = (*tiny.flags, "--out", tmp_path, "--images", 480, "--rate", 0.01, "--batch-size", 8, "--ema-halflife", 40,
+             "--validate-every", 80, "--log-every", 80, "--checkpoint-every", 480)  # fmt: skip
+    told = good(*flags, name="masked").out
+    errors = [float(line.split()[3]) for line in told.splitlines() if " validation " in line]
+    assert len(errors) == 6 and errors[-1] < 0.97 * errors[0]
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
+    flags = (*tiny.flags, "--out", tmp_path, "--composed", 0.5, "--accumulate", 2)
+    good(*flags, "--until", 8, name="masked")
+    shutil.rmtree(tmp_path / "model")
+    assert "continuing at 8 images" in good(*flags, name="masked").out
+    one, other = transformer(whole), transformer(tmp_path)
+    assert set(one) == set(other) and all(np.array_equal(one[key], other[key]) for key in one)
+    assert "rate" in refused(*flags, "--rate", 0.5, name="masked")
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
+    words = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, ROOT / "train" / "masked.py",
+             *tiny.flags, "--out", tmp_path, "--composed", 0.5, "--accumulate", 2)  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], env=environment | {"ACCELERATE_USE_CPU": "true"}, capture_output=True,
+        text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = transformer(whole), transformer(tmp_path)
+    near = sum(int((np.abs(one[key] - other[key]) < 1e-5).sum()) for key in one)
+    assert near / sum(value.size for value in one.values()) > 0.999
+
+
+def test_cached_text_states_train_like_those_encoded_in_every_step(tiny: Tiny, tmp_path: Path) -> None:
+    for kind in ("cache", "online"):
+        good(*tiny.flags, "--out", tmp_path / kind, "--text-states", kind, "--until", 4, name="masked")
+    one, other = (transformer(tmp_path / kind) for kind in ("cache", "online"))
+    assert max(float(np.abs(one[key] - other[key]).max()) for key in one) < 2e-3  # the cache keeps float16
+
+
+def test_a_model_is_trained_on_and_reads_bert(tiny: Tiny, tmp_path: Path) -> None:
+    bert = write_bert(tmp_path / "bert", window=77)
+    flags = [flag if flag != tiny.pipeline else bert for flag in tiny.flags]
+    good(*flags, "--out", tmp_path / "first", "--until", 4, name="masked")
+    more = flags[: flags.index("--codes")] + flags[flags.index("--pixels") :]
+    good(*more, "--model", tmp_path / "first" / "model", "--out", tmp_path / "second", "--until", 4, name="masked")
+    one, other = transformer(tmp_path / "first"), transformer(tmp_path / "second")
+    assert any(not np.array_equal(one[key], other[key]) for key in one)
+
+
+def test_bad_input_is_one_sentence(tiny: Tiny, tmp_path: Path) -> None:
+    out, manifest = ("--out", tmp_path / "out"), ("--manifest", tiny.manifest)
+    assert "--codes" in refused(*manifest, *out, "--text-encoder", tiny.pipeline, name="masked")
+    assert "--codes" in refused(*tiny.flags, *out, "--codes", tmp_path, name="masked")
+    assert "--pixels" in refused(*tiny.flags, *out, "--pixels", 36, name="masked")
+    assert "--shape.heads" in refused(*tiny.flags, *out, "--shape.heads", 3, name="masked")
+    assert "--batch-size" in refused(*tiny.flags, *out, "--accumulate", 3, name="masked")
+    start = (*manifest, *out, "--vae", tiny.pipeline, "--size", 32)
+    assert "--groups" in refused(*start, "--groups", "1,2", "--codes", "8,8", name="tokenizer")
+    assert "--codes" in refused(*start, "--groups", "1,3", "--codes", "8", name="tokenizer")
+    assert "--codes" in refused(*start, "--groups", "1,3", "--codes", "8,2000", name="tokenizer")
+    assert "--vae" in refused(*manifest, *out, "--vae", tmp_path / "none", name="tokenizer")
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_a_dry_run_writes_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    told = good(*tiny.flags, "--out", tmp_path / "out", "--dry-run", name="masked").out
+    assert "8x8 positions" in told and not (tmp_path / "out").exists()
