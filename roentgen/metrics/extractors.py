@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,21 @@ def load_extractor(name: str, *, device: str = "cpu") -> Extractor:
     )
 
 
+def require_file(file: Path, url: str, what: str, instead: str = "") -> None:
+    """UserError where ``file`` is not there: where to fetch it, and what to do ``instead``."""
+    if not file.is_file():
+        raise UserError(f"{what} are not on this disk; put {url} at {file}{instead}")
+
+
+@contextmanager
+def loading_weights(what: str, url: str) -> Iterator[None]:
+    """Whatever unpickling raises in the block, as one sentence."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{what} cannot be loaded ({reason(error)}); fetch {url} again") from None
+
+
 # ------------------------------------------------------------------------------- the classifier that ships
 
 
@@ -177,19 +193,14 @@ def inception_extractor(*, weights: Path | None = None, resize: str = "tf1", dev
     except ImportError:
         raise UserError(f"extractor {name} needs torch-fidelity: {install('eval')}") from None
     file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE if weights is None else weights
-    if not file.is_file():
-        raise UserError(f"extractor {name}: its weights are not on this disk; put {INCEPTION_URL} at {file}")
+    require_file(file, INCEPTION_URL, f"extractor {name}: its weights")
     if weights is None and file_sha256(file) != INCEPTION_SHA256:
         raise UserError(
             f"extractor {name}: {file} is not the published file (its SHA-256 differs); fetch {INCEPTION_URL} again"
         )
-    try:
+    with loading_weights(f"extractor {name}: {file}", INCEPTION_URL):
         torch.load(file, map_location="cpu", weights_only=True)  # torch-fidelity would run what a pickle asks for
         whole = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
-    except Exception as error:  # whatever unpickling raises
-        raise UserError(
-            f"extractor {name}: {file} cannot be loaded ({reason(error)}); fetch {INCEPTION_URL} again"
-        ) from None
     net = fused(nn_sequence(whole)).to(device)
     chains = {
         "tf1": (resize_tf1, "bilinear without antialiasing as TensorFlow 1 (torch-fidelity)"),
@@ -300,13 +311,10 @@ def xrv_extractor(chain: str = "xrv", *, folder: Path | None = None, device: str
         raise UserError(f"extractor {chain} needs torchxrayvision: {install('eval')}") from None
     url = str(xrv.models.model_urls[XRV_WEIGHTS]["weights_url"])
     file = (user_path("~/.torchxrayvision/models_data") if folder is None else folder) / url.rpartition("/")[2]
-    if not file.is_file():
-        raise UserError(f"extractor {chain}: its weights are not on this disk; put {url} at {file}")
+    require_file(file, url, f"extractor {chain}: its weights")
     check_pickle(file, XRV_CLASSES, f"extractor {chain}")  # the package unpickles a whole network, not tensors alone
-    try:
+    with loading_weights(f"extractor {chain}: {file}", url):
         net = xrv.models.DenseNet(weights=XRV_WEIGHTS, cache_dir=str(file.parent)).eval().requires_grad_(False)
-    except Exception as error:  # whatever unpickling raises
-        raise UserError(f"extractor {chain}: {file} cannot be loaded ({reason(error)}); fetch {url} again") from None
     net = net.to(device)
     given = LastInput(net.classifier)
 
@@ -318,13 +326,13 @@ def xrv_extractor(chain: str = "xrv", *, folder: Path | None = None, device: str
         else:
             grey = resize_clean(image, INCEPTION_SIDE) * np.float32(0.2989 + 0.587 + 0.114)
             scaled = torch.from_numpy(2048 * (grey / 255) - 1024)[None, None]
-        if scaled.shape[-2:] != (XRV_SIDE, XRV_SIDE):
-            size = (XRV_SIDE, XRV_SIDE)
+        size = (XRV_SIDE, XRV_SIDE)
+        if scaled.shape[-2:] != size:
             scaled = F.interpolate(scaled, size, mode="bilinear", align_corners=False, antialias=chain != "xrv-2022")
         return scaled[0].numpy()
 
     def forward(batch: Tensor) -> dict[str, Tensor]:
-        probabilities = net(batch)
+        probabilities = net(batch)  # first: it is what gives the features
         return {"features": given.last(), "probabilities": probabilities}
 
     return Extractor(
@@ -391,17 +399,14 @@ def _from_hub(loader: Any, model: str, name: str) -> Any:
     """``loader.from_pretrained(model)``: this disk first, then the network; one sentence if neither has it."""
     folder = hub.local(model)
     try:
-        if folder is None:
-            folder = hub.fetch(model, hub.model_files)
+        folder = folder or hub.fetch(model, hub.model_files)
     except Exception as error:  # hub, HTTP and OS errors
         raise UserError(
             f"extractor {name}: {model} is neither on this disk nor can it be fetched ({reason(error)}); run "
             f"`hf download {model}` where there is a network and copy the Hugging Face cache here, or give its folder"
         ) from None
-    try:
+    with loading_weights(f"extractor {name}: {folder}", model):  # config, weight and processor errors alike
         return loader.from_pretrained(folder, **loading.SAFE)
-    except Exception as error:  # config, weight and processor errors alike mean a bad folder
-        raise UserError(f"extractor {name}: {folder} cannot be loaded ({reason(error)})") from None
 
 
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {

@@ -12,28 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics.memorisation import damage
+from roentgen.metrics.statistics import Floats
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 MEMORY = 256 * 2**20
 """Bytes that a block of distances may take."""
 VIEWS = (1.0, 0.92, 0.84)
 """Central crops of each training image, as shares of its sides, in which a cropped copy is searched."""
-
-
-def distances(queries: NDArray[np.floating], pool: NDArray[np.floating], *, chunk: int = 256) -> Floats:
-    """Euclidean distances (N, M) of ``queries`` (N, D) to ``pool`` (M, D), in float64."""
-    x, y = np.asarray(queries, dtype=np.float64), np.asarray(pool, dtype=np.float64)
-    centre = y.mean(axis=0)  # less is lost where norms cancel
-    x, y = x - centre, y - centre
-    norms = (y * y).sum(axis=1)
-    result = np.empty((len(x), len(y)))
-    for start in range(0, len(x), chunk):
-        part = x[start : start + chunk]
-        squared = (part * part).sum(axis=1)[:, None] + norms - 2 * part @ y.T
-        result[start : start + chunk] = np.sqrt(np.clip(squared, 0, None))
-    return result
 
 
 def blocks(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from roentgen.errors import UserError
-from roentgen.files import write_atomic
+from roentgen.files import read_json, write_atomic
 from roentgen.provenance import ROOT, git_state, versions
 
 KEYS = (
@@ -76,23 +76,23 @@ def write_result(
             "command": context.command,
         }
     )
-    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(path, text.encode())
+    write_json(path, result)
     return dict(result)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``value`` as ``plain`` has it, atomically."""
+    write_atomic(path, (json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def read_result(path: Path) -> dict[str, Any]:
     """A result written by ``write_result``; UserError if it is missing, damaged or lacks a key."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such result; run eval/mini.py first") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); run eval/mini.py again") from None
-    missing = [key for key in KEYS if not isinstance(result, dict) or key not in result]
-    if missing:
-        raise UserError(f"{path}: not a result (no {missing[0]}); run eval/mini.py again")
-    return dict(result)
+    if not path.exists():
+        raise UserError(f"{path}: no such result; make it first")
+    result = read_json(path, advice="make it again")
+    if missing := [key for key in KEYS if key not in result]:
+        raise UserError(f"{path}: not a result (no {missing[0]}); make it again")
+    return result
 
 
 def plain(value: Any) -> Any:

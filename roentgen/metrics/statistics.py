@@ -7,7 +7,7 @@ one patient's images are not independent. scipy is needed for t and for false di
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,11 @@ def feature_rows(features: NDArray[np.floating], *, least: int = 1) -> Floats:
 def numbered(groups: Groups) -> NDArray[np.int64]:
     """A number (N,) for each of ``groups``, from 0 in the order of their names."""
     return np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)[1].astype(np.int64)
+
+
+def own_groups(groups: Groups | None, items: Sized) -> Groups:
+    """``groups``, or where there are none a group of its own for each of ``items``."""
+    return range(len(items)) if groups is None else groups
 
 
 def cluster_weights(groups: Groups, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
@@ -91,7 +96,7 @@ def mean_interval(
 ) -> tuple[float, float]:
     """Bootstrap interval of the mean of ``values`` (N,), by ``groups`` (None: each value is its own)."""
     array = np.asarray(values, dtype=np.float64)
-    weights = cluster_weights(range(len(array)) if groups is None else groups, resamples, seed)
+    weights = cluster_weights(own_groups(groups, array), resamples, seed)
     return percentile_interval(weights @ array / weights.sum(axis=1), level)
 
 

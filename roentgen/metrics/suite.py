@@ -9,7 +9,6 @@ measures that are missing; a folder of other inputs is refused.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,20 +18,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from roentgen.devices import ALONE, Process
 from roentgen.errors import UserError
-from roentgen.files import check_same, files_sha256, sha256, write_atomic
+from roentgen.files import check_same, files_sha256, read_json, sha256, write_atomic
 from roentgen.metrics.extractors import Extractor, load_extractor
-from roentgen.metrics.features import extract
+from roentgen.metrics.features import Features, extract
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import SUITES, VALIDATION, EvaluationInputs, Measure, Result, Unavailable, match_to_real
 from roentgen.metrics.measures import MEASURES
-from roentgen.metrics.result import Context, plain, read_result, write_result
+from roentgen.metrics.result import Context, read_result, write_json, write_result
 from roentgen.provenance import __version__, portable, versions
 
 DEFAULT_EXTRACTOR = "classifier"
 FULL_EXTRACTORS = (DEFAULT_EXTRACTOR, "inception", "xrv", "xrv-native", "clip", "rad-dino")
+FROM_SETTINGS = ("extractors", "seed", "resamples", "device", "dual_encoder", "image_to_text", "siamese")
 INDEX = "evaluation.json"
 """The file that says what a folder holds."""
 
@@ -144,24 +145,50 @@ def run_suite(
         UserError: the folder holds another evaluation, or a bad image. Measures that could not be computed are in
             ``Outcome.refused``, so that the caller can report all others first.
     """
-    from tqdm import tqdm
-
     hashes = {images.name: set_hash(images, plan.workers) for images in sets}
-    _claim(plan, hashes)
+    key = {
+        "real": hashes["real"], "synthetic": hashes["synthetic"], "seed": plan.seed, "resamples": plan.resamples,
+        "version": __version__,
+    }  # fmt: skip
+    _claim(plan.out, key)
     began = time.monotonic()
-    features = extract(
-        sets,
-        plan.extractors,
-        cache=plan.cache,
-        workers=plan.workers,
-        batch_size=plan.batch_size,
-        skip_bad=plan.skip_bad,
-        who=who,
-        wait=wait,
-    )
+    reading = {"cache": plan.cache, "workers": plan.workers, "batch_size": plan.batch_size, "skip_bad": plan.skip_bad}
+    features = extract(sets, plan.extractors, **reading, who=who, wait=wait)
+    # A run that goes on where another was killed adds to what that one took.
+    seconds: dict[str, float] = dict(read_index(plan.out).get("seconds", {}))
+    seconds["features"] = seconds.get("features", 0.0) + time.monotonic() - began
+    inputs = _inputs(features, plan)
+    described = {images.name: _described(images, hashes[images.name]) for images in features.sets}
+    shared = {"seed": plan.seed, "settings": settings, "model": model, "inputs": described, "command": command}
+    contexts = {
+        one.name: Context(extractor=f"{portable(one.name)}, sha256 {one.hash}", resize=one.chain, **shared)
+        for one in plan.extractors
+    }
+    outcome = Outcome({}, [(f"everything with {name}", reason) for name, reason in plan.missing.items()], [], inputs)
+    _measure(plan, contexts, outcome, seconds)
+    results = _in_order({**_earlier(plan.out, outcome.results, described), **outcome.results})
+    extractors = {str(portable(e.name)): {"hash": e.hash, "chain": e.chain, "dim": e.dim} for e in plan.extractors}
+    index = {
+        "key": key,
+        "model": model,
+        "inputs": described,
+        "suite": plan.suite,
+        "measures": list(results),
+        "missing": [{"measure": name, "reason": reason} for name, reason in outcome.missing],
+        "extractors": extractors,
+        "settings": settings,
+        "command": command,
+        "versions": versions(),
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+    }
+    _write_index(plan.out, index)
+    return dataclasses.replace(outcome, results=results)
+
+
+def _inputs(features: Features, plan: SuiteSettings) -> EvaluationInputs:
     measured = {images.name: images for images in features.sets}
     synthetic, partner, notes = match_to_real(measured["synthetic"].table, measured["real"].table)
-    inputs = EvaluationInputs(
+    return EvaluationInputs(
         real=measured["real"],
         synthetic=dataclasses.replace(measured["synthetic"], table=synthetic),
         train=measured.get("train"),
@@ -169,85 +196,49 @@ def run_suite(
         partner=partner,
         notes=notes,
         features=features,
-        extractors=plan.extractors,
-        seed=plan.seed,
-        resamples=plan.resamples,
-        device=plan.device,
-        dual_encoder=plan.dual_encoder,
-        image_to_text=plan.image_to_text,
-        siamese=plan.siamese,
         reconstructed=measured.get("reconstructed"),
         probes=measured.get("probes"),
+        **{name: getattr(plan, name) for name in FROM_SETTINGS},
     )
-    described = {name: _described(images, hashes[name]) for name, images in measured.items()}
-    contexts = {
-        extractor.name: Context(
-            extractor=f"{portable(extractor.name)}, sha256 {extractor.hash}",
-            resize=extractor.chain,
-            seed=plan.seed,
-            settings=settings,
-            model=model,
-            inputs=described,
-            command=command,
-        )
-        for extractor in plan.extractors
-    }
+
+
+def _measure(plan: SuiteSettings, contexts: Mapping[str, Context], outcome: Outcome, seconds: dict[str, float]) -> None:
+    """Every measure of ``plan`` with its extractors, into ``outcome`` and its file as soon as it is there."""
+    inputs = outcome.inputs
     jobs: list[tuple[str, Measure, Extractor]] = []
-    missing = [(f"everything with {name}", reason) for name, reason in plan.missing.items()]
     for name in plan.metrics:
-        output = MEASURES[name].output
-        fit = [extractor for extractor in plan.extractors if output in extractor.outputs or not output]
-        fit = fit if MEASURES[name].each_extractor else fit[:1]
-        jobs += [(result_name(name, extractor, fit), MEASURES[name], extractor) for extractor in fit]
+        measure = MEASURES[name]
+        fit = [one for one in plan.extractors if measure.output in one.outputs or not measure.output]
+        fit = fit if measure.each_extractor else fit[:1]
+        jobs += [(result_name(name, extractor, fit), measure, extractor) for extractor in fit]
         if not fit:
-            missing.append((name, f"none of the extractors gives {output}; name classifier in --extractors"))
-    results: dict[str, dict[str, Any]] = {}
-    refused: list[str] = []
-    # A run that goes on where another was killed adds to what that one took.
-    seconds: dict[str, float] = dict(read_index(plan.out).get("seconds", {}))
-    seconds["features"] = seconds.get("features", 0.0) + time.monotonic() - began
+            outcome.missing.append(
+                (name, f"none of the extractors gives {measure.output}; name classifier in --extractors")
+            )
     bar = tqdm(jobs, desc="measures", file=sys.stderr)
     for name, measure, extractor in bar:
         bar.set_description(name)
         began = time.monotonic()
         context = contexts[extractor.name]
+        path = plan.out / f"{name}.json"
         try:
             if measure.judge is not None:
                 judge, chain = measure.judge(inputs)
                 context = dataclasses.replace(context, extractor=judge, resize=chain)
-            kept = _kept(plan.out / f"{name}.json", context, measure)
-            if kept is not None:
-                results[name] = kept
+            if kept := _kept(path, context, measure):
+                outcome.results[name] = kept
                 continue
             found = measure.compute(inputs, extractor)
         except Unavailable as reason:
-            missing.append((name, str(reason)))
+            outcome.missing.append((name, str(reason)))
             if reason.bad_input or plan.asked:
-                refused.append(f"{name} ({reason})")
+                outcome.refused.append(f"{name} ({reason})")
             continue
-        results[name] = _write(plan.out / f"{name}.json", measure, found, context, inputs)
+        outcome.results[name] = _write(path, measure, found, context, inputs)
         seconds[name] = time.monotonic() - began
         _write_index(plan.out, {**read_index(plan.out), "seconds": seconds})
         with tqdm.external_write_mode(file=sys.stderr):
-            print(f"{name}: {_line(results[name])}", file=sys.stderr)
-    results = _in_order({**_earlier(plan.out, results, described), **results})
-    index = {
-        "key": _key(plan, hashes),
-        "model": model,
-        "inputs": described,
-        "suite": plan.suite,
-        "measures": list(results),
-        "missing": [{"measure": name, "reason": reason} for name, reason in missing],
-        "extractors": {
-            str(portable(e.name)): {"hash": e.hash, "chain": e.chain, "dim": e.dim} for e in plan.extractors
-        },
-        "settings": settings,
-        "command": command,
-        "versions": versions(),
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
-    }
-    _write_index(plan.out, index)
-    return Outcome(results, missing, refused, inputs)
+            print(f"{name}: {_line(outcome.results[name])}", file=sys.stderr)
 
 
 def result_name(measure: str, extractor: Extractor, extractors: Sequence[Extractor]) -> str:
@@ -260,48 +251,30 @@ def result_name(measure: str, extractor: Extractor, extractors: Sequence[Extract
 
 def read_index(folder: Path) -> dict[str, Any]:
     """``evaluation.json`` of a finished or broken-off evaluation; UserError if there is none."""
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} holds no evaluation ({INDEX}); make one with `roentgen eval --out {folder}`"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / INDEX} cannot be read ({error}); run the evaluation again") from None
-    if not isinstance(index, dict) or "key" not in index:
+    if not (folder / INDEX).exists():
+        raise UserError(f"{folder} holds no evaluation ({INDEX}); make one with `roentgen eval --out {folder}`")
+    index = read_json(folder / INDEX, advice="run the evaluation again")
+    if "key" not in index:
         raise UserError(f"{folder / INDEX} is no index of an evaluation; run the evaluation again")
-    return dict(index)
+    return index
 
 
-def _key(plan: SuiteSettings, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """What all results of a folder share; the training images matter to single measures only."""
-    return {
-        "real": hashes["real"],
-        "synthetic": hashes["synthetic"],
-        "seed": plan.seed,
-        "resamples": plan.resamples,
-        "version": __version__,
-    }
-
-
-def _claim(plan: SuiteSettings, hashes: Mapping[str, str]) -> None:
-    """Make ``plan.out`` the folder of this evaluation; UserError if it is another's."""
-    key = _key(plan, hashes)
-    if (plan.out / INDEX).exists():
+def _claim(out: Path, key: Mapping[str, Any]) -> None:
+    """Make ``out`` the folder of the evaluation ``key``, what all its results share (the training images matter to
+    single measures only); UserError if it is another's."""
+    if (out / INDEX).exists():
         words = {"real": "real images", "synthetic": "synthetic images", "version": "roentgen version"}
         words = {name: f"--{name}" for name in key} | words
-        holds = f"--out {plan.out} holds an evaluation with other"
-        check_same(read_index(plan.out)["key"], key, holds=holds, words=words)
+        check_same(read_index(out)["key"], key, holds=f"--out {out} holds an evaluation with other", words=words)
         return
-    strange = [name for name in MEASURES if (plan.out / f"{name}.json").exists()]
+    strange = [name for name in MEASURES if (out / f"{name}.json").exists()]
     if strange:
-        raise UserError(f"--out {plan.out} holds {strange[0]}.json of something else; choose another folder")
-    _write_index(plan.out, {"key": key, "measures": [], "missing": []})
+        raise UserError(f"--out {out} holds {strange[0]}.json of something else; choose another folder")
+    _write_index(out, {"key": key, "measures": [], "missing": []})
 
 
 def _write_index(out: Path, index: Mapping[str, Any]) -> None:
-    text = json.dumps(plain(index), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(out / INDEX, text.encode())
+    write_json(out / INDEX, index)
 
 
 def _earlier(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from roentgen.experiments.sensitivity.samples import KnownImages, World, join, pairs_of
@@ -67,14 +68,14 @@ class Lookup:
         size = min(len(world.real), len(world.train))
         rng = np.random.default_rng(world.seed)
         drawn = [rng.choice(len(world.train), size, replace=False) for _ in range(5)]
-        to_train = neighbours.distances(pool.features, world.train.features)
+        to_train = cdist(pool.features, world.train.features)
         return Lookup(
             nearest={
                 f"copies_{space}": neighbours.nearest(in_space(space, pool), train_in_space(space, world))[1][:, 0]
                 for space in SPACES
             },
             subsets=np.stack([to_train[:, rows].min(axis=1) for rows in drawn]),
-            within=neighbours.distances(pool.features, pool.features),
+            within=cdist(pool.features, pool.features),
         )
 
     def value(self, key: str, a: NDArray[np.integer], b: NDArray[np.integer]) -> float:

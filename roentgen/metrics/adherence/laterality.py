@@ -25,7 +25,7 @@ from roentgen.metrics.measure import (
     Unavailable,
     measure,
 )
-from roentgen.metrics.statistics import clustered_wilson
+from roentgen.metrics.statistics import clustered_wilson, own_groups
 
 RIGHT, LEFT = 0, 1  # last axis of Classifier.predict_sides: the patient's right first, as on the film
 # Rows of the image (as shares of its height) in which a finding changes the lateral third of its lung, and
@@ -76,7 +76,7 @@ def side_accuracy(
 
     return SideAccuracy(
         accuracy=correct / n if n else float("nan"),
-        ci=clustered_wilson(right_answer, np.ones(n), range(n) if groups is None else groups),
+        ci=clustered_wilson(right_answer, np.ones(n), own_groups(groups, values)),
         n=n,
         correct=correct,
         left=share(is_left),
@@ -127,7 +127,7 @@ def side_adherence(
     right, n = (told & asked).sum(axis=1).astype(np.float64), asked.sum(axis=1).astype(np.float64)
     details: dict[str, Any] = {"chance": 0.5, "findings": entries}
     if real is not None:
-        others = range(len(real[0])) if real_groups is None else real_groups
+        others = own_groups(real_groups, real[0])
         details["real"] = _side_rows(real[0], _sides(real[0], real[1], findings), findings, others)
     return {
         "value": float(right.sum() / n.sum()) if n.sum() else float("nan"),

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from roentgen.metrics.measure import Unavailable
-
-if TYPE_CHECKING:
-    from roentgen.metrics.image_set import ImageSet
-    from roentgen.metrics.measure import EvaluationInputs
+from roentgen.metrics.measure import EvaluationInputs, ImageSet, Unavailable
 
 LITTLE, MUCH = "little", "much"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from roentgen.metrics.measure import (
     NOTHING,
     ByFinding,
     EvaluationInputs,
+    Extractor,
     Noticed,
     Result,
     Unavailable,
@@ -34,9 +35,6 @@ from roentgen.metrics.measure import (
     measure,
 )
 from roentgen.metrics.reconstruction import rows_of_originals
-
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
 
 
 def fid(pair: Pair) -> dict[str, Any]:
@@ -130,14 +128,9 @@ def fid_by_n(pair: Pair) -> dict[str, list[dict[str, Any]]]:
 
 
 @measure(
-    "fid",
-    "Fréchet distance (FID)",
-    suite="quick",
-    better="lower",
-    each_extractor=True,
-    reads=("reconstructed",),
+    "fid", "Fréchet distance (FID)", suite="quick", better="lower", each_extractor=True, reads=("reconstructed",),
     noticed={"fid": Noticed("FID", 1, 1, (*LOOKS, COLLAPSE))},
-)
+)  # fmt: skip
 def measure_fid(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     found = against_real(fid, inputs, extractor, bound="floor", falls_with_n=True)
     details = {**found.details, "by_n": fid_by_n(pair_of(inputs, extractor))}
@@ -162,24 +155,13 @@ def measure_fd_infinity(inputs: EvaluationInputs, extractor: Extractor) -> Resul
 
 
 @measure(
-    "fid_by_finding",
-    "Fréchet distance by finding, mean",
-    suite="standard",
-    better="lower",
-    each_extractor=True,
+    "fid_by_finding", "Fréchet distance by finding, mean", suite="standard", better="lower", each_extractor=True,
     by_finding=ByFinding("Fréchet distance by finding", "Fréchet distance to real images with the finding"),
-)
+)  # fmt: skip
 def measure_fid_by_finding(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Frechet distance of the images with a finding to the real images with it; the value is the mean."""
-    mine, theirs = labels_of(inputs)
-    names = list(inputs.real.findings)
-    found = per_finding(
-        fid,
-        pair_of(inputs, extractor),
-        {name: mine[:, column] for column, name in enumerate(names)},
-        {name: theirs[:, column] for column, name in enumerate(names)},
-        falls_with_n=True,
-    )
+    labels = [dict(zip(inputs.real.findings, matrix.T, strict=True)) for matrix in labels_of(inputs)]
+    found = per_finding(fid, pair_of(inputs, extractor), *labels, falls_with_n=True)
     known = {name: entry for name, entry in found.items() if math.isfinite(entry["value"])}
     if not known:
         raise Unavailable(f"no finding has {LEAST} images on both sides")

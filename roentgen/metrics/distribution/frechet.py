@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 
-from roentgen.metrics.statistics import cluster_weights, percentile_interval
+from roentgen.metrics.statistics import Floats, Groups, cluster_weights, feature_rows, own_groups, percentile_interval
 
-if TYPE_CHECKING:
-    import torch
-
-Floats = NDArray[np.float64]
 DISTINCT = 1 - math.exp(-1)
 """Share of the images that are in a resample at least once."""
 WORK = 6e13
@@ -49,7 +45,7 @@ class Moments:
 
 def moments(features: NDArray[np.floating]) -> Moments:
     """Moments of ``features`` (N, D)."""
-    x = _checked(features)
+    x = feature_rows(features)
     mean = x.mean(axis=0)
     centred = x - mean
     return Moments(len(x), mean, centred.T @ centred)
@@ -93,25 +89,11 @@ class MomentsBuilder:
         self._used = 0
 
 
-def streaming_moments(batches: Iterable[NDArray[np.floating]]) -> Moments:
-    """Moments of all ``batches`` of (n, D) together, few in memory at a time."""
-    builder: MomentsBuilder | None = None
-    for batch in batches:
-        if builder is None:
-            builder = MomentsBuilder(_checked(batch).shape[1])
-        builder.add(_checked(batch))
-    if builder is None:
-        raise ValueError("no batches")
-    return builder.finish()
-
-
 def merge_across_processes(own: Moments) -> Moments:
     """Moments of all processes of ``accelerate launch`` or ``torchrun`` together, the same in each of them.
 
     Merged in the order of ranks. Without a process group, ``own``.
     """
-    import torch.distributed as dist
-
     if not (dist.is_available() and dist.is_initialized()):
         return own
     everybody: list[Moments | None] = [None] * dist.get_world_size()
@@ -129,8 +111,6 @@ def trace_root(a: Moments, b: Moments) -> float:
     come without vectors and without imaginary parts to drop. In float64 by torch, whose LAPACK takes half the time
     of numpy's; more than ten times faster than ``scipy.linalg.sqrtm`` (benchmarks/eval.py).
     """
-    import torch
-
     if min(a.n, b.n) < 2:
         raise ValueError("a covariance needs at least two items")
     root = _root(torch.from_numpy(a.scatter), full_rank=a.n > a.mean.size)
@@ -142,8 +122,6 @@ def trace_root(a: Moments, b: Moments) -> float:
 
 def _root(matrix: torch.Tensor, *, full_rank: bool) -> torch.Tensor:
     """R (D, D) with R R' = ``matrix``, symmetric and positive semidefinite."""
-    import torch
-
     if full_rank:
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
@@ -167,7 +145,7 @@ def feature_distance(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
 
     With fewer images than features the work is in matrices of images (``weighted_frechet``), else of features.
     """
-    a, b = _checked(x), _checked(y)
+    a, b = feature_rows(x), feature_rows(y)
     if min(len(a), len(b)) > a.shape[1]:
         return frechet_distance(moments(a), moments(b))
     middle = b.mean(axis=0)  # a common shift changes nothing but the rounding
@@ -223,8 +201,8 @@ def frechet_interval(
     b: NDArray[np.floating],
     *,
     paired: bool = False,
-    groups_a: Sequence[object] | None = None,
-    groups_b: Sequence[object] | None = None,
+    groups_a: Groups | None = None,
+    groups_b: Groups | None = None,
     resamples: int = LEAST,
     seed: int = 0,
 ) -> tuple[float, float]:
@@ -235,14 +213,14 @@ def frechet_interval(
     not. So the draws are shifted to the distance of the full sets before their percentiles are taken. ``paired``:
     draw the same rows of both (image and its reconstruction).
     """
-    x, y = _checked(a), _checked(b)
+    x, y = feature_rows(a), feature_rows(b)
     if paired and len(x) != len(y):
         raise ValueError("paired sets must have equal sizes")
     middle = y.mean(axis=0)  # a common shift changes nothing but the rounding
     x, y = x - middle, y - middle
     cross = x @ y.T
-    weights_a = cluster_weights(range(len(x)) if groups_a is None else groups_a, resamples, seed)
-    weights_b = cluster_weights(range(len(y)) if groups_b is None else groups_b, resamples, seed + 1)
+    weights_a = cluster_weights(own_groups(groups_a, x), resamples, seed)
+    weights_b = cluster_weights(own_groups(groups_b, y), resamples, seed + 1)
     # Where few patients have many images, a resample can hold fewer than the two images that a covariance needs.
     pairs = [(u, u if paired else v) for u, v in zip(weights_a, weights_b, strict=True)]
     draws = np.array([weighted_frechet(x, y, cross, u, v) for u, v in pairs if min(u.sum(), v.sum()) > 1])
@@ -275,7 +253,7 @@ def fd_infinity(
     line over 1/n; its intercept is the value. The bias of the finite ``real`` stays: compare at equal M. It may be
     negative for sets that are alike. The law holds for n well above D only.
     """
-    x = _checked(synthetic)
+    x = feature_rows(synthetic)
     first = max(2, round(smallest * len(x)))
     if points < 2 or first >= len(x):
         raise ValueError(f"{len(x)} images are too few for {points} sizes")
@@ -284,12 +262,3 @@ def fd_infinity(
     found = [(int(n), feature_distance(x[rng.choice(len(x), n, replace=False)], real)) for n in sizes]
     slope, value = np.polyfit([1 / n for n, _ in found], [distance for _, distance in found], 1)
     return Extrapolation(float(value), float(slope), found)
-
-
-def _checked(features: NDArray[np.floating]) -> Floats:
-    x = np.asarray(features, dtype=np.float64)
-    if x.ndim != 2 or len(x) == 0:
-        raise ValueError(f"expected features (N, D), got {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError("features hold NaN or infinity")
-    return x

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval
+from roentgen.metrics.statistics import (
+    RESAMPLES,
+    Floats,
+    Groups,
+    cluster_weights,
+    feature_rows,
+    own_groups,
+    percentile_interval,
+)
 
-Floats = NDArray[np.float64]
 SUBSETS = 100
 SUBSET_SIZE = 1000
 ROWS = 512  # of a kernel matrix in memory at a time
@@ -75,8 +81,8 @@ def kernel_distance(
     *,
     subsets: int = SUBSETS,
     subset_size: int | None = None,
-    synthetic_groups: Sequence[object] | None = None,
-    real_groups: Sequence[object] | None = None,
+    synthetic_groups: Groups | None = None,
+    real_groups: Groups | None = None,
     resamples: int = RESAMPLES,
     seed: int = 2020,
 ) -> KernelDistance:
@@ -90,7 +96,7 @@ def kernel_distance(
         resamples: for the interval; 0 gives (NaN, NaN).
         seed: the subsets are those of torch-fidelity for this ``rng_seed`` and ``synthetic`` as its first input.
     """
-    x, y = _checked(synthetic), _checked(real)
+    x, y = feature_rows(synthetic, least=2), feature_rows(real, least=2)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"feature dimensions differ: {x.shape[1]} and {y.shape[1]}")
     smaller = min(len(x), len(y))
@@ -104,16 +110,7 @@ def kernel_distance(
         values[number] = mmd2(*chosen)
     ci = (float("nan"), float("nan"))
     if resamples:
-        u = cluster_weights(range(len(x)) if synthetic_groups is None else synthetic_groups, resamples, seed)
-        v = cluster_weights(range(len(y)) if real_groups is None else real_groups, resamples, seed + 1)
+        u = cluster_weights(own_groups(synthetic_groups, x), resamples, seed)
+        v = cluster_weights(own_groups(real_groups, y), resamples, seed + 1)
         ci = percentile_interval(weighted_mmd2(x, y, u, v))
     return KernelDistance(float(values.mean()), float(values.std()), subsets, size, mmd2(x, y), ci)
-
-
-def _checked(features: NDArray[np.floating]) -> Floats:
-    x = np.asarray(features, dtype=np.float64)
-    if x.ndim != 2 or len(x) < 2:
-        raise ValueError(f"expected features (N, D) of at least two images, got {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError("features hold NaN or infinity")
-    return x

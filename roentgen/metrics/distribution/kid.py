@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from roentgen.metrics.distribution import kernel
 from roentgen.metrics.distribution.pairs import UNSTABLE, Pair, against_real, pair_result
-from roentgen.metrics.measure import COLLAPSE, LOOKS, EvaluationInputs, Noticed, Result, measure
-
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.measure import COLLAPSE, LOOKS, EvaluationInputs, Extractor, Noticed, Result, measure
 
 
 def kid(pair: Pair) -> dict[str, Any]:
@@ -44,12 +41,8 @@ def kid(pair: Pair) -> dict[str, Any]:
 
 
 @measure(
-    "kid",
-    "Kernel distance (KID)",
-    suite="quick",
-    better="lower",
-    each_extractor=True,
+    "kid", "Kernel distance (KID)", suite="quick", better="lower", each_extractor=True,
     noticed={"kid": Noticed("KID x 1000", 1, 1, (*LOOKS, COLLAPSE))},
-)
+)  # fmt: skip
 def measure_kid(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     return against_real(kid, inputs, extractor, bound="floor")

@@ -7,21 +7,18 @@ this n.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.distribution.prdc import NEIGHBOURS
-from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, one_seed
-from roentgen.metrics.statistics import RESAMPLES
-
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.measure import NOTHING, EvaluationInputs, Extractor, Result, Unavailable, one_seed
+from roentgen.metrics.statistics import RESAMPLES, Groups, own_groups
 
 Features = NDArray[np.floating]
 LEAST = 50
@@ -42,22 +39,17 @@ class Pair:
 
     synthetic: Features
     real: Features
-    synthetic_groups: Sequence[object] | None = None
-    real_groups: Sequence[object] | None = None
+    synthetic_groups: Groups | None = None
+    real_groups: Groups | None = None
     resamples: int = RESAMPLES
     k: int = NEIGHBOURS
     seed: int = 0
 
     @property
-    def n(self) -> int:
-        return len(self.synthetic)
-
-    @property
     def frechet_resamples(self) -> int:
         """Resamples of a Frechet distance, which cost a matrix root each."""
-        return frechet.affordable_resamples(
-            len(self.synthetic), len(self.real), self.synthetic.shape[1], self.resamples
-        )
+        n, dim = self.synthetic.shape
+        return frechet.affordable_resamples(n, len(self.real), dim, self.resamples)
 
 
 PairMetric = Callable[[Pair], dict[str, Any]]
@@ -93,23 +85,16 @@ def with_floor(metric: PairMetric, pair: Pair, *, falls_with_n: bool = False) ->
 @lru_cache(maxsize=CACHED)  # the same halves for all metrics, so that they share what they compute
 def real_halves(pair: Pair) -> Pair | None:
     """The real images against themselves, cut in halves with no patient in both; None where they are too few."""
-    groups = range(len(pair.real)) if pair.real_groups is None else pair.real_groups
-    names, index = np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)
+    named = np.asarray([str(group) for group in own_groups(pair.real_groups, pair.real)])
+    names, index = np.unique(named, return_inverse=True)
     order = np.random.default_rng(pair.seed).permutation(len(names))
     sizes = np.bincount(index)[order]
     # Patients in random order until half of the images are there.
-    first = set(order[: int(np.searchsorted(np.cumsum(sizes), len(index) / 2)) + 1].tolist())
-    is_first = np.array([number in first for number in index])
+    is_first = np.isin(index, order[: int(np.searchsorted(np.cumsum(sizes), len(index) / 2)) + 1])
     if min(is_first.sum(), (~is_first).sum()) <= max(pair.k, 3):
         return None
-    named = np.asarray(names)[index]
-    return replace(
-        pair,
-        synthetic=pair.real[is_first],
-        real=pair.real[~is_first],
-        synthetic_groups=named[is_first].tolist(),
-        real_groups=named[~is_first].tolist(),
-    )
+    whole = replace(pair, synthetic=pair.real, synthetic_groups=named.tolist(), real_groups=named.tolist())
+    return picked(whole, np.flatnonzero(is_first), np.flatnonzero(~is_first))
 
 
 def per_finding(
@@ -127,29 +112,30 @@ def per_finding(
     warning that says so, so that it is seen to be missing.
     """
     found = {}
-    for finding in synthetic_labels:
-        if finding not in real_labels:
-            continue
-        of_synthetic = np.flatnonzero(np.asarray(synthetic_labels[finding]) == 1)
-        of_real = np.flatnonzero(np.asarray(real_labels[finding]) == 1)
-        part = replace(
-            pair,
-            synthetic=pair.synthetic[of_synthetic],
-            real=pair.real[of_real],
-            synthetic_groups=picked(pair.synthetic_groups, of_synthetic),
-            real_groups=picked(pair.real_groups, of_real),
-        )
-        if min(len(of_synthetic), len(of_real)) < max(least, pair.k + 1):
-            nothing = (float("nan"), float("nan"))
-            few = f"{len(of_synthetic)} generated and {len(of_real)} real images; at least {least} of each are needed"
-            found[finding] = pair_result(part, float("nan"), nothing, "none", warnings=[few], details={})
+    for finding in [name for name in synthetic_labels if name in real_labels]:
+        made, real = (np.flatnonzero(labels[finding] == 1) for labels in (synthetic_labels, real_labels))
+        part = picked(pair, made, real)
+        if min(len(made), len(real)) < max(least, pair.k + 1):
+            few = f"{len(made)} generated and {len(real)} real images; at least {least} of each are needed"
+            found[finding] = pair_result(part, NOTHING[0], NOTHING, "none", warnings=[few], details={})
         else:
             found[finding] = with_floor(metric, part, falls_with_n=falls_with_n)
     return found
 
 
-def picked(groups: Sequence[object] | None, rows: NDArray[np.intp]) -> list[object] | None:
-    return None if groups is None else [groups[int(row)] for row in rows]
+def picked(pair: Pair, synthetic: NDArray[np.intp], real: NDArray[np.intp]) -> Pair:
+    """The pair of these rows."""
+
+    def of(groups: Groups | None, rows: NDArray[np.intp]) -> list[object] | None:
+        return None if groups is None else [groups[row] for row in rows.tolist()]
+
+    return replace(
+        pair,
+        synthetic=pair.synthetic[synthetic],
+        real=pair.real[real],
+        synthetic_groups=of(pair.synthetic_groups, synthetic),
+        real_groups=of(pair.real_groups, real),
+    )
 
 
 def pair_result(
@@ -178,8 +164,7 @@ def pair_of(inputs: EvaluationInputs, extractor: Extractor) -> Pair:
         inputs.of("real", extractor),
         synthetic_groups=inputs.bootstrap_groups,
         real_groups=inputs.real.patients,
-        resamples=inputs.resamples,
-        seed=inputs.seed,
+        **inputs.bootstrap,
     )
 
 
@@ -190,14 +175,12 @@ def against_real(
     *,
     bound: str = "ceiling",
     falls_with_n: bool = False,
-    **details: Any,
 ) -> Result:
     """``metric`` as a measure; ``bound``: whether real against real is its floor or its ceiling."""
     pair = pair_of(inputs, extractor)
     if min(len(pair.synthetic), len(pair.real)) <= pair.k:
         raise Unavailable(f"too few images: at least {pair.k + 1} on each side are needed", bad_input=True)
     found = with_floor(metric, pair, falls_with_n=falls_with_n)
-    found["details"] |= details
     more: dict[str, Any] = {}
     if entry := found["details"].pop("floor", None):
         words = f"real against real, n = {entry['n']:,}"

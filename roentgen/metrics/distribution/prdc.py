@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from roentgen.metrics.statistics import Floats, feature_rows
+
 NEIGHBOURS = 5
 ROWS = 512  # of a distance matrix in memory at a time
 
@@ -31,28 +32,17 @@ class Manifolds:
     covered: Floats
     k: int
 
-    @property
-    def precision(self) -> float:
-        return float(self.precise.mean())
-
-    @property
-    def recall(self) -> float:
-        return float(self.recalled.mean())
-
-    @property
-    def density(self) -> float:
-        return float(self.dense.mean())
-
-    @property
-    def coverage(self) -> float:
-        return float(self.covered.mean())
+    precision = property(lambda self: float(self.precise.mean()))
+    recall = property(lambda self: float(self.recalled.mean()))
+    density = property(lambda self: float(self.dense.mean()))
+    coverage = property(lambda self: float(self.covered.mean()))
 
 
 def manifolds(
     real: NDArray[np.floating], synthetic: NDArray[np.floating], *, k: int = NEIGHBOURS, rows: int = ROWS
 ) -> Manifolds:
     """Compare ``synthetic`` (N, D) with ``real`` (M, D) by balls to the ``k``-th neighbour; N, M above ``k``."""
-    y, x = _checked(real, k), _checked(synthetic, k)
+    y, x = feature_rows(real, least=k + 1), feature_rows(synthetic, least=k + 1)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"feature dimensions differ: {x.shape[1]} and {y.shape[1]}")
     centre = y.mean(axis=0)  # less is lost where norms cancel
@@ -83,12 +73,3 @@ def radii(points: Floats, k: int, *, rows: int = ROWS) -> Floats:
 def _distances(a: Floats, b: Floats) -> Floats:
     squared = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * (a @ b.T)
     return np.sqrt(np.clip(squared, 0, None))
-
-
-def _checked(features: NDArray[np.floating], k: int) -> Floats:
-    x = np.asarray(features, dtype=np.float64)
-    if x.ndim != 2 or len(x) <= k:
-        raise ValueError(f"expected features (N, D) of more than k = {k} images, got {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError("features hold NaN or infinity")
-    return x

@@ -29,7 +29,7 @@ from roentgen.metrics.measure import (
 )  # fmt: skip
 from roentgen.metrics.memorisation.copies import QUANTILE
 from roentgen.metrics.neighbours import MEMORY, Ints, nearest
-from roentgen.metrics.statistics import Groups, numbered
+from roentgen.metrics.statistics import Groups, numbered, own_groups
 
 SIDE = 16
 """A difference hash has ``SIDE`` x ``SIDE`` bits; 8 x 8 tells photographs apart, not radiographs."""
@@ -59,7 +59,7 @@ def closest_within(
     """Number (N,) of the nearest other item of ``features`` (N, D), of another group with ``groups``, and distance."""
     if len(features) < 2:
         raise ValueError("at least two items are needed")
-    own = numbered(range(len(features)) if groups is None else groups)
+    own = numbered(own_groups(groups, features))
     numbers, distance = nearest(features, features, without=own, pool_groups=own, memory=memory)
     return numbers[:, 0], distance[:, 0]
 

@@ -29,7 +29,14 @@ from roentgen.metrics.measure import (
     measure,
 )  # fmt: skip
 from roentgen.metrics.neighbours import Ints, blocks, nearest
-from roentgen.metrics.statistics import RESAMPLES, Groups, cluster_weights, mean_interval, percentile_interval
+from roentgen.metrics.statistics import (
+    RESAMPLES,
+    Groups,
+    cluster_weights,
+    mean_interval,
+    own_groups,
+    percentile_interval,
+)
 
 FEW = 100
 """Below this many images a share is too rough to say more than "all" or "none"."""
@@ -141,8 +148,8 @@ def membership_test(
         ``share`` of queries whose nearest is in train, ``expected`` share (mean under permutation), ``p`` (one-sided,
         at least 1 / (resamples + 1)), and ``null``: the central 95 % under permutation.
     """
-    of_train = [f"train {group}" for group in (range(len(train)) if train_groups is None else train_groups)]
-    of_test = [f"test {group}" for group in (range(len(test)) if test_groups is None else test_groups)]
+    of_train = [f"train {group}" for group in own_groups(train_groups, train)]
+    of_test = [f"test {group}" for group in own_groups(test_groups, test)]
     if len(of_train) != len(train) or len(of_test) != len(test):
         raise ValueError("groups must name a patient for each item")
     (in_train, a), (in_test, b) = nearest(queries, train), nearest(queries, test)
@@ -228,7 +235,7 @@ def by_frequency(
     """
     if len(values) != len(counts):
         raise ValueError(f"{len(values)} values and {len(counts)} counts")
-    names = np.asarray([str(group) for group in (range(len(values)) if groups is None else groups)])
+    names = np.asarray([str(group) for group in own_groups(groups, values)])
     ranges = (("never", 0, 0), ("rarely", 1, often), ("often", often + 1, np.iinfo(np.int64).max))
     result = []
     for name, low, high in ranges:

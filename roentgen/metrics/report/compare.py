@@ -7,7 +7,6 @@ beside it). Frechet and kernel distances have no value of a single image: their 
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from roentgen.metrics.adherence.scored import MIN_CASES
 from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.report import plots
 from roentgen.metrics.report.html import Plot, Report, number, render, spelled
-from roentgen.metrics.result import plain, read_result
+from roentgen.metrics.result import read_result, write_json
 from roentgen.metrics.statistics import (
     cluster_weights,
     correct,
@@ -89,8 +88,7 @@ def compare_folders(folders: Sequence[Path], out: Path, *, seed: int = 0, resamp
         "resamples": resamples,
         "versions": versions(),
     }
-    text = json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(out / COMPARISON, text.encode())
+    write_json(out / COMPARISON, result)
     report = _report(evaluations, tests, warnings, missing, seed=seed, resamples=resamples, folders=folders, out=out)
     write_atomic(out / "report.html", render(report).encode())
     return out / "report.html"

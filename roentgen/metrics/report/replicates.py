@@ -6,13 +6,11 @@ the sd over replicates holds the luck of the draw alone, real images and prompts
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from roentgen.files import write_atomic
-from roentgen.metrics.result import plain, read_result
+from roentgen.metrics.result import read_result, write_json
 from roentgen.metrics.statistics import over_seeds
 from roentgen.metrics.suite import read_index
 from roentgen.provenance import versions
@@ -54,8 +52,7 @@ def write_replicates(out: Path, folders: Sequence[Path]) -> dict[str, dict[str, 
         "settings": index.get("settings"),
         "versions": versions(),
     }
-    text = json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(out / REPLICATES, text.encode())
+    write_json(out / REPLICATES, result)
     return found
 
 
