@@ -35,5 +35,6 @@ COMMANDS = {
     "data prepare": Command("data:prepare_main", "write a manifest from a collection of images", raw=True),
     "data check": Command("data:check", "check a manifest and its images"),
     "data shard": Command("data:shard", "write a manifest and its images as WebDataset tar files"),
+    "serve": Command("serve:serve", "answer over HTTP: a page in the browser, and other programs' image interfaces"),
     "completion": Command("completion:completion", "print a script that completes commands in your shell"),
 }

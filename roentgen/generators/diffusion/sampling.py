@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from roentgen.config import Guidance, Steps
 from roentgen.errors import UserError
 from roentgen.generators.base import check_text
 
@@ -37,8 +38,8 @@ class Sampling:
         negative_prompt: what to steer away from.
     """
 
-    steps: int = 25
-    guidance: float = 4.0
+    steps: Steps = 25
+    guidance: Guidance = 4.0
     sampler: str = "dpm++"
     negative_prompt: str = ""
 

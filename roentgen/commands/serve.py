@@ -1,0 +1,113 @@
+"""``roentgen serve``: a page in the browser and an address for other programs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from roentgen.config import BatchSize, Count, CountFromZero, PathOrName, Range
+from roentgen.errors import UserError, install
+
+Port = Annotated[int, Range(0, 65_535)]
+Milliseconds = Annotated[int, Range(0, 10_000)]
+
+
+def serve(
+    model: tuple[PathOrName, ...] = ("mini",),
+    reporter: tuple[PathOrName, ...] = (),
+    open: bool = False,
+    host: str = "127.0.0.1",
+    port: Port = 8000,
+    keys: Path | None = None,
+    add_key: str | None = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    log_prompts: bool = False,
+    max_images: Count = 16,
+    max_prompt: Count = 2000,
+    max_queue: Count = 64,
+    max_body_mb: Count = 32,
+    max_pixels: Count = 30_000_000,
+    max_seconds: Count = 300,
+    keep: CountFromZero = 256,
+    batch_size: BatchSize = 8,
+    gather_ms: Milliseconds = 10,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: bool = False,
+) -> int:
+    """Answer over HTTP: a page to type prompts into, and the image interfaces that other programs speak.
+
+        roentgen serve --open
+        roentgen serve --host 0.0.0.0 --keys keys.txt --tls-cert cert.pem --tls-key key.pem
+
+    What is served:
+        model: Models that make images, as of `roentgen generate`; the first answers where a request names none.
+        reporter: Models that read images (default: the one that ships).
+        open: Open the page in the browser.
+
+    Address:
+        host: Address to listen on; one that others can reach needs keys.
+        port: Port to listen on; 0 takes any, and the address is printed.
+        keys: File with hashes of keys, readable for you alone; ROENTGEN_API_KEY may hold keys as well.
+        add_key: Make a key for this name, add its hash to --keys, print the key, and stop.
+        tls_cert: PEM file of the certificate (chain), for HTTPS.
+        tls_key: PEM file of its private key.
+        log_prompts: Write prompts to the log, which has none otherwise.
+
+    Limits:
+        max_images: Images a request.
+        max_prompt: Characters a prompt.
+        max_queue: Images that wait; a request beyond them gets a 429.
+        max_body_mb: Size of a request, in MB.
+        max_pixels: Pixels of an uploaded image.
+        max_seconds: Time for a request.
+        keep: Generated images that stay fetchable by their address, for an hour.
+
+    Machine:
+        batch_size: Images computed at once, of any requests; changes no image.
+        gather_ms: How long the first request of a batch waits for others.
+        device: auto, cpu, cuda, cuda:N or mps.
+        dtype: auto (float16 on a CUDA GPU, else float32), float32, float16 or bfloat16.
+        compile: Compile the networks first; pays off for many images.
+    """
+    from roentgen.serving.keys import add_key as new_key
+    from roentgen.serving.keys import load_keys
+
+    if add_key is not None:
+        if keys is None:
+            raise UserError(f"--add-key {add_key}: pass --keys FILE, where its hash goes")
+        print(new_key(keys, add_key))
+        print(f"roentgen: only its hash is in {keys}: keep the key itself", file=sys.stderr)
+        return 0
+    try:
+        from roentgen.serving import launch
+    except ImportError as error:
+        raise UserError(f"roentgen serve needs {error.name}, which is not installed; {install('serve')}") from None
+    from roentgen.serving.settings import Limits, Options
+
+    limits = Limits(
+        images=max_images,
+        prompt=max_prompt,
+        queue=max_queue,
+        body_mb=max_body_mb,
+        pixels=max_pixels,
+        seconds=max_seconds,
+        kept=keep,
+    )
+    known = load_keys(keys)
+    launch.check_keys(host, known)
+    tls = launch.check_tls(tls_cert, tls_key)
+    hosts = frozenset(("127.0.0.1", "localhost", "::1", host)) if launch.is_loopback(host) else frozenset()
+    options = Options(limits, batch_size, gather_ms / 1000, hosts, log_prompts)
+    address = launch.Address(host, port, tls)
+    with launch.bind(address) as listener:
+
+        def load() -> launch.Catalogue:
+            from roentgen.serving import catalogue
+
+            return catalogue.load(model, reporter, device=device, dtype=dtype, compile=compile)
+
+        launch.launch(address, load, options, known, listener=listener, open_page=open)
+    return 0

@@ -1,0 +1,120 @@
+"""Bodies of requests. Their fields of sampling are the families' own settings, with the ranges of the command line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model
+
+from roentgen.config import Seed
+from roentgen.config.ranges import Range
+from roentgen.config.settings import settings_of
+from roentgen.config.values import arm, unwrap
+from roentgen.generators import FAMILIES
+
+JSON_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
+
+
+def bounded(hint: Any, about: str = "") -> Any:
+    """A setting's type with its range, as pydantic checks it, with the command line's words for what is wrong."""
+    base, extras = unwrap(arm(unwrap(hint)[0]))
+    limits = [extra for extra in (*unwrap(hint)[1], *extras) if isinstance(extra, Range)]
+
+    def check(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("must be a finite number")
+        for limit in limits:
+            if wrong := limit.wrong(value):
+                raise ValueError(f"{value} {wrong}")
+        return value
+
+    said: dict[str, Any] = {"type": JSON_TYPES[base]}
+    if about:
+        said["description"] = about
+    for limit in limits:
+        said["exclusiveMinimum" if limit.above else "minimum"] = limit.low
+        said["exclusiveMaximum" if limit.below else "maximum"] = limit.high
+    return Annotated[base, AfterValidator(check), WithJsonSchema(said)]
+
+
+def family_settings() -> dict[str, tuple[Any, str]]:
+    """(type, help) of the sampling settings of all families, by name."""
+    found: dict[str, tuple[Any, str]] = {}
+    for package in FAMILIES.values():
+        for one in settings_of(import_module(package).Sampling):
+            found.setdefault(one.key, (one.hint, one.help))
+    return found
+
+
+SETTINGS = family_settings()
+
+
+class Lenient(BaseModel):
+    """What is not known is kept apart, so that the reply can say that it was ignored."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def ignored(self) -> list[str]:
+        """Names of the fields that were sent with a value and are not known here."""
+        return sorted(key for key, value in (self.model_extra or {}).items() if value is not None)
+
+
+Sampled: Any = create_model(
+    "Sampled",
+    __base__=Lenient,
+    seed=(
+        bounded(Seed) | None,
+        Field(None, description="seed of the first image, the others count on; random if null"),
+    ),
+    **{key: (bounded(hint, about) | None, Field(None, description=about)) for key, (hint, about) in SETTINGS.items()},
+)
+
+
+class ImageRequest(Sampled):  # type: ignore[misc]
+    """OpenAI's request for images, with the sampling settings of ``roentgen generate`` beside it."""
+
+    prompt: str = Field(description="what to show, such as 'left pleural effusion'", examples=["left pleural effusion"])
+    model: str | None = Field(None, description="a name of /v1/models; the server's first model if null")
+    n: int | None = Field(None, ge=1, description="images; 1 if null")
+    size: str | None = Field(None, description="WIDTHxHEIGHT; the model's own size is made, and the reply says which")
+    response_format: str | None = Field(None, pattern="^(url|b64_json)$", description="url or b64_json; both if null")
+    output_format: str | None = Field(None, pattern="^(png|jpeg)$", description="png (default) or jpeg")
+    stream: bool | None = Field(None, description="server-sent events: one an image, and progress if asked for")
+    progress: bool | None = Field(None, description="with stream: events 'image_generation.progress' as well")
+
+    def settings(self) -> dict[str, Any]:
+        """The sampling settings that were given."""
+        return {key: getattr(self, key) for key in SETTINGS if getattr(self, key) is not None}
+
+
+class WebRequest(Lenient):
+    """The web UI's request for images; keys that are not listed are ignored."""
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = Field(-1, ge=-1, le=2**63 - 1, description="-1: random")
+    steps: bounded(SETTINGS["steps"][0]) | None = None  # type: ignore[valid-type]
+    cfg_scale: bounded(SETTINGS["guidance"][0]) | None = None  # type: ignore[valid-type]
+    sampler_name: str | None = None
+    sampler_index: str | None = None
+    scheduler: str | None = None
+    batch_size: int = Field(1, ge=1)
+    n_iter: int = Field(1, ge=1)
+    width: int | None = None
+    height: int | None = None
+    override_settings: dict[str, Any] | None = None
+    send_images: bool = True
+
+
+class PngInfoRequest(BaseModel):
+    """A PNG as base64 or data URL."""
+
+    image: str
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` without those that are None."""
+    return {key: value for key, value in values.items() if value is not None}

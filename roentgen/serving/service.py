@@ -1,0 +1,169 @@
+"""What all routes share: a request is checked, queued and waited for; an image is read by a reporter."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio.to_thread
+from fastapi import Request
+
+from roentgen.generators.base import Generator, Sample, check_seed, check_text
+from roentgen.serving.batcher import Batcher, Busy, Event, Stopping, Ticket
+from roentgen.serving.catalogue import Catalogue
+from roentgen.serving.failures import Failure
+from roentgen.serving.gallery import Gallery
+from roentgen.serving.meters import Meters
+from roentgen.serving.settings import Options
+
+LOOK = 0.5  # seconds between looks whether the client is still there
+STOPPING = "the server is stopping; send the request again in a while"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request for images, whatever its format was. ``seed`` None is random; ``settings`` are the family's."""
+
+    prompt: str
+    model: str | None = None
+    count: int = 1
+    seed: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Making:
+    """Images that are being made: what was taken, and its events."""
+
+    name: str
+    model: Generator
+    sampling: Any
+    ticket: Ticket
+    queue: asyncio.Queue[Event]
+    deadline: float
+
+    @property
+    def share(self) -> float:
+        """How much is done, in [0, 1]."""
+        return min(1.0, self.ticket.done / len(self.ticket.seeds))
+
+
+class Service:
+    """The models behind the routes."""
+
+    def __init__(self, catalogue: Catalogue, options: Options) -> None:
+        self.catalogue, self.options = catalogue, options
+        self.meters = Meters(lambda: self.batcher.waiting)
+        self.gallery = Gallery(options.limits.kept, options.limits.kept_seconds)
+        self.batcher = Batcher(
+            batch_size=options.batch_size,
+            queue=options.limits.queue,
+            gather=options.gather,
+            measured=self.meters.batches.observe,
+        )
+        self._reading = asyncio.Lock()
+        self._readers = 0
+
+    # ------------------------------------------------------------------------------------ text to images
+
+    async def begin(self, request: Request, asked: Asked, kind: str) -> Making:
+        """Check everything and queue it. Failure or UserError where it cannot be done; nothing is queued then."""
+        limits = self.options.limits
+        if len(asked.prompt) > limits.prompt:
+            raise Failure(400, f"prompt: has more than {limits.prompt} characters; shorten it", param="prompt")
+        if asked.count > limits.images:
+            raise Failure(400, f"n: {asked.count} images, more than {limits.images} at once; ask for fewer", param="n")
+        seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
+        name, model = self.catalogue.generator(asked.model)
+
+        def check() -> Any:
+            check_text(asked.prompt)
+            check_seed(seed, asked.count - 1)
+            sampling = model.sampling(**asked.settings)
+            model.check(asked.prompt)
+            return sampling
+
+        sampling = await anyio.to_thread.run_sync(check)
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+
+        def notify(event: Event) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(queue.put_nowait, event)
+
+        seeds = range(seed, seed + asked.count)
+        owner = request.scope.get("holder", "")
+        try:
+            ticket = self.batcher.submit(model, asked.prompt, seeds, sampling, notify, owner=owner, kind=kind)
+        except Busy:
+            raise Failure(429, "too many images wait already; send the request again in a while", retry=5) from None
+        except Stopping:
+            raise Failure(503, STOPPING, retry=10) from None
+        return Making(name, model, sampling, ticket, queue, loop.time() + limits.seconds)
+
+    async def events(self, making: Making, request: Request | None) -> AsyncIterator[Event]:
+        """What happens until the last image is there. With ``request`` a client that has gone is noticed.
+
+        However it is left, nothing of it goes on. Raises Failure, UserError, or what ended the ticket.
+        """
+        loop = asyncio.get_running_loop()
+        left, looked = len(making.ticket.seeds), loop.time()
+        try:
+            while left:
+                event = None
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK):
+                        event = await making.queue.get()
+                if loop.time() > making.deadline:
+                    raise Failure(
+                        503, f"not done within {self.options.limits.seconds} s; ask for fewer images or steps", retry=30
+                    )
+                if request is not None and loop.time() - looked > LOOK:
+                    looked = loop.time()
+                    if await request.is_disconnected():
+                        raise Failure(499, "the client has gone")
+                if event is None:
+                    continue
+                if event.error is not None:
+                    raise Failure(503, STOPPING, retry=10) if isinstance(event.error, Stopping) else event.error
+                if event.sample is not None:
+                    left -= 1
+                    self.meters.images.labels(making.name).inc()
+                yield event
+        finally:
+            self.batcher.cancel(making.ticket)
+
+    async def collect(self, making: Making, request: Request) -> list[Sample]:
+        """All images of a request, in order."""
+        found: dict[int, Sample] = {}
+        async with aclosing(self.events(making, request)) as events:
+            async for event in events:
+                if event.sample is not None:
+                    found[event.index] = event.sample
+        return [found[index] for index in sorted(found)]
+
+    # ------------------------------------------------------------------------------------ images to text
+
+    async def read(self, name: str | None, images: list[Any], contexts: list[Any]) -> tuple[str, list[Any]]:
+        """Reports of images by a reporter, with its name; one request at a time reads."""
+        known, reporter = self.catalogue.reporter(name)
+        if self._readers >= self.options.limits.queue:
+            raise Failure(429, "too many images wait to be read; send the request again in a while", retry=5)
+        self._readers += 1
+        try:
+            async with self._reading:
+                reports = await anyio.to_thread.run_sync(lambda: reporter.report_many(images, contexts))
+        finally:
+            self._readers -= 1
+        self.meters.reports.labels(known).inc(len(images))
+        return known, reports
+
+
+def unknown_words(making: Making) -> list[str]:
+    """Warnings about words that the model has not seen in training."""
+    words = making.model.info.unknown_words(making.ticket.prompt)
+    return [f"word never seen in training: {word}" for word in words]
