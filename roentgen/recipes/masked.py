@@ -1,7 +1,8 @@
 """Train a masked generative transformer on the codes of chest X-rays with their texts (MaskGIT; Muse; RayGen).
 
-    accelerate launch train/tokenizer.py --config train/configs/mini-tokenizer.yaml
-    accelerate launch train/masked.py --config train/configs/mini-masked.yaml
+    roentgen train masked --config quick-masked --manifest MANIFEST --codes runs/tokens/tokenizer --out runs/quick
+    roentgen train masked --manifest MANIFEST --model runs/quick/model --out runs/more
+    accelerate launch train/masked.py --config train/configs/mini-masked.yaml --manifest MANIFEST --codes FOLDER
 
 Starts from an image tokenizer (`codes`, see train/tokenizer.py) and a text encoder, or from an earlier masked
 transformer (`model`). Writes ``OUT/model``, a folder for ``roentgen generate --model``, checkpoints, sample grids and
@@ -56,7 +57,7 @@ class Recipe:
     text_layer: Annotated[Literal["last", "penultimate"], "hidden layer of the text encoder"] = "last"
     text_window: Annotated[int | None, cfg.Range(3, 4096), "tokens read at once (default: the encoder's limit)"] = None
     text_chunks: Annotated[int, cfg.Range(1, 64), "windows of a long text"] = 1
-    images: Annotated[cfg.Count, "length of the learning-rate schedule"] = 10_000
+    images: Annotated[cfg.Count, cfg.Short("-n"), "length of the learning-rate schedule"] = 10_000
     batch_size: Annotated[cfg.BatchSize, "images a step, over all processes and accumulated parts"] = 32
     rate: Annotated[cfg.Rate, "peak learning rate (AdamW)"] = 1e-3
     schedule: Annotated[Literal["cosine", "constant"], "cosine or constant, after the warm-up"] = "cosine"
@@ -76,7 +77,7 @@ class Run:
     """The run: what may change when it is continued. Data and models are compared by their content."""
 
     manifest: Annotated[Path, "manifest with `train` and `val` images, or a folder of shards (roentgen data shard)"]
-    out: Annotated[Path, "run folder"]
+    out: Annotated[Path, cfg.Short("-o"), "run folder"]
     model: Annotated[
         cfg.PathOrName | None, "masked transformer to start from; leave out to start from `codes` and `text_encoder`"
     ] = None

@@ -1,6 +1,7 @@
 """Make an image tokenizer: codes for the latents of an autoencoder, which a masked transformer is trained on.
 
-    accelerate launch train/tokenizer.py --config train/configs/mini-tokenizer.yaml
+    roentgen train tokenizer --config mini-tokenizer --manifest data/sample/manifest.csv --out runs/tokens
+    roentgen train tokenizer --manifest MANIFEST --vae runs/autoencoder/vae --groups 4,12 --codes 1024,1024 --out runs/t
 
 Product quantisation rounds the latents of an existing autoencoder: its channels are split into groups, each with a
 codebook made by k-means; no network is trained. Writes ``OUT/tokenizer``, for ``train/masked.py
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from roentgen.config import Count, Pixels, Range, Seed, as_dict, parse_settings, require
+from roentgen.config import Count, Pixels, Range, Seed, Short, as_dict, parse_settings, require
 from roentgen.data.images import ImageSource, open_source
 from roentgen.errors import UserError
 from roentgen.files import new_folder, require_writable, write_atomic
@@ -35,7 +36,7 @@ class Settings:
     """Settings of the tokenizer recipe."""
 
     manifest: Annotated[Path, "manifest with `train` and `val` images, or a folder of shards"]
-    out: Annotated[Path, "run folder"]
+    out: Annotated[Path, Short("-o"), "run folder"]
     vae: Annotated[str, "autoencoder whose latents are rounded: mini, or a folder (see train/autoencoder.py)"] = "mini"
     size: Annotated[Pixels, "side of the square image in pixels"] = 256
     groups: Annotated[tuple[Annotated[int, Range(1, 4096)], ...], "latent channels of each group"] = (1, 2, 4, 9)
