@@ -6,17 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 from roentgen.provenance import __version__
 
-__all__ = ["Generator", "Sample", "UserError", "__version__", "generate", "load_model"]
+__all__ = ["Edited", "Editing", "Generator", "Sample", "UserError", "__version__", "edit", "generate", "load_model"]
 
 if TYPE_CHECKING:
     from roentgen.errors import UserError
-    from roentgen.generators.base import Generator, Sample
+    from roentgen.generators.base import Editing, Generator, Sample
+    from roentgen.generators.edit import Edited, edit
     from roentgen.generators.generate import generate, load_model
 
 # torch and diffusers take seconds to import: `import roentgen` and `roentgen --help` must not pay for them.
 _HOMES = {
     "generate": "roentgen.generators.generate",
     "load_model": "roentgen.generators.generate",
+    "edit": "roentgen.generators.edit",
+    "Edited": "roentgen.generators.edit",
+    "Editing": "roentgen.generators.base",
     "Generator": "roentgen.generators.base",
     "Sample": "roentgen.generators.base",
     "UserError": "roentgen.errors",

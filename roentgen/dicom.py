@@ -253,10 +253,22 @@ def dicom_dataset(image: np.ndarray, provenance: Mapping[str, str]) -> Any:
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
     data.Rows, data.Columns = image.shape
     data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+    if written.get("edited") == "true":
+        _say_edited(data, f"{SOFTWARE} {version}, model {model}")
     pixels = image.tobytes()
     data.PixelData = pixels + b"\0" * (len(pixels) % 2)
     data["PixelData"].VR = "OB"
     return data
+
+
+def _say_edited(data: Any, by: str) -> None:
+    """Correct what is not so of an edited image: the rest of its pixels may be those of a patient."""
+    data.DeidentificationMethod = "New header; the pixels outside the edited region are the source's"
+    data.PatientComments = "Edited image: partly synthetic, the rest may be of a patient; not for diagnosis"
+    data.StudyDescription = "Edited chest radiograph"
+    data.DerivationDescription = long_text(f"Partly synthetic: edited by {by}")[:1024]
+    data.ContributingEquipmentSequence[0].ContributionDescription = "Edited a region of the image by a text"
+    del data.BurnedInAnnotation  # nobody has looked
 
 
 def short_text(text: str, *, ending: str = "") -> str:

@@ -226,7 +226,12 @@ def _png_bytes(image: np.ndarray, marks: Mapping[str, str]) -> bytes:
 
 def _jpeg_bytes(image: np.ndarray, marks: Mapping[str, str]) -> bytes:
     exif = Image.Exif()
-    exif[0x010E] = "Synthetic chest X-ray, not of a patient"  # ImageDescription
+    edited = marks.get("edited") == "true"
+    exif[0x010E] = (  # ImageDescription
+        "Edited chest X-ray, partly synthetic, the rest may be of a patient"
+        if edited
+        else "Synthetic chest X-ray, not of a patient"
+    )
     exif[0x0131] = f"{SOFTWARE} {marks.get('version', '')}".strip()  # Software
     buffer = io.BytesIO()
     comment = json.dumps(marks).encode("ascii")

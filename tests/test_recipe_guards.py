@@ -178,7 +178,7 @@ def test_a_scheduler_without_betas_and_strange_networks_are_one_sentence(trainab
         make_solver(FlowMatchEulerDiscreteScheduler(), "dpm++", "tiny")
     parts = {"vae": trainable_model.vae, "unet": trainable_model.unet}
     _check_parts("tiny", parts)
-    for changes, word in (({"in_channels": 9}, "an inpainting model"), ({"out_channels": 8}, "a learned variance")):
+    for changes, word in (({"in_channels": 8}, "a model that edits"), ({"out_channels": 8}, "a learned variance")):
         config = type("Config", (), {**dict(trainable_model.unet.config), **changes})
         with pytest.raises(UserError, match=word):
             _check_parts("tiny", {**parts, "unet": type("Net", (), {"config": config})})

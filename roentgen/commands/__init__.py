@@ -27,6 +27,7 @@ class Command:
 
 COMMANDS = {
     "generate": Command("generate:generate", "make synthetic chest X-rays from text"),
+    "edit": Command("edit:edit", "add or remove a finding in an X-ray, and leave the rest as it is"),
     "models": Command("models:models", "list the named models and what is on this disk"),
     "info": Command("info:info", "print the provenance of an image"),
     "export": Command("export:export", "make a synthetic data set, filtered and marked, in your training's format"),

@@ -112,15 +112,15 @@ def generate(
         sampler=sampler,
         batch_size=batch_size,
     )
-    kind, folder, file = _destination(out, format, len(records) * num_images)
+    kind, folder, file = destination(out, format, len(records) * num_images)
     plan = [
         Planned(text, first + index, file or folder / f"{stem}_{first + index}{images.FORMATS[kind]}")
         for stem, text, first in ((slug(id or text), text, first) for id, text, first in records)
         for index in range(num_images)
     ]
     grid_path = folder / "grid.png" if grid else None
-    _check_paths([one.path for one in plan] + ([grid_path] if grid_path else []), overwrite)
-    _check_writable(folder)
+    check_paths([one.path for one in plan] + ([grid_path] if grid_path else []), overwrite)
+    check_writable(folder)
 
     loaded = generation.load_model(model, device=device, dtype=dtype, compile=compile, lora=lora)
     texts = [text for _, text, _ in records]
@@ -139,7 +139,7 @@ def generate(
     )
     unknown = generation.warn_unknown_words(loaded, texts)
     kept = []
-    with _bar(len(plan)) as bar:
+    with bar_of(len(plan)) as bar:
         for one, sample in zip(plan, samples, strict=True):
             images.save_image(sample.image, one.path, format=kind, provenance=sample.provenance, overwrite=overwrite)
             with bar.external_write_mode() if sys.stderr.isatty() else nullcontext():
@@ -168,7 +168,7 @@ def slug(text: str, longest: int = 60) -> str:
     return name
 
 
-def _destination(out: Path, format: str | None, count: int) -> tuple[str, Path, Path | None]:
+def destination(out: Path, format: str | None, count: int) -> tuple[str, Path, Path | None]:
     """Format, folder, and the file if ``--out`` names one."""
     from roentgen.images import FORMATS, SUFFIXES
 
@@ -191,7 +191,7 @@ def _destination(out: Path, format: str | None, count: int) -> tuple[str, Path, 
     return named, path.parent, path
 
 
-def _check_paths(paths: Sequence[Path], overwrite: bool) -> None:
+def check_paths(paths: Sequence[Path], overwrite: bool) -> None:
     """Refuse files that exist, and two images of one name, before anything is computed."""
     seen: set[Path] = set()
     for path in paths:
@@ -207,7 +207,7 @@ def _check_paths(paths: Sequence[Path], overwrite: bool) -> None:
         raise UserError(f"{existing[0]}{more} exists already; pass --overwrite to replace it, or another --out")
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -216,7 +216,7 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"--out {folder}: cannot be written to; choose another folder")
 
 
-def _bar(images: int) -> Any:
+def bar_of(images: int) -> Any:
     from tqdm import tqdm
 
     # Steps add fractions of an image, so that the bar moves during the first batch as well.

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -117,6 +117,54 @@ class Generator(Protocol):
 
     def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 grey (N, H, W) through the model's own codes of images and back."""
+        ...
+
+
+@dataclass(frozen=True)
+class Edits:
+    """One batch of edits.
+
+    pixels: uint8 (N, S, S), S the side of the model's images. regions: bool (N, S, S), where pixels may change.
+    texts: what each image should show. seeds: of the noise.
+    """
+
+    pixels: np.ndarray
+    regions: np.ndarray
+    texts: Sequence[str]
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Editing:
+    """How much an edit may change.
+
+    Args:
+        strength: share of the denoising that is done again, above 0 to 1; 1 keeps nothing of the region.
+        invert: begin with the noise that the model would have made this very image from (DDIM inversion), which keeps
+            more of the patient; False begins with random noise.
+        detail: keep what the autoencoder cannot draw: the change is added to the image, instead of drawing it anew.
+    """
+
+    strength: float = 0.7
+    invert: bool = True
+    detail: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength <= 1:
+            raise UserError(f"--strength {self.strength:g}: must be above 0 and at most 1; 0.7 is usual")
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """A generator that also edits images."""
+
+    def edit(
+        self, batch: Edits, sampling: Any, editing: Editing, on_step: Callable[[float], object] | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Each image of a batch as its text says, and as the model's codes alone give it, uint8 (S, S), in order.
+
+        Outside of its region an image may differ a little; ``edit`` puts the given pixels back.
+        """
         ...
 
 

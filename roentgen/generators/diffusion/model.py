@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ from roentgen.models.portable import make_portable
 from roentgen.models.text_encoders import TextReader, encode_text_states, load_text_encoder, make_reader
 
 if TYPE_CHECKING:
-    from roentgen.generators.base import Batch
+    from roentgen.generators.base import Batch, Editing, Edits
     from roentgen.generators.diffusion.objective import Losses, Objective
 
 # Where RoentGen-v2's own training script leaves the text encoder that it trained; text_encoder/ is the base model's.
@@ -77,7 +77,12 @@ class Diffusion:
         """Channels, height and width of the latents."""
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
-        return self.unet.config.in_channels, height, width
+        return self.unet.config.out_channels, height, width
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the U-Net reads, beside the latents, a mask and the latents of what is outside it."""
+        return bool(self.unet.config.in_channels != self.unet.config.out_channels)
 
     @property
     def pixels(self) -> int:
@@ -228,7 +233,7 @@ class Diffusion:
         """One batch: the image of each text with its seed, uint8 grey (H, W), in order. UserError on one of NaN."""
         with torch.inference_mode():
             noise = torch.stack([self.initial_noise(seed) for seed in seeds])
-            pixels = self.decode(self._denoise(noise, self._text(texts, sampling), sampling, on_step))
+            pixels = self.decode(self._denoise(noise, self.guided_text(texts, sampling), sampling, on_step))
         for number, (one, seed) in enumerate(zip(texts, seeds, strict=True)):
             try:
                 yield images.from_autoencoder(pixels[number : number + 1])[0]
@@ -237,6 +242,14 @@ class Diffusion:
                     f"--dtype: the image of {one[:80]!r}, seed {seed}, came out as NaN; pass "
                     "--dtype float32, or fetch the model again"
                 ) from error
+
+    def edit(
+        self, batch: Edits, sampling: Sampling, editing: Editing, on_step: Callable[[float], object] | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Each image of a batch as its text says, and as the autoencoder alone gives it; see ``base.Editor``."""
+        from roentgen.generators.diffusion import editing as latents
+
+        return latents.edit(self, batch, sampling, editing, on_step)
 
     def initial_noise(self, seed: int) -> Tensor:
         """Unit normal float32 (C, h, w) from ``seed`` alone, made on the CPU: equal on every device."""
@@ -250,7 +263,7 @@ class Diffusion:
         tokens = self.reader.fitted(text).tokens([text]).to(self.info.device)
         return encode_text_states(self.text_encoder, tokens, masked=self.reader.masked).to(self.dtype)
 
-    def _text(self, texts: Sequence[str], sampling: Sampling) -> Any:
+    def guided_text(self, texts: Sequence[str], sampling: Sampling) -> Any:
         """What the U-Net reads for each image: first of the negative prompt where there is guidance, then of its text.
 
         What is made of a text is made once, and the plain U-Net takes from it once what it needs at every step.
@@ -275,27 +288,41 @@ class Diffusion:
     def _denoise(
         self, noise: Tensor, text: Any, sampling: Sampling, on_step: Callable[[float], object] | None
     ) -> Tensor:
-        """Latents (N, C, h, w), float32, from unit noise by classifier-free guidance.
+        """Latents (N, C, h, w), float32, from unit noise.
 
-        Guided output = uncond + guidance * (cond - uncond), Ho & Salimans 2022 (arXiv 2207.12598). Latents and
-        solver stay in float32 whatever the U-Net runs in: rounding there adds up over the steps.
+        Latents and solver stay in float32 whatever the U-Net runs in: rounding there adds up over the steps.
         """
         solver = make_solver(self.scheduler, sampling.sampler, self.info.name)
         solver.set_timesteps(sampling.steps, device=self.info.device)
         latents = noise.to(self.info.device) * solver.init_noise_sigma
+        beside = None
+        if self.inpaints:
+            from roentgen.generators.diffusion.editing import nothing_known
+
+            beside = nothing_known(self, len(noise))
         for number, step in enumerate(solver.timesteps):
-            inputs = solver.scale_model_input(latents, step).to(self.dtype)
-            if sampling.guidance != 1:
-                inputs = torch.cat([inputs, inputs])
-            output = self.call_unet(inputs, step, text, first=number == 0).float()
-            if sampling.guidance != 1:
-                unconditional, conditional = output.chunk(2)
-                output = unconditional + sampling.guidance * (conditional - unconditional)
+            inputs = solver.scale_model_input(latents, step)
+            output = self.guided(inputs, step, text, guidance=sampling.guidance, beside=beside, first=number == 0)
             latents = solver.step(output, step, latents, return_dict=False)[0]
             if on_step is not None:
                 # PNDM takes more network calls than steps: count shares of a whole, so that the bar ends full.
                 on_step(len(noise) / len(solver.timesteps))
         return latents
+
+    def guided(
+        self, latents: Tensor, step: Any, text: Any, *, guidance: float, beside: Tensor | None, first: bool = False
+    ) -> Tensor:
+        """The U-Net's output, float32 (N, C, h, w), by classifier-free guidance.
+
+        Guided output = uncond + guidance * (cond - uncond), Ho & Salimans 2022 (arXiv 2207.12598). ``text`` is what
+        ``guided_text`` gives; ``beside`` (N, C + 1, h, w) is what an inpainting U-Net reads beside the latents.
+        """
+        inputs = (latents if beside is None else torch.cat([latents, beside.to(latents)], dim=1)).to(self.dtype)
+        if guidance == 1:
+            return self.call_unet(inputs, step, text, first=first).float()
+        output = self.call_unet(torch.cat([inputs, inputs]), step, text, first=first).float()
+        unconditional, conditional = output.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
 
     def call_unet(self, inputs: Tensor, step: Any, text: Any, *, first: bool) -> Tensor:
         """The U-Net's output for latents (N, C, h, w); ``first`` is the call that may have to compile it."""
@@ -318,11 +345,12 @@ class Diffusion:
         """uint8 (N, H, W) through the autoencoder (posterior mode) and back."""
         if self.vae.config.in_channels != 1:
             raise UserError(f"--model {self.info.name}: its autoencoder takes colour; a grey one is needed")
-        vae = self._whole_vae()
+        vae = self.whole_vae
         latents = vae.encode(images.to_autoencoder(pixels).to(self.info.device, self.dtype)).latent_dist.mode()
         return images.from_autoencoder(vae.decode(latents, return_dict=False)[0].float())
 
-    def _whole_vae(self) -> Any:
+    @cached_property
+    def whole_vae(self) -> Any:
         """The autoencoder with its encoder, which sampling is loaded without."""
         if not isinstance(self.vae, Autoencoder):
             return self.vae
@@ -347,15 +375,15 @@ def _check_parts(name: str, parts: dict[str, Any]) -> None:
     """UserError where the parts are not those of a text-to-image pipeline of latents."""
     vae, unet = parts["vae"].config, parts["unet"].config
     latents, takes, gives = vae.latent_channels, unet.in_channels, unet.out_channels
-    if takes != latents:
-        kind = {9: "an inpainting model", 8: "a model that edits images"}.get(takes, "no text-to-image model")
+    if takes not in (latents, 2 * latents + 1):  # the latter inpaint: mask, and latents of what is outside it
+        kind = "a model that edits images" if takes == 2 * latents else "no text-to-image model"
         raise UserError(
             f"--model {name}: {kind} (its U-Net takes {takes} channels where the latents have {latents}); "
             "pass a text-to-image pipeline"
         )
-    if gives != takes:
+    if gives != latents:
         raise UserError(
-            f"--model {name}: its U-Net gives {gives} channels for latents of {takes} (a learned variance); "
+            f"--model {name}: its U-Net gives {gives} channels for latents of {latents} (a learned variance); "
             "no sampler here reads that"
         )
     if vae.out_channels not in (1, 3):

@@ -70,6 +70,10 @@ class Solver:
         self.timesteps = torch.from_numpy(self._timesteps(steps)).to(device)
         self.number = 0
 
+    def set_begin_index(self, begin: int) -> None:
+        """Begin at step number ``begin``, with latents that are noised as they are there."""
+        self.number = begin
+
     def scale_model_input(self, latents: Tensor, step: Any) -> Tensor:
         """The latents themselves: these schedules keep their variance."""
         return latents
