@@ -103,14 +103,16 @@ def test_inversion_comes_back(make_pipeline: Any, tmp_path: Path, prediction: st
     x0 = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     solver = make_solver(model.scheduler, "ddim", "tiny")
     solver.set_timesteps(50)
+    solver.set_begin_index(20)
+    steps = solver.timesteps[20:]
     with torch.inference_mode():
-        path = latents.invert(model, x0, solver.timesteps, solver, beside=None, report=lambda: None)
+        path = latents.invert(model, x0, steps, solver, beside=None, report=lambda: None)
         text = model.guided_text(["", ""], Sampling(guidance=1))
         back = path[0]
-        for step in solver.timesteps:
+        for step in steps:
             output = model.guided(back, step, text, guidance=1, beside=None)
             back = solver.step(output, step, back, return_dict=False)[0]
-    assert len(path) == 50 and (path[0] - x0).abs().mean() > 0.1
+    assert len(path) == 30 and (path[0] - x0).abs().mean() > 0.1
     assert (back - x0).abs().mean() < 0.02
 
 

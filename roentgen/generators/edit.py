@@ -87,6 +87,8 @@ def edit(
     check_seed(seed, num_images - 1)
     if editing.invert:
         settings = {"sampler": "ddim", **settings}
+        if settings["sampler"] != "ddim":
+            raise UserError(f"--sampler {settings['sampler']}: inversion takes ddim; leave it out, or add --no-invert")
         if num_images > 1:
             raise UserError(f"--num-images {num_images}: all would be equal with inversion; pass --no-invert too")
     if not isinstance(model, Editor):

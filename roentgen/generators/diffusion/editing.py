@@ -40,7 +40,7 @@ def edit(
     """Edited and merely encoded images, uint8 (S, S), in order.
 
     Raises:
-        UserError: ``editing.invert`` with a sampler other than DDIM; a model that predicts a flow; an image of NaN.
+        UserError: a model that predicts a flow; an image of NaN.
     """
     pairs = torch.stack(_edited(model, batch, sampling, editing, on_step), dim=1)
     for pair, text, seed in zip(pairs, batch.texts, batch.seeds, strict=True):
@@ -61,12 +61,7 @@ def _edited(
     editing: Editing,
     on_step: Callable[[float], object] | None,
 ) -> tuple[Tensor, Tensor]:
-    """Edited and merely encoded images, grey float (N, 1, S, S), nominally in [-1, 1]."""
-    if editing.invert and sampling.sampler != "ddim":
-        raise UserError(
-            f"--sampler {sampling.sampler}: inversion goes back along the steps of ddim; leave it out, or "
-            "pass --no-invert"
-        )
+    """Edited and merely encoded images, grey float (N, 1, S, S), nominally in [-1, 1]; inversion needs ddim."""
     solver = make_solver(model.scheduler, sampling.sampler, model.info.name)
     if solver.config.get("prediction_type") == "flow_prediction":
         raise UserError(f"--model {model.info.name}: it predicts a flow, and edits need a model of noise or velocity")
