@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from generate import machine, summarised, timed
 from PIL import Image
+from tqdm import tqdm
 
 from roentgen import errors
 from roentgen.config import parse_call
@@ -32,7 +33,7 @@ from roentgen.files import write_atomic
 from roentgen.images import read_image
 from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.models.loading import read_json
-from roentgen.provenance import git_state, versions
+from roentgen.provenance import Surroundings, git_state, in_words, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDES = Path(__file__).with_name("fid_sides.py")
@@ -97,14 +98,18 @@ def measured(folder: Path, *, images: int, side: int, repeats: int, workers: int
     call(folder, {"side": "weights"})
     tools = [tool for peer, own in PEERS.items() for tool in (own, peer)]
     values: dict[str, dict[str, list[float]]] = {tool: {} for tool in tools}
-    for repeat in range(repeats):
+    around = Surroundings()
+    bar = tqdm(total=repeats * len(tools), desc="runs", file=sys.stderr)
+    for _ in range(repeats):
         for tool in tools:
-            print(f"{tool}, run {repeat + 1} of {repeats}", file=sys.stderr, flush=True)
+            bar.set_postfix_str(tool)
             job = {"side": tool, "a": str(folder / "a"), "b": str(folder / "b"), "workers": workers}
             answer, seconds, memory = call(folder, job)
             for name, value in (("seconds", seconds), ("memory", memory), ("fid", answer["fid"])):
                 values[tool].setdefault(name, []).append(value)
             values[tool].setdefault("without_start", []).append(answer["seconds"])
+            bar.update()
+    bar.close()
     root, _, _ = call(folder, {"side": "roots", "dim": dim})
 
     summary = {tool: {name: summarised(each) for name, each in of.items()} for tool, of in values.items()}
@@ -126,6 +131,7 @@ def measured(folder: Path, *, images: int, side: int, repeats: int, workers: int
         "goals": GOALS,
         "agreement": AGREE,
         "machine": machine(),
+        "conditions": around.facts(),
         "git_commit": git["commit"],
         "git_modified": git["modified"],
         "versions": versions() | {name: importlib.metadata.version(name) for name in (*PEERS, "scipy")},
@@ -177,7 +183,7 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"{settings['images']} images of {settings['side']} px in two folders, Inception-v3 with random weights, "
         f"{facts['cores']} cores of {facts['cpu']}; {packages}; median of "
-        f"{settings['repeats']} run(s), whole processes.",
+        f"{settings['repeats']} run(s), whole processes.{in_words(result.get('conditions'))}",
     ]
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """Time and memory of `roentgen generate`, beside stock diffusers with the same weights in the same run.
 
-    python benchmarks/generate.py --out benchmarks/results/generate-cpu.json --update README.md,docs/speed.md
-    python benchmarks/generate.py --result benchmarks/results/generate-cpu.json --update README.md,docs/speed.md
+    python benchmarks/generate.py --out benchmarks/results/generate-cpu.json --update README.md,docs/benchmarks.md
+    python benchmarks/generate.py --result benchmarks/results/generate-cpu.json --update README.md,docs/benchmarks.md
 
 Every measurement is a process of its own, so that imports, loading and writing the file count; ours and
 theirs take turns, after one warm-up each that fills the file cache. A further image costs a quarter of what
@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from roentgen import errors
 from roentgen.config import parse_call
@@ -38,7 +39,7 @@ from roentgen.files import read_json, write_atomic
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
 from roentgen.metrics.report.tables import fill
 from roentgen.models import hub, loading
-from roentgen.provenance import git_state, processor, versions
+from roentgen.provenance import Surroundings, git_state, in_words, processor, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = Path(__file__).with_name("stock_diffusers.py")
@@ -148,20 +149,27 @@ def measured(
     def stock(images: int, target: Path) -> list[str]:
         return peer(folder, [PROMPT] * images, list(range(images)), target, {**settings, "dtype": "float32"}, images)
 
+    around = Surroundings()
+    runs = 4 * (repeats + 1) + helps + 2 * repeats * len(ARMS)
+    bar = tqdm(total=runs, desc="runs", file=sys.stderr)
     sides: dict[str, Callable[[int, Path], list[str]]] = {"roentgen": ours, "diffusers": stock}
     values: dict[str, dict[str, list[float]]] = {side: {name: [] for name in MEASURES} for side in sides}
     for repeat in range(-1, repeats):
         for side, command in sides.items():
             one, memory_one = timed_images(command, 1)
+            bar.update(1 if repeat >= 0 else 2)
             if repeat < 0:
                 continue  # the warm-up
             many, memory_many = timed_images(command, 1 + FURTHER)
+            bar.update()
             values[side]["cold"].append(one)
             values[side]["further"].append((many - one) / FURTHER)
             values[side]["memory"].append(max(memory_one, memory_many))
     help_times = [timed([sys.executable, "-m", "roentgen", "--help"])[0] for _ in range(helps)]
+    bar.update(helps)
 
-    sets = data_sets(folder, settings, repeats, short, long)
+    sets = data_sets(folder, settings, repeats, short, long, bar.update)
+    bar.close()
     git = git_state(ROOT)
     summary = {side: {name: summarised(each) for name, each in of_side.items()} for side, of_side in values.items()}
     median = {side: {name: summary[side][name]["median"] for name in MEASURES} for side in sides}
@@ -176,6 +184,7 @@ def measured(
         "help": summarised(help_times),
         "sets": sets,
         "machine": machine(),
+        "conditions": around.facts(),
         "git_commit": git["commit"],
         "git_modified": git["modified"],
         "versions": versions(),
@@ -201,7 +210,14 @@ def prompts(count: int | None) -> list[str]:
     return texts[:count]
 
 
-def data_sets(folder: Path, settings: dict[str, Any], repeats: int, short: int, long: int) -> dict[str, Any]:
+def data_sets(
+    folder: Path,
+    settings: dict[str, Any],
+    repeats: int,
+    short: int,
+    long: int,
+    on_run: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
     """Seconds an image of every arm, ratios to ours, and how far the images of an arm are from stock diffusers'."""
     values: dict[str, list[float]] = {name: [] for name in ARMS}
     memory: dict[str, list[float]] = {name: [] for name in ARMS}
@@ -217,6 +233,7 @@ def data_sets(folder: Path, settings: dict[str, Any], repeats: int, short: int, 
                     out = Path(scratch) / f"{number}-{repeat}-{count}"
                     command = set_command(name, folder, {**settings, **own}, out, count, listed)
                     took, peak = timed(command)
+                    on_run()
                     seconds.append(took)
                     if name == EXPORT:
                         listed = listed if count < most else read_rows(out)
@@ -354,7 +371,7 @@ def table(result: dict[str, Any]) -> str:
         f"more than {sets['short']}, in batches of {sets['batch']}, prompts and seeds alike; auto is bfloat16 on a CPU "
         f"that computes in it; the last column is the mean absolute difference, of 255, to the images of {REFERENCE}; "
         f"RoentGen's sampling is {published['steps']} steps of {published['sampler']} at guidance "
-        f"{published['guidance']:g}.",
+        f"{published['guidance']:g}.{in_words(result.get('conditions'))}",
     ]
     return "\n".join(lines)
 
@@ -381,7 +398,8 @@ def summary_table(result: dict[str, Any]) -> str:
             *rows,
             "",
             f"`{result['model']}` ({result['model_hash']}), {result['settings']['steps']} steps of "
-            f"{result['settings']['sampler']}, on {facts['cores']} cores of {facts['cpu']}, without a GPU.",
+            f"{result['settings']['sampler']}, on {facts['cores']} cores of {facts['cpu']}, without a GPU."
+            f"{in_words(result.get('conditions'))}",
         ]
     )
 

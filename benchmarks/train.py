@@ -2,9 +2,9 @@
 
     git clone --depth 1 https://github.com/huggingface/diffusers PEER
     python benchmarks/train.py --peer PEER/examples/text_to_image/train_text_to_image.py \\
-        --out benchmarks/results/train-cpu.json --update docs/speed.md
+        --out benchmarks/results/train-cpu.json --update docs/benchmarks.md
     python benchmarks/train.py --peer ... --model sd15-random --batch 16 --compiled true --out train-gpu.json
-    python benchmarks/train.py --result benchmarks/results/train-cpu.json --update docs/speed.md
+    python benchmarks/train.py --result benchmarks/results/train-cpu.json --update docs/benchmarks.md
 
 Every measurement is the real script as a process of its own, at two lengths: what the longer takes more, over the
 images it sees more, is the cost of an image in the loop, and imports, loading and saving cancel. Arms take turns,
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from tqdm import tqdm
 
 from roentgen import errors
 from roentgen.config import parse_call
@@ -39,7 +40,7 @@ from roentgen.errors import UserError
 from roentgen.files import file_hash
 from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import Context, read_result, write_result
-from roentgen.provenance import git_state
+from roentgen.provenance import Surroundings, git_state, in_words
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "train" / "finetune.py"
@@ -152,8 +153,10 @@ def measure(
                 workers=workers,
                 device=cuda_or_cpu(device),
             )
+            around = Surroundings()
             runs = run_arms(job, arms, short=short, long=long, repeats=repeats)
-            found = summarise(job, runs, name=model, short=short, long=long, out=Path(out) if out else job.folder / "r")
+            stored = Path(out) if out else job.folder / "r"
+            found = summarise(job, runs, name=model, short=short, long=long, out=stored, conditions=around.facts())
     lines = table(found)
     print(lines)
     if update is not None:
@@ -389,12 +392,15 @@ def run_arms(
 ) -> dict[str, list[list[Run]]]:
     """For each arm the warm-up ``[[run]]``, then ``[short, long]`` for each repeat; arms take turns."""
     runs: dict[str, list[list[Run]]] = {arm: [] for arm in arms}
+    bar = tqdm(total=len(arms) * (2 * repeats + 1), desc="runs", file=sys.stderr)
     for repeat in range(-1, repeats):
         for arm in arms:
             lengths = (short,) if repeat < 0 else (short, long)
             runs[arm].append([run(job, arm, steps) for steps in lengths])
             words = " and ".join(f"{each.seconds:.1f} s" for each in runs[arm][-1])
-            print(f"{arm}: {'warm-up' if repeat < 0 else f'repeat {repeat + 1}'}, {words}", file=sys.stderr, flush=True)
+            bar.update(len(lengths))
+            bar.set_postfix_str(f"{arm}: {words}")
+    bar.close()
     return runs
 
 
@@ -480,7 +486,14 @@ def last_line(text: str) -> str:
 
 
 def summarise(
-    job: Comparison, runs: Mapping[str, list[list[Run]]], *, name: str, short: int, long: int, out: Path
+    job: Comparison,
+    runs: Mapping[str, list[list[Run]]],
+    *,
+    name: str,
+    short: int,
+    long: int,
+    out: Path,
+    conditions: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The result of all runs, written to ``out``."""
     images = (long - short) * job.batch
@@ -557,6 +570,7 @@ def summarise(
                 "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
                 "threads": os.environ.get("OMP_NUM_THREADS", "one a core"),
             },
+            "conditions": dict(conditions or {}) or None,
         },
     )
 
@@ -639,7 +653,8 @@ def table(result: Mapping[str, Any]) -> str:
         f"U-Net trained with EMA, {settings['workers']} workers, on {machine['device']} ({machine['cores']} cores, "
         f"threads: {machine['threads']}); {versions}. Medians (extremes) of {result['n']} pairs of runs of {steps[0]} "
         f'and {steps[1]} steps, taking turns; "times the peer" is against its faster arm. Making the caches of '
-        f"{steps[1] * settings['batch']} images took {made:.0f} s, once and outside these rates.",
+        f"{steps[1] * settings['batch']} images took {made:.0f} s, once and outside these rates."
+        f"{in_words(details.get('conditions'))}",
     ]
     return "\n".join(lines)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import shlex
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,56 @@ def git_state(folder: Path) -> dict[str, Any]:
         return {"commit": None, "modified": None}
     status = git("status", "--porcelain", "--untracked-files=no")
     return {"commit": git("rev-parse", "HEAD"), "modified": None if status is None else bool(status)}
+
+
+class Surroundings:
+    """What else went on while something was timed: make one before, ask for ``facts`` after.
+
+    A time is worth little beside other work, or where nobody can get the code that was run: results say both.
+    """
+
+    QUIET = 0.1  # cores of others that a quiet machine may show
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter(), _machine_seconds(), _own_seconds()
+
+    def facts(self) -> dict[str, Any]:
+        """others: cores that other processes took, on average (None where the system does not say); quiet: whether that
+        was next to nothing; tree: clean, modified, or unknown where this is no checkout."""
+        began, machine, own = self._start
+        passed, now = time.perf_counter() - began, _machine_seconds()
+        others = None
+        if machine is not None and now is not None:
+            others = max(0.0, round(((now - machine) - (_own_seconds() - own)) / max(passed, 1e-9), 2))
+        modified = git_state(ROOT)["modified"]
+        return {
+            "others": others,
+            "quiet": None if others is None else others <= self.QUIET,
+            "tree": {True: "modified", False: "clean", None: "unknown"}[modified],
+        }
+
+
+def in_words(conditions: Mapping[str, Any] | None) -> str:
+    """A sentence to stand below figures for what ``Surroundings.facts`` holds against them; empty for nothing."""
+    if conditions is None:
+        return ""
+    said = [f"beside others that took {conditions['others']:.2f} cores"] if conditions["quiet"] is False else []
+    said += ["from a modified tree"] if conditions["tree"] == "modified" else []
+    return f" Taken {' and '.join(said)}." if said else ""
+
+
+def _machine_seconds() -> float | None:
+    """Processor time of everything on this machine so far; None where the system does not say."""
+    facts = Path("/proc/stat")
+    if not facts.is_file():
+        return None
+    user, nice, system, _, _, irq, soft, steal = (int(part) for part in facts.read_text().split()[1:9])
+    return (user + nice + system + irq + soft + steal) / float(os.sysconf("SC_CLK_TCK"))
+
+
+def _own_seconds() -> float:
+    """Processor time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 def portable(value: object, root: Path = ROOT) -> object:

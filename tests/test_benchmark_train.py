@@ -222,4 +222,4 @@ def test_ours_runs_for_real(bench: ModuleType, job: Any) -> None:
 
 def test_documentation_holds_the_committed_result(bench: ModuleType) -> None:
     result = json.loads((ROOT / "benchmarks" / "results" / "train-cpu.json").read_text(encoding="utf-8"))
-    assert bench.table(result) in (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    assert bench.table(result) in (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")

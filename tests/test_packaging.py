@@ -138,7 +138,7 @@ def region(text: str, name: str) -> str:
 TABLES = {
     "README.md": ("quality", "speed-summary"),
     "docs/evaluate.md": ("suite",),
-    "docs/speed.md": ("speed", "train-speed"),
+    "docs/benchmarks.md": ("speed", "train-speed"),
     "docs/training.md": ("memory", "text-encoder"),
     "docs/augmentation.md": ("augmentation",),
 }
@@ -161,7 +161,7 @@ def test_speed_tables_are_those_of_the_result_file() -> None:
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)
     result = json.loads((ROOT / "benchmarks" / "results" / "generate-cpu.json").read_text())
-    assert region(DOCUMENTS["docs/speed.md"], "speed") == region(CARD, "speed") == bench.table(result)
+    assert region(DOCUMENTS["docs/benchmarks.md"], "speed") == region(CARD, "speed") == bench.table(result)
     assert region(README, "speed-summary") == bench.summary_table(result)
 
 

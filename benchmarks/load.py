@@ -1,0 +1,192 @@
+"""Commands on a machine that has other work, against their fair share of it, with the threads' policy and without.
+
+    python benchmarks/load.py --out benchmarks/results/load-cpu.json --update docs/benchmarks.md
+    python benchmarks/load.py --result benchmarks/results/load-cpu.json --update docs/benchmarks.md
+
+Each command runs alone, beside one and two processes that never rest, and four at once. Its fair share is an equal
+part of the cores for each process: a command that took ``u`` seconds of processor time alone, on ``c`` cores among
+``n`` processes, should take ``u * n / c`` seconds, and never less than alone. Without the policy OpenMP takes as many
+threads as there are logical processors, and they spin while they wait.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from roentgen import errors, threads
+from roentgen.config import parse_call
+from roentgen.errors import UserError
+from roentgen.metrics.report.tables import replace_between_markers, table
+from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.provenance import Surroundings, git_state, in_words, processor
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "load"
+GOAL = 1.5
+ON = "from roentgen.__main__ import main; import sys; sys.exit(main())"
+OFF = f"from roentgen import threads; threads.settle = lambda *_: None; {ON}"
+POLICIES = {"threads settled": ON, "left to OpenMP": OFF}
+BUSY = "while True: pass"
+# Scenario -> processes beside that never rest, commands at once.
+SCENARIOS = {"alone": (0, 1), "beside one busy process": (1, 1), "beside two": (2, 1), "four at once": (0, 4)}
+
+
+def commands(scratch: Path) -> dict[str, list[str]]:
+    """Name -> command line; OUT stands for a new folder."""
+    prompts = scratch / "prompts.txt"
+    prompts.write_text("".join(f"left pleural effusion, {age}-year-old\n" for age in range(40, 56)), encoding="utf-8")
+    return {
+        "generate, one image": ["generate", "cardiomegaly", "--out", "OUT"],
+        "export, 16 images": ["export", "--prompts", str(prompts), "--out", "OUT", "--filter", "none"],
+    }
+
+
+def measure(
+    *, out: str | None = None, result: str | None = None, update: str | None = None, repeats: int = 1, only: str = ""
+) -> int:
+    """Time commands beside other work, and print a table.
+
+    Args:
+        out: JSON file for the result.
+        result: Measure nothing, take this JSON file of an earlier run.
+        update: Document in which the region results:load is replaced by the table.
+        repeats: Runs of each; the table shows medians.
+        only: Leave out commands whose name does not begin with this.
+    """
+    if repeats < 1:
+        raise UserError(f"--repeats {repeats}: must be at least 1")
+    if update is not None:  # before minutes of measuring
+        replace_between_markers(Path(update), NAME, "", write=False)
+    if result is None and out is None:
+        raise UserError("--out is missing; name a JSON file for the result")
+    if result is None:
+        measured(Path(str(out)), repeats=repeats, only=only)
+    lines = as_table(read_result(Path(str(result or out))))
+    print(lines)
+    if update is not None:
+        replace_between_markers(Path(update), NAME, lines)
+    return 0
+
+
+def measured(out: Path, *, repeats: int, only: str) -> None:
+    """Run everything and write the result."""
+    found: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        chosen = {name: words for name, words in commands(Path(scratch)).items() if name.startswith(only)}
+        if not chosen:
+            known = ", ".join(commands(Path(scratch)))
+            raise UserError(f"--only {only}: no command begins like that; they are {known}")
+        for words in chosen.values():  # the file cache
+            together(OFF, words, busy=0, count=1)
+        around = Surroundings()
+        bar = tqdm(total=repeats * len(chosen) * len(POLICIES) * len(SCENARIOS), desc="runs", file=sys.stderr)
+        for _ in range(repeats):
+            for name, words in chosen.items():
+                for policy, code in POLICIES.items():
+                    for scenario, (busy, count) in SCENARIOS.items():
+                        runs = together(code, words, busy=busy, count=count)
+                        place = found.setdefault(name, {}).setdefault(policy, {})
+                        place.setdefault(scenario, []).append([max(each) for each in zip(*runs, strict=True)])
+                        bar.update()
+        bar.close()
+        conditions = around.facts()
+    rows = list(rated(found))
+    worst = max(row["ratio"] for row in rows if row["policy"] == next(iter(POLICIES)))
+    missed = [f"{r['command']}, {r['scenario']}: {r['ratio']:.2f}" for r in rows if r["ratio"] > GOAL and r["settled"]]
+    context = Context(
+        extractor="wall clock", resize="none", seed=0, settings={"repeats": repeats, "only": only},
+        model={"name": "mini"}, inputs={}, git=git_state(ROOT),
+        command=f"python benchmarks/load.py --repeats {repeats}",
+    )  # fmt: skip
+    write_result(
+        out, metric="largest time over the fair share, threads settled", value=worst, ci=(worst, worst),
+        ci_method="none: the largest of all", n=len(rows), context=context, goal=f"at most {GOAL}", warnings=missed,
+        details={"rows": rows, "cores": threads.cores(), "cpu": processor(), "conditions": conditions},
+    )  # fmt: skip
+
+
+def together(code: str, words: Sequence[str], *, busy: int, count: int) -> list[tuple[float, float]]:
+    """``count`` commands at once beside ``busy`` processes that never rest: wall and processor seconds of each."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MKL_", "KMP_"))}
+    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    with ExitStack() as stack:
+        for _ in range(busy):
+            idler = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))
+            stack.callback(idler.kill)
+        started, began = {}, time.perf_counter()
+        for _ in range(count):
+            place = stack.enter_context(tempfile.TemporaryDirectory())
+            line = [sys.executable, "-c", code, *(f"{place}/out" if word == "OUT" else word for word in words)]
+            silent: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            process = subprocess.Popen(line, env=environment, **silent)
+            started[process.pid] = process
+        runs = []
+        while started:
+            pid, status, usage = os.wait3(0)
+            if pid not in started:
+                raise RuntimeError("a busy process has ended")
+            process = started.pop(pid)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                raise RuntimeError(f"roentgen {' '.join(words)} failed with code {process.returncode}")
+            runs.append((time.perf_counter() - began, usage.ru_utime + usage.ru_stime))
+    return runs
+
+
+def rated(found: Mapping[str, Mapping[str, Mapping[str, Sequence[Sequence[float]]]]]) -> Any:
+    """A row a command, policy and scenario: seconds, and how many times the fair share that is.
+
+    The share is worked out from the command alone with its threads settled, for both policies.
+    """
+    for name, policies in found.items():
+        alone = next(iter(policies.values()))["alone"]
+        wall, used = (statistics.median(run[part] for run in alone) for part in (0, 1))
+        for policy, scenarios in policies.items():
+            for scenario, runs in scenarios.items():
+                busy, count = SCENARIOS[scenario]
+                fair = max(wall, used * (busy + count) / threads.cores())
+                if busy + count == 1:
+                    fair = wall
+                seconds = statistics.median(run[0] for run in runs)
+                row = {"command": name, "policy": policy, "settled": policy == next(iter(POLICIES))}
+                yield row | {"scenario": scenario, "seconds": seconds, "fair": fair, "ratio": seconds / fair}
+
+
+def as_table(result: Mapping[str, Any]) -> str:
+    """The Markdown table of a result, with its conditions below."""
+    details = result["details"]
+    by = {(row["command"], row["scenario"], row["policy"]): row for row in details["rows"]}
+    rows = []
+    for command, scenario in dict.fromkeys((row["command"], row["scenario"]) for row in details["rows"]):
+        cells = [by[command, scenario, policy] for policy in POLICIES]
+        shown = [f"{cell['seconds']:.1f} ({cell['ratio']:.1f})" for cell in cells]
+        rows.append([command, scenario, f"{cells[0]['fair']:.1f}", *shown])
+    return "\n".join(
+        [
+            table(["command", "other work", "fair share (s)", *(f"{policy} (s)" for policy in POLICIES)], rows),
+            "",
+            f"Brackets: times the fair share; the goal is {GOAL}. `mini` on {details['cores']} cores of "
+            f"{details['cpu']}; torch {result['versions']['torch']}; medians of {result['settings']['repeats']} "
+            f"run(s), of four at once the slowest.{in_words(details['conditions'])} Made by `{result['command']}`.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    return measure(**parse_call(measure, arguments, prog="benchmarks/load.py"))
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="benchmarks/load.py"))
