@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,15 @@ def _encoded(image: Any) -> str:
     return base64.b64encode(content).decode()
 
 
-def read_request(payload: Any) -> list[Row]:
-    """The studies of a request; UserError, which names row and column, where something is wrong."""
+def _read(what: str, data: bytes) -> Image:
+    return read_image(what, data=data)
+
+
+def read_request(payload: Any, *, read: Callable[[str, bytes], Image] = _read) -> list[Row]:
+    """The studies of a request; UserError, which names row and column, where something is wrong.
+
+    ``read`` makes uint8 grey [H, W] of a file's name, for errors, and its bytes.
+    """
     table = payload.get("input_data") if isinstance(payload, Mapping) else None
     if not isinstance(table, Mapping) or not isinstance(table.get("data"), list):
         raise UserError("input_data: missing; send {'input_data': {'columns': [...], 'index': [...], 'data': [[...]]}}")
@@ -118,7 +125,7 @@ def read_request(payload: Any) -> list[Row]:
         if not isinstance(cells, list) or len(cells) != len(columns):
             raise UserError(f"input_data.data, row {number}: must be a list of {len(columns)} cells, as columns says")
         study = dict(zip(columns, cells, strict=True))
-        pixels = {name: _decoded(study.get(name), f"{name} of row {number}") for name in IMAGES}
+        pixels = {name: _decoded(study.get(name), f"{name} of row {number}", read) for name in IMAGES}
         frontal = pixels.pop("frontal_image")
         if frontal is None:
             raise UserError(f"frontal_image of row {number}: is empty; send the image as base64")
@@ -127,14 +134,18 @@ def read_request(payload: Any) -> list[Row]:
     return rows
 
 
-def _decoded(cell: Any, what: str) -> Image | None:
+def _decoded(cell: Any, what: str, read: Callable[[str, bytes], Image]) -> Image | None:
     if cell is None or cell == "":
         return None
     if not isinstance(cell, str):
         raise UserError(f"{what}: must be base64 text; send the bytes of a PNG, JPEG or DICOM file as base64")
-    text = cell.partition(",")[2] if cell.startswith("data:") else cell
+    return read(what, from_base64(cell, what))
+
+
+def from_base64(text: str, what: str) -> bytes:
+    """The bytes of base64 text or of a data URL; UserError, which begins with ``what``, where it is neither."""
+    body = text.partition(",")[2] if text.startswith("data:") else text
     try:  # Python's encodebytes, which CXRReportGen's own example uses, breaks lines
-        content = base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError):
         raise UserError(f"{what}: cannot be read as base64; send the bytes of a PNG, JPEG or DICOM file") from None
-    return read_image(what, data=content)

@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from roentgen.provenance import __version__
-from roentgen.serving import failures, routes_openai
+from roentgen.serving import failures, routes_openai, routes_page, routes_reports, routes_webui
 from roentgen.serving.catalogue import Catalogue
 from roentgen.serving.guard import Guard
 from roentgen.serving.keys import Keys
@@ -73,7 +73,8 @@ def make_app(catalogue: Catalogue, options: Options, keys: Keys) -> FastAPI:
     async def metrics() -> Response:
         return Response(service.meters.text(), media_type="text/plain; version=0.0.4")
 
-    app.include_router(routes_openai.router(service))
+    for routes in (routes_openai, routes_webui, routes_reports, routes_page):
+        app.include_router(routes.router(service))
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     app.add_middleware(Guard, options=options, keys=keys, meters=service.meters)
     return app

@@ -50,6 +50,8 @@ def family_settings() -> dict[str, tuple[Any, str]]:
 
 
 SETTINGS = family_settings()
+SAMPLERS = [name for package in FAMILIES.values() for name in import_module(f"{package}.sampling").SAMPLERS]
+"""Names of all families' samplers."""
 
 
 class Lenient(BaseModel):

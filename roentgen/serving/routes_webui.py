@@ -1,0 +1,224 @@
+"""The web UI's routes (``/sdapi/v1``): what its clients send is honoured, or answered with what was used instead."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import anyio.to_thread
+from fastapi import APIRouter, Request
+from PIL import Image
+
+from roentgen.errors import UserError
+from roentgen.generators.base import Generator, Sample
+from roentgen.images import encode_image
+from roentgen.reports.cxrreportgen import from_base64
+from roentgen.serving.batcher import Event
+from roentgen.serving.catalogue import settings_of_family
+from roentgen.serving.schemas import SAMPLERS, PngInfoRequest, WebRequest, given
+from roentgen.serving.service import Asked, Making, Service, unknown_words
+
+KIND = "webui"
+THEIR_NAMES = {"dpm++": "DPM++ 2M", "unipc": "UniPC", "ddim": "DDIM", "pndm": "PLMS"}
+"""How the web UI calls our samplers."""
+SCHEDULERS = ("automatic", "")
+NEUTRAL: dict[str, Any] = {
+    "enable_hr": False, "restore_faces": False, "tiling": False, "subseed_strength": 0, "script_name": None,
+    "styles": [], "seed_resize_from_h": 0, "seed_resize_from_w": 0, "alwayson_scripts": {},
+}  # fmt: skip
+"""Keys that would change the image if they had another value; that is not done here, and the reply says so."""
+
+
+class Interrupted(Exception):
+    """Another request asked to end this one."""
+
+
+def router(service: Service) -> APIRouter:
+    """The routes, before ``service``."""
+    routes = APIRouter(prefix="/sdapi/v1", tags=["web UI"])
+    chosen: dict[str, str] = {}  # the model that each holder of a key has set in its options
+
+    def current(request: Request) -> str:
+        return chosen.get(request.scope.get("holder", ""), next(iter(service.catalogue.generators)))
+
+    @routes.post("/txt2img", summary="Images of a text")
+    async def txt2img(request: Request, asked: WebRequest) -> dict[str, Any]:
+        wished = (asked.override_settings or {}).get("sd_model_checkpoint")
+        name, _ = service.catalogue.generator(str(wished) if wished else current(request))
+        settings, used = _settings(service, name, asked)
+        seed = None if asked.seed < 0 else asked.seed
+        wanted = Asked(asked.prompt, name, asked.batch_size * asked.n_iter, seed, settings)
+        making = await service.begin(request, wanted, KIND)
+        samples = await _finished(service, making, request)
+        return await anyio.to_thread.run_sync(lambda: _reply(making, asked, samples, used))
+
+    @routes.get("/progress", summary="How far the requests of this key are")
+    async def progress(request: Request) -> dict[str, Any]:
+        tickets = service.batcher.tickets(request.scope.get("holder", ""), KIND)
+        images = sum(len(ticket.seeds) for ticket in tickets)
+        done = min(sum(ticket.done for ticket in tickets), images)
+        state = {
+            "skipped": False, "interrupted": False, "stopping_generation": service.batcher.stopping,
+            "job": KIND if tickets else "", "job_count": len(tickets), "job_no": 0, "job_timestamp": "0",
+            "sampling_step": 0, "sampling_steps": 0,
+        }  # fmt: skip
+        share = done / images if images else 0.0
+        return {"progress": share, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
+
+    @routes.post("/interrupt", summary="End the requests of this key; they answer with what is finished")
+    @routes.post("/skip", summary="The same")
+    async def interrupt(request: Request) -> dict[str, Any]:
+        for ticket in service.batcher.tickets(request.scope.get("holder", ""), KIND):
+            service.batcher.cancel(ticket)
+            ticket.notify(Event(error=Interrupted()))
+        return {}
+
+    @routes.get("/samplers", summary="Names of samplers")
+    async def samplers(request: Request) -> list[dict[str, Any]]:
+        _, model = service.catalogue.generator(current(request))
+        names = [name for name in SAMPLERS if _takes(model, name)]
+        return [{"name": THEIR_NAMES.get(name, name), "aliases": [name], "options": {}} for name in names]
+
+    @routes.get("/schedulers", summary="Names of schedules")
+    async def schedulers() -> list[dict[str, Any]]:
+        return [{"name": "automatic", "label": "Automatic", "aliases": None}]
+
+    @routes.get("/sd-models", summary="Models")
+    async def models() -> list[dict[str, Any]]:
+        return [_model(service, name) for name in service.catalogue.generators]
+
+    @routes.get("/options", summary="The model in use")
+    async def options(request: Request) -> dict[str, Any]:
+        return {"sd_model_checkpoint": _model(service, current(request))["title"]}
+
+    @routes.post("/options", summary="Choose the model in use, for this key")
+    async def set_options(request: Request, options: dict[str, Any]) -> dict[str, Any]:
+        wanted = options.get("sd_model_checkpoint")
+        if wanted is not None:
+            chosen[request.scope.get("holder", "")] = service.catalogue.generator(str(wanted))[0]
+        return {}
+
+    @routes.get("/scripts", summary="There are none")
+    async def scripts() -> dict[str, list[str]]:
+        return {"txt2img": [], "img2img": []}
+
+    @routes.get("/upscalers", summary="There are none")
+    @routes.get("/loras", summary="There are none")
+    async def none() -> list[str]:
+        return []
+
+    @routes.post("/png-info", summary="What a PNG says of how it was made")
+    async def png_info(asked: PngInfoRequest) -> dict[str, Any]:
+        return await anyio.to_thread.run_sync(lambda: _png_info(asked.image))
+
+    return routes
+
+
+async def _finished(service: Service, making: Making, request: Request) -> list[Sample]:
+    """The images of a request; those that are finished where it was interrupted."""
+    found: list[tuple[int, Sample]] = []
+    try:
+        async for event in service.events(making, request):
+            if event.sample is not None:
+                found.append((event.index, event.sample))
+    except Interrupted:
+        pass
+    return [sample for _, sample in sorted(found, key=lambda one: one[0])]
+
+
+def _settings(service: Service, name: str, asked: WebRequest) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Our settings of a request, and what is used instead of what was asked for."""
+    model = service.catalogue.generators[name]
+    used: dict[str, Any] = {}
+    ours = {their.lower(): name for name, their in THEIR_NAMES.items()} | {name: name for name in SAMPLERS}
+    said = asked.sampler_name or asked.sampler_index
+    sampler = ours.get(said.lower()) if said else None
+    if said and not _takes(model, sampler):
+        sampler, used["sampler_name"] = None, getattr(model.sampling(), "sampler", None)
+    if asked.scheduler and asked.scheduler.lower() not in SCHEDULERS:
+        used["scheduler"] = "automatic"
+    for side in ("width", "height"):
+        if getattr(asked, side) not in (None, model.pixels):
+            used[side] = model.pixels
+    for key, value in NEUTRAL.items():
+        if (asked.model_extra or {}).get(key, value) not in (value, None, {}, []):
+            used[key] = value
+    settings = given({"steps": asked.steps, "guidance": asked.cfg_scale, "sampler": sampler})
+    if asked.negative_prompt:
+        settings["negative_prompt"] = asked.negative_prompt
+    known = settings_of_family(model)
+    used |= {key: None for key in settings if key not in known}
+    return {key: value for key, value in settings.items() if key in known}, used
+
+
+def _takes(model: Generator, sampler: str | None) -> bool:
+    try:
+        model.sampling(sampler=sampler)
+    except UserError:
+        return False
+    return sampler is not None
+
+
+def _reply(making: Making, asked: WebRequest, samples: list[Sample], used: dict[str, Any]) -> dict[str, Any]:
+    texts = [infotext(sample.provenance, making.model.pixels) for sample in samples]
+    images = [base64.b64encode(encode_image(one.image, "png", one.provenance)).decode() for one in samples]
+    marks = making.sampling.provenance()
+    info = {
+        "prompt": asked.prompt,
+        "all_prompts": [asked.prompt] * len(samples),
+        "negative_prompt": asked.negative_prompt,
+        "seed": making.ticket.seeds[0],
+        "all_seeds": [sample.seed for sample in samples],
+        "width": making.model.pixels,
+        "height": making.model.pixels,
+        "sampler_name": THEIR_NAMES.get(marks.get("sampler", ""), marks.get("sampler")),
+        "cfg_scale": float(marks.get("guidance", 1)),
+        "steps": int(marks.get("steps", 1)),
+        "batch_size": asked.batch_size,
+        "sd_model_name": making.name,
+        "sd_model_hash": making.model.info.hash,
+        "infotexts": texts,
+        "interrupted": len(samples) < len(making.ticket.seeds),
+        "used_instead": used,
+        "warnings": unknown_words(making),
+        "synthetic": True,
+    }
+    parameters = {key: value for key, value in asked.model_dump().items() if key not in ("init_images", "mask")}
+    return {"images": images if asked.send_images else [], "parameters": parameters | used, "info": json.dumps(info)}
+
+
+def infotext(marks: dict[str, str], side: int) -> str:
+    """The web UI's line of text about an image, from our marks."""
+    negative = f"\nNegative prompt: {marks['negative_prompt']}" if marks.get("negative_prompt") else ""
+    fields = {
+        "Steps": marks.get("steps"),
+        "Sampler": THEIR_NAMES.get(marks.get("sampler", ""), marks.get("sampler")),
+        "CFG scale": marks.get("guidance"),
+        "Seed": marks.get("seed"),
+        "Size": f"{side}x{side}",
+        "Model hash": marks.get("model_hash"),
+        "Model": marks.get("model"),
+        "Version": f"{marks.get('software')} {marks.get('version')}",
+    }
+    return f"{marks.get('prompt')}{negative}\n" + ", ".join(f"{key}: {value}" for key, value in fields.items() if value)
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    digest = service.catalogue.generators[name].info.hash
+    about = {"title": f"{name} [{digest}]", "model_name": name, "hash": digest, "sha256": None}
+    return {**about, "filename": name, "config": None}
+
+
+def _png_info(text: str) -> dict[str, Any]:
+    data = from_base64(text, "image")
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            items = {key: str(value) for key, value in getattr(image, "text", {}).items()}
+            side = image.size[0]
+    except Exception:  # Pillow raises many kinds
+        raise UserError("image: is no PNG that can be read; send one as base64") from None
+    if items.get("software") == "roentgen":
+        return {"info": infotext(items, side), "items": items, "parameters": items}
+    return {"info": items.get("parameters", ""), "items": items, "parameters": {}}
