@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from roentgen.errors import UserError
 from roentgen.generators.diffusion import solvers
 from roentgen.generators.diffusion.sampling import SAMPLERS
 from roentgen.models.hub import MINI
@@ -157,3 +158,10 @@ def test_other_settings_of_a_sampler_are_left_to_diffusers() -> None:
     for more in ({"beta_schedule": "squaredcos_cap_v2"}, {"use_karras_sigmas": True}, {"solver_order": 3}):
         assert solvers.find("unipc", {**usual, **more}) is None
     assert solvers.find("pndm", usual) is None
+
+
+@pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
+def test_steps_at_the_same_noise_level_are_refused(tiny_model: Any, sampler: str) -> None:
+    with pytest.raises(UserError, match="--steps"):
+        tiny_model.sampling(steps=1000, sampler=sampler)
+    assert tiny_model.sampling(steps=1000, sampler="ddim").steps == 1000

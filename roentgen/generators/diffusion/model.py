@@ -205,7 +205,7 @@ class Diffusion:
             sampling = Sampling(**{**self.info.defaults, **given})
         except TypeError as error:
             raise UserError(f"{self.info.name} is a diffusion model: {error}") from None
-        make_solver(self.scheduler, sampling.sampler, self.info.name)
+        make_solver(self.scheduler, sampling.sampler, self.info.name).set_timesteps(sampling.steps)
         if sampling.negative_prompt:
             self.check(sampling.negative_prompt, "--negative-prompt")
         return sampling

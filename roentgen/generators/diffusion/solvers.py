@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from roentgen.errors import UserError
 from roentgen.generators.diffusion.process import rescale_zero_terminal_snr
 
 # Settings that change what a scheduler of diffusers computes, with the values that are computed here.
@@ -139,6 +140,11 @@ class Multistep(Solver):
 
     def set_timesteps(self, steps: int, device: Any = None) -> None:
         super().set_timesteps(steps, device)
+        if len(set(self.timesteps.tolist())) < steps:
+            raise UserError(
+                f"--steps {steps}: too many for this sampler, with {len(self.abar)} noise levels to tell apart; pass "
+                "fewer, or --sampler ddim"
+            )
         abar = self.abar.double().clone()
         if self.config.get("rescale_betas_zero_snr"):
             abar[-1] = 2.0**-24  # their lambda is finite
