@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from recipe import load_script
 
 from roentgen import errors
 from roentgen.experiments.augmentation import arms as gain_arms
@@ -28,7 +29,15 @@ QUICK = ("--size", "32", "--images", "128", "--batch-size", "16", "--validations
 SMALL = ("--seeds", "2", "--sizes", "20,40", "--min-positive", "2", "--jobs", "1", "--device", "cpu")
 
 
-GAIN = load_script("eval/augmentation_gain.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "eval" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GAIN = script("augmentation_gain")
 
 
 def write_set(folder: Path, splits: dict[str, int], *, seed: int, prefix: str) -> Path:
@@ -422,6 +431,6 @@ def test_tuning_reads_no_test_image_and_is_told_in_the_result(finished: Path, wo
     shown.to_csv(tmp_path / "manifest.csv", index=False)
     command = ["--real", str(tmp_path / "manifest.csv"), "--out", str(tmp_path / "tuning.json"), "--min-positive", "2"]
     tried = "n=30,size=32,images=64,batch_size=16,validations=1"
-    assert load_script("eval/augmentation_tuning.py").main([*command, "--work", str(tmp_path), "--try", tried]) == 0
+    assert script("augmentation_tuning").main([*command, "--work", str(tmp_path), "--try", tried]) == 0
     found = GAIN.tuning(tmp_path / "tuning.json")
     assert found["test"] == "not read" and found["runs"][0]["setting"]["images"] == 64

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,6 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from recipe import load_script
 
 from roentgen import errors
 from roentgen.generators import generate as generation
@@ -113,7 +114,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, make_pipeline: Callable[...,
 
 def script(name: str, **replaced: Any) -> Callable[[list[str]], int]:
     """``main`` of a script, with names of its module replaced, behind the exit codes of a command."""
-    module = load_script(f"eval/{name}")
+    spec = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / "eval" / name)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up type hints there
+    spec.loader.exec_module(module)
     for key, value in replaced.items():
         assert hasattr(module, key)
         setattr(module, key, value)

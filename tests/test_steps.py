@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from recipe import load_script
 
 from roentgen import errors
 from roentgen.metrics.result import KEYS
@@ -23,7 +24,12 @@ COMMITTED = ROOT / "eval" / "results" / "mini" / "steps.json"
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    return load_script("eval/steps.py")
+    spec = importlib.util.spec_from_file_location("eval_steps", ROOT / "eval" / "steps.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["eval_steps"] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def point(sampler: str, steps: int, **changes: Any) -> dict[str, Any]:

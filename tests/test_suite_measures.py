@@ -14,9 +14,11 @@ from PIL import Image
 from test_suite import sentence, write_generated, write_set
 
 from roentgen.errors import UserError
-from roentgen.metrics.adherence import calibration
+from roentgen.metrics.adherence import calibration, round_trip
 from roentgen.metrics.memorisation.reidentification import load_siamese
 from roentgen.metrics.report.replicates import write_replicates
+from roentgen.prompts import statement
+from roentgen.reports import Info, Report
 
 Run = Callable[..., tuple[int, str, str]]
 SIAMESE = '''
@@ -229,3 +231,35 @@ def test_replicates_are_for_generated_images(run_cli: Run, tmp_path: Path) -> No
     words = ["eval", "--real", "r.csv", "--synthetic", "s", "--out", tmp_path / "out"]
     assert "--replicates is for --generate" in sentence(run_cli, *words, "--replicates", "2")
     assert "--replicates 0" in sentence(run_cli, *words, "--replicates", "0")
+
+
+class Looker:
+    """A reporter that sees a bright base of one lung."""
+
+    info = Info("looker", "0", "test", findings=("Effusion",))
+
+    def report_many(self, images: list[np.ndarray], contexts: object = ()) -> list[Report]:
+        reports = []
+        for image in images:
+            half = image.shape[1] // 2
+            bases = image[image.shape[0] // 2 :].astype(float)
+            difference = bases[:, half:].mean() - bases[:, :half].mean()
+            text = "The lungs are clear."
+            if abs(difference) > 5:  # the image's right half is the patient's left
+                text = statement("Effusion", side="left" if difference > 0 else "right")
+            reports.append(Report((), text))
+        return reports
+
+
+@pytest.mark.slow
+def test_the_round_trip_reads_back_what_was_asked_for(
+    world: dict[str, Path], tmp_path: Path, run_cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(round_trip, "load_reporter", lambda name, **_: Looker())
+    code, _, err = run_cli(*arguments(world, tmp_path, "--metrics", "round_trip", "--image-to-text", "looker"))
+    assert code == 0, err
+    found = result(tmp_path, "round_trip")
+    assert found["value"] == 1 and found["details"]["ceiling"]["value"] == 1
+    assert found["details"]["floor"]["value"] < 0.9
+    assert found["details"]["sides"]["value"] == 1 and found["details"]["findings"][0]["finding"] == "Effusion"
+    assert found["extractor"] == "reporter looker"

@@ -15,6 +15,7 @@ RECIPES = {
     "masked": "train a masked transformer on image tokens with their texts",
     "classifier": "train the classifier that judges or rewards generated images",
     "alignment": "train the small dual encoder of images and texts",
+    "report": "train a reporter: images to words, with places",
     "reference": "make the reference of `roentgen export`'s quality filter from real images",
     "ship": "put parts together into the pipeline that ships",
 }

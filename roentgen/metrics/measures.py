@@ -27,6 +27,7 @@ MODULES = (
     "memorisation.copies",
     "memorisation.planted",
     "text.report_scores",
+    "adherence.round_trip",
     "memorisation.reidentification",
 )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from roentgen.errors import UserError
 
@@ -77,6 +78,17 @@ class EfficientNetLite0(nn.Module):
                 blocks.append(Block(before, after, expand=expand, kernel=kernel, stride=1 if number else stride))
                 before = after
         self.blocks = nn.ModuleList(blocks)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Put the norms into the convolutions before them, for good: the same to rounding, faster. For evaluation."""
+        self.eval()
+        pairs = [self.stem]
+        for block in self.blocks:
+            pairs += [part for part in (block.widen, block.filter, block.narrow) if part is not None]
+        for pair in pairs:
+            if isinstance(pair[1], nn.BatchNorm2d):
+                pair[0], pair[1] = fuse_conv_bn_eval(pair[0], pair[1]), nn.Identity()
 
     def trunk(self, x: Tensor) -> Tensor:
         """x float (N, 1, H, W) in [-1, 1] -> (N, 112, H / 16, W / 16)."""

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from roentgen.cache import RowStore, build_rows, file_digests, place
 from roentgen.files import fingerprint, sha256
@@ -95,12 +94,8 @@ def folded(features: EfficientNetLite0) -> Callable[[Tensor], Tensor]:
     """The trunk with its norms folded into its convolutions: the same to rounding, faster."""
     import copy
 
-    network = copy.deepcopy(features).eval()
-    pairs = [network.stem]
-    for block in network.blocks[:TRUNK]:
-        pairs += [part for part in (block.widen, block.filter, block.narrow) if part is not None]
-    for pair in pairs:
-        pair[0], pair[1] = fuse_conv_bn_eval(pair[0], pair[1]), nn.Identity()
+    network = copy.deepcopy(features)
+    network.fold()
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.trunk
 

@@ -184,8 +184,11 @@ def save_net(folder: Path, net: FindingNet, info: Mapping[str, Any]) -> None:
     write_atomic(folder / CONFIG, (json.dumps({"kind": KIND, **info}, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def load_net(folder: Path, *, flag: str = "--model") -> tuple[FindingNet, dict[str, Any]]:
-    """What ``save_net`` wrote, in evaluation mode; UserError where the folder is none of its."""
+def load_net(folder: Path, *, flag: str = "--model", fold: bool = True) -> tuple[FindingNet, dict[str, Any]]:
+    """What ``save_net`` wrote, in evaluation mode; UserError where the folder is none of its.
+
+    ``fold``: for reading images only, see ``EfficientNetLite0.fold``; such a network is not to be saved or trained.
+    """
     from safetensors.torch import load_file
 
     for name in (CONFIG, WEIGHTS):
@@ -205,4 +208,6 @@ def load_net(folder: Path, *, flag: str = "--model") -> tuple[FindingNet, dict[s
             f"{flag} {folder}: {WEIGHTS} cannot be loaded into this architecture ({reason(error)}); train or copy it "
             "again"
         ) from None
+    if fold:
+        net.features.fold()
     return net.eval().to(memory_format=torch.channels_last), info  # type: ignore[call-overload]

@@ -19,8 +19,8 @@ from roentgen.reports.grounding import boxes_of, on_side
 
 SCREEN = "screen.npz"
 NOT_FRONTAL = (
-    "this does not look like a frontal chest radiograph (a lateral view, another body part, or no radiograph): "
-    "nothing is reported"
+    "this does not look like an upright frontal chest radiograph (turned, inverted, cut, a lateral view, another body "
+    "part, or no radiograph): nothing is reported"
 )
 
 
@@ -30,7 +30,8 @@ class Rules:
 
     calibration: slope and offset a finding, by which logits become probabilities (Platt 1999). thresholds: of these
     probabilities. prevalence: share of the validation images with the finding; below it, absence is sure enough to be
-    said. side_margin: difference of the sides' logits below which a finding is bilateral. severities: bounds a finding
+    said. side_margins: difference of the sides' logits below which a finding is bilateral, by finding, "" for all
+    others. severities: bounds a finding
     between its words. places: see ``grounding.boxes_of``.
     """
 
@@ -38,7 +39,7 @@ class Rules:
     calibration: Mapping[str, Sequence[float]]
     thresholds: Mapping[str, float]
     prevalence: Mapping[str, float]
-    side_margin: float
+    side_margins: Mapping[str, float]
     severities: Mapping[str, Sequence[float]]
     places: Mapping[str, Any]
 
@@ -50,7 +51,7 @@ def rules_of(info: Mapping[str, Any]) -> Rules:
         calibration=info["calibration"],
         thresholds=info["thresholds"],
         prevalence=info["prevalence"],
-        side_margin=float(info["side_margin"]),
+        side_margins=info["side_margins"],
         severities=info.get("severities", {}),
         places=info.get("places", {}),
     )
@@ -98,7 +99,7 @@ def side_said(rules: Rules, name: str, sides: np.ndarray) -> str | None:
     if not FINDINGS[name].can_have_side:
         return None
     difference = float(logit(sides[1]) - logit(sides[0]))
-    if abs(difference) < rules.side_margin:
+    if abs(difference) < rules.side_margins.get(name, rules.side_margins[""]):
         return "bilateral"
     return "left" if difference > 0 else "right"
 
@@ -117,7 +118,7 @@ class LabelsReporter:
     Args:
         net: the network.
         info: what ``config.json`` says.
-        strange: what ``screen.fit`` gave, None leaves strange images to be read.
+        strange: what ``screen.refused`` reads; None leaves all images to be read.
         about: of the reporter.
         device: where it runs.
     """
@@ -147,21 +148,22 @@ class LabelsReporter:
 
     def report_many(self, images: Sequence[Image], contexts: Sequence[Context] = ()) -> list[Report]:
         """See ``Reporter``."""
-        if not images:
-            return []
+        return self.read(images, contexts)[0] if len(images) else []
+
+    def read(self, images: Sequence[Image], contexts: Sequence[Context] = ()) -> tuple[list[Report], Predictions]:
+        """The reports of at least one image, and what the network said of each."""
         seen = self.predict(images)
-        far = screen.strangeness(seen.deep, self.strange) if self.strange is not None else np.zeros(len(images))
-        limit = float(self.strange["limit"]) if self.strange is not None else np.inf
+        strange = np.zeros(len(images), bool) if self.strange is None else screen.refused(seen.deep, self.strange)
         reports = []
         for row, (image, context) in enumerate(zip(images, contexts_of(images, contexts), strict=True)):
-            wrong = screen.blank(image) or (NOT_FRONTAL if far[row] > limit else None)
+            wrong = screen.blank(image) or (NOT_FRONTAL if strange[row] else None)
             if wrong:
                 reports.append(Report((), "", (wrong,), unread(context, self.info), refused=True))
                 continue
             found, absent = found_in(self.rules, seen, row)
             said = sentences.compose_report(found, absent)
             reports.append(Report(tuple(said), sentences.text_of(said), (), unread(context, self.info)))
-        return reports
+        return reports, seen
 
 
 def load_labels(folder: Path, *, device: str = "cpu", name: str = "", flag: str = "--model") -> LabelsReporter:

@@ -60,12 +60,21 @@ def find_reporter(name: str, *, flag: str = "--model") -> Path:
     return hub.find(flag, name, (name,), check=check, choose=hub.model_files, files=files)
 
 
-def load_reporter(name: str = MINI_REPORT, *, device: str = "cpu", flag: str = "--model") -> Reporter:
-    """The reporter ``name``, ready to read on ``device``.
+def load_reporter(
+    name: str = MINI_REPORT, *, device: str = "cpu", flag: str = "--model", places: str | None = None
+) -> Reporter:
+    """The reporter ``name``, ready to read on ``device``; ``places``: a labels reporter that places what it says.
 
     Raises:
         UserError: there is none of that name, it is not whole, or is no reporter.
     """
     folder = find_reporter(name, flag=flag)
     kind = str(read_json(folder / CONFIG).get("kind", ""))
-    return KINDS.get(kind, _captioner)(folder, name if name in SHIPPED else folder.name, device, flag)
+    reporter = KINDS.get(kind, _captioner)(folder, name if name in SHIPPED else folder.name, device, flag)
+    if places is None:
+        return reporter
+    from roentgen.reports.grounded import GroundedReporter
+    from roentgen.reports.labels import load_labels
+
+    grounder = load_labels(find_reporter(places, flag="--places"), device=device, name=places, flag="--places")
+    return GroundedReporter(reporter, grounder)

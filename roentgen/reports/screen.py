@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 FLAT = 4.0
 """Standard deviation of the grey values (0 to 255) below which there is nothing to see."""
-SMALLEST = 64
+SMALLEST = 32
 """Pixels of the shorter side below which nothing can be read."""
 
 
@@ -38,6 +38,20 @@ def strangeness(deep: NDArray[np.float32], about: Mapping[str, Any]) -> NDArray[
     along = centred @ np.asarray(about["axes"]).T
     left = np.sqrt(np.maximum((centred**2).sum(1) - (along**2).sum(1), 0.0)) / float(about["rest"])
     return np.asarray(np.sqrt(((along / np.asarray(about["scale"])) ** 2).mean(1)) + left)
+
+
+def disorder(deep: NDArray[np.float32], about: Mapping[str, Any]) -> NDArray[np.float64]:
+    """How much features (N, D) look like those of turned, inverted or cut radiographs: log odds."""
+    centred = np.asarray(deep, dtype=np.float64) - np.asarray(about["mean"])
+    return np.asarray(centred @ np.asarray(about["posture_weights"]) + float(about["posture_bias"]))
+
+
+def refused(deep: NDArray[np.float32], about: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """Which of N images are strange or in disorder; ``about`` may know the first of the two tests only."""
+    found = strangeness(deep, about) > float(about["limit"])
+    if "posture_limit" in about:
+        found |= disorder(deep, about) > float(about["posture_limit"])
+    return np.asarray(found)
 
 
 def fit(

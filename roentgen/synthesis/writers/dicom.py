@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage, generate_uid
 
-from roentgen.dicom import COMMENT, dicom_bytes, dicom_dataset, long_text, marks_text
+from roentgen.dicom import dicom_bytes, dicom_dataset, marks_text
+from roentgen.dicom_report import container, language, text_item
 from roentgen.files import sha256, write_atomic
 from roentgen.provenance import as_marks
 from roentgen.synthesis.writers.parts import FOLDER_SIZE, Part, Record, Writer, cell_text
@@ -103,64 +104,21 @@ def make_report(record: Record, image: Dataset) -> Dataset:
     source = Dataset()
     source.RelationshipType, source.ValueType = "INFERRED FROM", "IMAGE"
     source.ReferencedSOPSequence = [instance]
-    impression = _text("Impression", record.row.prompt)
+    impression = text_item("Impression", record.row.prompt)
     impression.ContentSequence = [source]
     labels = record.row.labels
     findings = [
-        _text("Finding", f"{name}, {labels.sides[name]}" if name in labels.sides else name) for name in labels.findings
+        text_item("Finding", f"{name}, {labels.sides[name]}" if name in labels.sides else name)
+        for name in labels.findings
     ]
     origin = marks_text(as_marks(record.provenance))
-    comment = _text("Comment", f"Synthetic, of no patient; not for diagnosis. {origin}")
-    sections = [_container("Findings", findings)] if findings else []
-    sections.append(_container("Impressions", [impression]))
-    root = _container("Diagnostic imaging report", [_language(), comment, *sections])
+    comment = text_item("Comment", f"Synthetic, of no patient; not for diagnosis. {origin}")
+    sections = [container("Findings", findings)] if findings else []
+    sections.append(container("Impressions", [impression]))
+    root = container("Diagnostic imaging report", [language(), comment, *sections])
     del root.RelationshipType
     data.update(root)
     return data
-
-
-# Concept names: LOINC's and those of PS3.16 CID 7000, 7001, 7002.
-_CONCEPTS = {
-    "Diagnostic imaging report": ("18748-4", "LN"),
-    "Language of Content Item and Descendants": ("121049", "DCM"),
-    "Comment": (COMMENT, "DCM"),
-    "Findings": ("121070", "DCM"),
-    "Finding": ("121071", "DCM"),
-    "Impressions": ("121072", "DCM"),
-    "Impression": ("121073", "DCM"),
-}
-
-
-def _code(value: str, scheme: str, meaning: str) -> Dataset:
-    code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
-    return code
-
-
-def _item(kind: str, relationship: str, concept: str) -> Dataset:
-    item = Dataset()
-    item.RelationshipType, item.ValueType = relationship, kind
-    item.ConceptNameCodeSequence = [_code(*_CONCEPTS[concept], concept)]
-    return item
-
-
-def _text(concept: str, text: str) -> Dataset:
-    item = _item("TEXT", "CONTAINS", concept)
-    item.TextValue = long_text(text)
-    return item
-
-
-def _container(concept: str, items: list[Dataset]) -> Dataset:
-    item = _item("CONTAINER", "CONTAINS", concept)
-    item.ContinuityOfContent = "SEPARATE"
-    item.ContentSequence = items
-    return item
-
-
-def _language() -> Dataset:
-    item = _item("CODE", "HAS CONCEPT MOD", "Language of Content Item and Descendants")
-    item.ConceptCodeSequence = [_code("en", "RFC5646", "English")]
-    return item
 
 
 def _uid(record: Record, kind: str) -> str:

@@ -1,0 +1,244 @@
+"""``roentgen report``: images to findings with places, as JSON, text, pictures and DICOM reports."""
+
+from __future__ import annotations
+
+import json as jsons
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from roentgen.commands.generate import dumps
+from roentgen.config import BatchSize, PathOrName, Positional, Short
+from roentgen.errors import UserError
+
+if TYPE_CHECKING:
+    from roentgen.reports import Report, Reporter
+    from roentgen.reports.base import Image
+
+FORMATS = ("json", "text", "picture", "cxrreportgen", "dicom")
+NOTE = "made by an algorithm; research only, not for diagnosis"
+LINES = "reports.jsonl"
+
+
+@dataclass(frozen=True)
+class Study:
+    """An image to be read, and the name of what is written about it."""
+
+    path: Path
+    name: str
+
+
+def report(
+    image: Annotated[tuple[Path, ...], Positional()] = (),
+    model: PathOrName = "mini-report",
+    places: PathOrName | None = None,
+    out: Annotated[Path | None, Short("-o")] = None,
+    format: tuple[str, ...] = ("json", "text", "picture"),
+    overwrite: bool = False,
+    json: bool = False,
+    indication: str = "",
+    technique: str = "",
+    comparison: str = "",
+    prior_report: str = "",
+    prior_image: Path | None = None,
+    lateral_image: Path | None = None,
+    batch_size: BatchSize = 8,
+    device: str = "auto",
+) -> int:
+    """Read chest X-rays: prints each report, and writes findings with their boxes, text and pictures to --out.
+
+        roentgen report image.png
+        roentgen report study.dcm --out reports --format json picture dicom
+        roentgen report images --json
+
+    What is read:
+        image: Frontal chest radiographs (PNG, JPEG or DICOM), or folders of them.
+        model: mini-report, a folder that `roentgen train report` or `save_pretrained` wrote, or a Hugging Face id.
+        places: For a model that says no places: mini-report, or a folder of --arch labels, looks for what it says.
+
+    Output:
+        out: Folder for what --format names; nothing is written without it.
+        format: json (reports.jsonl, one line an image), text, picture (boxes drawn), cxrreportgen (its reply) and dicom
+            (a structured report with regions, for DICOM images); several are allowed.
+        overwrite: Replace files that exist.
+        json: Print JSON lines instead of text.
+
+    Context, for reporters that read it:
+        indication: Why the image was taken.
+        technique: How it was taken.
+        comparison: What it is compared with.
+        prior_report: Report of an earlier study.
+        prior_image: Image of an earlier study.
+        lateral_image: Lateral image of the same study.
+
+    Machine:
+        batch_size: Images computed at once.
+        device: auto, cpu, cuda, cuda:N or mps.
+    """
+    for one in format:
+        if one not in FORMATS:
+            raise UserError(f"--format {one}: unknown format; choose of {', '.join(FORMATS)}")
+    studies = find_images(image)
+    if out is not None:
+        _check_out(out, studies, format, overwrite)
+    from roentgen.devices import pick_device
+    from roentgen.images import read_image
+    from roentgen.reports import Context, load_reporter
+
+    context = Context(
+        indication=indication,
+        technique=technique,
+        comparison=comparison,
+        prior_report=prior_report,
+        prior_image=None if prior_image is None else read_image(prior_image),
+        lateral_image=None if lateral_image is None else read_image(lateral_image),
+    )
+    reporter = load_reporter(model, device=pick_device(device), places=places)
+    lines: list[str] = []
+    for start in range(0, len(studies), batch_size):
+        part = studies[start : start + batch_size]
+        pixels: list[Image] = []
+        failed: UserError | None = None
+        for study in part:  # what was read before a bad file is reported first
+            try:
+                pixels.append(read_image(study.path))
+            except UserError as error:
+                failed = error
+                break
+        reports = reporter.report_many(pixels, [context] * len(pixels))
+        for study, shown, found in zip(part, pixels, reports, strict=False):
+            line = dumps(record(study.path, shown, found, reporter))
+            lines.append(line)
+            print(line if json else _shown(study.path, found, many=len(studies) > 1), flush=True)
+            if out is not None:
+                _write(out, study, shown, found, reporter=reporter, format=format)
+                if "json" in format:
+                    _write_lines(out / LINES, lines)
+        if failed is not None:
+            raise failed
+    return 0
+
+
+def find_images(paths: Sequence[Path]) -> list[Study]:
+    """The images that are named, those of folders in the order of their names; UserError where there are none."""
+    from roentgen.images import SUFFIXES
+
+    if not paths:
+        raise UserError("no image: name at least one file or folder, as in roentgen report image.png")
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise UserError(f"{path}: no image in this folder; images end in {', '.join(SUFFIXES)}")
+            files += inside
+        elif not path.exists():
+            raise UserError(f"{path}: no such image file")
+        else:
+            files.append(path)
+    names: dict[str, int] = {}
+    studies = []
+    for path in dict.fromkeys(files):
+        count = names.get(path.stem, 0)
+        names[path.stem] = count + 1
+        studies.append(Study(path, path.stem if not count else f"{path.stem}-{count + 1}"))
+    return studies
+
+
+def record(path: Path, image: Image, found: Report, reporter: Reporter) -> dict[str, Any]:
+    """What ``reports.jsonl`` says of an image."""
+    from roentgen.reports import to_cxrreportgen
+
+    height, width = image.shape
+    return {
+        "path": str(path),
+        "width": width,
+        "height": height,
+        "synthetic": _is_synthetic(path),
+        **found.as_dict(),
+        "cxrreportgen": to_cxrreportgen(found, width, height),
+        "model": reporter.info.name,
+        "model_hash": reporter.info.hash,
+        "note": NOTE,
+    }
+
+
+def _is_synthetic(path: Path) -> bool:
+    """Whether the image says that roentgen generated it."""
+    from roentgen.images import read_provenance
+
+    try:
+        return read_provenance(path).get("synthetic") == "true"
+    except UserError:
+        return False
+
+
+def _shown(path: Path, found: Report, *, many: bool) -> str:
+    lines = [f"{path}:"] if many else []
+    lines += [f"warning: {warning}" for warning in found.warnings]
+    lines += [f"warning: this reporter does not read {', '.join(found.unread)}"] if found.unread else []
+    return "\n".join([*lines, *([found.text] if found.text else []), *([""] if many else [])])
+
+
+def _files(out: Path, study: Study, format: Sequence[str]) -> dict[str, Path]:
+    """Where each format of an image's report goes, but for the common JSON lines."""
+    endings = {"text": ".txt", "picture": ".png", "cxrreportgen": ".cxrreportgen.json", "dicom": ".report.dcm"}
+    return {name: out / f"{study.name}{ending}" for name, ending in endings.items() if name in format}
+
+
+def _check_out(out: Path, studies: Sequence[Study], format: Sequence[str], overwrite: bool) -> None:
+    """Refuse what cannot be written before anything is computed."""
+    from roentgen.files import require_writable
+    from roentgen.images import is_dicom
+
+    if out.is_file():
+        raise UserError(f"--out {out} is a file; name a folder")
+    for study in studies:
+        files = list(_files(out, study, format).values())
+        if study.path.absolute() in [file.absolute() for file in files]:
+            raise UserError(f"--out {out}: would replace the image {study.path}; name another folder")
+        if "dicom" in format:
+            with study.path.open("rb") as file:
+                head = file.read(132)
+            if not is_dicom(study.path, head):
+                raise UserError(
+                    f"--format dicom: {study.path} is no DICOM file, and a structured report belongs to a study; give "
+                    "DICOM images or leave dicom out"
+                )
+        there = [file for file in files if file.exists()] if not overwrite else []
+        if there:
+            raise UserError(f"{there[0]} exists already; pass --overwrite to replace it, or another --out")
+    if "json" in format and (out / LINES).exists() and not overwrite:
+        raise UserError(f"{out / LINES} exists already; pass --overwrite to replace it, or another --out")
+    require_writable(out, "--out")
+
+
+def _write(out: Path, study: Study, image: Image, found: Report, *, reporter: Reporter, format: Sequence[str]) -> None:
+    from roentgen.files import write_atomic
+
+    files = _files(out, study, format)
+    if "text" in files:
+        write_atomic(files["text"], ("\n".join([*found.warnings, found.text]).strip() + "\n").encode())
+    if "picture" in files:
+        from roentgen.reports.overlay import draw_report, picture_bytes
+
+        title = f"{study.path.name}, read by {reporter.info.name} {reporter.info.hash}"
+        marks = {"software": "roentgen report", "model": reporter.info.name, "model_hash": reporter.info.hash}
+        marks |= {"note": NOTE, "report": found.text, "image_is_synthetic": str(_is_synthetic(study.path)).lower()}
+        write_atomic(files["picture"], picture_bytes(draw_report(image, found, title=title), marks))
+    if "cxrreportgen" in files:
+        from roentgen.reports import write_reply
+
+        write_atomic(files["cxrreportgen"], (jsons.dumps(write_reply([found], [image]), indent=1) + "\n").encode())
+    if "dicom" in files:
+        from roentgen.dicom import dicom_bytes
+        from roentgen.reports.structured import structured_report
+
+        write_atomic(files["dicom"], dicom_bytes(structured_report(study.path, found, reporter.info)))
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    from roentgen.files import write_atomic
+
+    write_atomic(path, ("\n".join(lines) + "\n").encode())

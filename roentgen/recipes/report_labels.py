@@ -1,0 +1,263 @@
+"""The loop of ``roentgen train report --arch labels``: the classifier with sides and places, and its calibration."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from roentgen.cache import RowStore
+from roentgen.config import require
+from roentgen.data.boxes import read_boxes
+from roentgen.data.manifest import WEIGHT, finding_columns, read_manifest
+from roentgen.files import write_atomic
+from roentgen.metrics.adherence.auroc import auroc
+from roentgen.models.efficientnet_lite import TRUNK, load_imagenet
+from roentgen.prompts import NO_FINDING
+from roentgen.recipes.report_calibration import calibrate_rules
+from roentgen.recipes.report_features import jitter_of, trunk_features
+from roentgen.recipes.report_screen import fit_screen
+from roentgen.recipes.report_settings import LabelsRecipe, Recipe, Run
+from roentgen.recipes.report_targets import SOURCES_ONLY, Targets, box_loss, label_loss, read_targets
+from roentgen.reports.finding_net import STRIDE, FindingNet, Predictions, join, load_net, probabilities, save_net
+from roentgen.reports.labels import SCREEN
+from roentgen.training.checkpoints import Checkpoints, load_trained_state, trained_state
+from roentgen.training.order import batch_generator, batch_indices
+from roentgen.training.schedule import EMA, cosine_rate
+
+STAGE = 4  # evaluations of the whole validation set at a time: images of a forward pass are this times 16
+
+
+@dataclass
+class _Data:
+    table: pd.DataFrame
+    targets: Targets
+    train: np.ndarray
+    val: np.ndarray
+    stores: list[RowStore] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+
+
+def train_labels(recipe: Recipe, run: Run, accelerator: Accelerator, settings: dict[str, Any]) -> int:
+    """Train, calibrate and write the reporter; ``settings`` are what a checkpoint must have been made with."""
+    r = recipe.labels
+    require(r.size % 32 == 0, f"--labels.size {r.size}: must be a multiple of 32")
+    require(accelerator.num_processes == 1, "--arch labels trains in one process; start it without accelerate launch")
+    data = _read(run, r)
+    findings = data.targets.findings
+    accelerator.print(
+        f"{len(data.train)} training images of {data.table['patient_id'].iloc[data.train].nunique()} patients, "
+        f"{len(data.val)} for validation; {len(findings)} findings; "
+        f"{sum(map(bool, data.targets.boxes))} images with boxes; {recipe.images} images to see",
+        flush=True,
+    )
+    if run.dry_run:
+        return 0
+    torch.manual_seed(recipe.seed)
+    net = FindingNet(len(findings), dropout=r.dropout)
+    if r.imagenet:
+        load_imagenet(net.features)
+    _features(data, net, r, run.cache or run.out / "cache")
+    for part in (net.features.stem, net.features.blocks[:TRUNK]):
+        part.requires_grad_(False)
+    backbone = [p for p in net.features.parameters() if p.requires_grad]
+    heads = [p for name, p in net.named_parameters() if p.requires_grad and not name.startswith("features.")]
+    optimizer = torch.optim.AdamW(
+        [{"params": heads, "peak": recipe.rate}, {"params": backbone, "peak": r.backbone_rate}],
+        lr=recipe.rate,
+        weight_decay=recipe.weight_decay,
+    )
+    net.to(accelerator.device)
+    ema = EMA([net], halflife=r.halflife)
+    checkpoints = Checkpoints(run.out / "checkpoints")
+    checkpoints.tidy()
+    images, best = 0, {"macro": -1.0}
+    saved = checkpoints.latest()
+    if saved is not None:
+        checkpoints.check_same(saved["settings"], settings, free=frozenset())
+        checkpoints.load_into(saved, net, load_trained_state)
+        _load_buffers(net, saved["buffers"])
+        optimizer.load_state_dict(saved["optimizer"])
+        ema.load_state_dict(saved["ema"])
+        images, best = saved["images"], saved["best"]
+        accelerator.print(f"continuing at {images} images", flush=True)
+
+    # The loop: each batch is a function of its number alone, so that a run that was stopped goes on as if it had not.
+    regressed = data.targets.regressed(data.train.tolist())
+    weights = _weights(data, r.box_boost)
+    log = SummaryWriter(run.out / "log")
+    running: list[Tensor] = []
+    began = time.perf_counter()
+    bar = tqdm(total=recipe.images, initial=images, unit="img", file=sys.stderr)
+    while images < recipe.images:
+        number = images // recipe.batch_size
+        generator = batch_generator(recipe.seed, number)
+        chosen = batch_indices(weights, len(data.train), size=recipe.batch_size, seed=recipe.seed, batch=number)
+        rows = data.train[chosen.numpy()]
+        views = torch.randint(r.views, (len(rows),), generator=generator).tolist()
+        near = torch.from_numpy(np.stack([data.stores[v].take([row])[0] for v, row in zip(views, rows, strict=True)]))
+        jitters = [jitter_of(data.digests[row], v) for row, v in zip(rows, views, strict=True)]
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_rate(images, peak=group["peak"], warmup=recipe.warmup, total=recipe.images, floor=0.01)
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))  # of dropout
+        net.train()
+        net.features.stem.eval(), net.features.blocks[:TRUNK].eval()
+        out = net.after_trunk(near.float().to(accelerator.device))
+        loss = label_loss(
+            out, data.targets, torch.from_numpy(rows), smoothing=r.smoothing, mil=r.mil_weight,
+            side=r.side_weight,
+        )  # fmt: skip
+        if r.box_weight:
+            loss = loss + r.box_weight * box_loss(out, data.targets, rows.tolist(), jitters, regressed)
+        require(bool(torch.isfinite(loss)), f"the loss is not finite after {images} images; lower --rate")
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        images += recipe.batch_size
+        ema.update(images, recipe.batch_size)
+        running.append(loss.detach())
+        bar.update(recipe.batch_size)
+
+        if images % run.eval_every < recipe.batch_size or images >= recipe.images:
+            ema.swap()
+            seen = see_rows(net, data.stores[0], data.val)
+            per = validation_auroc(seen, data.targets, data.val)
+            macro, mean = float(np.mean(list(per.values()))) if per else 0.0, torch.stack(running).mean().item()
+            speed = images / (time.perf_counter() - began)
+            print(f"{images} images, loss {mean:.4f}, validation macro AUROC {macro:.3f}, {speed:.0f}/s", flush=True)
+            log.add_scalar("val/macro_auroc", macro, images)
+            log.add_scalar("train/loss", mean, images)
+            running.clear()
+            if macro >= best["macro"]:
+                best = {"macro": macro, **per, "images": images}
+                _finish(recipe, run, net, data, seen, best)
+            ema.swap()
+            checkpoints.save(
+                images,
+                {
+                    "model": trained_state(net), "buffers": dict(net.named_buffers()), "best": best,
+                    "optimizer": optimizer.state_dict(), "ema": ema.state_dict(), "settings": settings,
+                },
+            )  # fmt: skip
+            if images - best["images"] >= run.patience * run.eval_every:
+                print(f"no better for {run.patience} validations: stopped at {images} images", flush=True)
+                break
+    bar.close()
+    # Once more from the weights as they were written, so that a calibration that has changed reaches the folder too.
+    best_net, _ = load_net(run.out, flag="--out", fold=False)
+    _finish(recipe, run, best_net, data, see_rows(best_net, data.stores[0], data.val), best)
+    paths = data.table["image"]
+    strange = fit_screen(best_net, paths.iloc[data.train].tolist(), paths.iloc[data.val].tolist(), size=r.size)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **strange)  # type: ignore[arg-type]
+    write_atomic(run.out / SCREEN, buffer.getvalue())
+    print(json.dumps({"validation_macro_auroc": best["macro"]}), flush=True)
+    print(run.out)
+    return 0
+
+
+def _read(run: Run, r: LabelsRecipe) -> _Data:
+    manifest = run.manifest
+    table = read_manifest(manifest, splits=["train", "val"], allow_empty_text=True)
+    boxes = read_boxes(run.boxes) if run.boxes else {}
+    train = np.flatnonzero(table["split"] == "train")
+    val = np.flatnonzero(table["split"] == "val")
+    require(len(train) > 0 and len(val) > 0, f"--manifest {manifest}: needs images of the splits train and val")
+    there = [name for name in finding_columns(table) if name not in (NO_FINDING, *SOURCES_ONLY)]
+    common = [name for name in there if (table[name].iloc[train] == 1).sum() >= r.min_positive]
+    findings = list(r.findings or common)
+    unknown = [name for name in findings if name not in table.columns]
+    require(not unknown, f"--labels.findings {', '.join(unknown)}: not a column of {manifest}")
+    require(
+        bool(findings),
+        f"--manifest {manifest}: no finding has {r.min_positive} positives; lower --labels.min-positive",
+    )
+    known = set(table["image"])
+    if boxes and not known & set(boxes):
+        require(False, f"--boxes: no box is of an image in {manifest}; name the tables of its images")
+    return _Data(table, read_targets(table, findings, boxes), train, val)
+
+
+def _features(data: _Data, net: FindingNet, r: LabelsRecipe, cache: Path) -> None:
+    """Stores by row of the table: the first view of all images, the others of training images."""
+    paths = data.table["image"].tolist()
+    stores, data.digests = trunk_features(net.features, paths, size=r.size, views=1, cache=cache)
+    data.stores = list(stores)
+    if r.views > 1:
+        mine = [paths[row] for row in data.train]
+        more, _ = trunk_features(net.features, mine, size=r.size, views=r.views, cache=cache)
+        place = {row: item for item, row in enumerate(data.train.tolist())}
+        data.stores += [_Renumbered(store, place) for store in more[1:]]  # type: ignore[list-item]
+
+
+@dataclass(frozen=True)
+class _Renumbered:
+    """A store of some rows, asked for by their number among all."""
+
+    store: RowStore
+    place: dict[int, int]
+
+    def take(self, items: Sequence[int]) -> np.ndarray:
+        return self.store.take([self.place[int(item)] for item in items])
+
+
+def _weights(data: _Data, boost: float) -> Tensor:
+    column = data.table[WEIGHT].to_numpy(float) if WEIGHT in data.table else np.ones(len(data.table))
+    boxed = np.array([boost if places else 1.0 for places in data.targets.boxes])
+    return torch.from_numpy((np.nan_to_num(column, nan=1.0) * boxed)[data.train])
+
+
+def _load_buffers(net: nn.Module, buffers: dict[str, Tensor]) -> None:
+    for name, value in net.named_buffers():
+        value.copy_(buffers[name])
+
+
+@torch.inference_mode()
+def see_rows(net: FindingNet, store: RowStore, rows: np.ndarray) -> Predictions:
+    """Predictions of rows of a store of trunk features, in evaluation mode."""
+    net.eval()
+    device = next(net.parameters()).device
+    parts = []
+    for start in range(0, len(rows), 16 * STAGE):
+        near = torch.from_numpy(store.take(rows[start : start + 16 * STAGE])).float().to(device)
+        parts.append(probabilities(net.after_trunk(near)))
+    return join(parts)
+
+
+def validation_auroc(seen: Predictions, targets: Targets, rows: np.ndarray, *, least: int = 7) -> dict[str, float]:
+    """AUROC of each finding with at least ``least`` positive and negative validation images."""
+    truth = targets.labels[torch.from_numpy(rows)].numpy()
+    found = {}
+    for column, name in enumerate(targets.findings):
+        known = ~np.isnan(truth[:, column])
+        mine = truth[known, column].astype(float)
+        if least <= mine.sum() <= len(mine) - least:
+            found[name] = auroc(seen.image[known, column].astype(float), mine)
+    return found
+
+
+def _finish(recipe: Recipe, run: Run, net: FindingNet, data: _Data, seen: Predictions, best: dict[str, Any]) -> None:
+    """Calibrate on validation images and write the folder of the reporter."""
+    r = recipe.labels
+    rules = calibrate_rules(seen, data.targets, data.train, data.val)
+    info = {
+        "findings": list(data.targets.findings), "size": r.size, "stride": STRIDE, **rules,
+        "training_images": len(data.train), "images": best["images"],
+        "validation_auroc": {name: round(value, 4) for name, value in best.items() if name != "images"},
+        "licence": run.licence,
+    }  # fmt: skip
+    save_net(run.out, net, info)
