@@ -158,6 +158,7 @@ def read(out: Path) -> dict[str, dict[str, Any]]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
     monkeypatch.setattr(suite, "load_extractor", judge)
+    monkeypatch.setattr(suite, "DEFAULT_EXTRACTORS", ("judge",))
     return script("mini.py")
 
 

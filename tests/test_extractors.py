@@ -19,6 +19,8 @@ from roentgen.metrics import extractors
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.extractors import load_extractor
 from roentgen.models.classifier import SHIPPED, load_classifier
+from roentgen.reports.finding_net import load_net
+from roentgen.reports.load import MINI_REPORT, find_reporter
 
 ROOT = Path(__file__).resolve().parent.parent
 # One smaller than the networks' inputs, one larger, none square: no resize is the identity.
@@ -289,6 +291,19 @@ def test_a_processor_that_does_not_crop(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------- what is not there
 
 
+def test_the_judge_scores_findings_and_sides_and_has_no_features() -> None:
+    from roentgen.reports.finding_net import predict, squash
+
+    judge = load_extractor("judge")
+    image = np.random.default_rng(0).integers(0, 256, (96, 80), dtype=np.uint8)
+    found = judge([image])
+    assert set(found) == {"probabilities", "sides"} and "Effusion" in judge.findings
+    net, info = load_net(find_reporter(MINI_REPORT))
+    expected = predict(net, squash(image, info["size"])[None])
+    assert np.allclose(found["probabilities"], expected.image, atol=1e-5)
+    assert np.allclose(found["sides"], expected.sides, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -299,7 +314,7 @@ def test_a_processor_that_does_not_crop(tmp_path: Path) -> None:
         ("clip", "hf download openai/clip-vit-base-patch32"),
         ("rad-dino", "hf download microsoft/rad-dino"),
         ("some/model", "hf download some/model"),
-        ("unheard-of", "choose from classifier, inception"),
+        ("unheard-of", "choose from judge, classifier, inception"),
     ],
 )
 def test_missing_weights_are_one_sentence(

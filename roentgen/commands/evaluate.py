@@ -86,8 +86,8 @@ def evaluate(
     How it is measured:
         suite: quick (offline, minutes), standard, or full (every extractor whose weights are on this disk).
         metrics: Only these measures, with commas, such as fid,kid,auroc.
-        extractors: Only these networks, with commas: classifier, inception, xrv, xrv-native, clip, rad-dino, a hub id
-            or a folder.
+        extractors: Only these networks, with commas: judge, classifier, inception, xrv, xrv-native, clip, rad-dino, a
+            hub id or a folder.
         dual_encoder: Of the image-text measures: roentgen (ships), biovil-t, biomedclip, or a CLIPModel's folder.
         image_to_text: Model that describes images, for report-based scores (--suite full): a folder or hub id.
         siamese: Function that tells patients apart, for re-identification (--suite full, with --train), as

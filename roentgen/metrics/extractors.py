@@ -29,6 +29,8 @@ from roentgen.images import resize_center_crop, to_xrv
 from roentgen.models import hub, loading
 from roentgen.models.classifier import SHIPPED, load_classifier
 from roentgen.models.pickles import check_pickle
+from roentgen.reports.finding_net import load_net, squash
+from roentgen.reports.load import MINI_REPORT, find_reporter
 
 Grey = NDArray[np.uint8]
 BATCH = 32
@@ -39,7 +41,7 @@ class Extractor:
     """A network with its preprocessing; make one with ``load_extractor``.
 
     name: as in results. chain: every step from the decoded image to the network's input. dim: width of "features".
-    hash: of the weights. outputs: names of what a call gives; "features" (n, dim) is always there, "probabilities"
+    hash: of the weights. outputs: names of what a call gives; "features" (n, dim), "probabilities"
     (n, F) are of ``findings`` in their order, "sides" (n, F, 2) are the same by side, 0 the patient's right.
     prepare: one image -> its part of a batch, C x H x W; called from several threads. forward: a batch on ``device``
     -> its outputs; on a CPU called from several threads too.
@@ -165,6 +167,36 @@ def classifier_extractor(path: str | Path | None = None, *, device: str = "cpu")
         hash=file_hash(SHIPPED if path is None else Path(path)),
         outputs=("features", "probabilities", "sides"),
         findings=tuple(judge.findings),
+        device=device,
+        prepare=prepare,
+        forward=forward,
+    )
+
+
+def judge_extractor(*, device: str = "cpu") -> Extractor:
+    """The network of the reporter that ships: findings and sides, no features.
+
+    `mini`'s decoder was trained to look right to an ImageNet network, and this one started from the same weights: a
+    distance in its features would flatter `mini`.
+    """
+    folder = find_reporter(MINI_REPORT)
+    net, info = load_net(folder)
+    net, size = net.to(device), int(info["size"])
+
+    def prepare(image: Grey) -> NDArray[np.float32]:
+        return squash(image, size)[None].astype(np.float32) / 127.5 - 1
+
+    def forward(batch: Tensor) -> dict[str, Tensor]:
+        found = net(batch)
+        return {"probabilities": found.image.sigmoid(), "sides": found.sides.sigmoid()}
+
+    return Extractor(
+        name="judge",
+        chain=f"grey uint8; squashed to {size} x {size} px by antialiased bicubic (PIL, uint8); [-1, 1]",
+        dim=0,
+        hash=file_hash(folder),
+        outputs=("probabilities", "sides"),
+        findings=tuple(info["findings"]),
         device=device,
         prepare=prepare,
         forward=forward,
@@ -410,6 +442,7 @@ def _from_hub(loader: Any, model: str, name: str) -> Any:
 
 
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
+    "judge": judge_extractor,
     "classifier": classifier_extractor,
     "inception": inception_extractor,
     "inception-clean": lambda **given: inception_extractor(resize="clean", **given),

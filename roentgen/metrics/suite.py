@@ -31,8 +31,9 @@ from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.result import Context, read_result, write_json, write_result
 from roentgen.provenance import __version__, portable, versions
 
-DEFAULT_EXTRACTOR = "classifier"
-FULL_EXTRACTORS = (DEFAULT_EXTRACTOR, "inception", "xrv", "xrv-native", "clip", "rad-dino")
+DEFAULT_EXTRACTORS = ("judge", "classifier")
+"""The first scores findings and sides best; the second has features, and knows more findings."""
+FULL_EXTRACTORS = (*DEFAULT_EXTRACTORS, "inception", "xrv", "xrv-native", "clip", "rad-dino")
 FROM_SETTINGS = ("extractors", "seed", "resamples", "device", "dual_encoder", "image_to_text", "siamese")
 INDEX = "evaluation.json"
 """The file that says what a folder holds."""
@@ -97,7 +98,7 @@ def choose_measures(suite: str, metrics: str | None, *, probes: bool = False) ->
 
 
 def choose_extractors(suite: str, extractors: str | None, device: str) -> tuple[tuple[Extractor, ...], dict[str, str]]:
-    """Loaded extractors, the shipped classifier first, and why others of the suite could not be loaded.
+    """Loaded extractors, the shipped judge and classifier first, and why others of the suite could not be loaded.
 
     An extractor that the user names must load; those of ``--suite full`` that are not on this disk are listed.
     """
@@ -107,7 +108,7 @@ def choose_extractors(suite: str, extractors: str | None, device: str) -> tuple[
             raise UserError("--extractors is empty; name at least one, such as classifier")
         return tuple(load_extractor(name, device=device) for name in named), {}
     found, missing = [], {}
-    for name in FULL_EXTRACTORS if suite == "full" else (DEFAULT_EXTRACTOR,):
+    for name in FULL_EXTRACTORS if suite == "full" else DEFAULT_EXTRACTORS:
         try:
             found.append(load_extractor(name, device=device))
         except UserError as error:
@@ -213,7 +214,7 @@ def _measure(plan: SuiteSettings, contexts: Mapping[str, Context], outcome: Outc
         jobs += [(result_name(name, extractor, fit), measure, extractor) for extractor in fit]
         if not fit:
             outcome.missing.append(
-                (name, f"none of the extractors gives {measure.output}; name classifier in --extractors")
+                (name, f"none of the extractors gives {measure.output}; name judge or classifier in --extractors")
             )
     bar = tqdm(jobs, desc="measures", file=sys.stderr)
     for name, measure, extractor in bar:

@@ -150,7 +150,7 @@ def _auroc_tests(a: pd.DataFrame, b: pd.DataFrame, *, seed: int, resamples: int)
     def matrix(table: pd.DataFrame, kind: str) -> NDArray[np.float64]:
         return table[[f"{kind} {name}" for name in names]].to_numpy(dtype=np.float64)
 
-    labels = matrix(a, "label")
+    labels = matrix(a, "label").copy()  # what pandas gives may be read-only
     other = matrix(b, "label")
     labels[~((labels == other) | (np.isnan(labels) & np.isnan(other)))] = np.nan  # the two must ask for the same
     both = [macro_auroc(matrix(t, "score"), labels, names, weights, leave_out=(NO_FINDING,)) for t in (a, b)]
