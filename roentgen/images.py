@@ -193,6 +193,31 @@ def save_image(
     return path
 
 
+def save_gif(
+    frames: Sequence[np.ndarray],
+    path: Path,
+    *,
+    provenance: Mapping[str, str],
+    overwrite: bool = False,
+    milliseconds: int = 300,
+) -> Path:
+    """Write uint8 [H, W] frames of one size as an animated GIF that repeats, the last frame five times as long.
+
+    Marked as ``save_image`` marks; ``read_provenance`` reads it. UserError as there.
+    """
+    for frame in frames:
+        _check_grey(frame)
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already; pass --overwrite to replace it, or choose another --out")
+    first, *rest = [Image.fromarray(frame) for frame in frames]
+    buffer = io.BytesIO()
+    times = [milliseconds] * len(rest) + [5 * milliseconds]
+    comment = json.dumps(as_marks(provenance)).encode("ascii")
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=times, loop=0, comment=comment)
+    write_atomic(path, buffer.getvalue())
+    return path
+
+
 def encode_image(image: np.ndarray, format: str, provenance: Mapping[str, str]) -> bytes:
     """The file that ``save_image`` writes. PNG and JPEG repeat for the same arguments; DICOM has new UIDs and the time
     (see ``dicom_dataset``)."""

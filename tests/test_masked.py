@@ -233,3 +233,47 @@ def test_the_commands_take_it_as_any_model(folder: Path, tmp_path: Path, run_cli
     assert said["sampler"] == "confidence" and said["steps"] == 3 and said["width"] == 32
     code, out, _ = run_cli("info", said["path"])
     assert code == 0 and "sampler: confidence" in out and "synthetic: true" in out
+
+
+# ---------------------------------------------------------------------------------------- show steps
+
+
+@pytest.mark.parametrize("family", ["diffusion", "masked"])
+def test_steps_end_with_the_image_and_are_marked(
+    family: str, folder: Path, tiny_pipeline: Path, tmp_path: Path, run_cli: Any
+) -> None:
+    from PIL import Image
+
+    name = folder if family == "masked" else tiny_pipeline
+    code, out, err = run_cli(
+        "generate", "left effusion", "--model", name, "--steps", 4, "--show-steps", "-o", tmp_path, "--seed", 3
+    )
+    assert code == 0, err
+    image, strip, film = map(Path, out.split())
+    assert (strip.name, film.name) == (f"{image.stem}_steps.png", f"{image.stem}_steps.gif")
+    with Image.open(film) as frames:
+        assert frames.n_frames == 4
+        first = np.asarray(frames.convert("L")).astype(int)
+        frames.seek(3)
+        assert np.abs(np.asarray(frames.convert("L")).astype(int) - np.asarray(Image.open(image))).max() <= 2
+        assert np.abs(first - np.asarray(frames.convert("L"))).max() > 5
+    for path in (strip, film):
+        code, out, _ = run_cli("info", path)
+        assert code == 0 and "synthetic: true" in out and "prompt: left effusion" in out
+    code, _, err = run_cli("generate", "left effusion", "--model", name, "--show-steps", "-o", tmp_path, "--seed", 3)
+    assert code == 2 and "--overwrite" in err
+
+
+def test_a_familys_own_settings_are_given_by_name(
+    folder: Path, tiny_pipeline: Path, tmp_path: Path, run_cli: Any
+) -> None:
+    def run(model: Path, *settings: str) -> tuple[int, str, str]:
+        return run_cli("generate", "effusion", "--model", model, "-o", tmp_path, "--overwrite", "--setting", *settings)
+
+    code, out, err = run(folder, "temperature=1.2", "top-k=0.5")
+    assert code == 0, err
+    assert "temperature: 1.2\n" in run_cli("info", out.strip())[1]
+    assert "--top-k" in run(folder, "top_k=0")[2]
+    assert run(folder, "temperature")[0] == 2 and run(folder, "colour=red")[0] == 2
+    code, _, err = run(tiny_pipeline, "temperature=1.2")
+    assert code == 2 and "temperature" in err and len(err.splitlines()) == 1

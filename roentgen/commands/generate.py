@@ -7,9 +7,10 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,9 +43,11 @@ def generate(
     guidance: Guidance | None = None,
     negative_prompt: str = "",
     sampler: str | None = None,
+    setting: tuple[str, ...] = (),
     out: Annotated[Path, Short("-o")] = Path("out"),
     format: str | None = None,
     grid: bool = False,
+    show_steps: bool = False,
     overwrite: bool = False,
     json: bool = False,
     batch_size: BatchSize = 4,
@@ -74,11 +77,15 @@ def generate(
         guidance: Guidance scale; 1 is none (default: the model's).
         negative_prompt: What to steer away from.
         sampler: dpm++, unipc, ddim or pndm; of masked transformers halton or confidence (default: the model's).
+        setting: Further settings of the model's family, such as temperature=1.2 top_k=0.5 of masked transformers
+            (docs/families.md).
 
     Output:
         out: Folder, or a file name ending in .png, .jpg or .dcm for a single image.
         format: png, jpeg or dicom (default: by the ending of --out, else png).
         grid: Also write grid.png, one row a prompt.
+        show_steps: Also write how each image comes about, as NAME_steps.png (a strip) and NAME_steps.gif: the network's
+            estimate after each step, or the picture filling up.
         overwrite: Replace files that exist.
         json: Print JSON lines instead of paths.
 
@@ -104,14 +111,9 @@ def generate(
         raise UserError('no prompt: write one, as in roentgen generate "left pleural effusion", or pass --prompts FILE')
     for _, text, _ in records:
         check_text(text)
-    generation.check_settings(
-        num_images=num_images,
-        seed=seed,
-        steps=steps,
-        guidance=guidance,
-        sampler=sampler,
-        batch_size=batch_size,
-    )
+    settings = {"steps": steps, "guidance": guidance, "sampler": sampler, "negative_prompt": negative_prompt or None}
+    settings |= generation.read_settings(setting)
+    generation.check_settings(num_images=num_images, seed=seed, batch_size=batch_size, **settings)
     kind, folder, file = destination(out, format, len(records) * num_images)
     plan = [
         Planned(text, first + index, file or folder / f"{stem}_{first + index}{images.FORMATS[kind]}")
@@ -119,7 +121,9 @@ def generate(
         for index in range(num_images)
     ]
     grid_path = folder / "grid.png" if grid else None
-    check_paths([one.path for one in plan] + ([grid_path] if grid_path else []), overwrite)
+    steps_of = {one.path: step_files(one.path) for one in plan} if show_steps else {}
+    extra = [grid_path] if grid_path else []
+    check_paths([one.path for one in plan] + [*extra, *chain.from_iterable(steps_of.values())], overwrite)
     check_writable(folder)
 
     loaded = generation.load_model(model, device=device, dtype=dtype, compile=compile, lora=lora)
@@ -130,12 +134,9 @@ def generate(
         seeds=[first for _, _, first in records],
         num_images=num_images,
         seed=seed,
-        steps=steps,
-        guidance=guidance,
-        sampler=sampler,
-        negative_prompt=negative_prompt or None,
         batch_size=batch_size,
         on_step=lambda share: bar.update(min(share, bar.total - bar.n)),  # sums of shares round
+        **settings,
     )
     unknown = generation.warn_unknown_words(loaded, texts)
     kept = []
@@ -144,6 +145,10 @@ def generate(
             images.save_image(sample.image, one.path, format=kind, provenance=sample.provenance, overwrite=overwrite)
             with bar.external_write_mode() if sys.stderr.isatty() else nullcontext():
                 print(_line(one.path, sample, unknown[sample.prompt]) if json else one.path, flush=True)
+            frames = generation.watch(loaded, sample, **settings) if show_steps else []
+            for path in steps_of.get(one.path, ()):
+                save_steps(path, frames, sample.provenance, overwrite=overwrite)
+                print(dumps({"path": str(path), "steps": True}) if json else path, flush=True)
             if grid_path:
                 kept.append(sample.image)
     if grid_path:
@@ -152,6 +157,26 @@ def generate(
         images.save_image(picture, grid_path, format="png", provenance=marks, overwrite=overwrite)
         print(dumps({"path": str(grid_path), "grid": True}) if json else grid_path, flush=True)
     return 0
+
+
+def step_files(image: Path) -> tuple[Path, Path]:
+    """The strip and the animation of the steps of an image."""
+    return image.with_name(f"{image.stem}_steps.png"), image.with_name(f"{image.stem}_steps.gif")
+
+
+def save_steps(path: Path, frames: Sequence[Any], provenance: Mapping[str, str], *, overwrite: bool) -> None:
+    """Write ``frames``, one a step, as an animated GIF or as a strip of at most 16 of them, marked as synthetic."""
+    from roentgen import images
+
+    marks = {**provenance, "shows": "steps"}
+    if path.suffix == ".gif":
+        images.save_gif(frames, path, provenance=marks, overwrite=overwrite)
+        return
+    last = len(frames) - 1
+    shown = sorted({round(number * last / min(15, max(last, 1))) for number in range(min(16, len(frames)))})
+    captions = [f"step {number + 1} of {len(frames)}" for number in shown]
+    strip = images.make_grid([frames[number] for number in shown], captions, columns=min(8, len(shown)))
+    images.save_image(strip, path, format="png", provenance=marks, overwrite=overwrite)
 
 
 def slug(text: str, longest: int = 60) -> str:

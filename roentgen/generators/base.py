@@ -115,6 +115,10 @@ class Generator(Protocol):
         """
         ...
 
+    def watch(self, text: str, seed: int, sampling: Any) -> Iterator[np.ndarray]:
+        """How the image of ``text`` and ``seed`` comes about: uint8 grey (H, W) after each step, the last the image."""
+        ...
+
     def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 grey (N, H, W) through the model's own codes of images and back."""
         ...

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from roentgen.errors import UserError
 from roentgen.generators import FAMILIES
@@ -20,6 +20,9 @@ from roentgen.generators.base import Generator, Sample, Sampling, check_seed, ch
 from roentgen.models import hub
 from roentgen.models.lora import find_lora
 from roentgen.provenance import __version__
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -137,6 +140,28 @@ def generate(
     from tqdm import tqdm
 
     return iter(tqdm(samples, total=len(jobs), desc="images", file=sys.stderr))
+
+
+def watch(model: Generator, sample: Sample, **settings: Any) -> list[np.ndarray]:
+    """How ``sample``, which ``generate`` made with these ``settings``, came about: a picture a step, the image last."""
+    return list(model.watch(sample.prompt, sample.seed, model.sampling(**settings)))
+
+
+def read_settings(pairs: Sequence[str], flag: str = "--setting") -> dict[str, Any]:
+    """Settings of sampling from texts such as ``temperature=1.2``; UserError on one of another form."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not (name and equals and text):
+            raise UserError(f"{flag} {pair}: write NAME=VALUE, such as temperature=1.2")
+        value: Any = text
+        for kind in (float, int):  # a whole number stays one
+            try:
+                value = kind(text)
+            except ValueError:
+                break
+        found[name.replace("-", "_")] = value
+    return found
 
 
 def provenance_of(model: Generator, sampling: Sampling) -> dict[str, str]:

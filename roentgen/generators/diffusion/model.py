@@ -26,7 +26,8 @@ from roentgen.devices import pick_device
 from roentgen.errors import UserError
 from roentgen.files import file_sha256, new_folder, sha256
 from roentgen.generators.base import Info, roentgen_json, words
-from roentgen.generators.diffusion.sampling import Sampling, make_solver
+from roentgen.generators.diffusion.parts import check_parts
+from roentgen.generators.diffusion.sampling import Sampling, clean_estimate, make_solver
 from roentgen.models import hub, loading
 from roentgen.models.autoencoder.channels import to_grey
 from roentgen.models.lora import LORA_FILE, apply_lora
@@ -115,7 +116,7 @@ class Diffusion:
             parts["text_encoder"].requires_grad_(False)
             digest = _joined(digest, *map(file_sha256, hub.weights(folder / TRAINED_TEXT).files))
             print(f"roentgen: {name}: its text encoder is the trained one in {TRAINED_TEXT}/", file=sys.stderr)
-        _check_parts(name, parts)
+        check_parts(name, parts)
         merged = None
         if lora is not None:
             lora_digest = apply_lora(lora, parts)
@@ -251,6 +252,15 @@ class Diffusion:
 
         return latents.edit(self, batch, sampling, editing, on_step)
 
+    def watch(self, text: str, seed: int, sampling: Sampling) -> Iterator[np.ndarray]:
+        """The network's estimate of the image after each step but the last, and the image: uint8 grey (H, W)."""
+        estimates: list[Tensor] = []
+        with torch.inference_mode():
+            noise = self.initial_noise(seed)[None]
+            latents = self._denoise(noise, self.guided_text([text], sampling), sampling, None, estimates)
+            for each in [*estimates[:-1], latents]:
+                yield images.from_autoencoder(self.decode(each))[0]
+
     def initial_noise(self, seed: int) -> Tensor:
         """Unit normal float32 (C, h, w) from ``seed`` alone, made on the CPU: equal on every device."""
         return torch.randn(self.latent_shape, generator=torch.Generator("cpu").manual_seed(seed))
@@ -286,9 +296,14 @@ class Diffusion:
         return states
 
     def _denoise(
-        self, noise: Tensor, text: Any, sampling: Sampling, on_step: Callable[[float], object] | None
+        self,
+        noise: Tensor,
+        text: Any,
+        sampling: Sampling,
+        on_step: Callable[[float], object] | None,
+        estimates: list[Tensor] | None = None,
     ) -> Tensor:
-        """Latents (N, C, h, w), float32, from unit noise.
+        """Latents (N, C, h, w), float32, from unit noise; each step's estimate of them is put into ``estimates``.
 
         Latents and solver stay in float32 whatever the U-Net runs in: rounding there adds up over the steps.
         """
@@ -303,6 +318,8 @@ class Diffusion:
         for number, step in enumerate(solver.timesteps):
             inputs = solver.scale_model_input(latents, step)
             output = self.guided(inputs, step, text, guidance=sampling.guidance, beside=beside, first=number == 0)
+            if estimates is not None:
+                estimates.append(clean_estimate(solver, latents, output, step))
             latents = solver.step(output, step, latents, return_dict=False)[0]
             if on_step is not None:
                 # PNDM takes more network calls than steps: count shares of a whole, so that the bar ends full.
@@ -369,22 +386,3 @@ def lengthen(states: Tensor, length: int) -> Tensor:
 def _joined(*digests: str) -> str:
     """One short hash of several."""
     return sha256(" ".join(digests))[:16]
-
-
-def _check_parts(name: str, parts: dict[str, Any]) -> None:
-    """UserError where the parts are not those of a text-to-image pipeline of latents."""
-    vae, unet = parts["vae"].config, parts["unet"].config
-    latents, takes, gives = vae.latent_channels, unet.in_channels, unet.out_channels
-    if takes not in (latents, 2 * latents + 1):  # the latter inpaint: mask, and latents of what is outside it
-        kind = "a model that edits images" if takes == 2 * latents else "no text-to-image model"
-        raise UserError(
-            f"--model {name}: {kind} (its U-Net takes {takes} channels where the latents have {latents}); "
-            "pass a text-to-image pipeline"
-        )
-    if gives != latents:
-        raise UserError(
-            f"--model {name}: its U-Net gives {gives} channels for latents of {latents} (a learned variance); "
-            "no sampler here reads that"
-        )
-    if vae.out_channels not in (1, 3):
-        raise UserError(f"--model {name}: its autoencoder has {vae.out_channels} channels; 1 or 3 can be saved")

@@ -97,3 +97,16 @@ def make_solver(scheduler: Any, sampler: str, model: str) -> Any:
     import diffusers
 
     return getattr(diffusers, class_name).from_config(config, **changes)
+
+
+def clean_estimate(solver: Any, latents: Any, output: Any, step: Any) -> Any:
+    """The clean latents that the network's ``output`` for ``latents`` at timestep ``step`` stands for."""
+    kind = solver.config.get("prediction_type", "epsilon")
+    if kind == "sample":
+        return output
+    if kind == "flow_prediction":  # x_t = (1 - s) x_0 + s noise, with s = t / T
+        return latents - float(step) / solver.config.get("num_train_timesteps", 1000) * output
+    signal = float(solver.alphas_cumprod[int(step)])
+    if kind == "v_prediction":
+        return signal**0.5 * latents - (1 - signal) ** 0.5 * output
+    return (latents - (1 - signal) ** 0.5 * output) / max(signal, 1e-8) ** 0.5

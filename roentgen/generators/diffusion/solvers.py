@@ -62,6 +62,7 @@ class Solver:
             betas = torch.linspace(first**0.5, last**0.5, count) ** 2
         abar = torch.cumprod(1 - betas, 0)
         self.abar = rescale_zero_terminal_snr(abar) if config.get("rescale_betas_zero_snr") else abar
+        self.alphas_cumprod = self.abar  # as diffusers' schedulers call it
         self.kind = config.get("prediction_type", "epsilon")
         self.timesteps = torch.empty(0, dtype=torch.int64)
         self.number = 0

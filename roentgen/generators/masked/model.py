@@ -227,6 +227,11 @@ class Masked:
                     "--dtype float32, or fetch the model again"
                 ) from error
 
+    def watch(self, text: str, seed: int, sampling: Sampling) -> Iterator[np.ndarray]:
+        """The picture filling up: uint8 grey (H, W) after each step, what is still masked an even grey."""
+        for codes in self.fill([text], [seed], sampling):
+            yield images.from_autoencoder(self.codes.decode(codes, self.transformer.fit.side))[0]
+
     @torch.inference_mode()
     def fill(
         self,
