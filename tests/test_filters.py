@@ -104,8 +104,9 @@ def test_a_verdict_does_not_depend_on_what_is_judged_with_it(
 def test_images_of_another_size_are_judged_too(everything: Filter, real: tuple[np.ndarray, list[Labels]]) -> None:
     large = np.repeat(np.repeat(real[0][:4], 2, axis=1), 2, axis=2)
     for a, b in zip(everything.judge(real[0][:4], real[1][:4]), everything.judge(large, real[1][:4]), strict=True):
-        assert a.stage == b.stage
-        assert a.scores.keys() == b.scores.keys()
+        shared = a.scores.keys() & b.scores.keys()  # a score at its threshold may end the one sooner than the other
+        assert {"prompt", "view", "sex"} <= shared
+        assert all(b.scores[name] == pytest.approx(a.scores[name], rel=0.05, abs=0.1) for name in shared)
 
 
 def test_the_hash_changes_with_stages_and_with_a_threshold(everything: Filter) -> None:

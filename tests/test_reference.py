@@ -73,7 +73,7 @@ def test_a_bad_reference_is_one_sentence_with_the_mend(
     harm(tmp_path / "reference")
     with pytest.raises(UserError, match=words) as caught:
         load_filter(("real",), reference=tmp_path / "reference")
-    assert str(caught.value).startswith("--reference ") and "train/reference.py" in str(caught.value)
+    assert str(caught.value).startswith("--reference ") and "train reference" in str(caught.value)
 
 
 def test_a_stage_without_a_predictor_is_refused_with_the_reason(tmp_path: Path) -> None:
