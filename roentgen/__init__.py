@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from roentgen.provenance import __version__
-
 __all__ = ["Edited", "Editing", "Generator", "Sample", "UserError", "__version__", "edit", "generate", "load_model"]
 
 if TYPE_CHECKING:
@@ -13,6 +11,7 @@ if TYPE_CHECKING:
     from roentgen.generators.base import Editing, Generator, Sample
     from roentgen.generators.edit import Edited, edit
     from roentgen.generators.generate import generate, load_model
+    from roentgen.provenance import __version__
 
 # torch and diffusers take seconds to import: `import roentgen` and `roentgen --help` must not pay for them.
 _HOMES = {
@@ -24,6 +23,7 @@ _HOMES = {
     "Generator": "roentgen.generators.base",
     "Sample": "roentgen.generators.base",
     "UserError": "roentgen.errors",
+    "__version__": "roentgen.provenance",
 }
 
 

@@ -6,12 +6,15 @@ import errno
 import os
 import sys
 
-from roentgen import cli, errors, threads
-
 
 def main() -> int:
-    """Run the command line in ``sys.argv``; 0 on success, 2 on a user's mistake, 130 on Ctrl-C."""
-    threads.settle()
+    """Run the command line in ``sys.argv``; 0 on success, 2 on a user's mistake, 130 on Ctrl-C, 143 on SIGTERM."""
+    try:
+        from roentgen import cli, errors, threads  # here, so that Ctrl-C is quiet from the first instant
+
+        threads.settle()
+    except KeyboardInterrupt:
+        return 130
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller (`>&-`); print and progress bars want one
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
@@ -20,7 +23,7 @@ def main() -> int:
         sys.stdout.flush()
         return code
     except OSError as error:
-        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
             raise
         # The reader (`| head`) has gone, or the disk of `> FILE` is full. Point stdout at nothing, so that the flush at
         # exit is quiet too.

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
-from roentgen.files import clean, file_sha256, open_atomic, read_sealed, sha256, write_atomic, write_sealed
+from roentgen.files import clean, file_sha256, open_atomic, read_sealed, regular, sha256, write_atomic, write_sealed
 
 Arrays = Mapping[str, NDArray[Any]]
 SHARD_BYTES = 64 * 2**20  # of rows in a file; also what a build holds in memory
@@ -82,7 +82,7 @@ def _read_header(path: Path) -> _File | None:
     """What a file says of itself; None where it is missing, cut off or damaged outside its data."""
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length < size else {}
         note = json.loads(header.pop("__metadata__")["roentgen"])

@@ -12,9 +12,12 @@ from datetime import timedelta
 from typing import Any
 
 from roentgen.errors import UserError
+from roentgen.files import reason
 
+MEETING = timedelta(minutes=10)
+"""How long processes wait for one another at the start: one that is not there by then has failed."""
 PATIENCE = timedelta(days=14)
-"""How long a process waits for the slowest: a launcher ends all of them when one has failed."""
+"""How long a process waits for the slowest later: one that ends breaks its connections, which the others notice."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def meeting(who: Process) -> Iterator[Callable[[], None]]:
     The function raises ``PeerLost`` where another process has ended.
 
     Raises:
-        UserError: the variables by which processes find each other are missing.
+        UserError: the variables by which processes find each other are missing, or not all of them have come.
     """
     if who.world == 1:
         yield lambda: None
@@ -71,13 +74,20 @@ def meeting(who: Process) -> Iterator[Callable[[], None]]:
     if "MASTER_ADDR" not in os.environ:
         raise UserError("MASTER_ADDR is not set but WORLD_SIZE is; start with `accelerate launch`, or unset WORLD_SIZE")
 
-    from accelerate import PartialState
+    import torch.distributed
 
-    state = PartialState(cpu=True, timeout=PATIENCE)  # over gloo: they meet, and exchange nothing on a GPU
+    try:  # over gloo: they meet, and exchange nothing on a GPU
+        torch.distributed.init_process_group("gloo", timeout=MEETING)
+        group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise PeerLost(
+            f"process {who.rank} has not met the others of {who.world} within {MEETING.seconds // 60} minutes "
+            f"({reason(error)}); look for their messages, then start all of them again"
+        ) from error
 
     def wait() -> None:
         try:
-            state.wait_for_everyone()
+            torch.distributed.barrier(group=group)
         except RuntimeError as error:  # gloo: its connection is closed
             raise PeerLost(
                 "another process of this run has ended early; look for its message, then run the same command again"
@@ -86,7 +96,7 @@ def meeting(who: Process) -> Iterator[Callable[[], None]]:
     try:
         yield wait
     finally:
-        state.destroy_process_group()
+        torch.distributed.destroy_process_group()
 
 
 def pick_device(device: str | None) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from roentgen.errors import UserError, install
+from roentgen.files import regular
 from roentgen.provenance import SOFTWARE, as_marks, read_marks
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26  # 89 million: the largest radiographs have 30
@@ -308,7 +309,7 @@ def has_no_pixels(path: Path) -> bool:
     import pydicom
 
     try:
-        return "Rows" not in pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows"])
+        return "Rows" not in pydicom.dcmread(regular(path), stop_before_pixels=True, specific_tags=["Rows"])
     except Exception:  # pydicom raises many kinds; who reads the image will say what is wrong
         return False
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class UserError(Exception):
@@ -19,26 +24,65 @@ def install(extra: str) -> str:
     return f"pip install 'roentgen-cxr[{extra}]', or in a clone pip install '.[{extra}]'"
 
 
-def run(main: Callable[[], int | None], *, prog: str) -> int:
-    """Call ``main`` and return its exit code; a user's mistake gives 2, Ctrl-C gives 130.
+class Terminated(BaseException):
+    """SIGTERM, as batch systems send it before they kill; like KeyboardInterrupt, nothing but ``run`` catches it."""
 
-    What is printed never fails on the terminal's encoding: characters that it lacks are shown as escapes.
+
+def run(main: Callable[[], int | None], *, prog: str) -> int:
+    """Call ``main`` and return its exit code; a user's mistake gives 2, Ctrl-C gives 130, SIGTERM 143.
+
+    A file that cannot be read or written, and memory that is not there, are a sentence and 2 as well, wherever they
+    are met. What is printed never fails on the terminal's encoding: characters that it lacks are shown as escapes.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return main() or 0
+        with _terminating():
+            return main() or 0
     except UserError as error:
-        _end_bars(error)
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        _end_bars(error)
-        if sys.stderr.isatty():
-            print(file=sys.stderr)  # after the terminal's own ^C
-        print(f"{prog}: interrupted; everything already written is kept", file=sys.stderr)
-        return 130
+        return _say(error, f"{prog}: error: {_one_line(str(error))}", 2)
+    except MemoryError as error:
+        return _say(error, f"{prog}: error: not enough memory; close other programs, or ask for less at once", 2)
+    except OSError as error:
+        if error.filename is None:
+            raise  # standard output, mostly: the caller knows more
+        said = f"{os.fsdecode(error.filename)!r}: cannot be read or written ({error.strerror})"
+        return _say(error, f"{prog}: error: {said}; check the path, its permissions and the disk", 2)
+    except (KeyboardInterrupt, Terminated) as error:
+        stopped = isinstance(error, Terminated)
+        said = f"{prog}: {'terminated' if stopped else 'interrupted'}; everything already written is kept"
+        return _say(error, said, 143 if stopped else 130)
+
+
+def _one_line(text: str) -> str:
+    """A message on one line, whatever a user's names and texts hold; words without end are shortened."""
+    return re.sub(r"\S{400,}", lambda word: f"{word[0][:100]}...{word[0][-20:]}", " ".join(text.split("\n")))
+
+
+def _say(error: BaseException, sentence: str, code: int) -> int:
+    _end_bars(error)
+    if code == 130 and sys.stderr.isatty():
+        print(file=sys.stderr)  # after the terminal's own ^C
+    print(sentence, file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _terminating() -> Iterator[None]:
+    """SIGTERM is ``Terminated`` in the main thread, unless somebody has plans of his own for it."""
+    usual = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    if usual:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _end_bars(error: BaseException) -> None:

@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import sys
 import time
 import uuid
@@ -38,10 +39,21 @@ _cleaned: set[str] = set()
 # ---------------------------------------------------------------------------------------- reading
 
 
+def regular(path: str | os.PathLike[str]) -> Path:
+    """``path``; OSError unless it is there and a regular file: a pipe would be waited for without end, and a device
+    read."""
+    mode = os.stat(path).st_mode  # noqa: PTH116 - for what is no Path yet
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+    return Path(path)
+
+
 def read_bytes(path: Path, *, advice: str = "check the path") -> bytes:
     """The content of a file; UserError if it cannot be read."""
     try:
-        return path.read_bytes()
+        return regular(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); {advice}") from None
 
@@ -90,6 +102,8 @@ def open_atomic(path: Path, *, scratch: Path | None = None, advice: str = "choos
     """
     temporary: Path | None = None
     try:
+        if path.exists() and not path.is_file():  # the rename would put a file in the place of a device or a pipe
+            raise UserError(f"{path}: is no regular file, so that nothing is written there; {advice}")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path, scratch or path.parent)
         # Not tempfile: its files have mode 0600, and reading the umask to undo that is not safe among threads.
@@ -232,7 +246,7 @@ def write_sealed(path: Path, body: bytes, *, scratch: Path | None = None) -> Non
 def read_sealed(path: Path) -> bytes | None:
     """What ``write_sealed`` wrote; None where there is none or it is damaged."""
     try:
-        seal, _, body = path.read_bytes().partition(b"\n")
+        seal, _, body = regular(path).read_bytes().partition(b"\n")
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -259,7 +273,7 @@ def unit_interval(text: str) -> float:
 def file_sha256(path: str | Path, *, advice: str = "check the path") -> str:
     """SHA-256 of a file in hex, read piece by piece; UserError if it cannot be read."""
     try:
-        with Path(path).open("rb") as file:
+        with regular(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); {advice}") from None

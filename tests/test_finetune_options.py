@@ -337,9 +337,36 @@ def test_lora_on_a_bert_is_refused(base: Base, tmp_path: Path) -> None:
 def test_manifests_that_cannot_be_trained_on(base: Base, tmp_path: Path) -> None:
     empty = few_rows(tmp_path / "empty", text="")
     assert "text" in (said := refused(*base.flags, "--manifest", empty, "--out", tmp_path / "run")) and "empty" in said
-    alone = few_rows(tmp_path / "alone", val=0)
-    assert "train and val" in refused(*base.flags, "--manifest", alone, "--out", tmp_path / "run")
+    alone = few_rows(tmp_path / "alone", train=0)
+    assert "split train" in refused(*base.flags, "--manifest", alone, "--out", tmp_path / "run")
     assert "none.csv" in refused(*base.flags, "--manifest", tmp_path / "none.csv", "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize("place", ["folder", "webdataset", "webdataset/webdataset"])
+def test_exported_sets_are_trained_on(base: Base, tmp_path: Path, run_cli: Callable, place: str) -> None:
+    """By their manifest or by their tars; they have no rows in val, so nothing is validated."""
+    format, _, inner = place.partition("/")
+    flags = ["--per-finding", "2", "--findings", "Effusion,Edema", "--filter", "none", "--steps", "1"]
+    code, _, err = run_cli("export", *flags, "--model", base.model, "--format", format, "-o", tmp_path / "set")
+    assert code == 0, err
+    done = good(*base.flags, "--manifest", tmp_path / "set" / inner, "--out", tmp_path / "run", "--images", 4)
+    assert "4 training and 0 validation images" in done.out and "nothing is validated" in done.out
+    if format == "webdataset":
+        tar = next((tmp_path / "set").rglob("*.tar"))
+        tar.write_bytes(tar.read_bytes()[:5000])
+        assert "shard-000000.tar" in refused(*base.flags, "--manifest", tmp_path / "set", "--out", tmp_path / "again")
+
+
+def test_another_number_of_threads_is_said(base: Base, tmp_path: Path) -> None:
+    import torch
+
+    out = tmp_path / "run"
+    good(*base.flags, "--out", out, "--until", 4, "--checkpoint_every", 4)
+    (file,) = (out / "checkpoints").glob("state-*.pt")
+    state = torch.load(file, weights_only=True)
+    assert state["threads"] == 1
+    torch.save(state | {"threads": 64}, file)
+    assert "begun with 64 thread(s) and continued with 1" in good(*base.flags, "--out", out).err
 
 
 def test_unknown_yaml_key(base: Base, tmp_path: Path) -> None:

@@ -41,6 +41,21 @@ def test_same_image_at_any_batch_size(tiny_model, sampler):
     assert np.abs(one[0] - one[2]).max() > 1
 
 
+def test_same_image_within_a_grey_level_in_any_company_and_by_any_threads(tiny_model):
+    import torch
+
+    alone = pictures(tiny_model, PROMPTS[:1], seeds=[3])[0]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            many = pictures(tiny_model, [*PROMPTS[1:], PROMPTS[0]], seeds=[8] * (len(PROMPTS) - 1) + [3], batch_size=7)
+            assert np.abs(many[-1] - alone).max() <= 1
+            assert np.abs(many[0] - alone).max() > 1
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_equals_stock_diffusers(tiny_model, tiny_pipeline, sampler, guidance):

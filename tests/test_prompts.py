@@ -437,3 +437,14 @@ def test_a_known_severity_is_said_and_no_other_word() -> None:
     assert not any(word in text for text in texts for word in ("small", "moderate"))
     complete = compose(labels, random.Random(0), complete=True)
     assert "large" in complete.lower() and parse(complete).findings == ("Effusion",)
+
+
+@pytest.mark.parametrize("name", ["evaluation", "combinations", "one_per_finding", "sides"])
+def test_lists_that_ship_use_words_that_mini_knows(name: str) -> None:
+    from roentgen.generators.base import roentgen_json, words
+    from roentgen.models.hub import MINI
+
+    known = set(roentgen_json(MINI)["vocabulary"])
+    with (LISTS / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        unknown = {word for row in csv.DictReader(file) for word in words(row["prompt"])} - known
+    assert not unknown

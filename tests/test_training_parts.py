@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -343,6 +344,22 @@ def test_hashes_that_differ_are_said_in_words(tmp_path: Path) -> None:
         Checkpoints(tmp_path).check_same({"data": "a", "start": "b"}, {"data": "c", "start": "d"}, free=frozenset())
 
 
+def test_every_flipped_byte_of_a_checkpoints_weights_is_noticed(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path)
+    kept.save(4, {"model": {"w": torch.arange(64.0)}})
+    path = kept.newest()
+    assert path is not None
+    whole, data = path.read_bytes(), torch.arange(64.0).numpy().tobytes()
+    start = whole.index(data)
+    for place in (start, start + 100, start + len(data) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"checkpoint cannot be read .*damaged"):
+            kept.latest()
+    path.write_bytes(whole)
+    state = kept.latest()
+    assert state is not None and state["model"]["w"].tolist() == list(range(64))
+
+
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     for name in ("old", "new"):
         with new_folder(tmp_path / "there") as folder:
@@ -387,26 +404,52 @@ def test_a_batch_that_fails_is_an_error_at_its_turn() -> None:
     assert seen == [0, 1, 2]
 
 
-def test_no_more_batches_are_made_than_wanted_and_waiting_is_measured() -> None:
+def test_no_more_batches_are_made_than_wanted_and_waiting_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that a batch moves by 1, so that the machine's speed says nothing."""
     made: list[int] = []
+    now, looks = [0.0], [0]
+    blocked, gate = threading.Event(), threading.Semaphore(0)
 
     def make(number: int) -> int:
         made.append(number)
-        time.sleep(0.02)
+        blocked.set()
+        gate.acquire()
+        now[0] += 1
         return number
 
-    slow = Prefetcher(make, range(100), ahead=20, threads=1)
+    def clock() -> float:
+        if looks[0] == 0 or looks[0] % 2:  # the consumer begins to wait; in the other calls it has waited
+            blocked.wait()
+            blocked.clear()
+            gate.release()
+        looks[0] += 1
+        return now[0]
+
+    monkeypatch.setattr("roentgen.training.loader.time", SimpleNamespace(perf_counter=clock))
+    slow = Prefetcher(make, range(100), ahead=1, threads=1)
     taken: Iterator[int] = iter(slow)
-    for _ in range(5):
-        next(taken)
-    assert 0.04 < slow.waited < 1  # four of five batches, the first does not count
+    assert [next(taken) for _ in range(5)] == list(range(5))
+    assert slow.waited == 4  # four of five batches, the first does not count
+    gate.release()
     taken.close()  # type: ignore[attr-defined]
-    assert len(made) < 20  # what was ahead is not made any more
+    assert len(made) <= 6  # what was ahead is not made any more
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batch")]
-    quick = Prefetcher(lambda number: number, range(5), ahead=2, threads=1)
+
+
+def test_batches_that_are_there_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, whole = [0.0], threading.Event()
+
+    def make(number: int) -> int:
+        now[0] += 1
+        if number == 4:
+            whole.set()
+        return number
+
+    monkeypatch.setattr("roentgen.training.loader.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    quick = Prefetcher(make, range(5), ahead=5, threads=1)
     for _ in quick:
-        time.sleep(0.02)
-    assert quick.waited < 0.02
+        whole.wait()
+    assert quick.waited == 0
 
 
 # ------------------------------------------------------------------------------------- trained module

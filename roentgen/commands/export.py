@@ -159,7 +159,7 @@ def export(
             print(f"roentgen: {out} is complete already", file=sys.stderr)
             print(out)
         return 0
-    command = _command(settings, plan=plan, out=out, format=format, filter=filter, reference=reference)
+    command = _command(settings, plan=plan, out=out, format=format, filter=filter, reference=reference, lora=lora)
     return _run(maker, folder, formats, who, command)
 
 
@@ -265,10 +265,13 @@ def _command(settings: dict[str, Any], **flags: str | None) -> str:
     """The command line, paths as they were given but for the folders that lead to them."""
     import shlex
 
+    from roentgen.models.hub import public_name
+
     usual = {"format": DEFAULT_FORMATS, "filter": DEFAULT_STAGES}
     words = ["roentgen", "export"]
     own = {} if flags["plan"] is not None else settings
     for key, value in {**own, **{k: v for k, v in flags.items() if v is not None and v != usual.get(k)}}.items():
-        is_path = key in ("plan", "prompts", "like", "balance", "out", "reference")
-        words += [f"--{key.replace('_', '-')}", Path(str(value)).name if is_path else str(value)]
+        is_path = key in ("plan", "prompts", "like", "balance", "out", "reference", "lora")
+        said = Path(str(value)).name if is_path else public_name(str(value)) if key == "model" else str(value)
+        words += [f"--{key.replace('_', '-')}", said]
     return shlex.join(words)

@@ -58,7 +58,7 @@ def generate(
     """Generate synthetic chest X-rays from text; prints one path a line.
 
         roentgen generate "left pleural effusion" --num-images 4 --grid --out out
-        roentgen generate --prompts prompts/findings.csv --seed 7 --json
+        roentgen generate --prompts prompts/one_per_finding.csv --seed 7 --json
 
     What is made:
         prompt: What to show, such as "left pleural effusion"; several are allowed.
@@ -90,7 +90,7 @@ def generate(
         json: Print JSON lines instead of paths.
 
     Machine:
-        batch_size: Images computed at once; changes speed and memory, not the images.
+        batch_size: Images computed at once: speed and memory; images stay the same within one grey level.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto (float16 on a CUDA GPU, else float32), float32, float16 or bfloat16.
         compile: Compile the network first; pays off for many images.
@@ -114,10 +114,12 @@ def generate(
     settings = {"steps": steps, "guidance": guidance, "sampler": sampler, "negative_prompt": negative_prompt or None}
     settings |= generation.read_settings(setting)
     generation.check_settings(num_images=num_images, seed=seed, batch_size=batch_size, **settings)
+    generation.check_count(len(records) * num_images, "--num-images")
     kind, folder, file = destination(out, format, len(records) * num_images)
+    stems = slugs([id or text for id, text, _ in records])
     plan = [
         Planned(text, first + index, file or folder / f"{stem}_{first + index}{images.FORMATS[kind]}")
-        for stem, text, first in ((slug(id or text), text, first) for id, text, first in records)
+        for stem, (_, text, first) in zip(stems, records, strict=True)
         for index in range(num_images)
     ]
     grid_path = folder / "grid.png" if grid else None
@@ -154,6 +156,7 @@ def generate(
     if grid_path:
         picture = images.make_grid(kept, texts, columns=num_images)
         marks = {**sample.provenance, "prompt": "; ".join(dict.fromkeys(texts)), "seed": str(seed)}
+        marks["grid"] = f"{len(records)} x {num_images}"
         images.save_image(picture, grid_path, format="png", provenance=marks, overwrite=overwrite)
         print(dumps({"path": str(grid_path), "grid": True}) if json else grid_path, flush=True)
     return 0
@@ -193,6 +196,14 @@ def slug(text: str, longest: int = 60) -> str:
     return name
 
 
+def slugs(texts: Sequence[str]) -> list[str]:
+    """``slug`` of each text; different texts that have one name in common, as Case 1 and case-1, get a short hash."""
+    named: dict[str, set[str]] = {}
+    for text in texts:
+        named.setdefault(slug(text), set()).add(text)
+    return [slug(text) if len(named[slug(text)]) == 1 else f"{slug(text)}-{sha256(text)[:6]}" for text in texts]
+
+
 def destination(out: Path, format: str | None, count: int) -> tuple[str, Path, Path | None]:
     """Format, folder, and the file if ``--out`` names one."""
     from roentgen.images import FORMATS, SUFFIXES
@@ -223,7 +234,7 @@ def check_paths(paths: Sequence[Path], overwrite: bool) -> None:
         if path in seen:
             raise UserError(
                 f"two images would be written to {path}: a prompt and seed is asked for twice; "
-                "leave one out, or give them ids with --prompts FILE.csv"
+                "leave one out, or give them two ids with --prompts FILE.csv"
             )
         seen.add(path)
     existing = [path for path in paths if path.exists()] if not overwrite else []
@@ -251,6 +262,8 @@ def bar_of(images: int) -> Any:
 
 
 def _line(path: Path, sample: Any, unknown: list[str]) -> str:
+    from roentgen.generators.base import weights_in
+
     marks = sample.provenance
     height, width = sample.image.shape
     return dumps(
@@ -266,7 +279,10 @@ def _line(path: Path, sample: Any, unknown: list[str]) -> str:
             "sampler": marks["sampler"],
             "width": width,
             "height": height,
-            "warnings": [f"word never seen in training: {word}" for word in unknown],
+            "warnings": [
+                *(f"word never seen in training: {word}" for word in unknown),
+                *(f"weight read as text: {weight}" for weight in weights_in(sample.prompt)),
+            ],
         }
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import types
 import typing
@@ -14,7 +15,7 @@ from roentgen.config import yaml_text
 from roentgen.config.ranges import Filled, PathOrName, Range, Tilde
 from roentgen.config.yaml_text import NULLS, Plain
 from roentgen.errors import UserError
-from roentgen.files import user_path
+from roentgen.files import reason, user_path
 
 BOOLEANS = {**dict.fromkeys(("true", "yes", "on"), True), **dict.fromkeys(("false", "no", "off"), False)}
 LONGEST_NUMBER = 40
@@ -31,8 +32,9 @@ def convert(hint: Any, raw: Any, where: str) -> Any:
         value = convert(inner, raw, where)
     else:
         value = _convert(base, raw, where)
-    if any(isinstance(extra, Tilde) for extra in extras) and str(value).startswith("~"):
-        value = str(_path(value, where))
+    if any(isinstance(extra, Tilde) for extra in extras) and value:
+        path = _path(value, where)
+        value = str(path) if value.startswith("~") else value
     for extra in extras:
         wrong = extra.wrong(value) if isinstance(extra, Range | Filled) else ""
         if wrong:
@@ -59,13 +61,13 @@ def _convert(base: Any, raw: Any, where: str) -> Any:
         choices = {str(choice): choice for choice in typing.get_args(base)}
         if raw not in choices:
             raise UserError(
-                f"{where} {raw}: unknown; choose one of {', '.join(choices)}{did_you_mean(raw, [*choices])}"
+                f"{where} {raw[:60]}: unknown; choose one of {', '.join(choices)}{did_you_mean(raw, [*choices])}"
             )
         return choices[raw]
     if base is bool and raw.lower() in BOOLEANS:
         return BOOLEANS[raw.lower()]
-    if base is int and len(raw) <= LONGEST_NUMBER and re.fullmatch(r"[+-]?[0-9][0-9_]*", raw):
-        return int(raw.rstrip("_"))
+    if base is int and len(raw) <= LONGEST_NUMBER and re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", raw):
+        return int(raw)
     if base is float and len(raw) <= LONGEST_NUMBER:
         try:
             value = float(re.sub(r"^([+-]?)\.inf$", r"\1inf", raw.lower()))
@@ -105,10 +107,14 @@ def several(raw: Any) -> list[Any]:
 def _path(raw: str, where: str) -> Path:
     if not raw or "\0" in raw:
         raise UserError(f"{where}: is empty; name a file or folder" if not raw else f"{where}: holds a NUL character")
+    path = user_path(raw)
     try:
-        return user_path(raw)
-    except RuntimeError:
-        raise UserError(f"{where} {raw}: there is no home folder; write the path without ~") from None
+        path.stat()
+    except (OSError, ValueError) as error:  # ValueError: half a character, which no name can hold
+        # What is not there may be made; what may not be looked at cannot be told from it later on.
+        if not isinstance(error, OSError) or error.errno in (errno.EACCES, errno.ENAMETOOLONG):
+            raise UserError(f"{where} {shown(raw)}: cannot be looked at ({reason(error)}); choose another") from None
+    return path
 
 
 def guess(raw: Any) -> Any:

@@ -29,7 +29,7 @@ from roentgen.data.manifest import (
 )
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
-from roentgen.files import open_atomic, sha256
+from roentgen.files import open_atomic, regular, sha256
 from roentgen.prompts import FINDINGS, compose, labels_from_row
 
 T = TypeVar("T")
@@ -243,7 +243,7 @@ def copy_images(table: pd.DataFrame, folder: Path, *, size: int | None) -> pd.Da
                 if size is not None:
                     file.write(resized_png(source, size))
                 else:
-                    with source.open("rb") as original:
+                    with regular(source).open("rb") as original:
                         shutil.copyfileobj(original, file)
         except UserError as error:
             return f"image {source} cannot be copied: {error}"

@@ -78,7 +78,7 @@ def read_together(source: ImageSource, indices: Iterable[int], *, threads: int) 
 
 
 def open_source(path: Path, *, splits: Collection[str] | None, size: int) -> ImageSource:
-    """The images of a manifest (.csv, .parquet) or of a folder written by ``roentgen data shard``.
+    """The images of a manifest (.csv, .parquet), of a folder written by ``roentgen data shard``, or of an exported set.
 
     Args:
         path: the manifest or the folder.
@@ -88,11 +88,18 @@ def open_source(path: Path, *, splits: Collection[str] | None, size: int) -> Ima
     Raises:
         UserError: as ``read_manifest`` does; for shards that are missing, cut off, or smaller than ``size``.
     """
+    from roentgen.data.exported import ExportedShards, tars_of
     from roentgen.data.shards import ABOUT, INDEX, ShardSource
 
     path = Path(path)
     if path.name == INDEX and (path.parent / ABOUT).is_file():
         path = path.parent
+    if path.is_dir() and not (path / ABOUT).is_file():
+        manifest = next((path / name for name in ("manifest.csv", "dicom/index.csv") if (path / name).is_file()), None)
+        if manifest is not None:
+            return FileSource(read_manifest(manifest, splits=splits), size=size)
+        if tars := tars_of(path):
+            return ExportedShards(tars, splits=splits, size=size)
     if path.is_dir():
         return ShardSource(path, splits=splits, size=size)
     if path.suffix.lower() not in SUFFIXES:

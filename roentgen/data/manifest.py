@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
-from roentgen.files import reason, write_atomic
+from roentgen.files import reason, regular, write_atomic
 from roentgen.prompts import FINDINGS
 
 REQUIRED = ("image", "text", "patient_id", "split")
@@ -124,9 +124,7 @@ def load_table(path: Path) -> pd.DataFrame:
         table = read_table(path, optional=None, name=f"manifest {path}", fix=fix)
     else:
         try:
-            if path.exists() and not path.is_file():
-                raise OSError("it is no regular file")
-            table = pd.read_parquet(path)
+            table = pd.read_parquet(regular(path))
         except FileNotFoundError:
             raise UserError(f"manifest {path} does not exist; write one with `roentgen data prepare`") from None
         except (OSError, ValueError) as error:  # pyarrow's parse errors are ValueErrors

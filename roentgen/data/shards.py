@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from roentgen.data.images import read_together
 from roentgen.data.manifest import SPLITS, read_manifest
 from roentgen.errors import UserError
-from roentgen.files import HashedFile, clean, has_sha256, open_atomic, sha256, write_atomic
+from roentgen.files import HashedFile, clean, has_sha256, open_atomic, regular, sha256, write_atomic
 from roentgen.images import is_dicom, read_image, resize_center_crop, resized_png
 
 FORMAT = 1
@@ -244,7 +244,7 @@ def _tars_of_index(out: Path) -> dict[str, Written]:
 def _json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is no such file or it cannot be read."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(regular(path).read_bytes())
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
@@ -321,7 +321,7 @@ def _samples(
 
 def _sample(row: int, path: str, size: int | None) -> _Member:
     try:
-        data = Path(path).read_bytes()
+        data = regular(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); mend the manifest's image column") from error
     if size is not None:

@@ -81,7 +81,8 @@ class Batch(Protocol):
 
 
 class Generator(Protocol):
-    """A loaded model that makes images of texts. An image depends on (model, text, seed, sampling) and nothing else."""
+    """A loaded model that makes images of texts. An image depends on (model, text, seed, sampling) and nothing else,
+    but for one grey level of rounding by the company in its batch."""
 
     info: Info
 
@@ -215,6 +216,11 @@ def check_text(prompt: object, flag: str = "prompt") -> None:
         raise UserError(f"{flag} is empty; write a finding such as 'left pleural effusion'")
     if not any(character.isalpha() for character in prompt):
         raise UserError(f"{flag} {prompt[:80]!r} has no words; write a finding such as 'left pleural effusion'")
+
+
+def weights_in(text: str) -> list[str]:
+    """What other programs read as the weight of a word, such as "(left:1.5)"; here it is text like any other."""
+    return re.findall(r"\([^()]*:\s*-?\d*\.?\d+\s*\)", text)
 
 
 def roentgen_json(folder: Path) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Load a model of any family and generate: from prompts to an iterator of samples, one seed an image.
 
 Everything is checked before the first image is computed. An image depends on (model, prompt, seed, sampling settings),
-not on the batch size, the order, the device, or what else was generated. Light at import: no torch.
+not on the order or on what else was generated; batch size, threads and device change it by rounding alone, which is one
+grey level at most in float32. Light at import: no torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from roentgen.errors import UserError
 from roentgen.generators import FAMILIES
-from roentgen.generators.base import Generator, Sample, Sampling, check_seed, check_text, roentgen_json
+from roentgen.generators.base import Generator, Sample, Sampling, check_seed, check_text, roentgen_json, weights_in
 from roentgen.models import hub
 from roentgen.models.lora import find_lora
 from roentgen.provenance import __version__
@@ -24,6 +26,9 @@ from roentgen.provenance import __version__
 if TYPE_CHECKING:
     import numpy as np
 
+MOST_IMAGES = 1_000_000
+LIMIT = "ROENTGEN_MAX_IMAGES"
+"""Environment variable that raises ``MOST_IMAGES``, of one call: what is planned lies in memory."""
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -49,11 +54,9 @@ def load_model(
     if (dtype or "auto") not in DTYPES:
         raise UserError(f"--dtype {dtype}: unknown; choose one of {', '.join(DTYPES)}")
     folder = hub.find_folder(source, check=check_model)
-    # A local path in every image's provenance would tell more of the user than of the model.
-    shown = name if name in hub.NAMED or source.folder is None else folder.resolve().name
     options = {"device": device, "dtype": None if dtype == "auto" else dtype, "compile": compile, "lora": file}
     options["trainable"] = trainable
-    model: Generator = import_module(FAMILIES[_family(folder)]).load(folder, name=shown, **options)
+    model: Generator = import_module(FAMILIES[_family(folder)]).load(folder, name=hub.public_name(name), **options)
     return model
 
 
@@ -97,6 +100,18 @@ def check_settings(*, num_images: int = 1, seed: int = 0, batch_size: int = 4, *
     raise problem
 
 
+def check_count(images: int, flag: str) -> None:
+    """UserError where more images are asked for at once than ``LIMIT`` allows."""
+    said = os.environ.get(LIMIT) or str(MOST_IMAGES)
+    if not (said.isascii() and said.isdecimal()) or len(said) > 18:
+        raise UserError(f"{LIMIT}={said[:40]}: must be a whole number of images")
+    if images > int(said):
+        raise UserError(
+            f"{flag}: {images:,} images in one call, more than {int(said):,}; `roentgen export` makes sets of any "
+            f"size, or set {LIMIT} to allow it"
+        )
+
+
 def generate(
     model: Generator,
     prompts: str | Sequence[str],
@@ -123,6 +138,7 @@ def generate(
     if seeds is not None and len(seeds) != len(prompts):
         raise UserError(f"seeds: {len(seeds)} seeds for {len(prompts)} prompts; give one for each")
     check_settings(num_images=num_images, seed=seed, batch_size=batch_size)
+    check_count(len(prompts) * num_images, "num_images")
     sampling = model.sampling(**settings)
     for prompt in prompts:
         check_text(prompt)
@@ -220,13 +236,19 @@ def reads(model: Generator, text: str) -> bool:
 
 
 def warn_unknown_words(model: Generator, prompts: Sequence[str]) -> dict[str, list[str]]:
-    """One line on stderr for all words that the model has not seen; return them by prompt."""
+    """One line on stderr for all words that the model has not seen, and one for weights; return the words by prompt."""
     unknown = {prompt: model.info.unknown_words(prompt) for prompt in prompts}
     words = list(dict.fromkeys(word for found in unknown.values() for word in found))
     if words:
         print(
             f"roentgen: warning: {model.info.name} has never seen these words in training, so expect them to have "
             f"little effect: {', '.join(words)}",
+            file=sys.stderr,
+        )
+    weights = list(dict.fromkeys(weight for prompt in prompts for weight in weights_in(prompt)))
+    if weights:
+        print(
+            f"roentgen: warning: weights such as {weights[0]} are read as text, and weigh nothing; say it in words",
             file=sys.stderr,
         )
     return unknown

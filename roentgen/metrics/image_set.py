@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from roentgen.data.manifest import SIDE_SUFFIX, SUFFIXES, finding_columns, read_manifest
 from roentgen.dicom import has_no_pixels, open_dicom
 from roentgen.errors import UserError
+from roentgen.files import regular
 from roentgen.images import SUFFIXES as IMAGE_SUFFIXES
 from roentgen.images import is_dicom, read_provenance
 from roentgen.prompts import FINDINGS, NO_FINDING, parse
@@ -27,6 +28,7 @@ SAME_SIZE = 0.9
 """Where at least this share of synthetic images has one size, those of another are taken for strays."""
 MANIFESTS = ("manifest.csv", "manifest.parquet", "dicom/index.csv")
 """Where a folder of images has its manifest; the first that is there counts."""
+GRID = "grid.png"
 LISTED = 20  # names of bad files in one error
 
 
@@ -157,7 +159,7 @@ def look(path: Path) -> tuple[tuple[int, int], str]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        if path.stat().st_size == 0:
+        if regular(path).stat().st_size == 0:
             return (0, 0), "empty file"
         with path.open("rb") as file:
             head = file.read(132)
@@ -210,7 +212,8 @@ def _folder_table(folder: Path, flag: str) -> pd.DataFrame:
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
-    """Paths below ``folder`` of what is an image by its ending, or DICOM by its content; nothing hidden, no reports."""
+    """Paths below ``folder`` of what is an image by its ending, or DICOM by its content; nothing hidden, no reports,
+    and not the picture of all images that ``roentgen generate --grid`` puts beside them."""
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
@@ -218,14 +221,21 @@ def _image_files(folder: Path) -> Iterator[Path]:
             kind = IMAGE_SUFFIXES.get(file.suffix.lower())
             if name.startswith(".") or (kind is None and not _is_dicom_inside(file)):
                 continue
-            if kind in (None, "dicom") and has_no_pixels(file):
+            if (kind in (None, "dicom") and has_no_pixels(file)) or (name == GRID and _is_made_here(file)):
                 continue
             yield file.relative_to(folder)
 
 
+def _is_made_here(file: Path) -> bool:
+    try:
+        return bool(read_provenance(file))
+    except UserError:
+        return False
+
+
 def _is_dicom_inside(file: Path) -> bool:
     try:
-        with file.open("rb") as opened:
+        with regular(file).open("rb") as opened:
             return opened.read(132)[128:] == b"DICM"
     except OSError:
         return False

@@ -125,6 +125,13 @@ def is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("model_index.json", "roentgen.json"))
 
 
+def public_name(name: str) -> str:
+    """What files that leave may say of ``--model``: a name or hub id as it is, of a folder its own name alone."""
+    if name in NAMED or not (path := user_path(name)).is_dir():
+        return name
+    return path.resolve().name
+
+
 def find_folder(source: Source, *, check: Callable[[Path], object]) -> Path:
     """Local folder of ``source``: a hub id comes from the cache if it is whole there, else from the hub.
 

@@ -8,6 +8,7 @@ touches the safety checker, and lets every damaged file be named. A model folder
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import re
 import struct
@@ -57,8 +58,8 @@ def check_folder(folder: Path) -> dict[str, tuple[str, str]]:
         library, allowed = CLASSES[name]
         if entry[0] != library or not re.fullmatch(allowed, entry[1]):
             raise UserError(
-                f"{index_file}: {name} comes from {entry[0]!r} as {entry[1]!r}, which is not loaded, so that no model "
-                f"folder runs code: text-to-image pipelines have {_in_words(allowed)} of {library} there"
+                f"{index_file}: {name} comes from {entry[0][:60]!r} as {entry[1][:60]!r}, which is not loaded, so "
+                f"that no model folder runs code: text-to-image pipelines have {_in_words(allowed)} of {library} there"
             )
         classes[name] = (entry[0], entry[1])
     second = index.get("text_encoder_2")
@@ -84,19 +85,21 @@ def check_safetensors(file: Path) -> None:
 
     The header says how long the file must be: catch a truncated one before minutes of loading.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(64)
-        if start.startswith(b"version https://git-lfs"):
-            raise UserError(f"{file}: a Git LFS pointer, not weights; run `git lfs pull` in the model folder")
-        length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else size
-        try:
+    try:
+        size = file.stat().st_size if file.is_file() else 0  # a pipe would be waited for without end
+        with file.open("rb") if size else io.BytesIO() as stream:
+            start = stream.read(64)
+            if start.startswith(b"version https://git-lfs"):
+                raise UserError(f"{file}: a Git LFS pointer, not weights; run `git lfs pull` in the model folder")
+            length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else size
             stream.seek(8)
             header = json.loads(stream.read(length)) if 8 + length <= size else None
             ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]  # type: ignore[union-attr]
             whole = 8 + length + max(ends, default=0) == size
-        except (ValueError, AttributeError, KeyError, TypeError):
-            whole = False
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({reason(error)}); {ADVICE}") from None
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        whole = False
     if not whole:
         raise UserError(f"{file}: truncated or damaged weights ({size} bytes); fetch the model again")
 
@@ -151,9 +154,10 @@ def _load_component(folder: Path, name: str, library: str, class_name: str, dtyp
             f"{folder / name}: cannot be loaded as {class_name} ({reason(error)}); fetch the model again"
         ) from error
     if missing:  # transformers would go on with random numbers
+        newer = "; transformers 5.6 and newer write it so: `pip install --upgrade transformers`, or"
         raise UserError(
-            f"{folder / name}: {len(missing)} weights of {class_name} are missing (such as {missing[0]}); "
-            "fetch the model again"
+            f"{folder / name}: {len(missing)} weights of {class_name} are missing (such as {missing[0]})"
+            f"{newer if missing[0].startswith('text_model.') else ';'} fetch the model again"
         )
     return loaded.eval().requires_grad_(False) if isinstance(loaded, torch.nn.Module) else loaded
 

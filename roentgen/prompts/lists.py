@@ -28,8 +28,8 @@ Entry = tuple[str, str, Labels]
 
 COMBINATIONS = (
     "Small left pleural effusion with adjacent atelectasis",
-    "Bilateral pleural effusions and cardiomegaly",
-    "Cardiomegaly, pulmonary edema and bilateral pleural effusions",
+    "Bilateral pleural effusion and cardiomegaly",
+    "Cardiomegaly, pulmonary edema and bilateral pleural effusion",
     "Right pneumothorax and left pleural effusion",
     "Right pleural effusion and right basilar atelectasis",
     "Left consolidation and left pleural effusion",
@@ -40,9 +40,9 @@ COMBINATIONS = (
     "Bilateral infiltrates and pulmonary edema",
     "Hiatal hernia and left basilar atelectasis",
     "Right pneumonia. Left pleural thickening",
-    "Cardiomegaly without pleural effusion or pneumothorax",
+    "Cardiomegaly. No pleural effusion or pneumothorax",
     "PA view. 54-year-old woman. Small left pleural effusion with adjacent atelectasis. Heart size is normal.",
-    "AP portable view. 71-year-old man. Cardiomegaly and bilateral pleural effusions. No pneumothorax.",
+    "AP portable view. 71-year-old man. Cardiomegaly and bilateral pleural effusion. No pneumothorax.",
     "PA view of a 38-year-old man with right pneumothorax.",
     "AP view. 4-year-old girl. Right airspace opacity. No pleural effusion.",
 )
@@ -62,9 +62,10 @@ def sides() -> list[Entry]:
     entries = []
     for finding in FINDINGS.values():
         for side in ("left", "right", "bilateral") if finding.can_have_side else ():
-            noun = finding.plurals[0] if side == "bilateral" and finding.plurals[0] else finding.synonyms[0]
+            noun = finding.synonyms[0]
+            text = f"{noun} on both sides" if side == "bilateral" else f"{side} {noun}"
             labels = Labels((finding.name,), {finding.name: side})
-            entries.append((f"{_slug(finding.name)}-{side}", f"{side} {noun}", labels))
+            entries.append((f"{_slug(finding.name)}-{side}", text, labels))
     return entries
 
 

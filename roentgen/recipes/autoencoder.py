@@ -43,13 +43,14 @@ from roentgen.config import (
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
-from roentgen.files import require_writable
+from roentgen.files import require_writable, write_atomic
 from roentgen.images import from_autoencoder, make_grid, save_image, to_autoencoder
 from roentgen.models.autoencoder import losses as R
 from roentgen.models.autoencoder import pca
 from roentgen.models.autoencoder.channels import with_channels
 from roentgen.models.autoencoder.fast_norm import use_fast_group_norm
 from roentgen.models.loading import load_vae
+from roentgen.provenance import portable
 from roentgen.recipes import CONFIGS
 from roentgen.training.checkpoints import Checkpoints
 from roentgen.training.order import batch_generator, batch_indices
@@ -364,9 +365,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             R.whiten_latents(vae, mean, std)
         vae.save_pretrained(s.out / "vae")
         seconds = time.perf_counter() - started
-        (s.out / "training.json").write_text(
-            json.dumps({"settings": settings, "images": images, "seconds_this_run": seconds}, indent=1)
-        )
+        told = {"settings": portable(settings), "images": images, "seconds_this_run": seconds}
+        write_atomic(s.out / "training.json", json.dumps(told, indent=1).encode())
         print(s.out / "vae")
     accelerator.wait_for_everyone()
     accelerator.end_training()

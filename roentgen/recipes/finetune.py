@@ -35,6 +35,7 @@ from roentgen.generators.diffusion.build import TextChoice, start
 from roentgen.generators.diffusion.model import Diffusion
 from roentgen.generators.diffusion.objective import Lora, Loss, Objective, Train
 from roentgen.models.lora import merge_lora, save_lora
+from roentgen.provenance import portable
 from roentgen.recipes import CONFIGS
 from roentgen.recipes.overview import describe, describe_needs
 from roentgen.training import batches as feeding
@@ -145,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model.check(prompt, "--prompts")
     source = open_source(run.manifest, splits=("train", "val"), size=model.pixels)
     rows, val_rows = (np.flatnonzero(source.table["split"] == split) for split in ("train", "val"))
-    require(len(rows) > 0 and len(val_rows) > 0, f"--manifest {run.manifest} needs rows in the splits train and val")
+    require(len(rows) > 0, f"--manifest {run.manifest} needs rows in the split train")
     train = source.table.iloc[rows]
     labels = feeding.manifest_labels(train)
     rates = (recipe.rate, recipe.text_rate, recipe.decoder_rate)
@@ -271,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             state.save(images)
         if due[run.validate_every] or (due[run.sample_every] and not sharded):
             ema.swap()
-            if due[run.validate_every]:
+            if due[run.validate_every] and len(val_rows):
                 error = validation_error(objective, maker, val_rows, accelerator)
                 if log is not None:
                     print(f"{images} images, validation error {error:.4f}", flush=True)
@@ -300,8 +301,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "vocabulary": feeding.shareable_words(train, labels, recipe.composed),
         }
         save_result(model, recipe, run, facts)
-        result = {"settings": {**flat(as_dict(run)), **settings}, "images": images, "training_images": len(train),
-                "text": vars(read), "speed": clock.summary(processes)}  # fmt: skip
+        told = portable({**flat(as_dict(run)), **settings})
+        result = {"settings": told, "images": images, "training_images": len(train), "text": vars(read),
+                  "speed": clock.summary(processes)}  # fmt: skip
         write_atomic(run.out / "training.json", (json.dumps(result, indent=1) + "\n").encode())
         print(run.out / "pipeline")
     accelerator.wait_for_everyone()

@@ -29,6 +29,8 @@ def describe(
         f"{train} training and {val} validation images; {recipe.images} images to see = {recipe.images / train:.1f} "
         f"epochs, {-(-recipe.images // recipe.batch_size)} steps of {recipe.batch_size} on {processes} process(es)"
     )
+    if not val:
+        print("no rows in the split val: nothing is validated, so that overfitting cannot be seen")
     counts = []
     for name, module in (("U-Net", model.unet), ("text encoder", model.text_encoder), ("autoencoder", model.vae)):
         total, learning = (

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from roentgen.errors import UserError
+from roentgen.files import read_bytes
 from roentgen.images import read_image
 from roentgen.prompts import parse
 from roentgen.prompts.labels import NO_FINDING
@@ -98,7 +99,7 @@ def write_request(studies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _encoded(image: Any) -> str:
     if image is None or image == "":
         return ""
-    content = image if isinstance(image, bytes) else Path(image).read_bytes()
+    content = image if isinstance(image, bytes) else read_bytes(Path(image))
     return base64.b64encode(content).decode()
 
 

@@ -128,6 +128,7 @@ def generate_set(
     most = min(len(records), num_prompts or len(records), -(-limit // num_images) if limit else len(records))
     if most < len(records):
         records = [records[row] for row in sorted(random.Random(seed).sample(range(len(records)), most))]
+    generation.check_count(len(records) * num_images, "--num-images")
     for record in records:
         model.check(str(record["text"]), f"--prompts {prompts}, id {record['prompt_id']}:")
     about = {

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from roentgen.files import open_atomic, sha256
+from roentgen.models.hub import public_name
 from roentgen.prompts import FINDINGS, Labels, compose
 from roentgen.prompts.vocabulary import NARROWER, OPAQUE
 from roentgen.prompts.vocabulary import VIEWS as VIEW_WORDS
@@ -155,7 +156,7 @@ class Plan:
         """Plain values; of groups that are a file's rows only the counts and a hash."""
         values = {
             "name": self.name,
-            "model": self.model,
+            "model": public_name(self.model),
             "seed": self.seed,
             "steps": self.steps,
             "guidance": self.guidance,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from roentgen.config import require
 from roentgen.errors import UserError
-from roentgen.files import clean, open_atomic, write_atomic
+from roentgen.files import clean, open_atomic, regular, write_atomic
 from roentgen.training.schedule import EMA
 
 # Settings of a checkpoint that are hashes, in words.
@@ -103,7 +105,7 @@ class Checkpoints:
         try:
             if path.is_dir():
                 return {**json.loads((path / "facts.json").read_text()), "folder": path}
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = load_whole(path)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: checkpoint cannot be read ({reason}); delete it to use the one before") from None
@@ -127,6 +129,14 @@ class Checkpoints:
                 f"--out {self.folder.parent}: its checkpoint was made with other settings: {listed}; "
                 "use the same settings or a new --out"
             )
+
+
+def load_whole(path: Path) -> Any:
+    """``torch.load`` of tensors, after a look at the sum of every part, which PyTorch writes but does not compare."""
+    with zipfile.ZipFile(regular(path)) as archive:
+        if (part := archive.testzip()) is not None:
+            raise ValueError(f"its part {part} is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
@@ -213,6 +223,14 @@ class RunState:
             self.ema.load_state_dict(saved["ema"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
+        threads, now = saved.get("threads"), torch.get_num_threads()
+        if threads not in (None, now) and self.accelerator.device.type == "cpu" and self.accelerator.is_main_process:
+            print(
+                f"roentgen: warning: begun with {threads} thread(s) and continued with {now}: sums are rounded in "
+                "another order, so the weights will differ a little from those of an unbroken run; "
+                f"OMP_NUM_THREADS={threads} gives the same",
+                file=sys.stderr,
+            )
         self.accelerator.print(f"continuing at {saved['images']} images")
         return int(saved["images"])
 
@@ -234,6 +252,7 @@ class RunState:
                 "ema": self.ema.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "settings": self.settings,
+                "threads": torch.get_num_threads(),
             }
             self.checkpoints.save(images, state)
 
@@ -268,4 +287,4 @@ def restore_shards(accelerator: Accelerator, saved: dict[str, Any], ema: EMA) ->
     )
     accelerator.load_state(str(saved["folder"]))
     path = saved["folder"] / f"average-{accelerator.process_index}.pt"
-    ema.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    ema.load_state_dict(load_whole(path))

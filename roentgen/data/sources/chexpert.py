@@ -52,6 +52,7 @@ from roentgen.data.sources.common import (
 )
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
+from roentgen.files import regular
 
 SOURCE, PLUS_SOURCE = "CheXpert", "CheXpert Plus"
 LICENCE = "Stanford University Dataset Research Use Agreement"
@@ -301,7 +302,7 @@ def chexbert_table(path: Path) -> pd.DataFrame:
     """
     records = []
     try:
-        with path.open(encoding="utf-8") as file:
+        with regular(path).open(encoding="utf-8") as file:
             for line in file:
                 record = json.loads(line)
                 values = [record["path_to_image"], *(record[name] for name in LABELS)]

@@ -65,6 +65,7 @@ from roentgen.data.sources.common import (
 from roentgen.data.tables import read_table
 from roentgen.data.text_statistics import identifiers
 from roentgen.errors import UserError
+from roentgen.files import regular
 
 Join = Literal["AccessionNumber", "StudyInstanceUID", "SOPInstanceUID", "PatientID", "path"]
 MODALITIES = ("CR", "DX")
@@ -271,7 +272,7 @@ def read_header(path: str) -> Header:
     from pydicom.errors import InvalidDicomError
 
     try:
-        data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER))
+        data = pydicom.dcmread(regular(path), stop_before_pixels=True, specific_tags=list(HEADER))
         if "Rows" not in data:
             return Header(path, {}, "DICOM files without an image")
         cells = {name: _cell(data.get(name)) for name in TAGS}

@@ -25,6 +25,7 @@ from __future__ import annotations
 import itertools
 import os
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,7 @@ from roentgen.data.sources.common import (
 )
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
+from roentgen.files import regular
 
 SOURCE = "MIMIC-CXR-JPG"
 LICENCE = "PhysioNet Credentialed Health Data License 1.5.0"
@@ -278,7 +280,7 @@ def _folder_reader(folder: Path) -> Reader:
 
 def _zip_reader(path: Path) -> Reader:
     try:
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(regular(path))
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"--reports {path} is broken or no zip file ({error}); download it again") from error
     # By name without folders, as study numbers are unique and the folders above differ between versions.
@@ -292,7 +294,7 @@ def _zip_reader(path: Path) -> Reader:
             name = members.get(f"s{study}")
             try:
                 found.append(None if name is None else archive.read(name).decode("utf-8", errors="replace"))
-            except (zipfile.BadZipFile, OSError, EOFError) as error:
+            except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, zlib.error) as error:
                 raise UserError(f"--reports {path}: {name} is damaged ({error}); download it again") from error
         return found
 

@@ -47,6 +47,7 @@ from roentgen.data.sources.common import (
 )
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
+from roentgen.files import read_bytes
 from roentgen.prompts.vocabulary import FINDINGS
 
 SOURCE = "Open-i"
@@ -93,7 +94,7 @@ def openi_reports(path: str | Path) -> pd.DataFrame:
 def _xml_files(path: Path) -> Iterator[tuple[str, bytes]]:
     if path.is_dir():
         for file in sorted(path.rglob("*.xml")):
-            yield str(file), file.read_bytes()
+            yield str(file), read_bytes(file, advice=f"unpack {REPORTS_ARCHIVE} again")
         return
     if not path.is_file():
         raise UserError(f"{path} does not exist; name {REPORTS_ARCHIVE} or the folder made from it")

@@ -1,8 +1,8 @@
 """The diffusion model as one object: it samples, it has a loss, it is loaded and saved as a diffusers pipeline.
 
 The sampling loop is our own, so that each prompt is encoded once and each image's noise comes from its own
-seed on the CPU: an image depends on (model, prompt, seed, steps, guidance, sampler), not on the batch size,
-the order, the device, or what else was generated.
+seed on the CPU: an image depends on (model, prompt, seed, steps, guidance, sampler), not on the order
+or on what else was generated; batch size, threads and device change it by rounding alone.
 """
 
 from __future__ import annotations
@@ -137,6 +137,12 @@ class Diffusion:
             reader = make_reader(parts["tokenizer"], parts["text_encoder"], chunks=chunks)
         except UserError as error:
             raise UserError(f"--model {name}: {error}") from None
+        if not isinstance(said.get("defaults", {}), dict):
+            raise UserError(f"{folder / 'roentgen.json'}: defaults must be settings by name; fetch the model again")
+        if vocabulary is not None and not (
+            isinstance(vocabulary, list) and all(isinstance(word, str) for word in vocabulary)
+        ):
+            raise UserError(f"{folder / 'roentgen.json'}: vocabulary must be a list of words; fetch the model again")
         info = Info(
             name=name,
             folder=folder,
@@ -204,7 +210,7 @@ class Diffusion:
         given = {key: value for key, value in settings.items() if value is not None}
         try:
             sampling = Sampling(**{**self.info.defaults, **given})
-        except TypeError as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{self.info.name} is a diffusion model: {error}") from None
         make_solver(self.scheduler, sampling.sampler, self.info.name).set_timesteps(sampling.steps)
         if sampling.negative_prompt:

@@ -8,6 +8,7 @@ from typing import Any
 
 from roentgen.config import Guidance, Steps
 from roentgen.errors import UserError
+from roentgen.files import reason
 from roentgen.generators.base import check_text
 
 # Name -> (diffusers scheduler, settings that must differ from the model's own scheduler config).
@@ -45,6 +46,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance", float(self.guidance))  # a whole number of a JSON file, too
+        if type(self.steps) is not int:
+            raise UserError(f"--steps {self.steps!r}: must be a whole number")
         if self.steps < 1:
             raise UserError(f"--steps {self.steps}: must be at least 1")
         if self.steps > 1000:
@@ -91,12 +94,17 @@ def make_solver(scheduler: Any, sampler: str, model: str) -> Any:
         changes = {**changes, "use_flow_sigmas": True}
     # What is left at the default of one class of diffusers gets the default of the next.
     usual = config.get("_use_default_values", ())
-    ours = find(sampler, {key: value for key, value in config.items() if key not in usual} | changes)
-    if ours is not None:
-        return ours
-    import diffusers
+    try:
+        ours = find(sampler, {key: value for key, value in config.items() if key not in usual} | changes)
+        if ours is not None:
+            return ours
+        import diffusers
 
-    return getattr(diffusers, class_name).from_config(config, **changes)
+        return getattr(diffusers, class_name).from_config(config, **changes)
+    except UserError:
+        raise
+    except Exception as error:  # a configuration of odd values fails anywhere in it
+        raise UserError(f"--model {model}: its scheduler cannot be used ({reason(error)}); fetch it again") from None
 
 
 def clean_estimate(solver: Any, latents: Any, output: Any, step: Any) -> Any:

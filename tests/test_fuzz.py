@@ -1,0 +1,67 @@
+"""Two thousand odd inputs for every command; see ``fuzz/`` and docs/reliability.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from fuzz import harness
+from fuzz.cases import commands, sound_words
+from fuzz.limits import run
+from fuzz.world import World
+
+from roentgen.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT, RESULT = ROOT / "docs" / "reliability.md", ROOT / "benchmarks" / "results" / "fuzz.json"
+
+
+@pytest.mark.slow
+def test_two_thousand_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = harness.main(["--inputs", "2000", "--seed", "0", "--json", str(tmp_path / "fuzz.json")])
+    found = json.loads((tmp_path / "fuzz.json").read_text())
+    assert not found["findings"] and code == 0
+    assert sum(row["inputs"] for row in found["counts"]) == 2000
+    tried = {row["command"] for row in found["counts"]}
+    assert {"generate", "export", "eval", "data check", "data shard", "train finetune", "info"} <= tried
+
+
+def test_limits_notice_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sentence() -> int:
+        raise UserError("--x: is wrong")
+
+    def fails() -> int:
+        raise KeyError("x")
+
+    def waits() -> int:
+        import time
+
+        time.sleep(60)
+        return 0
+
+    assert run(sentence, prog="roentgen").code == 2
+    assert "KeyError" in run(fails, prog="roentgen").problem
+    monkeypatch.setattr("fuzz.limits.SECONDS", 0.2)
+    assert run(waits, prog="roentgen").problem == "hang"
+    monkeypatch.setattr("fuzz.limits.BYTES", 2**26)
+    assert "memory" in run(lambda: len(b"x" * 2**27) * 0, prog="roentgen").problem
+
+
+def test_every_command_is_tried(tmp_path: Path) -> None:
+    from roentgen.commands import COMMANDS
+
+    known = commands()
+    assert {name for name, command in COMMANDS.items() if not command.raw} <= known.keys()
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "left.png").touch()
+    assert sound_words("generate", World(tmp_path)) and sound_words("no such command", World(tmp_path)) is None
+
+
+@pytest.mark.skipif(not RESULT.is_file(), reason="no long run has been made yet")
+def test_the_document_has_the_counts_of_its_result() -> None:
+    result = json.loads(RESULT.read_text())
+    text = re.search(r"<!-- results:fuzz -->\n(.*?)<!-- /results:fuzz -->", DOCUMENT.read_text(), re.DOTALL)
+    assert text is not None and text[1].strip() == harness.table(result)
+    assert not result["findings"] and result["inputs"] >= 20_000
