@@ -16,6 +16,10 @@ from masked import Tiny, make_tiny
 from recipe import ROOT, good, part, refused
 from tiny import write_bert
 
+from roentgen import config as cfg
+from roentgen.recipes import CONFIGS
+from roentgen.recipes.tokenizer import Settings
+
 
 @pytest.fixture(scope="module")
 def tiny(make_pipeline: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Tiny:
@@ -109,3 +113,76 @@ def test_bad_input_is_one_sentence(tiny: Tiny, tmp_path: Path) -> None:
 def test_a_dry_run_writes_nothing(tiny: Tiny, tmp_path: Path) -> None:
     told = good(*tiny.flags, "--out", tmp_path / "out", "--dry-run", name="masked").out
     assert "8x8 positions" in told and not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------- VQ-GAN
+
+VQ = (
+    *("--kind", "vqgan", "--size", 32, "--vq.channels", "8,8,8", "--vq.norm-groups", 4, "--vq.width", 4),
+    *("--vq.codes", 16, "--vq.crop", 16, "--vq.images", 64, "--vq.batch-size", 4, "--vq.adversary-from", 16),
+    *("--vq.revive-after", 8, "--vq.precision", "no", "--vq.rate", 1e-3, "--vq.warmup", 4, "--vq.log-every", 16),
+)
+
+
+@pytest.fixture(scope="module")
+def vqgan(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VQ-GAN of sixteen steps."""
+    out = tmp_path_factory.mktemp("vqgan")
+    told = good("--manifest", tiny.manifest, *VQ, "--out", out, name="tokenizer").out
+    assert "perceptual loss: " in told and "revived" in told
+    return out
+
+
+def test_a_vqgan_goes_on_to_the_same_weights(tiny: Tiny, vqgan: Path, tmp_path: Path) -> None:
+    flags = ("--manifest", tiny.manifest, *VQ, "--out", tmp_path)
+    good(*flags, "--vq.until", 32, name="tokenizer")
+    good(*flags, name="tokenizer")
+    one, other = part(vqgan / "tokenizer", "vq"), part(tmp_path / "tokenizer", "vq")
+    assert all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def test_a_transformer_learns_and_draws_on_a_vqgan(tiny: Tiny, vqgan: Path, tmp_path: Path) -> None:
+    from roentgen import load_model
+    from roentgen.generators.generate import generate
+
+    flags = [flag if flag != tiny.tokenizer else vqgan / "tokenizer" for flag in tiny.flags]
+    good(*flags, "--out", tmp_path, "--until", 4, name="masked")
+    model = load_model(str(tmp_path / "model"), device="cpu")
+    (sample,) = generate(model, "left effusion", steps=3)
+    assert sample.image.shape == (32, 32)
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 32, 32), dtype=np.uint8)
+    assert model.reconstruct(pixels).shape == pixels.shape  # type: ignore[attr-defined]
+
+
+def test_dead_codes_start_anew_and_a_collapse_is_told() -> None:
+    import torch
+
+    from roentgen.errors import UserError
+    from roentgen.generators.masked.vqgan import check_use, revive
+
+    table, last_used = torch.zeros(4, 2), torch.tensor([0, 0, 90, 0])
+    latents = torch.full((1, 3, 2), 7.0)
+    assert revive(table, last_used, torch.tensor([[1, 1, 1]]), latents, now=100, after=50, seed=0) == 2
+    assert table.tolist() == [[7, 7], [0, 0], [0, 0], [7, 7]] and last_used.tolist() == [100, 100, 90, 100]
+    check_use(torch.arange(1024), 1024, "here")
+    with pytest.raises(UserError, match=r"here: .*perplexity 2\.0 of 1024"):
+        check_use(torch.tensor([3, 5] * 512), 1024, "here")
+
+
+# ------------------------------------------------------------------------------------------- RayGen
+
+
+@pytest.mark.parametrize("config", ["transformer", "transformer-mended"])
+def test_raygens_numbers_run(config: str, tiny: Tiny, tmp_path: Path) -> None:
+    bert, file = write_bert(tmp_path / "bert", window=256), CONFIGS / "raygen" / f"{config}.yaml"
+    tiny_flags = ("--config", file, "--manifest", tiny.manifest, "--codes", tiny.tokenizer, "--text-encoder", bert,
+                  "--pixels", 32, "--precision", "no", "--out", tmp_path / "out")  # fmt: skip
+    small = ("--shape.width", 16, "--shape.hidden", 32, "--shape.heads", 2, "--shape.head", 8, "--shape.layers", 1)
+    told = good(*tiny_flags, "--dry-run", name="masked").out
+    assert "8x8 positions" in told and "1 x 256 tokens" in told
+    steps = ("--batch-size", 2, "--accumulate", 1, "--images", 40, "--sample-every", 10**6, "--validate-every", 40)
+    good(*tiny_flags, *small, *steps, name="masked")
+    said = json.loads((tmp_path / "out" / "model" / "roentgen.json").read_text())
+    assert said["defaults"]["sampler"] in ("confidence", "halton")
+    flags = ["--config", str(file.with_name("tokenizer.yaml")), "--manifest", "a", "-o", "b"]
+    assert cfg.parse_settings(Settings, flags, prog="x", about="").vq.codes == 1024

@@ -100,6 +100,9 @@ class Run:
     )  # fmt: skip
     steps: Annotated[cfg.Steps, "sampling steps of the grid, and default of the saved model"] = 8
     guidance: Annotated[cfg.Guidance, "guidance scale of the grid, and default of the saved model"] = 2.0
+    sampling: Annotated[
+        dict[str, Any] | None, "the family's further settings, of the grid and of the saved model (docs/families.md)"
+    ] = None
     cache: Annotated[Path | None, "folder for codes and text states (default OUT/cache)"] = None
     dry_run: Annotated[bool, "print what would be done and stop"] = False
 
@@ -127,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         pixels=recipe.pixels, layer=recipe.text_layer, window=recipe.text_window, chunks=recipe.text_chunks,
         name=run.name,
     )  # fmt: skip
-    sampling = model.sampling(steps=run.steps, guidance=run.guidance)
+    chosen = {"steps": run.steps, "guidance": run.guidance, **(run.sampling or {})}
+    sampling = model.sampling(**chosen)
     for prompt in run.prompts:
         check_text(prompt, "--prompts")
         model.check(prompt, "--prompts")
@@ -255,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "name": run.name,
             "images_seen": images,
             "training_images": len(train),
-            "defaults": {"steps": run.steps, "guidance": run.guidance},
+            "defaults": chosen,
             "vocabulary": feeding.shareable_words(train, labels, recipe.composed),
         }
         model.save(run.out / "model", facts)

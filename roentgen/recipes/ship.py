@@ -14,13 +14,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 
 from roentgen.config import Count, Guidance, Short, Steps, parse_settings, require
 from roentgen.files import fingerprint
+from roentgen.generators.base import roentgen_json
 from roentgen.generators.diffusion.build import start
+from roentgen.generators.generate import load_model
 from roentgen.models.autoencoder.channels import with_channels
 from roentgen.models.loading import load_vae
 from roentgen.recipes import CONFIGS
@@ -40,10 +42,7 @@ class Settings:
     licence: Annotated[str, "licence of the weights"] = "Apache-2.0"
     steps: Annotated[Steps | None, "default sampling steps; left out, the pipeline's own"] = None
     guidance: Annotated[Guidance | None, "default guidance scale; left out, the pipeline's own"] = None
-    sampler: Annotated[
-        Literal["dpm++", "unipc", "ddim", "pndm"] | None,
-        "default sampler; left out, the pipeline's own",
-    ] = None
+    sampler: Annotated[str | None, "default sampler, one of the family's; left out, the pipeline's own"] = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     require(
         (s.pipeline / "roentgen.json").is_file(), f"--pipeline {s.pipeline}: not a pipeline of roentgen train finetune"
     )
+    if roentgen_json(s.pipeline).get("family") == "masked":
+        require(s.vae is None, "--vae: a masked transformer keeps the autoencoder that its codes were made for")
+        return ship(load_model(str(s.pipeline), device="cpu", dtype="float32", trainable=True), s)
     parts = start(model=str(s.pipeline), vae=None, text=None, unet=None, prediction_type=None)
     if s.vae is not None:
         vae = with_channels(load_vae(s.vae), parts.vae.config.in_channels)
@@ -64,14 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Trained down to pure noise, sampled from all but pure noise: PNDM cannot divide by a signal of zero, and with
         # betas that end at a signal of 0.006 the two schedules are within 0.6 % of each other.
         parts.scheduler.register_to_config(rescale_betas_zero_snr=False)
+    return ship(parts, s)
+
+
+def ship(model: Any, s: Settings) -> int:
+    """Save ``model`` of any family in half precision, with the facts of its run and what ``s`` says."""
     facts: dict[str, Any] = json.loads((s.pipeline / "roentgen.json").read_text())
     chosen = {key: value for key in ("steps", "guidance", "sampler") if (value := getattr(s, key)) is not None}
     facts = {
+        **({"family": facts["family"]} if "family" in facts else {}),
         "name": facts["name"], "version": s.version, "licence": s.licence, **facts,
         "images_seen": s.images_seen or facts["images_seen"], "defaults": {**facts["defaults"], **chosen},
     }  # fmt: skip
     kept = {p.name: p.read_bytes() for p in (*s.out.glob("*.md"), *s.out.glob("training.json"))}
-    parts.save(s.out, facts, dtype=torch.float16)
+    model.save(s.out, facts, dtype=torch.float16)
     for name, text in kept.items():
         (s.out / name).write_bytes(text)
     size = sum(p.stat().st_size for p in s.out.rglob("*") if p.is_file())

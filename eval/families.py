@@ -1,0 +1,248 @@
+"""The families of generators side by side: quality and images a second of the shipped models by number of steps.
+
+    python eval/families.py --manifest MANIFEST --out eval/results/families
+    python eval/families.py --measure speed --out eval/results/families
+    python eval/families.py --measure none --out eval/results/families --update docs/families.md \\
+        --plot docs/families.svg
+
+Quality: prompts composed from the labels of the split's images, the same prompts and as many seeds for every setting;
+macro AUROC of what was asked for under the shipped classifier, and Frechet distance in its features to the split's real
+images. Speed: images a second on this machine's CPU, nothing else running. Writes ``OUT/quality.json`` and
+``OUT/speed.json``; images are kept in ``--work``, so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roentgen import errors, threads
+from roentgen.config import BatchSize, Count, Filled, Range, Seed, as_dict, parse_settings, require
+from roentgen.data.images import load_pixels
+from roentgen.data.manifest import read_manifest
+from roentgen.errors import UserError
+from roentgen.files import file_hash, require_writable, write_atomic
+from roentgen.generators.generate import generate, load_model
+from roentgen.metrics.adherence import auroc
+from roentgen.metrics.distribution import frechet
+from roentgen.metrics.pairing import draw_prompts
+from roentgen.metrics.report.tables import figure, replace_between_markers
+from roentgen.metrics.report.tables import table as markdown
+from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.statistics import cluster_weights, percentile_interval
+from roentgen.models.classifier import SHIPPED, load_classifier
+from roentgen.provenance import command_line, portable
+from roentgen.synthesis.folder import Job, generated_images
+
+NAME = "families"
+"""Of the region in a document."""
+FID_RESAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the comparison."""
+
+    out: Annotated[Path, "folder for quality.json and speed.json"]
+    measure: Annotated[
+        Literal["quality", "speed", "none"], "what to measure; none: take the results that OUT holds"
+    ] = "quality"
+    manifest: Annotated[Path | None, "manifest with the split's images (for quality)"] = None
+    split: Annotated[Literal["val", "test"], "split whose labels are asked for"] = "test"
+    models: Annotated[tuple[str, ...], Filled(), "models with their steps, as MODEL:STEPS"] = (
+        "mini:5", "mini:10", "mini:20", "mini-masked:3", "mini-masked:8", "mini-masked:12", "mini-masked:32",
+    )  # fmt: skip
+    images: Annotated[int, Range(10, 10**12), "prompts a setting, two thirds of them with findings"] = 400
+    timed: Annotated[Count, "images a timing"] = 8
+    repeats: Annotated[Count, "timings of each setting, of which the median counts"] = 3
+    seed: Annotated[Seed, "seed of the first image, and of texts"] = 40_000
+    batch_size: Annotated[BatchSize, "images generated at a time"] = 8
+    work: Annotated[Path, "folder for generated images and caches"] = Path("out/families")
+    plot: Annotated[Path | None, "SVG file for quality against time (None: no plot)"] = None
+    update: Annotated[Path | None, "document in which the region results:families is replaced by the table"] = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    threads.settle()
+    s = parse_settings(Settings, argv, prog="eval/families.py", about=__doc__)
+    if s.update is not None:
+        replace_between_markers(s.update, NAME, "", write=False)
+    if s.measure != "none":
+        require_writable(s.out, "--out")
+    if s.measure == "quality":
+        require(s.manifest is not None, "--manifest is missing; name a manifest with test images")
+        quality(s)
+    if s.measure == "speed":
+        speed(s)
+    if s.update is not None or s.plot is not None:
+        results = read_result(s.out / "quality.json"), read_result(s.out / "speed.json")
+        if s.plot is not None:
+            write_atomic(s.plot, plot(*results).encode())
+        if s.update is not None:
+            replace_between_markers(s.update, NAME, table(*results))
+    return 0
+
+
+def settings_of(words: Sequence[str]) -> list[tuple[str, int]]:
+    """Model and steps of each of ``words``."""
+    found = []
+    for word in words:
+        name, _, steps = word.rpartition(":")
+        if not name or not steps.isdigit():
+            raise UserError(f"--models {word}: write MODEL:STEPS, such as mini:10")
+        found.append((name, int(steps)))
+    return found
+
+
+def quality(s: Settings) -> None:
+    """Every setting on the same prompts and seeds, to ``OUT/quality.json``."""
+    assert s.manifest is not None
+    judge = load_classifier()
+    real = read_manifest(s.manifest, splits=[s.split], allow_empty_text=True)
+    rows, texts = draw_prompts(real, s.images, s.seed)
+    labels, patients = rows[judge.findings].to_numpy(dtype=float), rows["patient_id"].tolist()
+    pixels = load_pixels(real["image"].tolist(), size=256, cache=s.work / "cache").pixels
+    features = judge.features(np.asarray(pixels)).astype(np.float64)
+    weights = (
+        cluster_weights(patients, 1000, s.seed),
+        cluster_weights(real["patient_id"].tolist(), FID_RESAMPLES, s.seed + 1),
+    )
+    jobs = [Job(text, s.seed + i) for i, text in enumerate(texts)]
+    curve, models = [], {}
+    for name, steps in settings_of(s.models):
+        model = models[name] = models.get(name) or load_model(name, device="cpu")
+        sampling = model.sampling(steps=steps)
+        folder = s.work / f"{Path(name).name}-{steps}-{model.info.hash}"
+        made = np.stack(generated_images(model, jobs, folder, sampling=sampling, batch_size=s.batch_size))
+        scored = auroc.macro_auroc(
+            judge.predict(made).astype(float), labels, list(judge.findings), weights[0], leave_out=("No Finding",)
+        )
+        distance = distance_of(judge.features(made).astype(np.float64), features, weights)
+        curve.append({
+            "model": portable(name), "hash": model.info.hash, "steps": steps, "sampling": sampling.provenance(),
+            "auroc": {"value": scored.value, "ci": scored.ci}, "findings": scored.names, "fid": distance,
+        })  # fmt: skip
+        print(f"{name} {steps}: AUROC {figure(curve[-1]['auroc'])}, FID {figure(distance, digits=1)}", flush=True)
+    context = Context(
+        extractor=f"roentgen classifier {SHIPPED.name}, sha256 {file_hash(SHIPPED)}",
+        resize="shorter side to 256 px, centre crop; then the classifier's own size", seed=s.seed,
+        settings={key: portable(value) for key, value in as_dict(s).items()}, model={},
+        inputs={"manifest": s.manifest.name}, command=command_line("eval/families.py", s),
+    )  # fmt: skip
+    write_result(
+        s.out / "quality.json", metric="families: quality by steps", value=float(len(curve)),
+        ci=(float("nan"), float("nan")), ci_method="none: a count of settings", n=len(rows), context=context,
+        warnings=["Frechet distances at this n are biased upwards and only comparable in this file"],
+        details={"real_n": len(real), "curve": curve},
+    )  # fmt: skip
+
+
+def distance_of(
+    made: NDArray[np.float64], real: NDArray[np.float64], weights: tuple[NDArray[np.float64], NDArray[np.float64]]
+) -> dict[str, Any]:
+    """Frechet distance of two sets of features with the interval of its resamples."""
+    middle = real.mean(axis=0)
+    x, y = made - middle, real - middle
+    cross = x @ y.T
+    value = frechet.weighted_frechet(x, y, cross, np.ones(len(x)), np.ones(len(y)))
+    draws = np.array([frechet.weighted_frechet(x, y, cross, u, v) for u, v in zip(*weights, strict=False)])
+    # Resamples repeat images and so lie too high; their spread is right.
+    return {"value": value, "ci": percentile_interval(value + draws - draws.mean())}
+
+
+def speed(s: Settings) -> None:
+    """Images a second of every setting, to ``OUT/speed.json``."""
+    import torch
+
+    curve, models = [], {}
+    for name, steps in settings_of(s.models):
+        model = models[name] = models.get(name) or load_model(name, device="cpu")
+        list(generate(model, "left pleural effusion", steps=steps))  # warm
+        rates = []
+        for repeat in range(s.repeats):
+            started = time.perf_counter()
+            made = generate(
+                model, "left pleural effusion", num_images=s.timed, seed=repeat * s.timed, steps=steps,
+                batch_size=s.batch_size,
+            )  # fmt: skip
+            rates.append(sum(1 for _ in made) / (time.perf_counter() - started))
+        point = {"model": portable(name), "hash": model.info.hash, "steps": steps, "values": rates}
+        curve.append(point | {"images_per_second": float(np.median(rates))})
+        print(f"{name} {steps}: {np.median(rates):.2f} images/s", flush=True)
+    context = Context(
+        extractor="none", resize="none", seed=0, model={},
+        settings={key: portable(value) for key, value in as_dict(s).items()} | {"threads": torch.get_num_threads()},
+        inputs={}, command=command_line("eval/families.py", s),
+    )  # fmt: skip
+    write_result(
+        s.out / "speed.json", metric="families: images a second by steps", value=float(len(curve)),
+        ci=(float("nan"), float("nan")), ci_method="none: a count of settings", n=s.timed * s.repeats, context=context,
+        details={"curve": curve},
+    )  # fmt: skip
+
+
+def table(good: Mapping[str, Any], fast: Mapping[str, Any]) -> str:
+    """Markdown of both results."""
+    rates = {(p["model"], p["steps"]): p["images_per_second"] for p in fast["details"]["curve"]}
+    head = ["model", "steps", "images/s", "AUROC", "FID"]
+    rows = []
+    for p in good["details"]["curve"]:
+        rate = rates.get((p["model"], p["steps"]))
+        shown = "not measured" if rate is None else f"{rate:.2f}"
+        rows.append(
+            [f"`{p['model']}`", str(p["steps"]), shown, figure(p["auroc"], digits=3), figure(p["fid"], digits=1)]
+        )
+    names = ", ".join(good["details"]["curve"][0]["findings"]) or "no finding: too few cases of each"
+    return "\n".join(
+        [
+            markdown(head, rows),
+            "",
+            f"{good['n']} prompts of `{good['settings']['split']}`, the same in every row; macro AUROC "
+            f"over {names}; Frechet distance in the shipped classifier's features to {good['details']['real_n']} real "
+            f"images, to be compared within this table only. Images a second: median of {fast['settings']['repeats']} "
+            f"timings of {fast['settings']['timed']} images on {fast['settings']['threads']} CPU threads.",
+            "",
+            f"Made by `{good['command']}` and `{fast['command']}`.",
+        ]
+    )
+
+
+def plot(good: Mapping[str, Any], fast: Mapping[str, Any]) -> str:
+    """SVG: AUROC and Frechet distance against seconds an image, a line a model."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from roentgen.metrics.report.plots import COLOURS, LINES, MARKERS, STYLE
+
+    rates = {(p["model"], p["steps"]): p["images_per_second"] for p in fast["details"]["curve"]}
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        drawing = Figure(figsize=(7.2, 3.2), layout="constrained")
+        panels = drawing.subplots(1, 2)
+        for axes, key, words in zip(panels, ("auroc", "fid"), ("macro AUROC", "Fréchet distance"), strict=True):
+            for number, name in enumerate(dict.fromkeys(p["model"] for p in good["details"]["curve"])):
+                points = [p for p in good["details"]["curve"] if p["model"] == name and (name, p["steps"]) in rates]
+                x = [1 / rates[name, p["steps"]] for p in points]
+                y = [p[key]["value"] for p in points]
+                style: Any = {"marker": MARKERS[number], "linestyle": LINES[number], "color": COLOURS[number]}
+                axes.plot(x, y, label=name if key == "auroc" else None, markersize=4, **style)
+                for where, height, p in zip(x, y, points, strict=True):
+                    if height is not None:
+                        axes.annotate(str(p["steps"]), (where, height), fontsize=7)
+            axes.set_xlabel("seconds an image (figures: steps)")
+            axes.set_ylabel(words)
+        drawing.legend(loc="outside upper center", ncols=4, fontsize=8)
+        drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="eval/families.py"))
