@@ -87,14 +87,15 @@ def _convert(base: Any, raw: Any, where: str) -> Any:
 
 
 def _items(base: Any, raw: Any, where: str) -> list[Any]:
-    """The items of a list: a YAML list, words of the command line, or numbers with commas."""
+    """The items of a list: a YAML list, words of the command line, or numbers or choices with commas."""
     items: list[Any] = []
-    numbers = unwrap(typing.get_args(base)[0])[0] in (int, float)
+    inner = unwrap(typing.get_args(base)[0])[0]
+    divided = inner in (int, float) or typing.get_origin(inner) is typing.Literal
     for item in several(raw):
         if isinstance(item, Plain) and item.startswith("["):
             items += yaml_text.from_text(item, where)
-        elif isinstance(item, Plain) and numbers:
-            items += [Plain(number.strip()) for number in item.split(",")]
+        elif isinstance(item, Plain) and divided:
+            items += [Plain(part.strip()) for part in item.split(",")]
         else:
             items.append(item)
     return items

@@ -20,7 +20,6 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from roentgen.config import (
@@ -56,6 +55,7 @@ from roentgen.training.checkpoints import Checkpoints
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import EMA, cosine_rate
 from roentgen.training.setup import make_accelerator
+from roentgen.training.trackers import Log, Trackers
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ class Settings:
     ema_halflife: Annotated[HalfLife, "half-life of the weight average"] = 2_000
     precision: Annotated[Literal["bf16", "no"], "bf16 or no"] = "bf16"
     seed: Annotated[Seed, "seed of order, crops and noise"] = 0
+    trackers: Trackers = ("tensorboard",)
     log_every: Annotated[Count, "images between log lines"] = 800
     sample_every: Annotated[Count, "images between reconstruction grids and validation"] = 8_000
     checkpoint_every: Annotated[Count, "images between checkpoints"] = 8_000
@@ -136,7 +137,9 @@ class Settings:
 
 
 # Settings that may change between a run and its continuation.
-FREE = frozenset({"until", "out", "manifest", "cache", "log_every", "sample_every", "checkpoint_every", "dry_run"})
+FREE = frozenset(
+    {"until", "out", "manifest", "cache", "trackers", "log_every", "sample_every", "checkpoint_every", "dry_run"}
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         s.encoder != "learned" or not (s.consistency_weight or s.latent_noise),
         "--consistency-weight and --latent-noise need --encoder pca or start",
     )
-    accelerator = make_accelerator(precision=s.precision)
+    accelerator = make_accelerator(precision=s.precision, trackers=s.trackers)
     require(s.batch_size % accelerator.num_processes == 0, "--batch-size must be a multiple of the processes")
     local = s.batch_size // accelerator.num_processes
     mine = slice(accelerator.process_index * local, (accelerator.process_index + 1) * local)
@@ -252,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if critic is not None:
             critic.load_state_dict(saved["critic"])
         images = saved["images"]
-    log = SummaryWriter(s.out / "log") if accelerator.is_main_process else None
+    log = Log(s.trackers, s.out, as_dict(s)) if accelerator.is_main_process else None
     accelerator.print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.1f} M parameters; starting at {images} images")
 
     started, images_then = time.perf_counter(), images

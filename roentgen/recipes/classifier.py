@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from roentgen.config import (
@@ -36,6 +35,7 @@ from roentgen.config import (
     ShareBelowOne,
     Short,
     Weight,
+    as_dict,
     parse_settings,
     require,
 )
@@ -50,6 +50,7 @@ from roentgen.recipes import CONFIGS
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import cosine_rate
 from roentgen.training.setup import make_accelerator
+from roentgen.training.trackers import Log, Trackers
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Settings:
     label_smoothing: Annotated[ShareBelowOne, "towards 0.5, for labels mined from reports"] = 0.02
     precision: Annotated[Literal["bf16", "no"], "bf16 or no"] = "bf16"
     seed: Annotated[Seed, "seed of order and augmentation"] = 0
+    trackers: Trackers = ("tensorboard",)
     eval_every: Annotated[Count, "images between validations"] = 8_000
     cache: Annotated[Path | None, "folder for decoded images (default OUT/cache)"] = None
     dry_run: Annotated[bool, "print what would be done and stop"] = False
@@ -86,7 +88,7 @@ class Settings:
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="roentgen train classifier", about=__doc__, configs=CONFIGS)
     start, end = part_bounds(s.part)
-    accelerator = make_accelerator(precision=s.precision)
+    accelerator = make_accelerator(precision=s.precision, trackers=s.trackers)
     require(s.batch_size % accelerator.num_processes == 0, "--batch-size must be a multiple of the processes")
     local = s.batch_size // accelerator.num_processes
     mine = slice(accelerator.process_index * local, (accelerator.process_index + 1) * local)
@@ -129,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "part": s.part,
         "training_images": len(train),
     }
-    log = SummaryWriter(s.out / "log") if accelerator.is_main_process else None
+    log = Log(s.trackers, s.out, as_dict(s)) if accelerator.is_main_process else None
 
     images, best, began = 0, -1.0, time.perf_counter()
     running: list[torch.Tensor] = []

@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from roentgen import config as cfg
@@ -45,6 +44,7 @@ from roentgen.training.order import Order
 from roentgen.training.progress import Clock, draw_grid, finite_means, validation_error
 from roentgen.training.schedule import EMA, SCHEDULES
 from roentgen.training.setup import make_accelerator, make_optimizer
+from roentgen.training.trackers import Log, Trackers
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class Run:
     accumulate: Annotated[cfg.BatchSize, "parts into which a process splits its share of the batch, to save memory"] = 1
     compile: Annotated[bool, "torch.compile the transformer: minutes at the start, faster steps on a GPU"] = False
     workers: Annotated[cfg.Workers, "threads that make batches ahead"] = 2
+    trackers: Trackers = ("tensorboard",)
     log_every: Annotated[cfg.Count, "images between log lines"] = 640
     validate_every: Annotated[cfg.Count, "images between validation losses (fixed masks)"] = 10_000
     sample_every: Annotated[cfg.Count, "images between sample grids"] = 10_000
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         all(given is not None for given in fresh) if run.model is None else fresh == [None, None],
         "give either --model, or both --codes and --text-encoder",
     )
-    accelerator = make_accelerator(precision=recipe.precision, accumulate=run.accumulate)
+    accelerator = make_accelerator(precision=recipe.precision, accumulate=run.accumulate, trackers=run.trackers)
     keep_freed_memory()
     device, processes, on_main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
     parts = processes * run.accumulate
@@ -189,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     images, end = state.restore(), min(recipe.images, run.until or recipe.images)
 
     # ---- Loop.
-    log = SummaryWriter(run.out / "log") if on_main else None
+    log = Log(run.trackers, run.out, as_dict(recipe)) if on_main else None
     numbers = range(images // recipe.batch_size, -(-end // recipe.batch_size))
     batches = Prefetcher(maker.make, numbers, ahead=2 * run.workers, threads=run.workers)
     clock = Clock(batches, device, images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,21 +14,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roentgen.config import require
 from roentgen.errors import UserError
+from roentgen.training.trackers import check_trackers
 
 # Above this many latent positions the attention matrices of PyTorch's plain kernel no longer fit caches.
 SMALL = 32 * 32
 
 
-def make_accelerator(*, precision: str, accumulate: int = 1) -> Accelerator:
+def make_accelerator(*, precision: str, accumulate: int = 1, trackers: Sequence[str] = ()) -> Accelerator:
     """The accelerator of a run, after comparing the recipe's settings with the environment and the launcher's.
+
+    ``trackers`` are only looked for; ``trackers.Log`` starts them once there is something to tell.
 
     accelerate lets some of the launcher's settings win over the program's and others lose, without a word. Here a
     difference is an error. The launcher says mixed precision ``no`` both where that was asked for and where nothing
     was, so that ``no`` counts as nothing.
 
     Raises:
-        UserError: mixed precision, gradient accumulation or torch.compile are asked for differently in two places.
+        UserError: mixed precision, gradient accumulation or torch.compile are asked for differently in two places, or
+            a tracker is not installed.
     """
+    check_trackers(trackers)
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     require(
         launcher in ("", "no", precision),

@@ -1,0 +1,74 @@
+"""Where the figures of a run go: TensorBoard, Weights & Biases or MLflow, through accelerate's trackers."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from roentgen.config import Filled, flat
+from roentgen.errors import UserError
+from roentgen.files import reason
+from roentgen.provenance import portable
+
+PROJECT = "roentgen"
+"""Project of Weights & Biases, experiment of MLflow."""
+Trackers = Annotated[
+    tuple[Literal["tensorboard", "wandb", "mlflow"], ...],
+    Filled(),
+    "where figures go: tensorboard (OUT/log), wandb, mlflow, or several with commas",
+]
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """UserError where a tracker's package is not installed; nothing is imported yet."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"--trackers {name}: the package {name} is not installed; pip install {name}")
+
+
+class Log:
+    """The figures of one run, at counts of images seen, to every tracker of ``names``; for the main process.
+
+    Args:
+        names: of ``Trackers``, each once.
+        folder: run folder; TensorBoard's files go to ``log`` in it, those of Weights & Biases to ``wandb``.
+        settings: of the run, nested; told to the trackers that keep settings, paths by their last part.
+
+    Raises:
+        UserError: a tracker does not start, such as one that wants an account.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> None:
+        from accelerate import tracking
+
+        told = {key: _plain(portable(value)) for key, value in flat(settings).items()}
+        self.trackers: list[Any] = []
+        folder.mkdir(parents=True, exist_ok=True)  # Weights & Biases writes elsewhere where there is none
+        for name in dict.fromkeys(names):
+            try:
+                if name == "tensorboard":
+                    tracker: Any = tracking.TensorBoardTracker("", logging_dir=folder / "log")
+                elif name == "wandb":
+                    tracker = tracking.WandBTracker(PROJECT, dir=str(folder), name=folder.name)
+                else:
+                    tracker = tracking.MLflowTracker(PROJECT, run_name=folder.name)
+                if hasattr(tracker, "start"):  # accelerate before 1.9 starts in the constructor
+                    tracker.start()
+                if name != "tensorboard":  # which would write a second run for them
+                    tracker.store_init_configuration(told)
+            except Exception as error:  # each has errors of its own, for an account, a server or a folder
+                offline = ", or set WANDB_MODE=offline" if name == "wandb" else ""
+                raise UserError(f"--trackers {name}: cannot start ({reason(error)}); set it up{offline}") from error
+            self.trackers.append(tracker)
+
+    def add_scalar(self, name: str, value: float, images: int) -> None:
+        """One figure after so many images."""
+        for tracker in self.trackers:
+            tracker.log({name: float(value)}, step=images)
+
+
+def _plain(value: object) -> object:
+    """What every tracker keeps of a setting."""
+    return value if isinstance(value, bool | int | float | str) else str(value)

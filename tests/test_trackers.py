@@ -1,0 +1,81 @@
+"""Figures of a run reach the trackers that are asked for; one that is missing is one sentence."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roentgen.errors import UserError
+from roentgen.training import trackers
+from roentgen.training.trackers import Log
+
+SETTINGS = {"rate": 1e-4, "train": {"unet": True}, "reward": "/home/somebody/reward", "text_window": None}
+
+
+def test_tensorboard_holds_every_figure(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = Log(["tensorboard", "tensorboard"], tmp_path, SETTINGS)
+    for images, loss in ((640, 0.5), (1280, 0.25)):
+        log.add_scalar("train/loss", loss, images)
+    events = EventAccumulator(str(tmp_path / "log"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(640, 0.5), (1280, 0.25)]
+    assert len(list((tmp_path / "log").iterdir())) == 1
+
+
+@pytest.mark.parametrize("words", [["--trackers", "tensorboard,mlflow"], ["--trackers", "tensorboard", "mlflow"]])
+def test_several_trackers_on_the_command_line(words: list[str], tmp_path: Path) -> None:
+    from roentgen.config import parse_settings
+    from roentgen.recipes.classifier import Settings
+
+    made = parse_settings(Settings, [*words, "--manifest", "m.csv", "--out", str(tmp_path)], prog="x")
+    assert made.trackers == ("tensorboard", "mlflow")
+    with pytest.raises(UserError, match="--trackers tensorbord"):
+        parse_settings(Settings, ["--trackers", "tensorbord", "--manifest", "m.csv", "--out", "o"], prog="x")
+
+
+@pytest.mark.parametrize("recipe", ["finetune", "classifier", "autoencoder", "masked"])
+def test_a_missing_package_is_told_first(recipe: str, run_cli: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "wandb" else find(name, *rest))
+    given = {"finetune": ["--model", "mini"], "masked": ["--model", "mini"]}.get(recipe, [])
+    words = ["--manifest", tmp_path / "none.csv", "--out", tmp_path / "run", "--trackers", "tensorboard,wandb"]
+    code, _, err = run_cli("train", recipe, *given, *words)
+    assert code == 2 and "--trackers wandb" in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_does_not_start_is_one_sentence(tmp_path: Path, monkeypatch: Any) -> None:
+    from accelerate import tracking
+
+    def refuse(self: Any, *rest: Any, **named: Any) -> None:
+        raise RuntimeError("no account\nlog in")
+
+    monkeypatch.setattr(tracking.WandBTracker, "__init__", refuse)
+    with pytest.raises(UserError, match=r"--trackers wandb: .*no account log in.*WANDB_MODE"):
+        Log(["wandb"], tmp_path, SETTINGS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_offline_services_get_figures_and_settings(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """Runs where the package is installed; neither is among the packages of the tests."""
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+    log = Log([name], tmp_path / "run", SETTINGS)
+    log.add_scalar("train/loss", 0.5, 640)
+    log.trackers[0].finish()
+    if name == "wandb":
+        stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*.wandb"))
+        assert b"train/loss" in stored and b"somebody" not in stored
+    else:
+        import mlflow
+
+        (run,) = mlflow.search_runs(experiment_names=[trackers.PROJECT], output_format="list")
+        assert run.data.metrics == {"train/loss": 0.5} and run.data.params["reward"] == "reward"
