@@ -25,9 +25,10 @@ from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
 from roentgen.images import read_provenance
 from roentgen.metrics.image_set import open_set
+from roentgen.models.card import model_licence
 from roentgen.models.hub import MINI
 from roentgen.prompts import FINDINGS, Labels
-from roentgen.synthesis.card import add_tallies, model_licence, tally, write_card
+from roentgen.synthesis.card import add_tallies, tally, write_card
 from roentgen.synthesis.plan import Row
 from roentgen.synthesis.writers import FORMATS, check_sums, write_sums
 from roentgen.synthesis.writers.parts import Part, Parts, Record, SetInfo

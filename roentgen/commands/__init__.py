@@ -33,6 +33,7 @@ COMMANDS = {
     "export": Command("export:export", "make a synthetic data set, filtered and marked, in your training's format"),
     "eval": Command("evaluate:evaluate", "measure generated images against real ones, with an HTML report"),
     "report": Command("report:report", "read images: findings with places, text, pictures, DICOM reports"),
+    "push": Command("push:push", "put a model, an adapter or a data set on the Hugging Face hub, with its card"),
     "train": Command("train:train", "train or fine-tune models: the recipes", raw=True),
     "data prepare": Command("data:prepare_main", "write a manifest from a collection of images", raw=True),
     "data check": Command("data:check", "check a manifest and its images"),

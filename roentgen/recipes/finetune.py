@@ -21,7 +21,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from roentgen import config as cfg
@@ -34,6 +33,7 @@ from roentgen.generators.diffusion import objective as training
 from roentgen.generators.diffusion.build import TextChoice, start
 from roentgen.generators.diffusion.model import Diffusion
 from roentgen.generators.diffusion.objective import Lora, Loss, Objective, Train
+from roentgen.models.card import model_licence, sources_of, write_card
 from roentgen.models.lora import merge_lora, save_lora
 from roentgen.provenance import portable
 from roentgen.recipes import CONFIGS
@@ -47,6 +47,7 @@ from roentgen.training.progress import Clock, draw_grid, finite_means, validatio
 from roentgen.training.reward import reward_of
 from roentgen.training.schedule import EMA, SCHEDULES
 from roentgen.training.setup import attention, make_accelerator, make_optimizer, use_xformers
+from roentgen.training.trackers import Log, Trackers
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Run:
     compile: Annotated[bool, "torch.compile the U-Net: minutes at the start, faster steps on a GPU"] = False
     xformers: Annotated[bool, "attention by xformers instead of PyTorch's own"] = False
     workers: Annotated[cfg.Workers, "threads that make batches ahead"] = 2
+    trackers: Trackers = ("tensorboard",)
     log_every: Annotated[cfg.Count, "images between log lines"] = 640
     validate_every: Annotated[cfg.Count, "images between validation losses (fixed noise and timesteps)"] = 10_000
     sample_every: Annotated[cfg.Count, "images between sample grids"] = 10_000
@@ -128,7 +130,7 @@ class Run:
 def main(argv: Sequence[str] | None = None) -> int:
     recipe, run = parse_groups((Recipe, Run), argv, prog="roentgen train finetune", about=__doc__, configs=CONFIGS)
     check(recipe, run)
-    accelerator = make_accelerator(precision=recipe.precision, accumulate=run.accumulate)
+    accelerator = make_accelerator(precision=recipe.precision, accumulate=run.accumulate, trackers=run.trackers)
     keep_freed_memory()
     device, processes, on_main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
     parts = processes * run.accumulate
@@ -224,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     images, end = state.restore(), min(recipe.images, run.until or recipe.images)
 
     # ---- Loop.
-    log = SummaryWriter(run.out / "log") if on_main else None
+    log = Log(run.trackers, run.out, as_dict(recipe)) if on_main else None
     numbers = range(images // recipe.batch_size, -(-end // recipe.batch_size))
     batches = Prefetcher(maker.make, numbers, ahead=2 * run.workers, threads=run.workers)
     clock = Clock(batches, device, images)
@@ -303,8 +305,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         save_result(model, recipe, run, facts)
         told = portable({**flat(as_dict(run)), **settings})
         result = {"settings": told, "images": images, "training_images": len(train), "text": vars(read),
-                  "speed": clock.summary(processes)}  # fmt: skip
+                  "speed": clock.summary(processes), "sources": sources_of(train),
+                  "licence": model_licence(model.info.folder) if run.model else None}  # fmt: skip
         write_atomic(run.out / "training.json", (json.dumps(result, indent=1) + "\n").encode())
+        for made in filter(Path.is_dir, (run.out / "pipeline", run.out / "lora")):
+            write_card(made, result, name=run.name)
         print(run.out / "pipeline")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -123,16 +123,6 @@ def _summary(info: SetInfo, counts: Mapping[str, Any], formats: Sequence[str]) -
     }
 
 
-def model_licence(folder: Path) -> str | None:
-    """The licence that the card of a model's folder (``README.md``) names for the Hugging Face hub, or None."""
-    try:
-        front = (folder / "README.md").read_text(encoding="utf-8").split("---\n")[1]
-        licence = yaml.safe_load(front)["license"]
-    except (OSError, UnicodeDecodeError, IndexError, TypeError, KeyError, yaml.YAMLError):
-        return None  # no card, or one that names none
-    return licence if isinstance(licence, str) else None
-
-
 def _licence(info: SetInfo) -> str:
     return LICENCE if info.licence is None else f"{info.licence}, {LICENCE}"
 

@@ -16,7 +16,7 @@ from roentgen.errors import UserError
 from roentgen.generators.base import Generator, Sample
 from roentgen.generators.generate import generate, load_model, warn_unknown_words
 from roentgen.images import encode_image
-from roentgen.synthesis.card import model_licence
+from roentgen.models.card import model_licence
 from roentgen.synthesis.describe import unknown_demographics
 from roentgen.synthesis.filters import REPEATS, Filter, load_filter, load_repeats
 from roentgen.synthesis.filters.repeats import Repeats

@@ -68,11 +68,14 @@ def start(
     autoencoder: its latents must have the same shape, and the U-Net has to learn what differs in them. The hash is that
     of the weights that training starts from.
     """
-    chunks, origin = choice.chunks, ""
+    chunks, origin, folder = choice.chunks, "", Path()
     if model is not None:
         loaded = load_model(model, device="cpu", dtype="float32", trainable=True)
         if not isinstance(loaded, Diffusion):
             raise UserError(f"--model {model}: no diffusion pipeline; this recipe trains those")
+        if loaded.inpaints:
+            raise UserError(f"--model {model}: an inpainting model; this recipe trains text-to-image pipelines")
+        folder = loaded.info.folder
         autoencoder, network, scheduler = loaded.vae, loaded.unet, _changed(loaded.scheduler, clip_sample=False)
         encoder, tokenizer, origin = loaded.text_encoder, loaded.tokenizer, loaded.info.hash
         chunks = loaded.reader.chunks if chunks is None else chunks
@@ -114,7 +117,7 @@ def start(
     # Dropout, where a text encoder has it, would make a continued run differ from an unbroken one.
     encoder.eval()
     mark = sha256(f"{origin or fingerprint(autoencoder)} {fingerprint(encoder)}")[:16]
-    info = Info(name=name, folder=Path(), hash=mark, device="cpu", dtype="float32")
+    info = Info(name=name, folder=folder, hash=mark, device="cpu", dtype="float32")
     return Diffusion(info, autoencoder, network, encoder, tokenizer, scheduler, reader, projected=projected)
 
 
