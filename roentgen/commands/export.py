@@ -13,6 +13,7 @@ from roentgen.errors import UserError
 from roentgen.files import user_path
 
 if TYPE_CHECKING:
+    from roentgen.synthesis.engine import Draws
     from roentgen.synthesis.maker import Maker
     from roentgen.synthesis.plan import Plan
     from roentgen.synthesis.rates import Rate
@@ -53,6 +54,7 @@ def export(
     dtype: str = "auto",
     compile: bool = False,
     lora: PathOrName | None = None,
+    ray: str | None = None,
     dry_run: bool = False,
     measure: bool = False,
 ) -> int:
@@ -107,6 +109,7 @@ def export(
         dtype: auto (float16 on a CUDA GPU, bfloat16 on a CPU that computes in it, else float32), float32, float16 or
             bfloat16.
         compile: Compile the network first; pays off for thousands of images.
+        ray: Draw on a Ray cluster: its address, auto (the one that this machine is of) or local (one on this machine).
     """
     from roentgen.synthesis.describe import describe
     from roentgen.synthesis.engine import is_finished
@@ -132,6 +135,12 @@ def export(
         raise UserError("--measure is for --dry-run; leave it out to make the set")
     folder = None if out is None else user_path(out)
     who, where = this_process(device)
+    if ray is not None:
+        from roentgen.synthesis.ray_cluster import require_ray
+
+        require_ray(ray)
+        if who.world > 1:
+            raise UserError(f"--ray {ray}: Ray spreads the work itself; start one process, without a launcher")
     if who.rank == 0:
         print("\n".join(describe(resolved)), file=sys.stderr)
     if folder is not None and not dry_run:
@@ -160,7 +169,14 @@ def export(
             print(out)
         return 0
     command = _command(settings, plan=plan, out=out, format=format, filter=filter, reference=reference, lora=lora)
-    return _run(maker, folder, formats, who, command)
+    if ray is None:
+        return _run(maker, folder, formats, who, command)
+    from roentgen.synthesis.ray_cluster import Cluster, Recipe
+
+    has = maker.model.info
+    recipe = Recipe(resolved, filter, reference, has.device, has.dtype, compile, lora, batch_size, maker.settings())
+    with Cluster(ray, recipe) as cluster:
+        return _run(maker, folder, formats, who, command, draws=cluster.draw)
 
 
 def _say_stored(
@@ -230,7 +246,9 @@ def _claim(out: Path, maker: Maker, formats: Sequence[str], who: Process) -> boo
     return claim(out / PLAN_FILE, about, holds="a set of another", write=who.rank == 0)
 
 
-def _run(maker: Maker, out: Path, formats: Sequence[str], who: Process, command: str) -> int:
+def _run(
+    maker: Maker, out: Path, formats: Sequence[str], who: Process, command: str, *, draws: Draws | None = None
+) -> int:
     from tqdm import tqdm
 
     from roentgen.devices import meeting
@@ -253,6 +271,7 @@ def _run(maker: Maker, out: Path, formats: Sequence[str], who: Process, command:
         outcome = make_set(
             plan, maker.info(command), out, formats=formats, make=maker.make, judge=maker.filter,
             find_repeats=maker.find_repeats, who=who, wait=wait, on_image=on_image, on_kept_shard=on_shard,
+            draws=draws,
         )  # fmt: skip
     if outcome is not None:
         say_shortfalls(outcome.counts, plan.max_tries)

@@ -28,13 +28,17 @@ from roentgen.devices import ALONE, PeerLost, Process
 from roentgen.errors import UserError
 from roentgen.files import file_sha256, hold_folder, require_writable, write_atomic
 from roentgen.synthesis.card import add_tallies, tally, write_card
-from roentgen.synthesis.draws import Drawn, DrawStore, Judge, Make, Tally, draw
-from roentgen.synthesis.plan import Plan, PlannedRows, write_rows
+from roentgen.synthesis.draws import Draw, Drawn, DrawStore, Judge, Make, Tally, draw
+from roentgen.synthesis.plan import Plan, PlannedRows, Row, write_rows
 from roentgen.synthesis.store import WORK, read_values, write_values
 from roentgen.synthesis.writers import FORMATS, SUMS, check_sums, write_sums
 from roentgen.synthesis.writers.parts import SetInfo, Writer
 
 TABLE = "plan.parquet"
+Shard = tuple[int, Mapping[int, Row], Mapping[int, int]]
+"""Number of a shard, its rows by slot, and slot -> first attempt of what is to be drawn."""
+Draws = Callable[[Iterable[Shard], Callable[[bool], object]], Iterator[tuple[int, Draw, bytes]]]
+"""Draws shards, in any order; the second argument is called after each image, with whether it was kept."""
 
 
 class FindRepeats(Protocol):
@@ -72,6 +76,7 @@ def make_set(
     wait: Callable[[], None] = lambda: None,
     on_image: Callable[[bool], object] = lambda kept: None,
     on_kept_shard: Callable[[int], object] = lambda rows: None,
+    draws: Draws | None = None,
 ) -> Outcome | None:
     """Make the set of ``plan`` in ``out``, going on from what is there.
 
@@ -87,6 +92,7 @@ def make_set(
         wait: a barrier among them; ``processes.PeerLost`` where one has gone.
         on_image: called after each image that is drawn, with whether it was kept.
         on_kept_shard: called with the number of rows of each shard that an earlier run has drawn.
+        draws: draws shards elsewhere; None draws them here with ``make`` and ``judge``.
 
     Returns:
         What came of it, None in all processes but the first.
@@ -101,17 +107,23 @@ def make_set(
         wait()
         shards = _Shards(plan, PlannedRows(out / TABLE), DrawStore(work / "draws"), work)
         counted = Tally(plan.model)
+
+        def here(jobs: Iterable[Shard], say: Callable[[bool], object]) -> Iterator[tuple[int, Draw, bytes]]:
+            for shard, rows, starts in jobs:
+                yield shard, *draw(plan, rows, starts, make=make, judge=judge, tally=counted, on_image=say)
+
         round, again = 0, True
         while again:
+            todo = []
             for shard in who.own(len(shards)):
                 starts = shards.starts(round, shard)
                 if starts and not shards.store.is_drawn(round, shard):
-                    made, data = draw(
-                        plan, shards.rows.shard(shard), starts, make=make, judge=judge, tally=counted, on_image=on_image
-                    )
-                    shards.store.write(round, shard, made, data)
+                    todo.append((shard, starts))
                 elif starts and round == 0:
                     on_kept_shard(len(starts))
+            jobs = ((shard, shards.rows.shard(shard), starts) for shard, starts in todo)
+            for shard, made, data in (draws or here)(jobs, on_image):
+                shards.store.write(round, shard, made, data)
             wait()
             if who.rank == 0:
                 shards.settle(round, find_repeats)
