@@ -163,6 +163,13 @@ def test_inpainting_models_read_mask_and_surroundings(
     assert seen[-1][:, 4].eq(1).all()
 
 
+def test_inpainting_models_are_not_trained_here(inpainting_pipeline: Path) -> None:
+    from roentgen.generators.diffusion.build import start
+
+    with pytest.raises(UserError, match="an inpainting model"):
+        start(model=str(inpainting_pipeline), vae=None, text=None, unet=None)
+
+
 def test_removing_is_guidance_away_from_the_finding(tiny_model: Diffusion, film: np.ndarray) -> None:
     made = next(edit(tiny_model, film, remove=TEXT, **QUICK))
     assert made.provenance["negative_prompt"] == TEXT and "no acute" in made.prompt

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from roentgen import cli, errors
+from roentgen.config import parse_call
 
 pytest.importorskip("torchxrayvision")
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,3 +103,37 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", {}) for output in shown)
     assert (tmp_path / "out/cardiomegaly.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_hosted_notebook_runs_but_for_its_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python cells, after the lines that install and train, which need a network and time."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / "examples/colab.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "commit the notebook without outputs"
+    shell = [line for cell in notebook.cells for line in cell.source.splitlines() if line[:1] in ("!", "%")]
+    assert [line.split()[0] for line in shell] == ["%pip", "!roentgen", "!roentgen"]
+    for line in shell[1:]:
+        words = line.removeprefix("!roentgen ").split()
+        name = next(name for name in cli.COMMANDS if words[: len(name.split())] == name.split())
+        if not cli.COMMANDS[name].raw:
+            parse_call(cli.COMMANDS[name].find(), words[len(name.split()) :], prog="roentgen")
+    kept = [cell for cell in notebook.cells if "runs/mine" not in cell.source and not cell.source.startswith("%")]
+    notebook.cells = kept
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in shown) == 2
+
+
+def test_the_compose_file_and_the_image_agree() -> None:
+    yaml = pytest.importorskip("yaml")
+    services = yaml.safe_load((ROOT / "examples/compose.yaml").read_text())["services"]
+    image = (ROOT / "Dockerfile").read_text()
+    assert "USER 10001:10001" in image and services["folders"]["command"][1] == "10001:10001"
+    assert "/healthz" in image and "HEALTHCHECK" in image
+    for name in ("serve", "export"):
+        assert services[name]["build"] == ".." and services[name]["cap_drop"] == ["ALL"]
+    words = services["export"]["command"]
+    assert parse_call(cli.COMMANDS["export"].find(), words[1:], prog="roentgen")["format"] == "dicom"
+    assert all(port.startswith("127.0.0.1:") for service in services.values() for port in service.get("ports", ()))

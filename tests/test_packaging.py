@@ -290,6 +290,7 @@ def test_scripts_know_the_flags(words: list[str]) -> None:
 
 FEWER = {
     "generate": ["--steps", "2"],
+    "edit": ["--steps", "4"],
     "eval": ["--steps", "2", "--num-prompts", "12", "--limit", "40", "--resamples", "20"],
     "train": ["--dry-run"],
 }

@@ -27,7 +27,7 @@ def edit(
     seed: Seed = 0,
     model: PathOrName = "mini",
     lora: Path | None = None,
-    steps: Steps = 20,
+    steps: Steps | None = None,
     guidance: Guidance = 5.0,
     sampler: str | None = None,
     negative_prompt: str = "",
@@ -62,7 +62,7 @@ def edit(
     Model and sampling:
         model: mini, another name of `roentgen models`, a diffusers folder, or a Hugging Face id; inpainting models too.
         lora: LoRA to merge into the model.
-        steps: Denoising steps of the whole way; --strength says how many of them are done.
+        steps: Denoising steps of the whole way (default: the model's); --strength says how many of them are done.
         guidance: Guidance scale; 1 is none.
         sampler: dpm++, unipc, ddim or pndm (default: ddim, and the model's with --no-invert).
         negative_prompt: What to steer away from.

@@ -163,6 +163,11 @@ class Editing:
 class Editor(Protocol):
     """A generator that also edits images."""
 
+    @property
+    def pixels(self) -> int:
+        """Side of its images in pixels."""
+        ...
+
     def edit(
         self, batch: Edits, sampling: Any, editing: Editing, on_step: Callable[[float], object] | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

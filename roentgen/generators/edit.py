@@ -7,8 +7,8 @@ Light at import: no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,18 @@ from PIL import Image, ImageFilter
 from roentgen import images
 from roentgen.errors import UserError
 from roentgen.files import read_bytes, sha256
-from roentgen.generators.base import Editing, Editor, Edits, Generator, Sample, check_seed, check_text
+from roentgen.generators.base import Editing, Editor, Edits, Generator, Sample, Sampling, check_seed, check_text
 from roentgen.generators.generate import check_settings, provenance_of
 from roentgen.prompts.vocabulary import NORMAL_NOUNS, SIDES
 from roentgen.reports.boxes import check_box, to_pixels
 
 FEATHER = 1 / 12
 """Width of the edge inside a region over which the change fades in, as a share of the image's shorter side."""
-DEFAULTS: dict[str, Any] = {"steps": 20, "guidance": 5.0}
+DEFAULTS: dict[str, Any] = {"guidance": 5.0}
 """Settings of sampling where none are given: an edit needs more guidance than an image from nothing."""
-Region = NDArray[np.bool_] | NDArray[np.uint8] | tuple[float, float, float, float] | str | None
-"""A mask (H, W), a box (x1, y1, x2, y2) in fractions of the image, ``left`` or ``right``, or None for the image."""
+Region = NDArray[Any] | tuple[float, ...] | str | None
+"""A mask (H, W), bool or uint8 (white above 127); a box (x1, y1, x2, y2) in fractions of the image; ``left`` or
+``right``, the half; None for the whole."""
 
 
 @dataclass(frozen=True)
@@ -105,25 +106,48 @@ def edit(
         "region": f"{mask.mean():.4f} of the pixels",
         **provenance_of(model, sampling),
     }
-    square, window = _square(before.shape)
-    small = images.resize_center_crop(before[square], model.pixels)
-    allowed = Image.fromarray((mask[square] * 255).astype(np.uint8))
-    inside = np.asarray(allowed.resize((model.pixels, model.pixels), Image.Resampling.BOX)) > 0
-    if not inside.any():
-        raise UserError(
-            f"region: none of it is in the centre square of {window} x {window} pixels, and the model sees no more"
-        )
-    weight = _weights(mask, square)
+    wish = Wish(before, text, seed, mask)
+    _check_seen(mask)
 
     def run() -> Iterator[Edited]:
         for index in range(num_images):
-            batch = Edits(small[None], inside[None], [text], [seed + index])
-            after, same = next(model.edit(batch, sampling, editing, on_step))
-            made = _put_back(before, after, same if editing.detail else None, weight, square)
-            own = {"prompt": text, "seed": str(seed + index), **marks}
-            yield Edited(made, text, seed + index, index, own, before, mask)
+            own = replace(wish, seed=seed + index)
+            made = next(apply(model, [own], sampling, editing, on_step))
+            yield Edited(made, text, own.seed, index, {"prompt": text, "seed": str(own.seed), **marks}, before, mask)
 
     return run()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One edit: uint8 grey (H, W) before, the text, the seed, and the region, bool (H, W)."""
+
+    before: np.ndarray
+    text: str
+    seed: int
+    region: NDArray[np.bool_]
+
+
+def apply(
+    model: Editor,
+    wishes: Sequence[Wish],
+    sampling: Sampling,
+    editing: Editing,
+    on_step: Callable[[float], object] | None = None,
+) -> Iterator[np.ndarray]:
+    """One batch of edits that have been checked: uint8 (H, W) each, in order, as large as what they were made of."""
+    squares = [_square(wish.before.shape) for wish in wishes]
+    side = model.pixels
+    small = [images.resize_center_crop(wish.before[square], side) for wish, square in zip(wishes, squares, strict=True)]
+    inside = [
+        np.asarray(_image(wish.region[square]).resize((side, side), Image.Resampling.BOX)) > 0
+        for wish, square in zip(wishes, squares, strict=True)
+    ]
+    batch = Edits(np.stack(small), np.stack(inside), [wish.text for wish in wishes], [wish.seed for wish in wishes])
+    made = model.edit(batch, sampling, editing, on_step)
+    for wish, square, (after, same) in zip(wishes, squares, made, strict=True):
+        weight = _weights(wish.region, square)
+        yield _put_back(wish.before, after, same if editing.detail else None, weight, square)
 
 
 def region_of(shape: tuple[int, ...], region: Region, *, what: str = "region") -> NDArray[np.bool_]:
@@ -131,7 +155,7 @@ def region_of(shape: tuple[int, ...], region: Region, *, what: str = "region") -
     height, width = shape
     mask = np.zeros((height, width), dtype=np.bool_)
     if region is None:
-        mask[_square(shape)[0]] = True
+        mask[_square(shape)] = True
     elif isinstance(region, str):
         if region not in SIDES:
             raise UserError(f"{what} {region!r}: choose {' or '.join(SIDES)}, as seen from the patient")
@@ -144,7 +168,7 @@ def region_of(shape: tuple[int, ...], region: Region, *, what: str = "region") -
         if region.shape != (height, width):
             size = " x ".join(map(str, region.shape[::-1]))
             raise UserError(f"{what}: its size {size} is not the image's, {width} x {height}; make them equal")
-        mask = region if region.dtype == np.bool_ else region > 127
+        mask = np.asarray(region if region.dtype == np.bool_ else region > 127, dtype=np.bool_)
         if not mask.any():
             raise UserError(f"{what}: it is empty; paint white (above 127) where the image may change")
     return mask
@@ -181,18 +205,28 @@ def _source(image: str | Path | np.ndarray) -> tuple[np.ndarray, dict[str, str]]
     return pixels, {**marks, "source_pixels_sha256": sha256(f"{width}x{height}:".encode() + pixels.tobytes())}
 
 
-def _square(shape: tuple[int, ...]) -> tuple[tuple[slice, slice], int]:
-    """The centre square of an image as slices, and its side."""
+def _check_seen(mask: NDArray[np.bool_]) -> None:
+    if not mask[_square(mask.shape)].any():
+        side = min(mask.shape)
+        raise UserError(f"region: none of it is in the centre square of {side} x {side} pixels, the model sees no more")
+
+
+def _square(shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """The centre square of an image."""
     height, width = shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return (slice(top, top + side), slice(left, left + side)), side
+    return slice(top, top + side), slice(left, left + side)
+
+
+def _image(mask: NDArray[np.bool_]) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8) * 255)
 
 
 def _weights(mask: NDArray[np.bool_], square: tuple[slice, slice]) -> NDArray[np.float32]:
     """Share of the change (H, W) that each pixel takes: 0 outside of the mask and of the square, 1 well inside."""
     seen = np.zeros(mask.shape, dtype=np.uint8)
-    seen[square] = mask[square] * np.uint8(255)
+    seen[square] = np.asarray(_image(mask[square]))
     radius = FEATHER * min(mask.shape) / 2
     blurred = np.asarray(Image.fromarray(seen).filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32) / 255
     # At a straight edge the blurred mask is one half: from there it rises to 1. Small regions never get there.

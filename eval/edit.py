@@ -1,0 +1,364 @@
+"""Measure edits of real X-rays: does the finding come or go, and does everything else stay?
+
+    python eval/edit.py --manifest MANIFEST --split val --choose
+    python eval/edit.py --manifest MANIFEST --strength 0.7 --guidance 5
+    python eval/edit.py --table docs/edit.md
+
+Strength and guidance are chosen on `val` images (``--choose``); the figures are those of `test` images. Every task
+edits real images: a finding is added where the label says that there is none, or removed where the label says that
+there is one. Beside the edits stand the same edits with one part left out, and images made anew from the same text.
+Writes ``OUT/edit.json`` (``OUT/edit-choice.json`` with ``--choose``) and ``OUT/edit.png``, one example a task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from roentgen import errors, images
+from roentgen.cache import kept
+from roentgen.config import BatchSize, Count, Filled, Guidance, PathOrName, Range, Seed, Steps, as_dict, parse_settings
+from roentgen.data.images import load_pixels
+from roentgen.data.manifest import read_manifest
+from roentgen.errors import UserError
+from roentgen.files import file_hash, require_writable, sha256
+from roentgen.generators.base import Editing
+from roentgen.generators.edit import Region, Wish, apply, region_of
+from roentgen.generators.generate import generate, load_model
+from roentgen.metrics.neighbours import nearest, standardise, thumbnails
+from roentgen.metrics.report.tables import figure, replace_between_markers, table
+from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.statistics import cluster_weights, estimate
+from roentgen.models.classifier import SHIPPED, Classifier, load_classifier
+from roentgen.prompts.vocabulary import NORMAL_NOUNS
+from roentgen.provenance import command_line, portable
+
+HEART = (0.2, 0.35, 0.9, 0.9)
+SIZE = 256
+OTHERS_OUT = ("No Finding",)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked: text (``{side}`` alternates), what is to go, where, and the finding that the judge looks at."""
+
+    title: str
+    finding: str
+    text: str
+    remove: str = ""
+    region: Region | Literal["side"] = None
+
+    @property
+    def sign(self) -> int:
+        return -1 if self.remove else 1
+
+
+TASKS = (
+    Task("effusion added", "Effusion", "{side} pleural effusion", region="side"),
+    Task("cardiomegaly added", "Cardiomegaly", "cardiomegaly", region=HEART),
+    Task("consolidation added", "Consolidation", "{side} consolidation", region="side"),
+    Task("effusion removed", "Effusion", NORMAL_NOUNS[0], "pleural effusion"),
+    Task("cardiomegaly removed", "Cardiomegaly", NORMAL_NOUNS[0], "cardiomegaly", HEART),
+)
+WAYS = {
+    "edit": {},
+    "without a region": {"whole": True},
+    "without inversion": {"invert": False},
+    "drawn anew": {"detail": False},
+}
+"""The edit, and what is changed of it."""
+ANEW = "made from the text alone"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the measurement."""
+
+    manifest: Annotated[Path | None, "manifest with `val` and `test` images"] = None
+    split: Annotated[Literal["val", "test"], "of the images that are edited"] = "test"
+    choose: Annotated[bool, "compare strengths and guidance scales on `val`"] = False
+    strengths: Annotated[tuple[float, ...], Filled(), "strengths to compare"] = (0.5, 0.7, 0.9)
+    scales: Annotated[tuple[Guidance, ...], Filled(), "guidance scales to compare"] = (3.0, 5.0, 8.0)
+    strength: Annotated[float, Range(0, 1, above=True), "strength of the edits"] = 0.7
+    guidance: Annotated[Guidance, "guidance scale of the edits"] = 5.0
+    steps: Annotated[Steps | None, "denoising steps of the whole way (default: the model's)"] = None
+    images: Annotated[Count, "images a task at most"] = 24
+    pool: Annotated[Count, "real images among which the nearest is sought"] = 500
+    model: Annotated[PathOrName, "name, folder or hub id"] = "mini"
+    classifier: Annotated[Path, "the judge"] = SHIPPED
+    out: Annotated[Path, "folder of the results"] = Path("eval/results")
+    work: Annotated[Path, "folder of edited images, which are kept"] = Path("out/edits")
+    seed: Annotated[Seed, "seed of noise and of the choice of images"] = 0
+    batch_size: Annotated[BatchSize, "images edited at a time"] = 8
+    table: Annotated[Path | None, "only put the results into this document"] = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """The real images of a task, uint8 (H, W) each, with text and region of each."""
+
+    task: Task
+    rows: pd.DataFrame
+    before: list[np.ndarray]
+    texts: list[str]
+    sides: list[str]
+
+    def region(self, number: int, whole: bool) -> NDArray[np.bool_]:
+        asked = self.sides[number] if self.task.region == "side" else self.task.region
+        return region_of(self.before[number].shape, None if whole else asked)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    s = parse_settings(Settings, argv, prog="eval/edit.py", about=__doc__)
+    if s.table is not None:
+        replace_between_markers(s.table, "edit", markdown(read_result(s.out / "edit.json")))
+        replace_between_markers(s.table, "edit-choice", choice(read_result(s.out / "edit-choice.json")))
+        return 0
+    if s.manifest is None:
+        raise UserError("--manifest is needed: a manifest with val and test images")
+    if s.choose and s.split != "val":
+        raise UserError("--choose: settings are chosen on val, never on test; add --split val")
+    require_writable(s.out, "--out")
+    model, judge = load_model(s.model, dtype="float32"), load_classifier(s.classifier)
+    real = read_manifest(s.manifest, splits=[s.split], allow_empty_text=True)
+    cases = [case_of(real, task, s) for task in TASKS]
+    chosen = pd.concat([case.rows for case in cases]).drop_duplicates("image")
+    others = real[~real["image"].isin(chosen["image"])].sample(frac=1, random_state=s.seed)
+    around = pd.concat([chosen, others.head(max(0, s.pool - len(chosen)))])
+    pool = load_pixels(around["image"].tolist(), size=SIZE, cache=s.work / "cache").pixels
+    judged = Judged(judge, np.asarray(pool), around["image"].tolist(), s.seed)
+    context = Context(
+        extractor=f"roentgen classifier {s.classifier.name}, sha256 {file_hash(s.classifier)}",
+        resize=f"shorter side to {SIZE} px, centre crop; then the classifier's own size", seed=s.seed,
+        settings={key: portable(value) for key, value in as_dict(s).items()},
+        model={"name": portable(model.info.name), "hash": model.info.hash}, inputs={"manifest": s.manifest.name},
+        command=command_line("eval/edit.py", s),
+    )  # fmt: skip
+    if s.choose:
+        return choose(s, model, cases, judged, context)
+    rows = []
+    for way, changes in WAYS.items():
+        for case in cases:
+            after, outside = edited(model, case, s, **changes)
+            rows.append({"way": way, "task": case.task.title, **judged.row(case, after), "outside": int(outside.max())})
+            print(way, case.task.title, rows[-1]["gain"], flush=True)
+            if way == "edit":
+                keep_strip(case, after, judged, s.work)
+    for case in cases:
+        rows.append({"way": ANEW, "task": case.task.title, **judged.row(case, anew(model, case, s)), "outside": None})
+    means = [mean_row(rows, way) for way in (*WAYS, ANEW)]
+    write_result(
+        s.out / "edit.json", metric="change of the target finding's probability by an edit", goal="up",
+        value=means[0]["gain"], ci=(float("nan"), float("nan")), ci_method="see details", n=means[0]["n"],
+        context=context, details={"rows": rows, "means": means},
+    )  # fmt: skip
+    join_strips(s.work, s.out / "edit.png")
+    return 0
+
+
+def case_of(real: pd.DataFrame, task: Task, s: Settings) -> Case:
+    """Images of a task: without the finding and without any other (added), or with it (removed)."""
+    finding = pd.to_numeric(real[task.finding])
+    fitting = real[finding == 1] if task.remove else real[(finding == 0) & (pd.to_numeric(real["No Finding"]) == 1)]
+    rows = fitting.drop_duplicates("patient_id").sample(frac=1, random_state=s.seed).head(s.images)
+    if rows.empty:
+        raise UserError(f"--manifest {s.manifest}: no {s.split} image for the task {task.title!r}")
+    sides = [("left", "right")[number % 2] for number in range(len(rows))]
+    texts = [task.text.format(side=side) for side in sides]
+    return Case(task, rows, [images.read_image(path) for path in rows["image"]], texts, sides)
+
+
+def edited(
+    model: Any, case: Case, s: Settings, *, whole: bool = False, invert: bool = True, detail: bool = True
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Edits of a case at SIZE, (N, SIZE, SIZE), and the largest difference outside of each region, in grey levels."""
+    editing = Editing(s.strength, invert, detail)
+    sampling = model.sampling(
+        steps=s.steps, guidance=s.guidance, sampler="ddim" if invert else None, negative_prompt=case.task.remove or None
+    )
+    made, outside = [], []
+    for start in range(0, len(case.before), s.batch_size):
+        numbers = range(start, min(start + s.batch_size, len(case.before)))
+        wishes = [Wish(case.before[n], case.texts[n], s.seed + n, case.region(n, whole)) for n in numbers]
+
+        def make(wishes: list[Wish] = wishes) -> dict[str, NDArray[Any]]:
+            done = list(apply(model, wishes, sampling, editing))
+            gaps = [
+                np.abs(after.astype(int) - wish.before)[~wish.region].max(initial=0)
+                for after, wish in zip(done, wishes, strict=True)
+            ]
+            return {"made": np.stack([images.resize_center_crop(one, SIZE) for one in done]), "outside": np.array(gaps)}
+
+        what = [part for w in wishes for part in (w.before, w.region, f"{w.text} {w.seed} {w.before.shape}")]
+        key = sha256(model.info.hash, str(sampling), str(editing), *what)
+        arrays = kept(s.work / "made", "edits", key, make)
+        made.append(np.asarray(arrays["made"]))
+        outside.append(np.asarray(arrays["outside"]))
+    return np.concatenate(made), np.concatenate(outside)
+
+
+def anew(model: Any, case: Case, s: Settings) -> NDArray[np.uint8]:
+    """Images of the same texts and seeds by the model's own settings, from nothing."""
+    seeds = [s.seed + number for number in range(len(case.texts))]
+    key = sha256(model.info.hash, *(f"{text} {seed} {s.steps};" for text, seed in zip(case.texts, seeds, strict=True)))
+
+    def make() -> dict[str, NDArray[Any]]:
+        done = generate(model, case.texts, seeds=seeds, batch_size=s.batch_size, steps=s.steps)
+        return {"made": np.stack([images.resize_center_crop(sample.image, SIZE) for sample in done])}
+
+    return np.asarray(kept(s.work / "made", "anew", key, make)["made"])
+
+
+class Judged:
+    """What the classifier and two spaces of neighbours say, against the real images ``names``, (M, SIZE, SIZE)."""
+
+    def __init__(self, judge: Classifier, pool: NDArray[np.uint8], names: list[str], seed: int) -> None:
+        self.judge, self.names, self.seed = judge, names, seed
+        self.centre = judge.features(pool).mean(0), judge.features(pool).std(0) + 1e-6
+        self.features = self._deep(pool)
+        self.small = standardise(thumbnails(pool))
+        self.before = judge.predict(pool)
+        self.sides = judge.predict_sides(pool)
+
+    def _deep(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        mean, spread = self.centre
+        return np.asarray((self.judge.features(pictures) - mean) / spread, dtype=np.float32)
+
+    def row(self, case: Case, after: NDArray[np.uint8]) -> dict[str, Any]:
+        """Every figure of one task in one way, with intervals by bootstrap over patients."""
+        source = np.array([self.names.index(name) for name in case.rows["image"]])
+        weights = cluster_weights(case.rows["patient_id"].tolist(), 1000, self.seed)
+        target = self.judge.findings.index(case.task.finding)
+        left_out = [self.judge.findings.index(name) for name in OTHERS_OUT if name in self.judge.findings]
+        change = self.judge.predict(after) - self.before[source]
+        others = np.delete(np.abs(change), [target, *left_out], axis=1).mean(1)
+
+        def share(hits: NDArray[np.bool_]) -> dict[str, Any]:
+            return estimate(hits.astype(float), weights)
+
+        row: dict[str, Any] = {
+            "n": len(after),
+            "before": float(self.before[source, target].mean()),
+            "after": float(self.judge.predict(after)[:, target].mean()),
+            "gain": estimate(case.task.sign * change[:, target].astype(float), weights),
+            "moved": share(case.task.sign * change[:, target] > 0),
+            "others": estimate(others.astype(float), weights),
+            "same_by_features": share(nearest(self._deep(after), self.features)[0][:, 0] == source),
+            "same_by_pixels": share(nearest(standardise(thumbnails(after)), self.small)[0][:, 0] == source),
+            "side": None,
+        }
+        if "{side}" in case.task.text:
+            asked = np.array([side == "left" for side in case.sides]).astype(int)
+            rise = self.judge.predict_sides(after)[:, target] - self.sides[source, target]
+            numbers = np.arange(len(after))
+            row["side"] = share(rise[numbers, asked] > rise[numbers, 1 - asked])
+        return row
+
+
+def mean_row(rows: Sequence[Mapping[str, Any]], way: str) -> dict[str, Any]:
+    """Means over the tasks of one way, without intervals."""
+    mine = [row for row in rows if row["way"] == way]
+
+    def mean(key: str) -> float:
+        return float(np.mean([row[key]["value"] for row in mine if row[key] is not None]))
+
+    keys = ("gain", "moved", "others", "same_by_features", "same_by_pixels", "side")
+    outside = [row["outside"] for row in mine]
+    return {
+        "way": way,
+        "n": sum(row["n"] for row in mine),
+        **{key: mean(key) for key in keys},
+        "outside": None if None in outside else max(outside),
+    }
+
+
+def choose(s: Settings, model: Any, cases: Sequence[Case], judged: Judged, context: Context) -> int:
+    """Write the figures of every strength and scale; the best has the largest gain less change of the others."""
+    points = []
+    for strength in s.strengths:
+        for scale in s.scales:
+            here = dataclasses.replace(s, strength=strength, guidance=scale)
+            rows = [{"way": "edit", "outside": 0, **judged.row(case, edited(model, case, here)[0])} for case in cases]
+            points.append({"strength": strength, "guidance": scale, **mean_row(rows, "edit")})
+            print(points[-1], flush=True)
+    best = max(points, key=lambda point: (point["same_by_features"] >= 0.9, point["gain"] - point["others"]))
+    write_result(
+        s.out / "edit-choice.json", metric="change of the target finding less change of the others, on val", goal="up",
+        value=best["gain"] - best["others"], ci=(float("nan"), float("nan")), ci_method="none", n=best["n"],
+        context=context, warnings=["chosen on val among the points with an identity of 0.9 or more, if there are any"],
+        details={"best": {"strength": best["strength"], "guidance": best["guidance"]}, "points": points},
+    )  # fmt: skip
+    return 0
+
+
+def keep_strip(case: Case, after: NDArray[np.uint8], judged: Judged, work: Path) -> None:
+    """Before, after and difference of three images of a task: at the quartiles of the gain, not the best ones."""
+    target = judged.judge.findings.index(case.task.finding)
+    source = [judged.names.index(name) for name in case.rows["image"]]
+    gain = case.task.sign * (judged.judge.predict(after)[:, target] - judged.before[source, target])
+    order = np.argsort(gain)
+    cells, captions = [], []
+    for share in (0.25, 0.5, 0.75):
+        number = int(order[int(share * (len(order) - 1))])
+        before = images.resize_center_crop(case.before[number], SIZE)
+        change = np.clip(after[number].astype(int) - before + 128, 0, 255).astype(np.uint8)
+        cells += [before, after[number], change]
+        captions += [f"{case.task.title}: before", f"after ({case.texts[number]})", "difference"]
+    grid = images.make_grid(cells, captions, columns=9)
+    images.save_image(
+        grid, work / f"{case.task.title}.png", format="png", provenance={"edited": "true"}, overwrite=True
+    )
+
+
+def join_strips(work: Path, path: Path) -> None:
+    strips = [images.read_image(work / f"{task.title}.png") for task in TASKS]
+    picture = np.concatenate(strips)
+    images.save_image(picture, path, format="png", provenance={"edited": "true"}, overwrite=True)
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The tables of docs/edit.md."""
+    details = result["details"]
+    header = ["edit", "n", "target before", "after", "change towards the text", "change of the others"]
+    header += ["nearest is the source", "on the side asked for", "largest change outside"]
+    body = []
+    for row in details["rows"]:
+        if row["way"] not in ("edit", ANEW):
+            continue
+        name = row["task"] if row["way"] == "edit" else f"{row['task']}, {ANEW}"
+        outside = "–" if row["outside"] is None else str(row["outside"])
+        body.append(
+            [name, str(row["n"]), f"{row['before']:.2f}", f"{row['after']:.2f}", figure(row["gain"]),
+             figure(row["others"]), figure(row["same_by_features"]), figure(row["side"]), outside]
+        )  # fmt: skip
+    means = [
+        [m["way"], *(f"{m[key]:.2f}" for key in ("gain", "others", "same_by_features", "same_by_pixels", "side")),
+         "–" if m["outside"] is None else str(m["outside"])]
+        for m in details["means"]
+    ]  # fmt: skip
+    short = ["mean of the five tasks", "change towards the text", "change of the others", "nearest by features"]
+    short += ["nearest by pixels", "on the side asked for", "largest change outside"]
+    said = f"{result['model']['name']} ({result['model']['hash']}), `{result['command']}`; 95 % intervals by patient."
+    return "\n\n".join([table(short, means), table(header, body), said])
+
+
+def choice(result: Mapping[str, Any]) -> str:
+    """The table of strengths and scales."""
+    header = ["strength", "guidance", "change towards the text", "change of the others", "nearest by features"]
+    rows = [
+        [f"{p['strength']:g}", f"{p['guidance']:g}", *(f"{p[k]:.3f}" for k in ("gain", "others", "same_by_features"))]
+        for p in result["details"]["points"]
+    ]
+    return "\n\n".join([table(header, rows), f"n = {result['n']} a row, `{result['command']}`."])
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="eval/edit.py"))
