@@ -132,7 +132,10 @@ def apply_lora(file: Path, parts: dict[str, Any]) -> str:
     unfit = f"--lora {file}: does not fit this model"
     try:
         state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
-            str(file), return_lora_metadata=True, unet_config=parts["unet"].config
+            str(file.parent),
+            weight_name=file.name,  # before 0.36 diffusers looks on the hub for a file without a name
+            return_lora_metadata=True,
+            unet_config=parts["unet"].config,
         )
         strange = [key for key in state if key.split(".")[0] not in adders or "lora" not in key]
         if strange or not state:
