@@ -53,7 +53,7 @@ def commands() -> dict[str, list[Setting]]:
     for name, source in SOURCES.items():
         found[f"data prepare {name}"] = own + settings_of(dataclass_of(source.reader, leave_out=data.OWN))
     for name in RECIPES:
-        module = importlib.import_module(f"roentgen.recipes.{name}")
+        module = importlib.import_module(f"roentgen.recipes.{name.replace('-', '_')}")
         kinds = [getattr(module, kind) for kind in ("Settings", "Recipe", "Run") if hasattr(module, kind)]
         own_kinds = [kind for kind in kinds if dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__]
         if own_kinds:
