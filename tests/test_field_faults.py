@@ -113,12 +113,12 @@ def test_ids_that_differ_have_names_that_differ() -> None:
     assert slugs(["left", "left"]) == ["left", "left"]
 
 
-def test_no_file_tells_where_the_model_lies(run_cli: Cli, tiny_pipeline: Path, tmp_path: Path) -> None:
-    out = tmp_path / "set"
+def test_no_file_tells_where_the_model_lies(run_cli: Cli, make_pipeline: Callable[..., Path], tmp_path: Path) -> None:
+    out, model = tmp_path / "set", make_pipeline(tmp_path / "private" / "tiny", window=77)
     flags = ["--per-finding", "1", "--findings", "Effusion", "--filter", "none", "--steps", "1"]
-    code, _, err = run_cli("export", *flags, "--model", tiny_pipeline, "--format", "folder,parquet,dicom", "-o", out)
+    code, _, err = run_cli("export", *flags, "--model", model, "--format", "folder,parquet,dicom", "-o", out)
     assert code == 0, err
-    where = str(tiny_pipeline.parent).encode()
+    where = str(model.parent).encode()
     assert not [path for path in out.rglob("*") if path.is_file() and where in path.read_bytes()]
     assert b'"tiny"' in (out / "plan.json").read_bytes()
 
