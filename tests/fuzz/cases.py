@@ -35,7 +35,20 @@ class Case:
 
 Kind = Callable[[World, Path, Random], Case]
 
-HEAVY = ("compile", "dry_run", "replicates", "suite", "image_to_text", "host", "port", "token")
+HEAVY = (
+    "compile",
+    "dry_run",
+    "ray",
+    "push",
+    "track",
+    "show_steps",
+    "replicates",
+    "suite",
+    "image_to_text",
+    "host",
+    "port",
+    "token",
+)
 """Settings that a sound value of makes slow, or that would reach out; odd values of them only."""
 SLOW_EDGES = ("steps", "resamples", "workers", "probes", "reconstructions", "max_tries")
 
