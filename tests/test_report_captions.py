@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from roentgen.errors import UserError
-from roentgen.recipes.report_reward import agreement
+from roentgen.recipes.report_reward import agreement, log_likelihood
 from roentgen.recipes.report_words import IGNORED, text_loss, tokens_of
 from roentgen.reports import load_reporter
 from roentgen.reports.captioners import findings_of, open_captioner, write_texts
@@ -155,6 +155,31 @@ def test_reward_raises_what_is_rewarded(tmp_path: Path) -> None:
     before, after = (write_texts(open_captioner(tmp_path / name), images) for name in ("taught", "out"))
     mean = [np.mean([agreement(text, "Cardiomegaly.") for text in texts]) for texts in (before, after)]
     assert "distinct" in said and mean[1] >= mean[0]
+
+
+def test_preferred_reports_become_likelier(tmp_path: Path) -> None:
+    table = reporters.manifest(tmp_path / "data")
+    ratings = table.parent / "ratings.csv"
+    rows = [
+        f"{n}.png,{text},{score}" for n in range(6) for text, score in (("Cardiomegaly.", 5), ("Left effusion.", 1))
+    ]
+    ratings.write_text("\n".join(["image,report,rating", *rows]) + "\n")
+    flags = [*start("git", tmp_path), *SHORT, "--manifest", table, "--images", 48, "--rate", 0.005]
+    reporters.good(*flags, "--preferences", ratings, "--beta", 0.5, "--out", tmp_path / "out")
+    gaps = []
+    for name in ("start", "out"):
+        captioner = open_captioner(tmp_path / name)
+        pixels = captioner.pixels([np.full((32, 32), 90, np.uint8)] * 2)
+        ids, mask = tokens_of(captioner, ["Cardiomegaly.", "Left effusion."], 24, Path("m.csv"))
+        with torch.no_grad():
+            better, worse = log_likelihood(captioner, captioner.model, pixels, ids, mask).tolist()
+        gaps.append(better - worse)
+    assert gaps[1] > gaps[0] + 1
+    for bad, names in (("0.png,Normal.,good", "line 2"), ("0.png,,3", "line 2"), ("z.png,Normal.,3", "z.png")):
+        ratings.write_text(f"image,report,rating\n{bad}\n")
+        assert names in reporters.refused(*flags, "--preferences", ratings, "--out", tmp_path / "bad")
+    ratings.write_text("image,report,rating\n0.png,Normal.,3\n1.png,Normal.,4\n")
+    assert "--preferences" in reporters.refused(*flags, "--preferences", ratings, "--out", tmp_path / "bad")
 
 
 def test_beams_and_no_repeat(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_writable(run.out, "--out")
     recipe = dataclasses.replace(recipe, rate=RATES[recipe.arch] if recipe.rate is None else recipe.rate)
     # Of a manifest that is not there, its reader will tell.
-    data = [file_sha256(path) for path in (run.manifest, *run.boxes) if path.is_file()]
+    files = (run.manifest, *run.boxes, *([] if run.preferences is None else [run.preferences]))
+    data = [file_sha256(path) for path in files if path.is_file()]
     settings = flat(as_dict(recipe)) | {"data": sha256(*data)[:16]}
     if recipe.arch == "labels":
         from roentgen.recipes.report_labels import train_labels

@@ -25,7 +25,7 @@ from roentgen.files import require_writable
 from roentgen.images import from_autoencoder, read_image, to_autoencoder
 from roentgen.metrics.text.report_scores import bleu_counts, corpus_bleu, rouge
 from roentgen.recipes.classifier import augment
-from roentgen.recipes.report_reward import Critic, agreement
+from roentgen.recipes.report_reward import Critic, agreement, preference_loss, read_preferences
 from roentgen.recipes.report_settings import STARTS, Recipe, Run
 from roentgen.recipes.report_words import text_loss, tokens_of
 from roentgen.reports import xreport
@@ -48,6 +48,9 @@ def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings:
     if recipe.sample < 1:
         train = train.sample(frac=recipe.sample, random_state=recipe.seed).reset_index(drop=True)
         require(len(train) > 0, f"--sample {recipe.sample:g}: leaves no training image; use more")
+    if run.preferences is not None:
+        require(not recipe.reward, "--preferences and --reward: one at a time")
+        train = read_preferences(run.preferences)
     require(
         train["text"].nunique() > 1,
         f"--manifest {run.manifest}: all {len(train)} training texts are the same, so there is nothing to learn; "
@@ -60,6 +63,9 @@ def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings:
     require(share * accelerator.num_processes == recipe.batch_size, "--batch-size must be a multiple of the processes")
     captioner = start_of(recipe, train["text"].tolist())
     ids, mask = tokens_of(captioner, table_texts(train, val), recipe.max_tokens, run.manifest)
+    worse = None
+    if run.preferences is not None:
+        worse = tokens_of(captioner, train["worse"].tolist(), recipe.max_tokens, run.preferences)
     trained = choose_trained(captioner, recipe)
     accelerator.print(
         f"{len(train)} training images, {len(val)} for validation; {recipe.arch} with {trained:,} trained weights; "
@@ -71,10 +77,10 @@ def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings:
     torch.manual_seed(recipe.seed)
     model = with_adapters(captioner.model, recipe.lora_rank) if recipe.lora_rank else captioner.model
     captioner = dataclasses.replace(captioner, model=model)
-    critic = None
-    if recipe.reward:
-        critic = Critic(captioner, copy.deepcopy(model).eval().requires_grad_(False), recipe.kl, recipe.max_tokens)
-        critic.start.to(accelerator.device)
+    start = None
+    if recipe.reward or worse is not None:  # both are held near the model as it was
+        start = copy.deepcopy(model).eval().requires_grad_(False).to(accelerator.device)
+    critic = Critic(captioner, start, recipe.kl, recipe.max_tokens) if recipe.reward else None
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.rate or 0.0, weight_decay=recipe.weight_decay)
     prepared, optimizer = accelerator.prepare(model, optimizer)
@@ -111,6 +117,17 @@ def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings:
         with accelerator.accumulate(prepared), accelerator.autocast():
             if critic is not None:
                 loss = critic.loss(prepared, inputs, [train["text"].iloc[int(row)] for row in rows], generator)
+            elif worse is not None:
+                losing = (worse[0][rows], worse[1][rows])
+                loss = preference_loss(
+                    captioner,
+                    prepared,
+                    start,
+                    pixels=inputs,
+                    better=(ids[rows], mask[rows]),
+                    worse=losing,
+                    beta=recipe.beta,
+                )
             else:
                 loss = text_loss(captioner, prepared, inputs, ids[rows], mask[rows])
             accelerator.backward(loss)
@@ -129,12 +146,12 @@ def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings:
             running.clear()
             error = validation_loss(captioner, val, ids[len(train) :], mask[len(train) :], accelerator.device)
             scores = written(captioner, val[: run.validate], run, recipe.max_tokens - 1)
-            error = error if critic is None else 1 - scores["agreement"]
-            stale = 0 if error < best else stale + 1
+            # What is to fall: the loss; with a reward the disagreement. With preferences the last weights are taken.
+            goal = error if start is None else 1 - scores["agreement"] if critic is not None else -float(images)
+            stale = 0 if goal < best else stale + 1
             if accelerator.is_main_process:
-                what = "loss" if critic is None else "disagreement"
                 print(
-                    f"{images} images, loss {mean:.4f}, validation {what} {error:.4f}, "
+                    f"{images} images, loss {mean:.4f}, validation loss {error:.4f}, "
                     + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()),
                     flush=True,
                 )
@@ -146,12 +163,12 @@ def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings:
                 checkpoints.save(
                     images,
                     {
-                        "model": trained_state(model), "optimizer": optimizer.state_dict(), "best": min(best, error),
+                        "model": trained_state(model), "optimizer": optimizer.state_dict(), "best": min(best, goal),
                         "stale": stale, "settings": settings,
                         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
                     },
                 )  # fmt: skip
-            best = min(best, error)
+            best = min(best, goal)
             accelerator.wait_for_everyone()
     bar.close()
     if stale >= run.patience:
@@ -159,7 +176,7 @@ def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings:
     if accelerator.is_main_process:
         load_trained_state(model, torch.load(run.out / BEST, map_location="cpu", weights_only=True))
         write_reporter(captioner, recipe, run)
-        print(json.dumps({"validation_loss": best}), flush=True)
+        print(json.dumps({"best": best}), flush=True)
         print(run.out)
     return 0
 

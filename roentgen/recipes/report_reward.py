@@ -1,9 +1,13 @@
-"""Reinforcement of a captioner by clinical agreement: what its texts say against what the references say.
+"""Reinforcement of a captioner: by clinical agreement of its texts with the references, or by ratings of reports.
 
 Self-critical training (Rennie et al. 2017, arXiv 1612.00563): the reward of a sampled text less that of the greedy one
 weighs the sample's likelihood, so that nothing has to be estimated beside the model. What holds it back is the
 Kullback-Leibler divergence to the model that training started from, and the watched share of distinct texts: a reward
 alone ends in lists of findings that nobody would write.
+
+Ratings become pairs, of which the better report is made likelier than the worse one, each against the model at the
+start: direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290, equation 7). Its trainer in trl reads no
+image models of this kind, and the loss is one line.
 """
 
 from __future__ import annotations
@@ -13,10 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from roentgen.config import require
+from roentgen.data.manifest import absolute_images
+from roentgen.data.tables import read_table
 from roentgen.prompts import NO_FINDING, parse
 from roentgen.recipes.report_words import IGNORED, text_logits, tokens_of
 from roentgen.reports.captioners import Captioner
@@ -75,3 +83,63 @@ class Critic:
         )
         texts: list[str] = self.captioner.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+
+# ------------------------------------------------------------------------------------------- preferences
+
+
+def read_preferences(path: Path) -> pd.DataFrame:
+    """Pairs of reports of one image with different ratings: ``image``, ``text`` (the better), ``worse``.
+
+    Raises:
+        UserError: the table or an image is missing, a rating is no number, a report is empty, or no two differ.
+    """
+    what = f"--preferences {path}"
+    fix = "write a row a rated report"
+    table = read_table(path, required=("image", "report", "rating"), name=what, lines=True, fix=fix)
+    table["image"] = absolute_images(table["image"], path.parent)
+    rating = pd.to_numeric(table["rating"], errors="coerce")
+    for line in table.index[rating.isna()]:
+        require(False, f"{what}, line {line}: the rating {table.at[line, 'rating']!r} is no number")
+    for line in table.index[table["report"] == ""]:
+        require(False, f"{what}, line {line}: the report is empty")
+    for line in table.index[[not Path(image).is_file() for image in table["image"]]]:
+        require(False, f"{what}, line {line}: the image {table.at[line, 'image']} does not exist")
+    rows = []
+    for image, group in table.assign(rating=rating).groupby("image", sort=False):
+        ranked = group.sort_values("rating", ascending=False, kind="stable").to_dict("records")
+        for place, better in enumerate(ranked):
+            rows += [
+                {"image": image, "text": better["report"], "worse": other["report"]}
+                for other in ranked[place + 1 :]
+                if other["rating"] < better["rating"]
+            ]
+    require(bool(rows), f"{what}: no image has two reports with different ratings, so nothing is preferred")
+    return pd.DataFrame(rows)
+
+
+def preference_loss(
+    captioner: Captioner,
+    model: Any,
+    start: Any,
+    *,
+    pixels: Tensor,
+    better: tuple[Tensor, Tensor],
+    worse: tuple[Tensor, Tensor],
+    beta: float,
+) -> Tensor:
+    """DPO's loss of a batch; ``better`` and ``worse`` are tokens and mask of the reports."""
+    gains = []
+    for ids, mask in (better, worse):
+        now = log_likelihood(captioner, model, pixels, ids, mask)
+        with torch.no_grad():
+            before = log_likelihood(captioner, start, pixels, ids, mask)
+        gains.append(now - before)
+    return -F.logsigmoid(beta * (gains[0] - gains[1])).mean()
+
+
+def log_likelihood(captioner: Captioner, model: Any, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Log-likelihood (N,) of texts, summed over their tokens."""
+    logits, target = text_logits(captioner, model, pixels, ids, mask)
+    likely = logits.log_softmax(-1).gather(-1, target.clamp(min=0)[..., None])[..., 0]
+    return (likely * (target != IGNORED)).sum(1)

@@ -91,6 +91,7 @@ class Recipe:
         bool, "reinforce by clinical agreement of the texts with their references; start from a trained --model"
     ] = False
     kl: Annotated[Weight, "with reward: weight of the divergence to the model at the start"] = 0.1
+    beta: Annotated[Weight, "with preferences: how strongly they bind to the model at the start (DPO's beta)"] = 0.1
     lora_rank: Annotated[CountFromZero, "train adapters of this rank by peft instead of the weights; 0: weights"] = 0
     precision: Annotated[Literal["fp16", "bf16", "no"], "number format of the forward pass"] = "no"
     seed: Annotated[Seed, "seed of order, augmentation and dropout"] = 0
@@ -107,6 +108,9 @@ class Run:
     boxes: Annotated[
         tuple[Path, ...], "--arch labels: tables of boxes, metadata.csv of openchest or CSVs with image,label,x,y,..."
     ] = ()
+    preferences: Annotated[
+        Path | None, "CSV with image,report,rating (a radiologist's, higher is better): learn what is preferred, by DPO"
+    ] = None
     eval_every: Annotated[Count, "images between validations"] = 6_000
     patience: Annotated[Count, "validations without a better one after which training stops"] = 10
     validate: Annotated[Count, "validation images for which reports are generated"] = 64
