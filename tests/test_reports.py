@@ -105,6 +105,8 @@ def test_overlap_of_boxes() -> None:
     assert conventions.iou((0, 0, 0.5, 1), (0.5, 0, 1, 1)) == 0
     boxes = [(0.0, 0.0, 0.5, 0.5), (0.02, 0.0, 0.5, 0.5), (0.6, 0.6, 0.9, 0.9)]
     assert conventions.suppress(boxes, [0.5, 0.9, 0.1], most=0.3, keep=5) == [1, 2]
+    inside = [(0.0, 0.0, 0.8, 0.8), (0.3, 0.3, 0.4, 0.4)]  # a small IoU, and one in the middle of the other
+    assert conventions.suppress(inside, [0.5, 0.4], most=0.3, keep=5) == [0]
     assert conventions.side_of([(0.6, 0.1, 0.9, 0.4)]) == "left"  # the patient's left is on the image's right
     assert conventions.side_of([(0.6, 0.1, 0.9, 0.4), (0.1, 0.1, 0.3, 0.4)]) == "bilateral"
 

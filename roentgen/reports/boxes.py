@@ -145,10 +145,17 @@ def holds(box: Box, x: float, y: float) -> bool:
 
 
 def suppress(boxes: Sequence[Box], scores: Sequence[float], *, most: float, keep: int) -> list[int]:
-    """Indices of the boxes that stay, best first: none overlaps a better one by more than IoU ``most``."""
+    """Indices of the boxes that stay, best first.
+
+    None overlaps a better one by more than IoU ``most``, or holds its middle, or has its own middle in it.
+    """
+
+    def apart(one: Box, other: Box) -> bool:
+        return iou(one, other) <= most and not holds(one, *centre(other)) and not holds(other, *centre(one))
+
     stay: list[int] = []
     for index in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
-        if len(stay) < keep and all(iou(boxes[index], boxes[other]) <= most for other in stay):
+        if len(stay) < keep and all(apart(boxes[index], boxes[other]) for other in stay):
             stay.append(index)
     return stay
 
