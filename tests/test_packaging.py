@@ -108,7 +108,13 @@ def test_picture_of_the_readme_is_marked_and_made_by_mini() -> None:
     assert marks["synthetic"] == "true" and marks["model"] == "mini"
 
 
-PAGES = [*DOCUMENTS, "roentgen/models/mini/README.md", "CHANGELOG.md", "train/configs/roentgen/README.md"]
+PAGES = [
+    *DOCUMENTS,
+    "roentgen/models/mini/README.md",
+    "roentgen/models/mini_report/README.md",
+    "CHANGELOG.md",
+    "train/configs/roentgen/README.md",
+]
 PAGES += [name for name in ("CONTRIBUTING.md", "SECURITY.md") if (ROOT / name).exists()]
 
 
@@ -141,6 +147,7 @@ TABLES = {
     "docs/benchmarks.md": ("speed", "train-speed"),
     "docs/training.md": ("memory", "text-encoder"),
     "docs/augmentation.md": ("augmentation",),
+    "docs/reports.md": ("reports-clinical", "reports-findings", "reports-places", "reports-radfact", "reports-text"),
 }
 
 
@@ -168,6 +175,16 @@ def test_speed_tables_are_those_of_the_result_file() -> None:
 def test_mini_tables_are_those_of_the_result_files() -> None:
     pages = ["README.md", "docs/evaluate.md", "roentgen/models/mini/README.md"]
     run_python(["eval/table.py", "eval/results/mini-suite", *pages, "--check"], ROOT)
+
+
+def test_tables_of_reports_are_those_of_the_result_files() -> None:
+    spec = importlib.util.spec_from_file_location("eval_reports", ROOT / "eval" / "reports.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script  # dataclasses look their module up
+    spec.loader.exec_module(script)
+    for name, text in script.tables(ROOT / "eval/results/reports").items():
+        assert region(DOCUMENTS["docs/reports.md"], name) == text, name
 
 
 def test_readme_is_short() -> None:
