@@ -61,7 +61,7 @@ def fit(
     values = np.asarray(deep, dtype=np.float64)
     mean = values.mean(0)
     _, scale, rows = np.linalg.svd(values - mean, full_matrices=False)
-    count = min(axes, len(scale) - 1)
+    count = max(1, min(axes, len(scale) - 1, len(values) // 4))  # with as many axes as images nothing would be left
     kept = rows[:count]
     rest = np.sqrt(np.maximum(((values - mean) ** 2).sum(1) - (((values - mean) @ kept.T) ** 2).sum(1), 0)).mean()
     about: dict[str, Any] = {
