@@ -9,6 +9,7 @@ their tables into the documents.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -87,13 +88,14 @@ def measure(s: Settings) -> None:
     boxes = read_boxes(s.boxes) if s.boxes else {}
     reporter = load_reporter(s.model)
     findings = reporter.info.findings or tuple(name for name in finding_columns(table) if name != NO_FINDING)
+    public = dataclasses.replace(s, boxes=tuple(Path(*path.parts[-2:]) for path in s.boxes))  # not whose disk it is
     context = Context(
         extractor=f"{reporter.info.kind} reporter {reporter.info.name}, {reporter.info.hash}",
         resize="squashed to the reporter's square", seed=s.seed,
         settings={key: portable(value) for key, value in as_dict(s).items() if key != "boxes"},
         model={"name": reporter.info.name, "hash": reporter.info.hash},
         inputs={"manifest": {"name": s.manifest.name, "sha256": file_sha256(s.manifest)}},
-        command=command_line("eval/reports.py", s),
+        command=command_line("eval/reports.py", public),
     )  # fmt: skip
     began = time.perf_counter()
     reports, deep, places = read_all(reporter, test["image"].tolist(), s.batch_size)
