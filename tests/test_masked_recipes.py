@@ -186,3 +186,19 @@ def test_raygens_numbers_run(config: str, tiny: Tiny, tmp_path: Path) -> None:
     assert said["defaults"]["sampler"] in ("confidence", "halton")
     flags = ["--config", str(file.with_name("tokenizer.yaml")), "--manifest", "a", "-o", "b"]
     assert cfg.parse_settings(Settings, flags, prog="x", about="").vq.codes == 1024
+
+
+def test_a_shipped_model_is_half_the_size_and_draws_the_same(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
+    from roentgen import load_model
+    from roentgen.generators.generate import generate
+
+    good("--pipeline", whole / "model", "--out", tmp_path / "shipped", "--steps", 5, "--guidance", 1.5, name="ship")
+    folders = (whole / "model", tmp_path / "shipped")
+    sizes = [(folder / "transformer" / "model.safetensors").stat().st_size for folder in folders]
+    assert sizes[1] < 0.7 * sizes[0]
+    model = load_model(str(tmp_path / "shipped"), device="cpu")
+    assert model.info.defaults == {"steps": 5, "guidance": 1.5}
+    (sample,) = generate(model, "left effusion")
+    assert sample.provenance["steps"] == "5"
+    flags = ("--pipeline", whole / "model", "--out", tmp_path / "x")
+    assert "--vae" in refused(*flags, "--vae", tiny.pipeline, name="ship")

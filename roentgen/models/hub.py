@@ -46,6 +46,15 @@ NAMED = {
     for model in (
         NamedModel("mini", (), MINI, 90, 256, "Apache-2.0", "ships with roentgen; trained on open images only"),
         NamedModel(
+            "mini-masked",
+            (),
+            MINI.with_name("mini-masked"),
+            24,
+            256,
+            "Apache-2.0",
+            "ships with roentgen; masked transformer on mini's latents",
+        ),
+        NamedModel(
             "roentgen-v2",
             ("stanfordmimi/RoentGen-v2",),
             None,
