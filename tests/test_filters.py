@@ -15,6 +15,7 @@ from roentgen.errors import UserError
 from roentgen.images import read_image, resize_center_crop
 from roentgen.metrics.memorisation import damage
 from roentgen.metrics.neighbours import thumbnails
+from roentgen.models.classifier import inside_part
 from roentgen.prompts import Labels, labels_from_row
 from roentgen.synthesis.filters import Filter, load_filter, load_repeats
 from roentgen.synthesis.filters.appearance import MEASURES, fit_appearance, texture
@@ -22,7 +23,6 @@ from roentgen.synthesis.filters.copies import Copies, copies_rule, nearest_view,
 from roentgen.synthesis.filters.demographics import Age, Choice, heads, ridge
 from roentgen.synthesis.filters.prompt import Prompt, prompt_rules
 from roentgen.synthesis.filters.real import Real, real_rule
-from roentgen.synthesis.filters.reference import outside_part
 from roentgen.synthesis.filters.repeats import BITS, LEAST_BITS, Repeats, differing_bits, most_bits, pair_counts
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample" / "manifest.csv"
@@ -277,12 +277,15 @@ def test_real_and_copies_thresholds_are_quantiles() -> None:
     assert copies_rule(values, 0.01)["least"] == pytest.approx(10.0)
 
 
-def test_patients_outside_the_classifiers_part_are_those_its_recipe_leaves_out() -> None:
+def test_a_part_of_the_patients_is_a_share_by_hash() -> None:
     names = [f"p{number}" for number in range(2000)]
-    outside = outside_part(names, "0.4-1")
-    assert 0.36 < outside.mean() < 0.44
-    assert not outside_part(names, "0-1").any()
-    assert (outside ^ outside_part(names, "0-0.4")).all()
+    inside = inside_part(names, "0.4-1", "--part")
+    assert 0.56 < inside.mean() < 0.64
+    assert inside_part(names, "0-1", "--part").all()
+    assert (inside ^ inside_part(names, "0-0.4", "--part")).all()
+    for wrong in ("half", "0.5-0.2", "0-2"):
+        with pytest.raises(UserError, match="--part"):
+            inside_part(names, wrong, "--part")
 
 
 def test_a_predictor_that_is_no_good_is_not_used() -> None:

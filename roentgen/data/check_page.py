@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import random
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from jinja2 import Environment
 from PIL import Image
 
 from roentgen.data.check import Report, severity_of
@@ -18,29 +19,6 @@ from roentgen.images import read_image
 THUMBNAIL = 128  # pixels, longer side
 GALLERY = 48  # images drawn at random
 MAX_ROWS = 2000  # of one kind, so that a page about a broken set can still be opened
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2126; --paper: #fff; --line: #dfe3e8;
-        --error: #b3261e; --warning: #8a5a00; --note: #47606f; --ok: #1b6e3c; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #dfe4ea; --paper: #14181c; --line: #333b43;
-          --error: #ff8a80; --warning: #f0b95a; --note: #9db4c3; --ok: #7fd09c; }
-}
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
-       color: var(--ink); background: var(--paper); }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; margin: .6rem 0; font-size: .88rem; }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th:first-child, td:first-child, td.text { text-align: left; }
-td.text { overflow-wrap: break-word; min-width: 9ch; max-width: 60ch; } td.text:first-child { min-width: 16ch; }
-.error { color: var(--error); } .warning { color: var(--warning); } .note { color: var(--note); }
-.ok { color: var(--ok); }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .9rem; }
-figure { margin: 0; font-size: .78rem; } figure img { display: block; background: #000; max-width: 100%; }
-figcaption { overflow-wrap: anywhere; margin-top: .25rem; }
-details { margin: .5rem 0; } summary { cursor: pointer; }
-.scroll { overflow-x: auto; }
-"""
 
 
 def write_page(report: Report, path: Path, *, thumbnails: int = 24) -> None:
@@ -58,89 +36,52 @@ def write_page(report: Report, path: Path, *, thumbnails: int = 24) -> None:
 
 
 def page(report: Report, *, thumbnails: int) -> str:
-    """The page as HTML text."""
-    title = f"Data check of {html.escape(report.manifest.name)}"
-    counts = [
-        f'<span class="{severity if number else "ok"}">{number:,} {severity}{"s" * (number != 1)}</span>'
-        for severity in ("error", "warning", "note")
-        for number in [report.count(severity)]
-    ]
-    patients = report.table["patient_id"].nunique()
-    parts = [
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{STYLE}</style></head><body><h1>{title}</h1>",
-        f"<p>{len(report.table):,} images of {patients:,} patients: {', '.join(counts)}.</p>",
-    ]
-    parts += [f'<p class="note">Note: {html.escape(note)}.</p>' for note in report.notes]
+    """The page as HTML text; what comes from the manifest is escaped."""
     order = ("error", "warning", "note")
-    for kind in sorted(report.problems, key=lambda kind: order.index(severity_of(kind))):
-        parts.append(_problem_section(report, kind, thumbnails))
-    for name, table in report.statistics.items():
-        parts.append(f"<h2>{html.escape(name)}</h2>{_table(table)}")
+    kinds = sorted(report.problems, key=lambda kind: order.index(severity_of(kind)))
     rows = [index for index, fact in enumerate(report.facts) if not fact.error]
     rows = sorted(random.Random(0).sample(rows, min(GALLERY, len(rows))))
-    parts.append(f"<h2>{len(rows)} images drawn at random</h2>")
-    parts.append(_grid([_figure(report, row, str(report.table.at[row, "text"])) for row in rows]))
-    return "\n".join([*parts, "</body></html>\n"])
-
-
-def _problem_section(report: Report, kind: str, thumbnails: int) -> str:
-    found = report.problems[kind]
-    severity = severity_of(kind)
-    shown = [
-        _figure(report, problem.row - 1, problem.message)
-        for problem in [p for p in found if not report.facts[p.row - 1].error][:thumbnails]
-    ]
-    records = [
-        {
-            "row": problem.row,
-            "patient": report.table.at[problem.row - 1, "patient_id"],
-            "split": report.table.at[problem.row - 1, "split"],
-            "what": problem.message,
-            "image": report.table.at[problem.row - 1, "image"],
-        }
-        for problem in found[:MAX_ROWS]
-    ]
-    listing = _table(pd.DataFrame(records))
-    if len(found) > MAX_ROWS:
-        listing += f"<p>The first {MAX_ROWS:,} of {len(found):,}.</p>"
-    opened = " open" if severity == "error" and len(found) <= 20 else ""
-    return (
-        f'<h2 class="{severity}">{severity.capitalize()}: {html.escape(kind)} ({len(found):,})</h2>'
-        f"{_grid(shown)}<details{opened}><summary>List</summary>{listing}</details>"
+    jinja = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = Path(__file__).with_name("check_page.html.jinja").read_text(encoding="utf-8")
+    return jinja.from_string(template).render(
+        title=f"Data check of {report.manifest.name}",
+        images=len(report.table),
+        patients=report.table["patient_id"].nunique(),
+        counts={severity: report.count(severity) for severity in order},
+        notes=report.notes,
+        problems=[_problem(report, kind, thumbnails) for kind in kinds],
+        statistics=report.statistics,
+        drawn=[_figure(report, row, str(report.table.at[row, "text"])) for row in rows],
     )
 
 
-def _grid(figures: list[str]) -> str:
-    return f'<div class="grid">{"".join(figures)}</div>' if figures else ""
+def _problem(report: Report, kind: str, thumbnails: int) -> dict[str, Any]:
+    found = report.problems[kind]
+    shown = [problem for problem in found if not report.facts[problem.row - 1].error][:thumbnails]
+    rows = report.table.iloc[[problem.row - 1 for problem in found[:MAX_ROWS]]]
+    return {
+        "kind": kind,
+        "severity": severity_of(kind),
+        "count": len(found),
+        "figures": [_figure(report, problem.row - 1, problem.message) for problem in shown],
+        "table": pd.DataFrame(
+            {
+                "row": [problem.row for problem in found[:MAX_ROWS]],
+                "patient": rows["patient_id"].tolist(),
+                "split": rows["split"].tolist(),
+                "what": [problem.message for problem in found[:MAX_ROWS]],
+                "image": rows["image"].tolist(),
+            }
+        ),
+    }
 
 
-def _figure(report: Report, row: int, caption: str) -> str:
-    """Thumbnail of a readable image with its row, labels' source and a caption."""
+def _figure(report: Report, row: int, caption: str) -> dict[str, Any]:
+    """Thumbnail of a readable image with its row, split, view and a caption."""
     pixels = Image.fromarray(read_image(report.table.at[row, "image"]))
     pixels.thumbnail((THUMBNAIL, THUMBNAIL))
     stored = io.BytesIO()
     pixels.save(stored, format="JPEG", quality=85)
-    data = base64.b64encode(stored.getvalue()).decode()
     cells = [f"row {row + 1}", *(str(report.table.at[row, column]) for column in ("split", "view"))]
-    head = ", ".join(cell for cell in cells if cell)
-    return (
-        f'<figure><img src="data:image/jpeg;base64,{data}" alt="row {row + 1}">'
-        f"<figcaption>{html.escape(head)}<br>{html.escape(caption)}</figcaption></figure>"
-    )
-
-
-def _table(table: pd.DataFrame) -> str:
-    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in table.columns)
-    body = "".join(
-        "<tr>" + "".join(_cell(value) for value in record) + "</tr>"
-        for record in table.itertuples(index=False, name=None)
-    )
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, str):
-        return f'<td class="text">{html.escape(value)}</td>'
-    return f"<td>{value:,}</td>" if isinstance(value, int) else f"<td>{value:g}</td>"
+    jpeg = base64.b64encode(stored.getvalue()).decode()
+    return {"row": row + 1, "jpeg": jpeg, "head": ", ".join(filter(None, cells)), "caption": caption}

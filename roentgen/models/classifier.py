@@ -9,6 +9,7 @@ second, linear head on both halves' features sees what needs both, such as the w
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from roentgen.errors import UserError
-from roentgen.files import write_atomic
+from roentgen.files import unit_interval, write_atomic
 
 SHIPPED = Path(__file__).parent / "classifier"
 # How far each half reaches over the midline, as a share of the width: hearts and spines are rarely centred.
@@ -116,6 +117,20 @@ class Classifier:
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Feature vectors (N, D) before the image head: mean and maximum of both halves."""
         return self._run(images, "features")
+
+
+def inside_part(patients: Sequence[str], part: str, flag: str) -> NDArray[np.bool_]:
+    """Which ``patients`` (N,) are in ``part``, START-END of the unit interval into which they are hashed.
+
+    UserError that begins with ``flag`` where ``part`` is something else.
+    """
+    try:
+        start, end = (float(value) for value in part.split("-"))
+    except ValueError:
+        raise UserError(f"{flag} {part}: write START-END, for example 0-0.4") from None
+    if not 0 <= start < end <= 1:
+        raise UserError(f"{flag} {part}: bounds must satisfy 0 <= START < END <= 1")
+    return np.array([start <= unit_interval(name) < end for name in patients], dtype=bool)
 
 
 def save_classifier(folder: Path, net: HalvesNet, info: dict[str, Any]) -> None:

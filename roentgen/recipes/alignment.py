@@ -13,11 +13,10 @@ figures also go into ``OUT/README.md`` if there is one.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,10 +26,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from roentgen.cache import kept
 from roentgen.config import Count, Range, Rate, Seed, Share, ShareBelowOne, Short, as_dict, parse_settings, require
 from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import finding_columns, read_manifest
-from roentgen.files import file_hash, require_writable
+from roentgen.files import file_hash, require_writable, sha256
 from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.report.tables import figure, replace_between_markers, table
 from roentgen.metrics.result import Context, write_result
@@ -75,18 +75,10 @@ class Settings:
     dim: Annotated[int, Range(1, 65_536), "size of the common space"] = 128
     dropout: Annotated[ShareBelowOne, "of features and hidden layer"] = 0.5
     pairs: Annotated[Count, Short("-n"), "length of training in pairs of image and text"] = 250_000
-    batch_size: Annotated[
-        int,
-        Range(2, 65_536),
-        "pairs a step; every other text of the batch is a negative",
-    ] = 256
+    batch_size: Annotated[int, Range(2, 65_536), "pairs a step; every other text of the batch is a negative"] = 256
     rate: Annotated[Rate, "peak learning rate of AdamW"] = 1e-3
     weight_decay: Annotated[float, Range(0, 100), "of AdamW"] = 0.1
-    noise: Annotated[
-        float,
-        Range(0, 100),
-        "standard deviation of the noise on standardised image features",
-    ] = 0.0
+    noise: Annotated[float, Range(0, 100), "standard deviation of the noise on standardised image features"] = 0.0
     eval_every: Annotated[Count, "pairs between validations"] = 15_000
     seed: Annotated[Seed, "of weights, order, texts and dropout"] = 0
     resamples: Annotated[int, Range(1, 1_000_000), "bootstrap resamples of the result"] = 1000
@@ -120,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = reader.count(texts).cut
     if cut:
         print(f"warning: {cut} of {len(texts)} texts are longer than the encoder reads: cut", file=sys.stderr)
-    key = hashlib.sha256("\n".join([hashes["text_encoder"], *texts]).encode()).hexdigest()[:20]
-    words = kept(cache / f"texts-{key}.npy", lambda: text_features(text_encoder, reader, texts))
+    key = sha256("\n".join([hashes["text_encoder"], *texts]))
+    words = kept(cache, "texts", key, lambda: {"rows": text_features(text_encoder, reader, texts)})["rows"]
     val_labels = [labels_from_row(row) for row in val.to_dict("records")]
     val_known = sayings(val_labels)
     known, said = sayings(labels), sayings([parse(text) for text in texts])
@@ -205,24 +197,12 @@ def bare(labels: Labels) -> Labels:
 def image_features(rows: pd.DataFrame, judge: Any, hashes: dict[str, str], cache: Path) -> np.ndarray:
     """Features (N, D) of the rows' images, kept under the hash of the pixels and of the classifier."""
     pixels = load_pixels(rows["image"].tolist(), size=judge.size, cache=cache).pixels
-    digest = hashlib.sha256(hashes["classifier"].encode())
-    digest.update(np.ascontiguousarray(pixels).data)
 
-    def make() -> np.ndarray:
+    def make() -> dict[str, np.ndarray]:
         starts = tqdm(range(0, len(pixels), 64), desc="image features", unit="batch", file=sys.stderr, leave=False)
-        return np.concatenate([judge.features(np.array(pixels[start : start + 64])) for start in starts])
+        return {"rows": np.concatenate([judge.features(np.array(pixels[start : start + 64])) for start in starts])}
 
-    return kept(cache / f"images-{digest.hexdigest()[:20]}.npy", make)
-
-
-def kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array of ``path``, made and stored there if it is missing."""
-    if not path.is_file():
-        temporary = path.with_name(f".{path.name}")
-        with temporary.open("wb") as file:
-            np.save(file, make())
-        temporary.replace(path)
-    return np.asarray(np.load(path))
+    return kept(cache, "image-features", sha256(hashes["classifier"], np.ascontiguousarray(pixels)), make)["rows"]
 
 
 def measure(

@@ -10,35 +10,22 @@ grids and TensorBoard logs. The same command again continues a run that was stop
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from diffusers import AutoencoderKL
 from tqdm import tqdm
 
-from roentgen.config import (
-    BatchSize,
-    Count,
-    CountFromZero,
-    HalfLife,
-    Pixels,
-    Range,
-    Rate,
-    Seed,
-    Share,
-    ShareBelowOne,
-    Short,
-    Weight,
-    as_dict,
-    parse_settings,
-    require,
-)
+from roentgen import config as cfg
+from roentgen.config import as_dict, parse_settings, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
@@ -63,75 +50,66 @@ class Settings:
     """Settings of the autoencoder recipe; every count is in images."""
 
     manifest: Annotated[Path, "manifest with `train` and `val` images (see `roentgen data prepare`)"]
-    out: Annotated[Path, Short("-o"), "run folder"]
-    size: Annotated[Pixels, "side of the square image in pixels"] = 256
+    out: Annotated[Path, cfg.Short("-o"), "run folder"]
+    size: Annotated[cfg.Pixels, "side of the square image in pixels"] = 256
     crop: Annotated[
-        Pixels,
-        "side of the random training crop; a convolutional autoencoder learns the same from crops, sooner",
+        cfg.Pixels, "side of the random training crop; a convolutional autoencoder learns the same from crops, sooner"
     ] = 128
     channels: Annotated[
-        tuple[Annotated[int, Range(1, 4096)], ...],
-        "width of each level; the factor is 2 ** (levels - 1)",
+        tuple[Annotated[int, cfg.Range(1, 4096)], ...], "width of each level; the factor is 2 ** (levels - 1)"
     ] = (16, 32, 64, 128, 256)
-    layers: Annotated[
-        int,
-        Range(1, 64),
-        "residual blocks a level in the encoder (the decoder has one more)",
-    ] = 1
-    groups: Annotated[int, Range(1, 4096), "groups of the group norms"] = 16
-    latent_channels: Annotated[int, Range(1, 1024), "channels of the latents"] = 16
+    layers: Annotated[int, cfg.Range(1, 64), "residual blocks a level in the encoder (the decoder has one more)"] = 1
+    groups: Annotated[int, cfg.Range(1, 4096), "groups of the group norms"] = 16
+    latent_channels: Annotated[int, cfg.Range(1, 1024), "channels of the latents"] = 16
     encoder: Annotated[
         Literal["learned", "pca", "start"],
         "`learned`, `pca` for blockwise principal components, which need no training, or `start` to keep that "
         "of `start`, which must be such a projection: only the decoder learns",
     ] = "learned"
     whitening: Annotated[
-        Share,
+        cfg.Share,
         "0 leaves the latents the pixels' spectrum, 1 gives every channel the same variance; with `start` the "
         "same of the variances that its latents have",
     ] = 0.5
     start: Annotated[
-        Path | None,
-        "autoencoder folder to start from instead of random weights (its shape must be the one set here)",
+        Path | None, "autoencoder folder to start from instead of random weights (its shape must be the one set here)"
     ] = None
-    images: Annotated[Count, Short("-n"), "length of the learning-rate schedule"] = 32_000
-    until: Annotated[Count | None, "images after which to stop, when that is before the schedule's end"] = None
-    batch_size: Annotated[BatchSize, "images a step, over all processes"] = 8
-    rate: Annotated[Rate, "peak learning rate of AdamW"] = 1e-3
-    warmup: Annotated[CountFromZero, "images of linear warm-up"] = 1_000
-    kl_weight: Annotated[Weight, "weight of the KL term per latent element"] = 1e-3
+    images: Annotated[cfg.Count, cfg.Short("-n"), "length of the learning-rate schedule"] = 32_000
+    until: Annotated[cfg.Count | None, "images after which to stop, when that is before the schedule's end"] = None
+    batch_size: Annotated[cfg.BatchSize, "images a step, over all processes"] = 8
+    rate: Annotated[cfg.Rate, "peak learning rate of AdamW"] = 1e-3
+    warmup: Annotated[cfg.CountFromZero, "images of linear warm-up"] = 1_000
+    kl_weight: Annotated[cfg.Weight, "weight of the KL term per latent element"] = 1e-3
     features_weight: Annotated[
-        Weight,
+        cfg.Weight,
         "weight of the difference in a frozen ImageNet network's features (roentgen.models.autoencoder.perceptual)",
     ] = 0.0
-    adversary_weight: Annotated[Weight, "weight of the adversary on those features"] = 0.0
+    adversary_weight: Annotated[cfg.Weight, "weight of the adversary on those features"] = 0.0
     consistency_weight: Annotated[
-        Weight,
+        cfg.Weight,
         "weight of the change that encoding the reconstruction again makes, in variances of the latents: "
         "detail that is added must not change what the latents say",
     ] = 0.0
     latent_noise: Annotated[
-        Weight,
+        cfg.Weight,
         "largest sd, over that of the latents, of noise added to the latents that the decoder sees: a "
         "generator's latents are never exact",
     ] = 0.0
     gain_jitter: Annotated[
-        Share,
-        "largest relative change of an image's contrast about its mean, drawn anew each time",
+        cfg.Share, "largest relative change of an image's contrast about its mean, drawn anew each time"
     ] = 0.0
-    beta1: Annotated[ShareBelowOne, "first moment of AdamW; with an adversary .5 is usual"] = 0.9
+    beta1: Annotated[cfg.ShareBelowOne, "first moment of AdamW; with an adversary .5 is usual"] = 0.9
     sharp_share: Annotated[
-        Share | None,
-        "share of the batch drawn from images stored at full `size` (None: as they come)",
+        cfg.Share | None, "share of the batch drawn from images stored at full `size` (None: as they come)"
     ] = None
-    degrade: Annotated[Share, "share of those whose input, not target, is reduced to half resolution"] = 0.5
-    ema_halflife: Annotated[HalfLife, "half-life of the weight average"] = 2_000
+    degrade: Annotated[cfg.Share, "share of those whose input, not target, is reduced to half resolution"] = 0.5
+    ema_halflife: Annotated[cfg.HalfLife, "half-life of the weight average"] = 2_000
     precision: Annotated[Literal["bf16", "no"], "bf16 or no"] = "bf16"
-    seed: Annotated[Seed, "seed of order, crops and noise"] = 0
+    seed: Annotated[cfg.Seed, "seed of order, crops and noise"] = 0
     trackers: Trackers = ("tensorboard",)
-    log_every: Annotated[Count, "images between log lines"] = 800
-    sample_every: Annotated[Count, "images between reconstruction grids and validation"] = 8_000
-    checkpoint_every: Annotated[Count, "images between checkpoints"] = 8_000
+    log_every: Annotated[cfg.Count, "images between log lines"] = 800
+    sample_every: Annotated[cfg.Count, "images between reconstruction grids and validation"] = 8_000
+    checkpoint_every: Annotated[cfg.Count, "images between checkpoints"] = 8_000
     cache: Annotated[Path | None, "folder for decoded images (default OUT/cache)"] = None
     dry_run: Annotated[bool, "print what would be done and stop"] = False
 
@@ -177,60 +155,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = load_pixels(train["image"].tolist(), size=s.size, cache=cache)
         held_out = load_pixels(val["image"].tolist(), size=s.size, cache=cache)
     low_resolution = torch.from_numpy(data.native * 2 <= s.size)
-    own = torch.from_numpy(train["weight"].to_numpy(float)) if "weight" in train else torch.ones(len(train)).double()
-    weights = own if "weight" in train else None
-    if s.sharp_share is not None and 0 < int(low_resolution.sum()) < len(train):
-        weights = own * torch.where(
-            low_resolution,
-            (1 - s.sharp_share) / (own * low_resolution).sum(),
-            s.sharp_share / (own * ~low_resolution).sum(),
-        )
+    weights = draw_weights(train, low_resolution, s.sharp_share)
 
     # Model, optimiser, average.
     torch.manual_seed(s.seed)
-    levels = len(s.channels)
-    vae = AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=tuple(s.channels),
-        layers_per_block=s.layers,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        latent_channels=s.latent_channels,
-        norm_num_groups=s.groups,
-        sample_size=s.size,
-        mid_block_add_attention=False,
-        scaling_factor=1.0,
-    )
-    if s.start is not None:
-        try:
-            vae.load_state_dict(with_channels(load_vae(s.start), 1).state_dict())
-        except RuntimeError:
-            raise UserError(
-                f"--start {s.start}: its shape is not that of --channels, --layers, --groups and --latent-channels"
-            ) from None
-    linear = None
-    if s.encoder == "pca":
-        linear = pca.fit(
-            data.pixels[:: max(1, len(train) // 1000)],
-            block=factor,
-            channels=s.latent_channels,
-            whitening=s.whitening,
-        )
-        pca.install(linear, vae)
-    elif s.encoder == "start":
-        linear = pca.recover(vae)
-        require(linear is not None, f"--start {s.start}: its encoder is no projection; use --encoder learned")
-        if s.whitening:
-            std = linear.latent_std(data.pixels[:: max(1, len(train) // 1000)])
-            scale = std**-s.whitening
-            R.whiten_latents(vae, torch.zeros_like(scale), (std * scale).square().mean().sqrt() / scale)
-            linear = pca.recover(vae)
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
+    vae = start_vae(s)
+    some = data.pixels[:: max(1, len(train) // 1000)]
+    linear = projection(s, vae, some)
+    variance = torch.ones(1, device=accelerator.device)  # of the latents, (1, C, 1, 1), where they are known
     if linear is not None:
-        variance = linear.latent_std(data.pixels[:: max(1, len(train) // 1000)]).square().view(1, -1, 1, 1)
-        variance = variance.to(accelerator.device)
+        variance = linear.latent_std(some).square().view(1, -1, 1, 1).to(accelerator.device)
         # Latents are final from here on: a diffusion model may train on them while the decoder still learns.
         if accelerator.is_main_process:
             vae.save_pretrained(s.out / "vae-initial")
@@ -286,19 +220,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A frozen encoder is its projection: cheaper than running it, and the same to bf16 precision.
         code = linear.encode(source) if linear is not None else None
         seen = code
-        if s.latent_noise:
-            level = s.latent_noise * torch.rand(s.batch_size, 1, 1, 1, generator=generator)[mine].to(variance.device)
+        if s.latent_noise and code is not None:
+            strength = s.latent_noise * torch.rand(s.batch_size, 1, 1, 1, generator=generator)[mine].to(variance.device)
             extra = torch.randn(noise.shape, generator=generator)[mine].to(variance.device)
-            seen = code + level * variance.sqrt() * extra
+            seen = code + strength * variance.sqrt() * extra
         with accelerator.autocast():
             output, mean, logvar = model(
                 source.contiguous(memory_format=torch.channels_last), noise[mine].to(accelerator.device), seen
             )
         error = R.reconstruction_loss(output.float(), target, low)
-        loss, parts = error.mean(), {}
+        loss = error.mean()
+        parts: dict[str, torch.Tensor] = {}
         if s.encoder == "learned":
             loss = loss + s.kl_weight * R.gaussian_kl(mean.float(), logvar.float()).mean()
-        if s.consistency_weight:
+        if s.consistency_weight and linear is not None and code is not None:
             change = (linear.encode(output.float()) - code).square() / variance
             loss = loss + s.consistency_weight * change.mean()
             parts["consistency"] = change.detach().mean()
@@ -318,45 +253,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         bar.update(s.batch_size)
 
         done = images >= end
-        if accelerator.is_main_process and (done or images % s.log_every < s.batch_size):
+        if log is not None and (done or images % s.log_every < s.batch_size):
             level = torch.stack(running).mean().item()
             require(
-                np.isfinite(level),
-                f"loss is not finite at image {images}; the last checkpoint in {s.out} is good",
+                math.isfinite(level), f"loss is not finite at image {images}; the last checkpoint in {s.out} is good"
             )
             speed = (images - images_then) / (time.perf_counter() - started)
             bar.set_postfix_str(f"error {level:.4f}, {speed:.1f} img/s")
-            said = "".join(f", {name} {float(value):.4f}" for name, value in parts.items())
-            print(f"{images} images, error {level:.4f}{said}, rate {rate:.2e}, {speed:.1f} images/s", flush=True)
+            others = "".join(f", {name} {float(value):.4f}" for name, value in parts.items())
+            print(f"{images} images, error {level:.4f}{others}, rate {rate:.2e}, {speed:.1f} images/s", flush=True)
             log.add_scalar("train/error", level, images)
             log.add_scalar("train/images_per_second", speed, images)
             running.clear()
-        if accelerator.is_main_process and (done or images % s.sample_every < s.batch_size):
+        if log is not None and (done or images % s.sample_every < s.batch_size):
             ema.swap()
             before, after = reconstruct(vae, held_out.pixels[:16], accelerator.device, s.precision)
             ema.swap()
-            error_val = float(np.abs(before.astype(float) - after).mean())
-            print(f"{images} images, validation error {error_val:.2f} grey levels", flush=True)
-            log.add_scalar("val/grey_levels", error_val, images)
+            missed = float(np.abs(before.astype(float) - after).mean())
+            print(f"{images} images, validation error {missed:.2f} grey levels", flush=True)
+            log.add_scalar("val/grey_levels", missed, images)
             grid = make_grid([*before[:8], *after[:8]], [""] * 16, 8)
-            save_image(
-                grid,
-                s.out / "samples" / f"{images:08d}.png",
-                format="png",
-                provenance={"synthetic": "true", "note": "real above, reconstruction below"},
-                overwrite=True,
-            )
-        if accelerator.is_main_process and (done or images % s.checkpoint_every < s.batch_size):
-            checkpoints.save(
-                images,
-                {
-                    "model": vae.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "ema": ema.state_dict(),
-                    "critic": critic.state_dict() if critic is not None else {},
-                    "settings": settings,
-                },
-            )
+            marks = {"synthetic": "true", "note": "real above, reconstruction below"}
+            name = s.out / "samples" / f"{images:08d}.png"
+            save_image(grid, name, format="png", provenance=marks, overwrite=True)
+        if log is not None and (done or images % s.checkpoint_every < s.batch_size):
+            state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
+            judges = critic.state_dict() if critic is not None else {}
+            checkpoints.save(images, {**state, "critic": judges, "settings": settings})
     bar.close()
 
     # The finished autoencoder: averaged weights, latents whitened over training images.
@@ -364,7 +287,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         ema.swap()
         if s.encoder == "learned":
             shown = np.linspace(0, len(train) - 1, num=min(512, len(train))).astype(int)
-            mean, std = latent_moments(vae, data.pixels[shown], accelerator.device, s.precision)
+
+            def encode(x: torch.Tensor) -> torch.Tensor:
+                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=s.precision == "bf16"):
+                    mean: torch.Tensor = vae.encode(x.to(accelerator.device)).latent_dist.mean
+                return mean
+
+            mean, std = pca.latent_moments(encode, data.pixels[shown], batch_size=8)
             R.whiten_latents(vae, mean, std)
         vae.save_pretrained(s.out / "vae")
         seconds = time.perf_counter() - started
@@ -376,10 +305,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def draw_weights(train: pd.DataFrame, low_resolution: torch.Tensor, sharp: float | None) -> torch.Tensor | None:
+    """How often each image is drawn (N,), up to a factor; None is all alike. ``sharp``: the setting ``sharp_share``."""
+    own = torch.from_numpy(train["weight"].to_numpy(float)) if "weight" in train else torch.ones(len(train)).double()
+    if sharp is None or not 0 < int(low_resolution.sum()) < len(train):
+        return own if "weight" in train else None
+    return own * torch.where(
+        low_resolution, (1 - sharp) / (own * low_resolution).sum(), sharp / (own * ~low_resolution).sum()
+    )
+
+
+def start_vae(s: Settings) -> Any:
+    """The ``AutoencoderKL`` that training starts from, of random weights or those of ``start``."""
+    levels = len(s.channels)
+    vae: Any = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=tuple(s.channels),
+        layers_per_block=s.layers,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=s.latent_channels,
+        norm_num_groups=s.groups,
+        sample_size=s.size,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+    if s.start is not None:
+        try:
+            vae.load_state_dict(with_channels(load_vae(s.start), 1).state_dict())
+        except RuntimeError:
+            raise UserError(
+                f"--start {s.start}: its shape is not that of --channels, --layers, --groups and --latent-channels"
+            ) from None
+    return vae
+
+
+def projection(s: Settings, vae: Any, pixels: np.ndarray) -> pca.BlockPCA | None:
+    """The linear map that the encoder of ``vae`` is set to or has, frozen; None for an encoder that learns.
+
+    ``pixels`` (N, H, W) uint8 are images to fit it on.
+    """
+    if s.encoder == "learned":
+        return None
+    if s.encoder == "pca":
+        block = 2 ** (len(s.channels) - 1)
+        fitted = pca.fit(pixels, block=block, channels=s.latent_channels, whitening=s.whitening)
+        pca.install(fitted, vae)
+        return fitted
+    linear = pca.recover(vae)
+    if linear is None:
+        raise UserError(f"--start {s.start}: its encoder is no projection; use --encoder learned")
+    if s.whitening:
+        std = linear.latent_std(pixels)
+        scale = std**-s.whitening
+        R.whiten_latents(vae, torch.zeros_like(scale), (std * scale).square().mean().sqrt() / scale)
+        linear = pca.recover(vae)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    return linear
+
+
 @torch.no_grad()
-def reconstruct(
-    vae: AutoencoderKL, pixels: np.ndarray, device: torch.device, precision: str
-) -> tuple[np.ndarray, np.ndarray]:
+def reconstruct(vae: Any, pixels: np.ndarray, device: torch.device, precision: str) -> tuple[np.ndarray, np.ndarray]:
     """uint8 (N, H, W) and its reconstruction from the posterior mean, uint8."""
     parts = []
     for start in range(0, len(pixels), 4):
@@ -387,19 +375,3 @@ def reconstruct(
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             parts.append(from_autoencoder(vae.decode(vae.encode(x).latent_dist.mode()).sample.float()))
     return np.asarray(pixels), np.concatenate(parts)
-
-
-@torch.no_grad()
-def latent_moments(
-    vae: AutoencoderKL, pixels: np.ndarray, device: torch.device, precision: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and sd (C,) of the posterior means over images uint8 (N, H, W), accumulated in float64."""
-    total, square, count = 0.0, 0.0, 0
-    for start in range(0, len(pixels), 8):
-        x = to_autoencoder(np.asarray(pixels[start : start + 8])).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            z = vae.encode(x).latent_dist.mean.double().cpu()
-        total, square = total + z.sum((0, 2, 3)), square + z.square().sum((0, 2, 3))
-        count += z.numel() // z.shape[1]
-    mean = total / count
-    return mean.float(), (square / count - mean.square()).sqrt().float()

@@ -10,7 +10,6 @@ the validation with the best macro AUROC).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -41,11 +40,10 @@ from roentgen.config import (
 )
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import SIDE_SUFFIX, finding_columns, read_manifest
-from roentgen.errors import UserError
 from roentgen.files import require_writable
 from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import auroc
-from roentgen.models.classifier import HalvesNet, noisy_or_loss, save_classifier
+from roentgen.models.classifier import HalvesNet, inside_part, noisy_or_loss, save_classifier
 from roentgen.recipes import CONFIGS
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import cosine_rate
@@ -60,12 +58,10 @@ class Settings:
     manifest: Annotated[Path, "manifest with `train` and `val` images"]
     out: Annotated[Path, Short("-o"), "folder for the classifier"]
     part: Annotated[
-        str,
-        "share of training patients to use, as START-END of the unit interval (patients are hashed into it)",
+        str, "share of training patients to use, as START-END of the unit interval (patients are hashed into it)"
     ] = "0-1"
     findings: Annotated[
-        tuple[str, ...] | None,
-        "findings to learn (default: all with at least `min_positive` positive training images)",
+        tuple[str, ...] | None, "findings to learn (default: all with at least `min_positive` positive training images)"
     ] = None
     min_positive: Annotated[Count, "see findings"] = 30
     size: Annotated[Pixels, "side of the image in pixels"] = 128
@@ -87,7 +83,7 @@ class Settings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="roentgen train classifier", about=__doc__, configs=CONFIGS)
-    start, end = part_bounds(s.part)
+    inside_part([], s.part, "--part")  # a wrong one is said before anything is read
     accelerator = make_accelerator(precision=s.precision, trackers=s.trackers)
     require(s.batch_size % accelerator.num_processes == 0, "--batch-size must be a multiple of the processes")
     local = s.batch_size // accelerator.num_processes
@@ -95,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Data: unknown labels (blank) carry no loss; patients outside the part are not seen at all.
     table = read_manifest(s.manifest, splits=["train", "val"], allow_empty_text=True)
-    inside = table["patient_id"].map(lambda p: start <= patient_position(p) < end)
+    inside = inside_part(table["patient_id"].tolist(), s.part, "--part")
     train, val = table[(table["split"] == "train") & inside], table[table["split"] == "val"]
     require(len(train) > 0 and len(val) > 0, f"--manifest {s.manifest}: no train or val images in part {s.part}")
     findings = list(s.findings or [f for f in finding_columns(table) if (train[f] == 1).sum() >= s.min_positive])
@@ -214,20 +210,6 @@ def side_signs(table: pd.DataFrame, findings: Sequence[str]) -> torch.Tensor:
             column = table[name + SIDE_SUFFIX]
             signs[:, i] = torch.from_numpy((column == "left").to_numpy(float) - (column == "right").to_numpy(float))
     return signs
-
-
-def part_bounds(part: str) -> tuple[float, float]:
-    try:
-        start, end = (float(v) for v in part.split("-"))
-    except ValueError:
-        raise UserError(f"--part {part}: write START-END, for example 0-0.4") from None
-    require(0 <= start < end <= 1, f"--part {part}: bounds must satisfy 0 <= START < END <= 1")
-    return start, end
-
-
-def patient_position(patient: str) -> float:
-    """A fixed place of the patient in [0, 1), so that parts never share a patient."""
-    return int.from_bytes(hashlib.sha256(patient.encode()).digest()[:6], "big") / 2**48
 
 
 def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -11,7 +11,6 @@ was trained on: its `train` images are those of which near-copies are rejected. 
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 from collections.abc import Sequence
@@ -23,19 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from roentgen.cache import kept
 from roentgen.config import Count, InnerShare, Seed, Short, parse_settings, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
-from roentgen.files import require_writable
+from roentgen.files import file_sha256, require_writable, sha256
 from roentgen.metrics.diversity.repeats import difference_hash
 from roentgen.metrics.extractors import Extractor, classifier_extractor
 from roentgen.metrics.neighbours import thumbnails
-from roentgen.models.classifier import load_classifier
+from roentgen.models.classifier import inside_part, load_classifier
 from roentgen.prompts import labels_from_row
 from roentgen.recipes import CONFIGS
 from roentgen.synthesis.filters import copies, demographics, load_filter, prompt, real
 from roentgen.synthesis.filters.appearance import fit_appearance
-from roentgen.synthesis.filters.reference import outside_part, save_reference
+from roentgen.synthesis.filters.reference import save_reference
 from roentgen.synthesis.filters.repeats import pair_counts
 
 BLOCK = 64
@@ -48,26 +48,21 @@ class Settings:
     manifest: Annotated[Path, "manifest with `train` and `val` images"]
     out: Annotated[Path, Short("-o"), "folder for the reference"]
     classifier: Annotated[
-        Path | None,
-        "folder made by roentgen train classifier, copied into the reference (default: the one that ships)",
+        Path | None, "folder made by roentgen train classifier, copied into the reference (default: the one that ships)"
     ] = None
     sensitivity: Annotated[
-        InnerShare,
-        "share of real images with a finding, a view or a sex that pass the threshold of it",
+        InnerShare, "share of real images with a finding, a view or a sex that pass the threshold of it"
     ] = 0.85
     specificity: Annotated[
-        InnerShare,
-        "share of real normal images in which no finding is above its highest probability",
+        InnerShare, "share of real normal images in which no finding is above its highest probability"
     ] = 0.95
-    least_auroc: Annotated[
-        InnerShare,
-        "a finding that the classifier tells less well on real images is not judged",
-    ] = 0.65
+    least_auroc: Annotated[InnerShare, "a finding that the classifier tells less well on real images is not judged"] = (
+        0.65
+    )
     least_cases: Annotated[Count, "nor one with fewer positives or negatives"] = 20
     real: Annotated[InnerShare, "share of real images that pass as chest radiographs"] = 0.995
     copies: Annotated[
-        InnerShare,
-        "share of real images of other patients that count as near-copies of a training image",
+        InnerShare, "share of real images of other patients that count as near-copies of a training image"
     ] = 0.01
     fit_images: Annotated[Count, "training images at most from which it is learned what real images look like"] = 2500
     seed: Annotated[Seed, "which ones"] = 0
@@ -84,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     table = read_manifest(s.manifest, splits=["train", "val"], allow_empty_text=True)
     is_train = (table["split"] == "train").to_numpy()
-    unseen = outside_part(table["patient_id"].tolist(), str(judge.info.get("part", "0-1")))
+    unseen = ~inside_part(table["patient_id"].tolist(), str(judge.info.get("part", "0-1")), "--classifier: its part")
     held = np.flatnonzero(~is_train | unseen)
     inside = np.flatnonzero(is_train & ~unseen)
     fit = np.sort(np.random.default_rng(s.seed).permutation(inside)[: s.fit_images])
@@ -131,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("comparing the hashes of all pairs", flush=True)
     hashes = np.packbits(difference_hash(list(pixels)), axis=1)
     info = {
-        "manifest": {"name": s.manifest.name, "sha256": hashlib.sha256(s.manifest.read_bytes()).hexdigest()},
+        "manifest": {"name": s.manifest.name, "sha256": file_sha256(s.manifest)},
         "classifier": {"hash": extractor.hash, "size": size},
         "images": {"train": int(is_train.sum()), "val": int((~is_train).sum()), "fit": len(fit), "held_out": len(held)},
         "thresholds": thresholds,
@@ -162,15 +157,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def outputs(extractor: Extractor, images: NDArray[np.uint8], cache: Path) -> dict[str, NDArray[np.float32]]:
     """The classifier's outputs of uint8 images (N, H, W), kept in ``cache`` by content."""
-    digest = hashlib.sha256(f"{extractor.key} {images.shape}".encode())
-    digest.update(np.ascontiguousarray(images).tobytes())
-    file = cache / f"outputs-{digest.hexdigest()[:20]}.npz"
-    if not file.is_file():
+
+    def make() -> dict[str, NDArray[np.float32]]:
         starts = tqdm(range(0, len(images), BLOCK), desc="classifier", file=sys.stderr, leave=False)
         parts = [extractor(list(images[start : start + BLOCK])) for start in starts]
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in extractor.outputs}
-        temporary = file.with_name(f".{file.name}")
-        np.savez(temporary, allow_pickle=False, **whole)
-        temporary.replace(file)
-    with np.load(file) as kept:
-        return {name: kept[name] for name in extractor.outputs}
+        return {name: np.concatenate([part[name] for part in parts]) for name in extractor.outputs}
+
+    key = sha256(f"{extractor.key} {images.shape}", np.ascontiguousarray(images))
+    return kept(cache, "outputs", key, make)

@@ -38,11 +38,7 @@ class Settings:
 
     manifest: Annotated[Path, "manifest whose `train` labels give the texts"]
     out: Annotated[Path, Short("-o"), "folder for tokenizer/ and text_encoder/"]
-    width: Annotated[
-        int,
-        Range(1, 65_536),
-        "hidden size; must equal the U-Net's cross-attention width",
-    ] = 256
+    width: Annotated[int, Range(1, 65_536), "hidden size; must equal the U-Net's cross-attention width"] = 256
     layers: Annotated[int, Range(1, 64), "transformer layers"] = 4
     heads: Annotated[int, Range(1, 1024), "attention heads"] = 4
     window: Annotated[int, Range(3, 4096), "tokens of a text, with start and end"] = 64
@@ -52,8 +48,7 @@ class Settings:
     batch_size: Annotated[BatchSize, "texts a step"] = 64
     rate: Annotated[Rate, "peak learning rate of AdamW"] = 1e-3
     random_sides: Annotated[
-        Share,
-        "share of the texts whose labels get a random side, since few manifests hold sides",
+        Share, "share of the texts whose labels get a random side, since few manifests hold sides"
     ] = 0.5
     seed: Annotated[Seed, "seed"] = 0
     dry_run: Annotated[bool, "print what would be done and stop"] = False

@@ -9,6 +9,7 @@ the residual branches (their last convolution is zero), and a linear readout thr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from roentgen.images import to_autoencoder
 
 # Constants written beside each code before the GroupNorm, in units of the code's sd: large enough that the norm's scale
 # hardly depends on the image (relative error sd^2 / (2 K^2)), small enough for bf16 to keep the code.
@@ -47,14 +50,24 @@ class BlockPCA:
 
     def latent_std(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Standard deviation (C,) float32 of the latents of uint8 images (N, H, W), moments in float64."""
-        total, square, count = torch.zeros(len(self.scale)).double(), torch.zeros(len(self.scale)).double(), 0
-        for start in range(0, len(pixels), 64):
-            x = torch.from_numpy(np.asarray(pixels[start : start + 64])).unsqueeze(1).float() / 127.5 - 1
-            z = self.encode(x).double()
-            total, square = total + z.sum((0, 2, 3)), square + z.square().sum((0, 2, 3))
-            count += z.numel() // z.shape[1]
-        mean = total / count
-        return (square / count - mean.square()).sqrt().float()
+        return latent_moments(self.encode, pixels, batch_size=64)[1]
+
+
+@torch.no_grad()
+def latent_moments(
+    encode: Callable[[Tensor], Tensor], pixels: NDArray[np.uint8], *, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Mean and sd (C,) float32 of the latents (n, C, h, w) of uint8 images (N, H, W), accumulated in float64.
+
+    ``encode`` takes (n, 1, H, W) in [-1, 1].
+    """
+    total, square, count = torch.zeros(1).double(), torch.zeros(1).double(), 0
+    for start in range(0, len(pixels), batch_size):
+        z = encode(to_autoencoder(np.asarray(pixels[start : start + batch_size]))).double().cpu()
+        total, square = total + z.sum((0, 2, 3)), square + z.square().sum((0, 2, 3))
+        count += z.numel() // z.shape[1]
+    mean = total / count
+    return mean.float(), (square / count - mean.square()).sqrt().float()
 
 
 def fit(pixels: NDArray[np.uint8], *, block: int, channels: int, whitening: float) -> BlockPCA:

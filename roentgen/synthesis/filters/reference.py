@@ -10,7 +10,7 @@ weights of ``Appearance.coordinates`` and, last, the intercept.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
-from roentgen.files import file_hash, sha256, unit_interval, user_path, write_atomic
+from roentgen.files import file_hash, sha256, user_path, write_atomic
 from roentgen.models.classifier import SHIPPED as SHIPPED_CLASSIFIER
 from roentgen.synthesis.filters.appearance import Appearance
 
@@ -112,13 +112,3 @@ def load_reference(folder: Path | None = None) -> Reference:
     if file_hash(found.classifier) != classifier:
         raise UserError(f"--reference {where}: made with another classifier than {found.classifier.name}; {MADE_BY}")
     return found
-
-
-def outside_part(patients: Sequence[str], part: str) -> NDArray[np.bool_]:
-    """Which ``patients`` (N,) ``roentgen train classifier --part START-END`` leaves out: it hashes each into [0, 1)."""
-    try:
-        start, end = (float(value) for value in part.split("-"))
-    except ValueError:
-        raise UserError(f"--classifier: its part {part!r} is not START-END; train it again") from None
-    places = [unit_interval(name) for name in patients]
-    return np.array([not start <= place < end for place in places], dtype=bool)

@@ -1,6 +1,6 @@
 """Choose ``data/sample``, the images that the repository holds, out of openchest.
 
-    python -m roentgen.data.sample --root OPENCHEST --out data/sample
+    python train/data_sample.py --root OPENCHEST --out data/sample
 
 Seven of ten images are from ``train``, one from ``val``, two from ``test``, in openchest's own splits. Within
 a split, images are taken one by one for the finding that has fewest so far (No Finding counts a third),
@@ -10,14 +10,16 @@ images with a known side and of the rarer view first, one a patient as long as t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 
+from roentgen.config import Short, parse_settings
 from roentgen.data import assemble
 from roentgen.data.check import ImageFacts, image_problems, look
 from roentgen.data.manifest import finding_columns, side_columns
@@ -72,7 +74,7 @@ Look at it with `roentgen data check data/sample/manifest.csv --out out/`.
 
 Made from openchest by
 
-    python -m roentgen.data.sample --root OPENCHEST --out data/sample
+    python train/data_sample.py --root OPENCHEST --out data/sample
 
 which takes images for the rarest finding first, so findings are far more frequent here than in the source:
 
@@ -119,20 +121,24 @@ def choose(table: pd.DataFrame, *, images: int) -> list[int]:
     return chosen
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Choose, copy and describe the sample; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m roentgen.data.sample", description=__doc__)
-    parser.add_argument("--root", required=True, help="openchest, with nih128/ and cxr320/")
-    parser.add_argument("--out", required=True, help="folder to write; it must not hold a manifest")
-    parser.add_argument("--sides", help="CSV of weak side labels, as in `roentgen data prepare`")
-    flags = parser.parse_args(arguments)
-    out = Path(flags.out)
-    if (out / "manifest.csv").exists():
-        raise UserError(f"--out {out} holds a manifest already; remove that folder first")
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the sample."""
 
-    table, _ = read_openchest(flags.root)
-    if flags.sides:
-        table, _ = assemble.merge_sides(table, Path(flags.sides))
+    root: Annotated[Path, "openchest, with nih128/ and cxr320/"]
+    out: Annotated[Path, Short("-o"), "folder to write; it must not hold a manifest"]
+    sides: Annotated[Path | None, "CSV of weak side labels, as in `roentgen data prepare`"] = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Choose, copy and describe the sample; returns the exit code."""
+    s = parse_settings(Settings, argv, prog="train/data_sample.py", about=__doc__)
+    if (s.out / "manifest.csv").exists():
+        raise UserError(f"--out {s.out} holds a manifest already; remove that folder first")
+
+    table, _ = read_openchest(s.root)
+    if s.sides:
+        table, _ = assemble.merge_sides(table, s.sides)
     facts: list[ImageFacts] = assemble.map_images(look, table["image"], desc="reading images")
     table = table[[not image_problems(fact) for fact in facts]]
     from_folder = table["image"].map(lambda image: Path(image).parents[1].name)
@@ -151,11 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sample["text"]
     sample = assemble.compose_texts(sample, max_words=MAX_WORDS)
     reports = int((sample["text"] == given).sum())
-    sample = assemble.copy_images(sample, out, size=None)
+    sample = assemble.copy_images(sample, s.out, size=None)
     sided = int((sample[side_columns(sample)] != "").any(axis=1).sum())
     counts = sample.groupby(["source", "licence"]).size()
     lines = [f"| {source} | {licence} | {count} |" for (source, licence), count in counts.items()]
-    (out / "LICENCES.md").write_text(
+    (s.out / "LICENCES.md").write_text(
         LICENCES.format(rows="\n".join(lines), sided=sided, reports=reports), encoding="utf-8"
     )
     splits = ", ".join(f"{(sample['split'] == split).sum()} {split}" for split in SHARES)
@@ -164,15 +170,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for by_split in [[sample[sample["split"] == split] for split in SHARES]]
         for name in finding_columns(sample)
     ]
-    (out / "README.md").write_text(
+    (s.out / "README.md").write_text(
         README.format(images=len(sample), size=size / 1e6, splits=splits, findings="\n".join(findings)),
         encoding="utf-8",
     )
-    assemble.validate_and_write(sample, out / "manifest.csv")  # last, so that it says the rest is there
-    print(out / "manifest.csv")
+    assemble.validate_and_write(sample, s.out / "manifest.csv")  # last, so that it says the rest is there
+    print(s.out / "manifest.csv")
     print(f"{len(sample)} images, {size / 1e6:.2f} MB", file=sys.stderr)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, prog="python -m roentgen.data.sample"))
+    sys.exit(run(main, prog="train/data_sample.py"))
