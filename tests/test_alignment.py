@@ -18,6 +18,7 @@ from roentgen import errors
 from roentgen.errors import UserError
 from roentgen.metrics.text.alignment import alignment, own_and_other
 from roentgen.models import dual_encoder as models
+from roentgen.models import published_encoders
 from roentgen.prompts import Labels
 
 ROOT = Path(__file__).parents[1]
@@ -176,11 +177,11 @@ def test_any_clip(tmp_path: Path, grey: np.ndarray) -> None:
 
 def test_what_is_not_here_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(published_encoders.importlib.util, "find_spec", lambda name: None)
     for name, package in (("biovil-t", "hi-ml-multimodal"), ("biomedclip", "open-clip-torch")):
         with pytest.raises(UserError, match=f"pip install {package}"):
             models.load_dual_encoder(name)
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: 1)
+    monkeypatch.setattr(published_encoders.importlib.util, "find_spec", lambda name: 1)
     with pytest.raises(UserError, match=r"biovil_t_image_model_proj_size_128.pt.*hf download microsoft/BiomedVLP-Bio"):
         models.load_dual_encoder("biovil-t")
     with pytest.raises(UserError, match=r"open_clip_pytorch_model\.bin is not in"):
@@ -193,9 +194,9 @@ def test_what_is_not_here_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_named_encoders_call_their_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grey: np.ndarray) -> None:
     """Stand-ins for the packages, with the names that they have: what goes in and what comes out."""
-    (tmp_path / models.BIOVIL_T_WEIGHTS).write_bytes(b"x")
+    (tmp_path / published_encoders.BIOVIL_T_WEIGHTS).write_bytes(b"x")
     (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"x")
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: 1)
+    monkeypatch.setattr(published_encoders.importlib.util, "find_spec", lambda name: 1)
 
     class Net(torch.nn.Module):
         def __init__(self, **options: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,10 +65,12 @@ def test_helps_have_examples_defaults_and_short_lines(name: str, run_cli, capsys
     out = capsys.readouterr().out
     assert stopped.value.code == 0
     before, _, examples = out.partition("examples:")
-    assert examples.count(f" roentgen {name}") >= 2 and (
-        "default: " in before or name in ("models", "info", "completion")
+    assert examples.count(f" roentgen {name}") >= 2
+    assert set(re.findall(r" (--[\w.-]+)", examples)) <= set(
+        re.findall(r"^  (?:-\w, )?(--[\w.-]+)", before, flags=re.M)
     )
-    assert " -o, --out PATH" in out or name in ("models", "info", "completion")
+    if name not in ("models", "info", "completion"):
+        assert "default: " in before and (" -o, --out PATH" in before or name == "serve")
     assert "_" not in "".join(line.split()[0] for line in out.splitlines() if line.startswith("  --"))
 
 

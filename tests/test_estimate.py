@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from roentgen.errors import UserError
 from roentgen.training import estimate as est
+from roentgen.training import meta
 
 MB = 1 << 20
 
@@ -78,12 +79,12 @@ def test_saved_bytes_by_hand_and_on_both_devices() -> None:
     found = {}
     for device in ("cpu", "meta"):
         net, x = Wide().to(device), torch.zeros(16, 8, device=device)
-        found[device] = est.saved_for_backward(lambda net=net, x=x: net(x))
+        found[device] = meta.saved_for_backward(lambda net=net, x=x: net(x))
     assert found == {"cpu": by_hand, "meta": by_hand}
 
 
 def test_peak_by_hand() -> None:
-    with est.PeakMemory() as tracker:
+    with meta.PeakMemory() as tracker:
         a = torch.zeros(MB)  # 4 MB
         b = a + 1  # 8
         a.add_(b)  # in place: nothing new
@@ -115,8 +116,8 @@ def test_meta_walk_equals_real_tensors(parts: dict[str, Any], checkpointing: boo
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         with sdpa_kernel(SDPBackend.MATH):
-            saved[device] = est.saved_for_backward(lambda net=net, given=given: net(*given).sample)
-            with est.PeakMemory() as tracker:
+            saved[device] = meta.saved_for_backward(lambda net=net, given=given: net(*given).sample)
+            with meta.PeakMemory() as tracker:
                 net(*given).sample.square().mean().backward()
         peaks[device] = tracker.peak
     assert saved["meta"] == saved["cpu"] > 0
@@ -259,13 +260,13 @@ def test_autocast_as_cuda_does_it() -> None:
     """Linear layers in bfloat16 with one cast a weight, norms in float32."""
     linear, norm = nn.Linear(8, 8, device="meta"), nn.LayerNorm(8, device="meta")
     x = torch.zeros(2, 8, device="meta")
-    with est.Autocast(torch.bfloat16) as mode:
+    with meta.Autocast(torch.bfloat16) as mode:
         low = linear(x)
         assert low.dtype == torch.bfloat16 and len(mode._casts) == 2
         assert norm(low).dtype == torch.float32
         assert linear(low).dtype == torch.bfloat16 and len(mode._casts) == 2
     assert not mode._casts and linear(x).dtype == torch.float32
-    with est.Autocast(torch.float32):
+    with meta.Autocast(torch.float32):
         assert linear(x).dtype == torch.float32
 
 

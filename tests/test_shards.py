@@ -19,7 +19,8 @@ from test_sources import write_manifest
 
 from roentgen.data import shards
 from roentgen.data.images import epoch_order, open_source
-from roentgen.data.shards import ShardSource, write_shards
+from roentgen.data.shard_source import ShardSource
+from roentgen.data.shards import write_shards
 from roentgen.errors import UserError
 from roentgen.images import read_image, save_image
 

@@ -41,8 +41,8 @@ def edit(
 ) -> int:
     """Change what an X-ray shows by a text, and nothing else; prints one path a line.
 
-        roentgen edit chest.png "left pleural effusion" --lung left --strip -o out
-        roentgen edit chest.png --remove "cardiomegaly" --box 0.3 0.4 0.8 0.9 -o out/smaller.png
+        roentgen edit chest.png "left pleural effusion" --lung left --strip --out out
+        roentgen edit chest.png --remove "cardiomegaly" --box 0.3 0.4 0.8 0.9 --out out/smaller.png
 
     What is edited:
         words: The image (PNG, JPEG or DICOM), then what it should show, such as "left pleural effusion".

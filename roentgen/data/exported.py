@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen.data.manifest import as_cells, row_problems, typed
-from roentgen.data.shards import ShardSource, _OpenFiles
+from roentgen.data.shard_source import ShardSource, _OpenFiles
 from roentgen.errors import UserError
 from roentgen.files import reason, sha256
 from roentgen.images import SUFFIXES

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from roentgen.cache import file_digests, kept
+from roentgen.cache import kept
 from roentgen.data.manifest import SUFFIXES, read_manifest
+from roentgen.digests import file_digests
 from roentgen.errors import UserError
 from roentgen.files import sha256
 from roentgen.images import read_image, resize_center_crop
@@ -89,7 +90,7 @@ def open_source(path: Path, *, splits: Collection[str] | None, size: int) -> Ima
         UserError: as ``read_manifest`` does; for shards that are missing, cut off, or smaller than ``size``.
     """
     from roentgen.data.exported import ExportedShards, tars_of
-    from roentgen.data.shards import ABOUT, INDEX, ShardSource
+    from roentgen.data.shard_source import ABOUT, INDEX, ShardSource
 
     path = Path(path)
     if path.name == INDEX and (path.parent / ABOUT).is_file():

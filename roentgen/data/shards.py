@@ -18,9 +18,8 @@ import re
 import shutil
 import sys
 import tarfile
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,22 +27,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from roentgen.data.images import read_together
 from roentgen.data.manifest import SPLITS, read_manifest
+from roentgen.data.shard_source import ABOUT, FORMAT, INDEX, PROGRESS, flags_of, is_complete, json_object
 from roentgen.errors import UserError
 from roentgen.files import HashedFile, clean, has_sha256, open_atomic, regular, sha256, write_atomic
-from roentgen.images import is_dicom, read_image, resize_center_crop, resized_png
+from roentgen.images import is_dicom, read_image, resized_png
 
-FORMAT = 1
-INDEX, ABOUT, PROGRESS = "manifest.parquet", "shards.json", ".progress"
 # Columns of INDEX beside the manifest's own; its ``image`` is TAR/MEMBER, the manifest's cell is ``original_image``.
 ADDED = ("original_image", "shard", "offset", "length", "sha256")
 TAR_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{6}}\.tar")
-
-
-# ---------------------------------------------------------------------------------------- writing
 
 
 @dataclass(frozen=True)
@@ -98,8 +91,6 @@ def write_shards(
     Raises:
         UserError: for a bad manifest or image, a folder of other shards, or a full disk.
     """
-    from tqdm import tqdm
-
     table = read_manifest(manifest)
     taken = [column for column in ADDED if column in table.columns]
     if taken:
@@ -110,39 +101,9 @@ def write_shards(
     known = _known_tars(out, plan, overwrite=overwrite, staged=place != out)
     folder = os.path.join(os.path.abspath(manifest.parent), "")  # noqa: PTH100, PTH118 - as in manifest.typed
     names = [image.removeprefix(folder) for image in table["image"]]
-    rows_json = _rows_as_json(table.assign(image=names))
-    workers = threads or min(8, os.cpu_count() or 1)
-
-    done: dict[str, Written] = {}
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(table), desc="writing shards", unit="image", file=sys.stderr, leave=False) as bar,
-    ):
-        for split in SPLITS:
-            order = _order_of(table, split, seed)
-            start, number = 0, 0
-            samples: Iterator[_Member] | None = None
-            while start < len(order):
-                name = f"{split}-{number:06d}.tar"
-                written = known.get(name)
-                if written is None or written.start != start or not _intact([place / name, out / name], written):
-                    _check_stranger(out / name, ours)
-                    if samples is None:
-                        paths = [(int(row), table["image"].iat[row]) for row in order[start:]]
-                        samples = _samples(pool, paths, size=size, ahead=4 * workers)
-                    texts = table["text"]
-                    written = _write_tar(
-                        place / name, samples, start, limit=shard_mb * 1e6, texts=texts, rows=rows_json
-                    )
-                    ours |= {name} if place == out else set()
-                    content = json.dumps(asdict(written)).encode()
-                    write_atomic(out / PROGRESS / f"{name}.json", content)
-                else:
-                    samples = None
-                done[name] = written
-                bar.update(len(written.rows))
-                start += len(written.rows)
-                number += 1
+    rows_json = _rows_asjson_object(table.assign(image=names))
+    writer = _Writer(table, rows_json, plan, place=place, out=out, ours=ours, known=known)
+    done = writer.write_all(threads or min(8, os.cpu_count() or 1))
     if place != out:
         _swap(done, place, out, ours)
     _write_index(table.assign(image=names), done, out)
@@ -166,12 +127,67 @@ def write_shards(
     return {split: (len(tars), sum(len(tar.rows) for tar in tars)) for split, tars in counts.items() if tars}
 
 
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the tars of all splits into ``place``: those that ``known`` has whole there or in ``out`` are kept.
+
+    ``ours``: names in ``out`` that may be replaced; what is written there joins them.
+    """
+
+    table: pd.DataFrame
+    rows: Callable[[int], bytes]
+    plan: ShardSettings
+    place: Path
+    out: Path
+    ours: set[str]
+    known: dict[str, Written]
+
+    def write_all(self, workers: int) -> dict[str, Written]:
+        """The finished tars by name, in order."""
+        from tqdm import tqdm
+
+        done: dict[str, Written] = {}
+        with (
+            ThreadPoolExecutor(workers) as pool,
+            tqdm(total=len(self.table), desc="writing shards", unit="image", file=sys.stderr, leave=False) as bar,
+        ):
+            for split in SPLITS:
+                for name, written in self._write_split(split, pool, ahead=4 * workers):
+                    done[name] = written
+                    bar.update(len(written.rows))
+        return done
+
+    def _write_split(self, split: str, pool: ThreadPoolExecutor, *, ahead: int) -> Iterator[tuple[str, Written]]:
+        order = _order_of(self.table, split, self.plan.seed)
+        start, number = 0, 0
+        samples: Iterator[_Member] | None = None
+        while start < len(order):
+            name = f"{split}-{number:06d}.tar"
+            written = self.known.get(name)
+            places = [self.place / name, self.out / name]
+            if written is None or written.start != start or not _intact(places, written):
+                _check_stranger(self.out / name, self.ours)
+                if samples is None:
+                    paths = [(int(row), self.table["image"].iat[row]) for row in order[start:]]
+                    samples = _samples(pool, paths, size=self.plan.size, ahead=ahead)
+                limit, texts = self.plan.shard_mb * 1e6, self.table["text"]
+                written = _write_tar(places[0], samples, start, limit=limit, texts=texts, rows=self.rows)
+                if self.place == self.out:
+                    self.ours.add(name)
+                write_atomic(self.out / PROGRESS / f"{name}.json", json.dumps(asdict(written)).encode())
+            else:
+                samples = None
+            yield name, written
+            start += len(written.rows)
+            number += 1
+
+
 def _own_names(out: Path) -> set[str]:
     """The tars in ``out`` that its own lists name, whatever of the lists is left."""
-    names = set((_json(out / ABOUT) or {}).get("shards") or ())
+    names = set((json_object(out / ABOUT) or {}).get("shards") or ())
     with contextlib.suppress(OSError, ValueError, KeyError):
         names |= set(pd.read_parquet(out / INDEX, columns=["shard"])["shard"])
-    if not (_json(out / PROGRESS / "plan.json") or {}).get("staged"):
+    if not (json_object(out / PROGRESS / "plan.json") or {}).get("staged"):
         names |= {path.name.removesuffix(".json") for path in (out / PROGRESS).glob("*.tar.json")}
     return {name for name in names if isinstance(name, str) and TAR_NAME.fullmatch(name)}
 
@@ -197,10 +213,10 @@ def _known_tars(out: Path, plan: ShardSettings, *, overwrite: bool, staged: bool
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder")
     tars = [path for path in out.glob("*.tar") if TAR_NAME.fullmatch(path.name)]
-    about = _json(out / ABOUT) or _json(out / PROGRESS / "plan.json")
+    about = json_object(out / ABOUT) or json_object(out / PROGRESS / "plan.json")
     begun = asdict(plan) | {"staged": staged}
     if overwrite:
-        if _json(out / PROGRESS / "plan.json") != begun:  # else it goes on where it was broken off
+        if json_object(out / PROGRESS / "plan.json") != begun:  # else it goes on where it was broken off
             shutil.rmtree(out / PROGRESS, ignore_errors=True)
     elif about is None:
         if tars:
@@ -209,12 +225,12 @@ def _known_tars(out: Path, plan: ShardSettings, *, overwrite: bool, staged: bool
         raise UserError(f"--out {out} holds shards of another manifest; choose another folder or add --overwrite")
     elif any(about.get(key) != value for key, value in asdict(plan).items()):
         raise UserError(
-            f"--out {out} holds shards written with {_flags(about) or 'no options'}; "
+            f"--out {out} holds shards written with {flags_of(about) or 'no options'}; "
             "give the same, choose another folder or add --overwrite"
         )
     known = _tars_of_index(out) if not overwrite else {}
     for path in (out / PROGRESS).glob("*.tar.json"):
-        stored = _json(path)
+        stored = json_object(path)
         if stored is not None:
             known[path.name.removesuffix(".json")] = Written(**{**stored, "rows": [tuple(r) for r in stored["rows"]]})
     write_atomic(out / PROGRESS / "plan.json", json.dumps(begun).encode())
@@ -223,8 +239,8 @@ def _known_tars(out: Path, plan: ShardSettings, *, overwrite: bool, staged: bool
 
 def _tars_of_index(out: Path) -> dict[str, Written]:
     """The tars of a finished folder; none where its lists are damaged."""
-    about = _json(out / ABOUT)
-    if not _complete(about):
+    about = json_object(out / ABOUT)
+    if not is_complete(about):
         return {}
     assert about is not None
     if not (out / INDEX).is_file() or sha256((out / INDEX).read_bytes()) != about["index_sha256"]:
@@ -239,26 +255,6 @@ def _tars_of_index(out: Path) -> dict[str, Written]:
         rows = [(int(Path(m).stem), m, int(offset), int(length), digest) for m, offset, length, digest in places]
         known[str(name)] = Written(listed["start"], listed["size"], listed["sha256"], rows)
     return known
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no such file or it cannot be read."""
-    try:
-        value = json.loads(regular(path).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _complete(about: dict[str, Any] | None) -> bool:
-    """Whether ``shards.json`` says all that reading needs."""
-    shards = about.get("shards") if about is not None and about.get("format") == FORMAT else None
-    return (
-        isinstance(about, dict)
-        and isinstance(shards, dict)
-        and {"size", "index_sha256"} <= about.keys()
-        and all(isinstance(tar, dict) and {"start", "size", "sha256"} <= tar.keys() for tar in shards.values())
-    )
 
 
 def _intact(places: Sequence[Path], written: Written) -> bool:
@@ -278,7 +274,7 @@ def _order_of(table: pd.DataFrame, split: str, seed: int | None) -> list[int]:
     return sorted(rows, key=lambda row: hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=16).digest())
 
 
-def _rows_as_json(table: pd.DataFrame) -> Any:
+def _rows_asjson_object(table: pd.DataFrame) -> Any:
     """A function from a row's number to its JSON: numbers as numbers, blank as null."""
     columns = {str(name): table[name].tolist() for name in table.columns}
 
@@ -391,126 +387,3 @@ def _write_index(table: pd.DataFrame, done: dict[str, Written], out: Path) -> No
     for number, column in ((0, "shard"), (3, "offset"), (4, "length"), (5, "sha256")):
         index[column] = [place[number] for place in places]
     write_atomic(out / INDEX, index.to_parquet(index=False))
-
-
-def _flags(about: dict[str, Any]) -> str:
-    """The options that a folder was written with, as flags; those that are the default left out."""
-    flags = [f"--size {about['size']}"] if about.get("size") is not None else []
-    flags += [f"--shard-mb {about['shard_mb']:g}"] if about.get("shard_mb", 256) != 256 else []
-    if about.get("seed", 0) != 0:
-        flags.append("--keep-order" if about["seed"] is None else f"--seed {about['seed']}")
-    return " ".join(flags)
-
-
-# ---------------------------------------------------------------------------------------- reading
-
-
-class ShardSource:
-    """Images of a folder of shards, read by offset; an ``ImageSource``.
-
-    Tars are looked for and measured here; each image is compared with its sha256 when it is read, which costs little
-    beside decoding it. ``table["image"]`` is FOLDER/TAR/MEMBER; the manifest's own cell is in ``original_image``.
-    """
-
-    def __init__(self, folder: Path, *, splits: Collection[str] | None, size: int) -> None:
-        about = _about(folder)
-        if sha256((folder / INDEX).read_bytes()) != about["index_sha256"]:
-            raise UserError(f"{folder / INDEX}: corrupt; {_mend(folder, about)}")
-        if about["size"] is not None and about["size"] < size:
-            raise UserError(
-                f"{folder} holds images of {about['size']} pixels, but {size} are asked for; "
-                f"write it again with --size {size} or without --size"
-            )
-        table = read_manifest(folder / INDEX, splits=splits, check_files=False)
-        names = list(dict.fromkeys(table["shard"]))
-        for name in names:
-            path = folder / name
-            if not path.is_file():
-                raise UserError(f"{path}: missing; {_mend(folder, about)}")
-            if path.stat().st_size != about["shards"].get(name, {}).get("size"):
-                raise UserError(f"{path}: corrupt (its size is wrong); {_mend(folder, about)}")
-        numbers = {name: number for number, name in enumerate(names)}
-        self.size = size
-        self.groups: NDArray[np.int32] | None = table["shard"].map(numbers).to_numpy(np.int32)
-        self.digests: list[str] | None = table["sha256"].tolist()
-        self._tars = [str(folder / name) for name in names]
-        self._offsets = table["offset"].astype(np.int64).to_numpy()
-        self._lengths = table["length"].astype(np.int64).to_numpy()
-        self._files = _OpenFiles()
-        self._advice = _mend(folder, about)
-        self._names = table["image"].tolist()
-        self.table = table.drop(columns=["shard", "offset", "length", "sha256"])
-
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """See ``ImageSource``."""
-        assert self.groups is not None and self.digests is not None
-        name = self._names[index]
-        tar = self._tars[self.groups[index]]
-        try:
-            data = self._files.read(tar, int(self._offsets[index]), int(self._lengths[index]))
-        except OSError as error:
-            raise UserError(f"{tar}: cannot be read ({error.strerror}); {self._advice}") from error
-        if sha256(data) != self.digests[index]:
-            raise UserError(f"{tar}: corrupt at {Path(name).name} (its sha256 is wrong); {self._advice}")
-        return resize_center_crop(read_image(name, data=data), self.size)
-
-    def read_many(self, indices: Iterable[int], *, threads: int = 4) -> NDArray[np.uint8]:
-        """See ``ImageSource``."""
-        return read_together(self, indices, threads=threads)
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    """``shards.json`` of a finished folder."""
-    path = folder / ABOUT
-    if not path.is_file():
-        if (folder / PROGRESS).is_dir():
-            raise UserError(f"{folder}: unfinished shards; run the same `roentgen data shard` command again")
-        raise UserError(
-            f"{folder}: no shards there; name a manifest file, or write shards with "
-            f"`roentgen data shard MANIFEST --out {folder}`"
-        )
-    about = _json(path)
-    if about is None or not _complete(about) or not (folder / INDEX).is_file():
-        raise UserError(f"{path}: corrupt or of another version; {_mend(folder, about or {})}")
-    return about
-
-
-def _mend(folder: Path, about: dict[str, Any]) -> str:
-    """The command that puts a folder right."""
-    command = f"roentgen data shard {about.get('manifest', 'MANIFEST')} --out {folder} {_flags(about)}".rstrip()
-    return f"write it again with `{command}`"
-
-
-class _Descriptor:
-    """An open file; closed when its last user lets go."""
-
-    def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if "number" in self.__dict__:
-            os.close(self.number)
-
-
-class _OpenFiles:
-    """At most ``most`` files kept open, the longest unused closed first; for several threads and forked processes."""
-
-    def __init__(self, most: int = 16) -> None:
-        self._most = most
-        self._lock = threading.Lock()
-        self._open: OrderedDict[str, _Descriptor] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"most": self._most}  # descriptors mean nothing in another process
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["most"])  # type: ignore[misc]
-
-    def read(self, path: str, offset: int, length: int) -> bytes:
-        """``length`` bytes at ``offset``, fewer at the end of the file."""
-        with self._lock:
-            file = self._open.pop(path, None) or _Descriptor(path)
-            self._open[path] = file
-            if len(self._open) > self._most:
-                self._open.popitem(last=False)
-        return os.pread(file.number, length, offset)  # has no position that threads could disturb

@@ -1,7 +1,7 @@
 """Train a reporter: images to words, with places where boxes are there to learn from.
 
-    accelerate launch train/report.py --arch labels --manifest MANIFEST --boxes METADATA.csv --out runs/report
-    accelerate launch train/report.py --config git --manifest MANIFEST --out runs/git
+    roentgen train report --arch labels --manifest MANIFEST --boxes METADATA.csv --out runs/report
+    roentgen train report --arch git --manifest MANIFEST --out runs/git
 
 ``--arch``: ``labels`` (a classifier with sides, places, thresholds and composed sentences), ``xreport`` (a transformer
 from nothing), ``git`` and ``blip`` (transformers' captioners) or ``encoder-decoder`` (any VisionEncoderDecoderModel).

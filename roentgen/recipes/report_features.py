@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from roentgen.cache import RowStore, build_rows, file_digests, place
+from roentgen.cache import RowStore, build_rows, place
+from roentgen.digests import file_digests
 from roentgen.files import fingerprint, sha256
 from roentgen.images import read_image, to_autoencoder
 from roentgen.models.efficientnet_lite import TRUNK, EfficientNetLite0

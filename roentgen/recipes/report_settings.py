@@ -18,6 +18,7 @@ from roentgen.config import (
     Seed,
     Share,
     ShareBelowOne,
+    Short,
     Weight,
 )
 
@@ -75,7 +76,7 @@ class Recipe:
     model: Annotated[
         PathOrName | None, "folder or hub id to start from (git, blip, encoder-decoder; default: the published base)"
     ] = None
-    images: Annotated[Count, "length of training in images seen"] = 60_000
+    images: Annotated[Count, Short("-n"), "length of training in images seen"] = 60_000
     epochs: Annotated[float | None, Range(0.001, 100_000), "the same in epochs; wins over images"] = None
     batch_size: Annotated[BatchSize, "images a step of one forward pass, over all processes"] = 32
     accumulate: Annotated[Count, "forward passes an optimiser step"] = 1
@@ -104,7 +105,7 @@ class Run:
     """What may change from call to call."""
 
     manifest: Annotated[Path, "manifest with `train` and `val` images"]
-    out: Annotated[Path, "folder for the reporter, its checkpoints and its log"]
+    out: Annotated[Path, Short("-o"), "folder for the reporter, its checkpoints and its log"]
     boxes: Annotated[
         tuple[Path, ...], "--arch labels: tables of boxes, metadata.csv of openchest or CSVs with image,label,x,y,..."
     ] = ()

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from roentgen.cache import RowStore, build_rows, file_digests, place
+from roentgen.cache import RowStore, build_rows, place
 from roentgen.data.images import CHAIN, ImageSource
+from roentgen.digests import file_digests
 from roentgen.errors import UserError
 from roentgen.files import fingerprint, sha256
 from roentgen.models.autoencoder import latents

@@ -9,10 +9,8 @@ those of CUDA's autocast; a CPU keeps other operations in float32.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,25 +19,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from roentgen.errors import UserError
 from roentgen.provenance import processor
+from roentgen.training.meta import Autocast, encoding_peak, meta_copy, training_peak
 
 DTYPES: dict[str, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIMIZERS = ("adamw", "adamw8bit")
 KEPT_CHECKPOINTS = 2  # roentgen.training.checkpoints.Checkpoints keeps as many
 GB = 1e9
-
-# What autocast does on CUDA (PyTorch's documentation, "Autocast Op Reference"), for the operations of these models.
-LOWERED = {F.linear, F.conv2d, torch.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.baddbmm}
-RAISED = {F.group_norm, F.layer_norm, F.softmax, torch.softmax, Tensor.softmax, torch.group_norm, torch.layer_norm}
 
 
 @dataclass(frozen=True)
@@ -120,42 +111,29 @@ def estimate(
     """
     if precision not in DTYPES or optimizer not in OPTIMIZERS:
         raise ValueError(f"precision {precision!r} must be of {list(DTYPES)}, optimizer {optimizer!r} of {OPTIMIZERS}")
-    net = _meta_copy(unet, train_unet)
-    encoder = _meta_copy(text_encoder, train_text_encoder)
-    decoder = _meta_copy(vae, None)
+    net = meta_copy(unet, train_unet)
+    encoder = meta_copy(text_encoder, train_text_encoder)
+    decoder = meta_copy(vae, None)
     trained = [p for module in (net, encoder, decoder) for p in module.parameters() if p.requires_grad]
     learns_text, decodes = (any(p.requires_grad for p in module.parameters()) for module in (encoder, decoder))
     if not trained:
         raise ValueError("no parameter is trained")
     dtype = DTYPES[precision]
 
-    def walk(batch: int) -> int:
-        return _peak(
-            net,
-            encoder if text_online or learns_text else None,
-            decoder if decodes else None,
-            batch=batch,
-            latent_shape=latent_shape,
-            text_shape=text_shape,
-            width=encoder.config.hidden_size,
-            dtype=dtype,
-            with_gradients=accumulate > 1,
-        )
-
-    # Recomputed operations keep the device busy but are none of the model's own, which MFU counts: hence before.
-    net.disable_gradient_checkpointing()
-    with FlopCounterMode(display=False) as counter:
-        peak = walk(batch_per_device)
-    operations = counter.get_total_flops() // batch_per_device
-    if gradient_checkpointing:
-        # Blocks are computed again in the backward pass, under an autocast of their own.
-        modes = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), Autocast(dtype)))
-        net.enable_gradient_checkpointing(modes)
-        peak = walk(batch_per_device)
-
+    walk = partial(
+        training_peak,
+        net,
+        encoder if text_online or learns_text else None,
+        decoder if decodes else None,
+        batch=batch_per_device,
+        shapes=(latent_shape, (*text_shape, encoder.config.hidden_size)),
+        dtype=dtype,
+        with_gradients=accumulate > 1,
+    )
+    operations, peak = _walked(net, walk, dtype, checkpointing=gradient_checkpointing)
     gradients = _size(trained)
     if latents_online:
-        peak = max(peak, _encoding_peak(_meta_copy(vae, False), batch_per_device, latent_shape, dtype))
+        peak = max(peak, encoding_peak(meta_copy(vae, False), batch_per_device, latent_shape, dtype))
     resident = [net, *([encoder] if text_online or learns_text else []), *([vae] if latents_online or decodes else [])]
     memory = {
         "weights": sum(map(_module_size, resident)),
@@ -166,17 +144,30 @@ def estimate(
         "activations beyond the gradients' room": max(0, peak - gradients),
         "gradient exchange (DDP)": gradients if processes > 1 else 0,
     }
-    channels, height, width = latent_shape
+    # Of the weights, a checkpoint has the trained ones.
+    kept = gradients + memory["optimiser"] + memory["average (EMA)"]
     states = math.prod(text_shape) * encoder.config.hidden_size
-    parts = _module_size(net) + _module_size(encoder)
-    checkpoint_size = gradients + memory["optimiser"] + memory["average (EMA)"]  # of the weights, the trained ones
     disk = {
-        "latents": 0 if latents_online else images * 2 * channels * height * width * 2,  # mean and deviation, float16
+        "latents": 0 if latents_online else images * 2 * math.prod(latent_shape) * 2,  # mean and deviation, float16
         "text states": 0 if text_online or learns_text else (images if texts is None else texts) * states * 2,
-        f"{KEPT_CHECKPOINTS} checkpoints and one being written": (KEPT_CHECKPOINTS + 1) * checkpoint_size,
-        "pipeline": parts + _module_size(vae),
+        f"{KEPT_CHECKPOINTS} checkpoints and one being written": (KEPT_CHECKPOINTS + 1) * kept,
+        "pipeline": sum(map(_module_size, (net, encoder, vae))),
     }
-    return Estimate(_present(memory), _present(disk), operations)
+    return Estimate(_present(memory), _present(disk), operations // batch_per_device)
+
+
+def _walked(net: Any, walk: Callable[[], int], dtype: torch.dtype, *, checkpointing: bool) -> tuple[int, int]:
+    """Operations and peak in bytes of one ``walk`` over ``net``."""
+    # Recomputed operations keep the device busy but are none of the model's own, which MFU counts: hence before.
+    net.disable_gradient_checkpointing()
+    with FlopCounterMode(display=False) as counter:
+        peak = walk()
+    if checkpointing:
+        # Blocks are computed again in the backward pass, under an autocast of their own.
+        modes = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), Autocast(dtype)))
+        net.enable_gradient_checkpointing(modes)
+        peak = walk()
+    return counter.get_total_flops(), peak
 
 
 def _present(sizes: dict[str, int]) -> dict[str, int]:
@@ -274,160 +265,6 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return processor()
-
-
-def saved_for_backward(forward: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps between ``forward()`` and its backward pass; a shared storage counts once.
-
-    Parameters are counted too where autograd keeps them.
-    """
-    sizes: dict[Any, int] = {}
-
-    def pack(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        sizes[weakref.ref(storage)] = storage.nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        kept = forward()  # alive until the sum is made, so that no storage is freed and another counted as it
-        total = sum(sizes.values())
-    del kept
-    return total
-
-
-class PeakMemory(TorchDispatchMode):
-    """Count the bytes of every buffer made inside, and the most that were alive at once (``peak``).
-
-    Works on any device, meta included. What was made outside does not count.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = 0
-        self.peak = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Whatever goes in and is not known was made outside (parameters, inputs).
-        inside = {id(x.untyped_storage()) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for value in tree_iter(result):
-            if isinstance(value, Tensor):
-                storage = value.untyped_storage()
-                if id(storage) not in inside and storage not in self._known:
-                    self._known.add(storage)
-                    size = storage.nbytes()
-                    self.alive += size
-                    weakref.finalize(storage, self._free, size)
-        self.peak = max(self.peak, self.alive)
-        return result
-
-    def _free(self, size: int) -> None:
-        self.alive -= size
-
-
-class Autocast(TorchFunctionMode):
-    """CUDA's autocast by hand: the meta device has none, and the CPU's keeps other operations in float32.
-
-    Casts of parameters are kept until the mode ends, as autocast keeps them. Attention is the fused kernel.
-    """
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self._casts: dict[int, Tensor] = {}
-
-    def __exit__(self, *exception: Any) -> None:
-        self._casts.clear()
-        super().__exit__(*exception)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return self._attention(*args, **kwargs)
-        if self.dtype != torch.float32:
-            if func in LOWERED:
-                args, kwargs = tree_map(lambda x: self._cast(x, self.dtype), (args, kwargs))
-            elif func in RAISED:
-                args, kwargs = tree_map(lambda x: self._cast(x, torch.float32), (args, kwargs))
-        return func(*args, **kwargs)
-
-    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
-            return value
-        if isinstance(value, nn.Parameter) and dtype != torch.float32:
-            if id(value) not in self._casts:
-                self._casts[id(value)] = value.to(dtype)
-            return self._casts[id(value)]
-        return value.to(dtype)
-
-    def _attention(
-        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
-    ) -> Tensor:
-        # The meta device would take the unfused form, which keeps every probability.
-        query, key, value = (self._cast(x, self.dtype) for x in (query, key, value))
-        # Only its size matters: values are never looked at.
-        bias = None if attn_mask is None else attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
-        out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, True)[0]
-        return out
-
-
-def _peak(
-    net: nn.Module,
-    encoder: nn.Module | None,
-    decoder: Any,
-    *,
-    batch: int,
-    latent_shape: tuple[int, int, int],
-    text_shape: tuple[int, int],
-    width: int,
-    dtype: torch.dtype,
-    with_gradients: bool,
-) -> int:
-    """Bytes alive at the worst moment of one forward and backward pass, gradients included."""
-    chunks, tokens = text_shape
-    learns_text = encoder is not None and any(p.requires_grad for p in encoder.parameters())
-    with PeakMemory() as tracker, torch.device("meta"):
-        if with_gradients:  # those of an earlier part of the batch
-            for module in filter(None, (net, encoder, decoder)):
-                for p in module.parameters():
-                    p.grad = torch.zeros_like(p) if p.requires_grad else None
-        latents = torch.zeros(batch, *latent_shape)
-        steps = torch.zeros(batch, dtype=torch.long)
-        with Autocast(dtype):
-            if encoder is None:
-                states = torch.zeros(batch, chunks * tokens, width, dtype=dtype)
-            else:
-                ids = torch.zeros(batch * chunks, tokens, dtype=torch.long)
-                with nullcontext() if learns_text else torch.no_grad():
-                    states = encoder(ids).last_hidden_state.reshape(batch, chunks * tokens, width)
-            loss = (net(latents, steps, states).sample.float() - latents).square().mean()
-            if decoder is not None:
-                loss = loss + decoder.decode(latents).sample.float().abs().mean()
-        loss.backward()
-        for module in filter(None, (net, encoder, decoder)):
-            module.zero_grad(set_to_none=True)
-    return tracker.peak
-
-
-def _encoding_peak(vae: Any, batch: int, latent_shape: tuple[int, int, int], dtype: torch.dtype) -> int:
-    """Bytes alive at the worst moment of encoding a batch of images."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    shape = (batch, vae.config.in_channels, latent_shape[1] * factor, latent_shape[2] * factor)
-    with PeakMemory() as tracker, torch.no_grad(), Autocast(dtype), torch.device("meta"):
-        vae.encode(torch.zeros(shape))
-    return tracker.peak
-
-
-def _meta_copy(module: nn.Module, train: bool | None) -> Any:
-    """A copy of ``module`` on the meta device, without copying a weight; ``train`` sets what requires gradients."""
-    memo: dict[int, Any] = {}
-    for p in module.parameters():
-        wanted = p.requires_grad if train is None else train
-        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=wanted)
-    for b in module.buffers():
-        memo[id(b)] = torch.empty_like(b, device="meta")
-    return copy.deepcopy(module, memo)
 
 
 def _size(tensors: Any) -> int:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from roentgen.cache import build_rows, file_digests, place
+from roentgen.cache import build_rows, place
 from roentgen.data.images import CHAIN, ImageSource
+from roentgen.digests import file_digests
 from roentgen.generators.masked.tokenizer import ImageTokenizer
 
 
