@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from roentgen import errors, threads
-from roentgen.commands.evaluate import evaluate
+from roentgen.commands.evaluate import Evaluation, evaluate
 from roentgen.config import (
     BatchSize,
     Count,
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for split in ("train", "val", "test"):
         if split not in splits:
             raise errors.UserError(f"--manifest {s.manifest} has no image in split {split}; its figures need all three")
-    return evaluate(
+    flags = Evaluation(
         real=str(s.manifest),
         train=str(s.manifest),
         out=str(s.out),
@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtype=s.dtype,
         resamples=s.resamples,
     )
+    return evaluate(flags)
 
 
 if __name__ == "__main__":

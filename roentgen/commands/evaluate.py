@@ -1,10 +1,11 @@
-"""``roentgen eval``, as a function of its flags; nothing heavy is imported until it runs."""
+"""``roentgen eval``, as a dataclass of its flags; nothing heavy is imported until it runs."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,46 +26,17 @@ from roentgen.config import (
 from roentgen.errors import UserError, install
 
 if TYPE_CHECKING:
+    from roentgen.devices import Process
     from roentgen.metrics.image_set import ImageSet
+    from roentgen.metrics.suite import Outcome, SuiteSettings
 
 GENERATED_AT_ONCE = 16
 """Images a forward pass of the generating model at most: memory grows with it."""
+UNSAID = {"folders", "out", "workers", "batch_size", "device", "compare"}  # what changes no figure
 
 
-def evaluate(
-    folders: Annotated[tuple[str, ...], Positional()] = (),
-    real: PathOrName | None = None,
-    synthetic: PathOrName | None = None,
-    train: PathOrName | None = None,
-    out: Annotated[PathOrName | None, Short("-o")] = None,
-    suite: str = "quick",
-    metrics: str | None = None,
-    extractors: str | None = None,
-    dual_encoder: PathOrName = "roentgen",
-    image_to_text: PathOrName | None = None,
-    siamese: PathOrName | None = None,
-    autoencoder: PathOrName | None = None,
-    real_split: str = "test",
-    limit: Count | None = None,
-    skip_bad: bool = False,
-    seed: Seed = 0,
-    resamples: Resamples = 1000,
-    workers: Workers = 2,
-    batch_size: BatchSize = 32,
-    device: str = "auto",
-    compare: PathOrName | None = None,
-    generate: PathOrName | None = None,
-    prompts: PathOrName | None = None,
-    num_images: Annotated[Count, Short("-n")] = 1,
-    num_prompts: Count | None = None,
-    replicates: Annotated[int, Range(1, 1000)] = 1,
-    probes: Annotated[int, Range(0, 10_000)] = 0,
-    reconstructions: CountFromZero = 200,
-    steps: Steps | None = None,
-    guidance: Guidance | None = None,
-    sampler: str | None = None,
-    dtype: str = "auto",
-) -> int:
+@dataclass(frozen=True)
+class Evaluation:
     """Measure generated images against real ones: one JSON file a measure and an HTML report; prints the report's path.
 
     The same command again continues a run that was broken off, and measures only what is missing. Under `accelerate
@@ -123,181 +95,199 @@ def evaluate(
         batch_size: Images a forward pass at most (16 of --generate, 8 of the other networks on a CPU).
         device: auto, cpu, cuda, cuda:N or mps.
     """
-    if compare is not None:
-        return _compare([compare, *folders], out, seed=seed, resamples=resamples)
-    if folders:
-        raise UserError(f"{folders[0]}: what is it? name images with --real and --synthetic, or use --compare DIR DIR")
-    _check_flags(real=real, synthetic=synthetic, out=out, generate=generate, prompts=prompts)
-    if num_prompts is not None and generate is None:
-        raise UserError("--num-prompts is for --generate MODEL; with --synthetic, --limit cuts the sets")
-    if replicates > 1 and generate is None:
-        raise UserError("--replicates is for --generate MODEL; evaluate folders of other seeds, then use --compare")
+
+    folders: Annotated[tuple[str, ...], Positional()] = ()
+    real: PathOrName | None = None
+    synthetic: PathOrName | None = None
+    train: PathOrName | None = None
+    out: Annotated[PathOrName | None, Short("-o")] = None
+    suite: str = "quick"
+    metrics: str | None = None
+    extractors: str | None = None
+    dual_encoder: PathOrName = "roentgen"
+    image_to_text: PathOrName | None = None
+    siamese: PathOrName | None = None
+    autoencoder: PathOrName | None = None
+    real_split: str = "test"
+    limit: Count | None = None
+    skip_bad: bool = False
+    seed: Seed = 0
+    resamples: Resamples = 1000
+    workers: Workers = 2
+    batch_size: BatchSize = 32
+    device: str = "auto"
+    compare: PathOrName | None = None
+    generate: PathOrName | None = None
+    prompts: PathOrName | None = None
+    num_images: Annotated[Count, Short("-n")] = 1
+    num_prompts: Count | None = None
+    replicates: Annotated[int, Range(1, 1000)] = 1
+    probes: Annotated[int, Range(0, 10_000)] = 0
+    reconstructions: CountFromZero = 200
+    steps: Steps | None = None
+    guidance: Guidance | None = None
+    sampler: str | None = None
+    dtype: str = "auto"
+
+
+def evaluate(s: Evaluation) -> int:
+    """Carry out an evaluation; see ``Evaluation``."""
+    if s.compare is not None:
+        return _compare([s.compare, *s.folders], s.out, seed=s.seed, resamples=s.resamples)
+    _check_flags(s)
     _need("matplotlib")
-    assert real is not None and out is not None
+    assert s.out is not None
 
-    from dataclasses import replace
-
-    from roentgen.devices import keep_freed_memory, meeting, pick_device, this_process
-    from roentgen.files import hold_folder, require_writable
-    from roentgen.metrics.features import extract_share
-    from roentgen.metrics.image_set import open_set
-    from roentgen.metrics.measure import VALIDATION
-    from roentgen.metrics.measures import MEASURES
+    from roentgen.devices import meeting
+    from roentgen.files import hold_folder
     from roentgen.metrics.report.page import write_report
     from roentgen.metrics.report.replicates import write_replicates
-    from roentgen.metrics.suite import Outcome, SuiteSettings, choose_extractors, choose_measures, run_suite
-    from roentgen.provenance import portable
-    from roentgen.synthesis.folder import further_sets, generate_set, made_by, on_this_disk
 
-    if probes and generate is None:
-        raise UserError("--probes is for --generate MODEL, which makes the images of the probes")
-    names = choose_measures(suite, metrics, probes=probes > 0)
-    wanted = {name for measure in names for name in MEASURES[measure].reads}
-    target = Path(out)
-    options: dict[str, Any] = {"skip_bad": skip_bad, "limit": limit, "seed": seed}
-    sets = [open_set(Path(real), name="real", split=real_split if _is_manifest(real) else None, **options)]
-    if train is not None:
-        split = "train" if _is_manifest(train) else None
-        sets.append(open_set(Path(train), name="train", split=split, **options))
-    validation = _validation(real, real_split, skip_bad=skip_bad) if VALIDATION in wanted else None
-    who, own_device = this_process(device)
-    where = pick_device(own_device)
-    if where == "cpu":
-        keep_freed_memory()
-    chosen, missing = choose_extractors(suite, extractors, where)
-    if who.rank == 0:
-        require_writable(target, "--out")
-    settings = _settings(
-        real=real,
-        synthetic=synthetic,
-        train=train,
-        suite=suite,
-        metrics=metrics,
-        extractors=extractors,
-        dual_encoder=dual_encoder,
-        image_to_text=image_to_text,
-        siamese=None if siamese is None else portable(siamese),  # FILE.py:FUNCTION is no path that exists
-        autoencoder=autoencoder,
-        real_split=real_split,
-        limit=limit,
-        skip_bad=skip_bad or None,
-        seed=seed,
-        resamples=resamples,
-        generate=generate,
-        prompts=prompts,
-        num_images=num_images if generate else None,
-        num_prompts=num_prompts,
-        replicates=replicates if replicates > 1 else None,
-        probes=probes or None,
-        reconstructions=None if reconstructions == 200 else reconstructions,
-        steps=steps,
-        guidance=guidance,
-        sampler=sampler,
-        dtype=dtype if generate else None,
-    )
-    plan = SuiteSettings(
-        out=target,
-        cache=target / "cache",
-        suite=suite,
-        metrics=names,
-        asked=metrics is not None,
-        extractors=chosen,
-        missing=missing,
-        seed=seed,
-        resamples=resamples,
-        workers=workers,
-        batch_size=batch_size,
-        skip_bad=skip_bad,
-        device=where,
-        dual_encoder=dual_encoder,
-        image_to_text=image_to_text,
-        siamese=siamese,
-    )
-    command = _command(settings, out)
-
-    def measured(folder: Path, replicate: int, wait: Callable[[], None]) -> tuple[Outcome, str] | None:
-        """The evaluation of one draw of images, into ``folder``, and what it is of; None in all processes but one."""
-        model: dict[str, Any] = {}
-        source = synthetic
-        if generate is not None:
-            assert prompts is not None
-            source, model = generate_set(
-                folder,
-                Path(prompts),
-                name=generate,
-                num_images=num_images,
-                num_prompts=num_prompts,
-                seed=seed,
-                split=real_split,
-                limit=limit,
-                sampling=(steps, guidance, sampler),
-                device=own_device,
-                dtype=dtype,
-                batch_size=min(batch_size, GENERATED_AT_ONCE),
-                replicate=replicate,
-                who=who,
-                wait=wait,
-            )
-        assert source is not None
-        made = open_set(Path(source), name="synthetic", **options)
-        model = model or made_by(made)
-        case = [sets[0], made, *sets[1:], *([] if validation is None else [validation])]
-        case += further_sets(
-            folder,
-            sets[0],
-            generate=generate if "probes" in wanted else None,
-            autoencoder=(autoencoder or generate or on_this_disk(model)) if "reconstructed" in wanted else None,
-            probes=probes,
-            reconstructions=reconstructions,
-            named=autoencoder is not None,
-            seed=seed,
-            sampling=(steps, guidance, sampler),
-            device=own_device,
-            dtype=dtype,
-            batch_size=min(batch_size, GENERATED_AT_ONCE),
-            skip_bad=skip_bad,
-            who=who,
-            wait=wait,
-        )
-        if who.rank:
-            extract_share(case, chosen, cache=plan.cache, workers=workers, batch_size=batch_size, who=who)
-            wait()
-            return None
-        here = replace(plan, out=folder)
-        found = run_suite(case, here, command=command, model=model, settings=settings, who=who, wait=wait)
-        return found, str(model.get("name") or Path(source).resolve().name)
-
-    draws = [target, *(target / f"replicate-{number + 1}" for number in range(1, replicates))]
-    with hold_folder(target, "--out") if who.rank == 0 else nullcontext(), meeting(who) as wait:
-        first, *_ = [measured(draw, number, wait) for number, draw in enumerate(draws)]
+    target = Path(s.out)
+    run = _Run.open(s, target)
+    draws = [target, *(target / f"replicate-{number + 1}" for number in range(1, s.replicates))]
+    with hold_folder(target, "--out") if run.who.rank == 0 else nullcontext(), meeting(run.who) as wait:
+        first, *_ = [run.measure(draw, number, wait) for number, draw in enumerate(draws)]
         if first is None:
             return 0
         outcome, subject = first
-        spread = None if replicates == 1 else write_replicates(target, draws)
-        report = write_report(target, outcome, command=command, title=f"Evaluation of {subject}", spread=spread)
+        spread = None if s.replicates == 1 else write_replicates(target, draws)
+        title = f"Evaluation of {subject}"
+        report = write_report(target, outcome, command=run.command, title=title, spread=spread)
     for name, reason in outcome.missing:
         print(f"not computed: {name}: {reason}", file=sys.stderr)
     print(report)
     if outcome.refused:
         raise UserError(
-            f"{len(outcome.refused)} measure(s) could not be computed, the others are in {out}: "
+            f"{len(outcome.refused)} measure(s) could not be computed, the others are in {s.out}: "
             f"{'; '.join(outcome.refused)}; mend this or leave them out with --metrics"
         )
     return 0
 
 
-def _check_flags(
-    *, real: str | None, synthetic: str | None, out: str | None, generate: str | None, prompts: str | None
-) -> None:
-    if real is None:
+@dataclass(frozen=True)
+class _Run:
+    """An evaluation whose flags are checked and whose real images are open."""
+
+    s: Evaluation
+    plan: SuiteSettings
+    real: list[ImageSet]  # real images, and those of training where they are known
+    validation: list[ImageSet]
+    wanted: set[str]  # what the measures read
+    who: Process
+    device: str
+    settings: dict[str, Any]
+    command: str
+
+    @classmethod
+    def open(cls, s: Evaluation, out: Path) -> _Run:
+        """Open the real images and choose measures and networks; UserError on what is wrong with them."""
+        from roentgen.devices import keep_freed_memory, pick_device, this_process
+        from roentgen.files import require_writable
+        from roentgen.metrics.image_set import open_set
+        from roentgen.metrics.measure import VALIDATION
+        from roentgen.metrics.measures import MEASURES
+        from roentgen.metrics.suite import SuiteSettings, choose_extractors, choose_measures
+
+        assert s.real is not None
+        names = choose_measures(s.suite, s.metrics, probes=s.probes > 0)
+        wanted = {name for measure in names for name in MEASURES[measure].reads}
+        split = s.real_split if _is_manifest(s.real) else None
+        sets = [open_set(Path(s.real), name="real", split=split, **_reading(s))]
+        if s.train is not None:
+            split = "train" if _is_manifest(s.train) else None
+            sets.append(open_set(Path(s.train), name="train", split=split, **_reading(s)))
+        validation = _validation(s.real, s.real_split, skip_bad=s.skip_bad) if VALIDATION in wanted else None
+        who, device = this_process(s.device)
+        where = pick_device(device)
+        if where == "cpu":
+            keep_freed_memory()
+        chosen, missing = choose_extractors(s.suite, s.extractors, where)
+        if who.rank == 0:
+            require_writable(out, "--out")
+        shared = ("suite", "seed", "resamples", "workers", "batch_size", "skip_bad", "dual_encoder", "image_to_text",
+                  "siamese")  # fmt: skip
+        plan = SuiteSettings(
+            out=out, cache=out / "cache", metrics=names, asked=s.metrics is not None, extractors=chosen,
+            missing=missing, device=where, **{name: getattr(s, name) for name in shared},
+        )  # fmt: skip
+        settings = _settings(s)
+        held = [] if validation is None else [validation]
+        return cls(s, plan, sets, held, wanted, who, device, settings, _command(settings, str(s.out)))
+
+    def measure(self, folder: Path, replicate: int, wait: Callable[[], None]) -> tuple[Outcome, str] | None:
+        """The evaluation of one draw of images, into ``folder``, and what it is of; None in all processes but one."""
+        from roentgen.metrics.features import extract_share
+        from roentgen.metrics.image_set import open_set
+        from roentgen.metrics.suite import run_suite
+        from roentgen.synthesis.folder import further_sets, generate_set, made_by, on_this_disk
+
+        s, who = self.s, self.who
+        drawing: dict[str, Any] = {
+            "seed": s.seed, "sampling": (s.steps, s.guidance, s.sampler), "device": self.device, "dtype": s.dtype,
+            "batch_size": min(s.batch_size, GENERATED_AT_ONCE), "who": who, "wait": wait,
+        }  # fmt: skip
+        model: dict[str, Any] = {}
+        source: Path | str | None = s.synthetic
+        if s.generate is not None:
+            assert s.prompts is not None
+            source, model = generate_set(
+                folder, Path(s.prompts), name=s.generate, num_images=s.num_images, num_prompts=s.num_prompts,
+                split=s.real_split, limit=s.limit, replicate=replicate, **drawing,
+            )  # fmt: skip
+        assert source is not None
+        made = open_set(Path(source), name="synthetic", **_reading(s))
+        model = model or made_by(made)
+        case = [self.real[0], made, *self.real[1:], *self.validation]
+        of = (s.autoencoder or s.generate or on_this_disk(model)) if "reconstructed" in self.wanted else None
+        case += further_sets(
+            folder, self.real[0], generate=s.generate if "probes" in self.wanted else None, autoencoder=of,
+            probes=s.probes, reconstructions=s.reconstructions, named=s.autoencoder is not None, skip_bad=s.skip_bad,
+            **drawing,
+        )  # fmt: skip
+        plan = self.plan
+        if who.rank:
+            chosen, workers, size = plan.extractors, plan.workers, plan.batch_size
+            extract_share(case, chosen, cache=plan.cache, workers=workers, batch_size=size, who=who)
+            wait()
+            return None
+        here = replace(plan, out=folder)
+        found = run_suite(case, here, command=self.command, model=model, settings=self.settings, who=who, wait=wait)
+        return found, str(model.get("name") or Path(source).resolve().name)
+
+
+def _reading(s: Evaluation) -> dict[str, Any]:
+    return {"skip_bad": s.skip_bad, "limit": s.limit, "seed": s.seed}
+
+
+def _check_flags(s: Evaluation) -> None:
+    if s.folders:
+        raise UserError(
+            f"{s.folders[0]}: what is it? name images with --real and --synthetic, or use --compare DIR DIR"
+        )
+    if s.real is None:
         raise UserError("--real is missing; name a manifest or a folder of real images")
-    if out is None:
+    if s.out is None:
         raise UserError("--out is missing; name a folder for the results")
-    if (synthetic is None) == (generate is None):
+    if (s.synthetic is None) == (s.generate is None):
         raise UserError("give either --synthetic MANIFEST_OR_FOLDER or --generate MODEL --prompts FILE")
-    if (generate is None) != (prompts is None):
-        lacking = "--prompts" if prompts is None else "--generate"
+    if (s.generate is None) != (s.prompts is None):
+        lacking = "--prompts" if s.prompts is None else "--generate"
         raise UserError(f"{lacking} is missing; --generate MODEL and --prompts FILE belong together")
+    if s.generate is None:
+        for given, said in (
+            (
+                s.num_prompts is not None,
+                "--num-prompts is for --generate MODEL; with --synthetic, --limit cuts the sets",
+            ),
+            (
+                s.replicates > 1,
+                "--replicates is for --generate MODEL; evaluate folders of other seeds, then use --compare",
+            ),
+            (s.probes > 0, "--probes is for --generate MODEL, which makes the images of the probes"),
+        ):
+            if given:
+                raise UserError(said)
 
 
 def _need(package: str) -> None:
@@ -327,24 +317,33 @@ def _validation(real: str, real_split: str, *, skip_bad: bool) -> ImageSet | Non
     return open_set(Path(real), name=VALIDATION, split="val", skip_bad=skip_bad)
 
 
-def _settings(**values: Any) -> dict[str, Any]:
+def _settings(s: Evaluation) -> dict[str, Any]:
     """What was asked for, paths made portable, unset flags left out."""
     from roentgen.provenance import portable
 
     def said(value: Any) -> Any:
         return portable(str(Path(value).resolve())) if isinstance(value, str) and Path(value).exists() else value
 
+    values = {key: value for key, value in vars(s).items() if key not in UNSAID}
+    values |= {
+        "siamese": None if s.siamese is None else portable(s.siamese),  # FILE.py:FUNCTION is no path that exists
+        "skip_bad": s.skip_bad or None,
+        "num_images": s.num_images if s.generate else None,
+        "replicates": s.replicates if s.replicates > 1 else None,
+        "probes": s.probes or None,
+        "reconstructions": None if s.reconstructions == 200 else s.reconstructions,
+        "dtype": s.dtype if s.generate else None,
+    }
     return {name: said(value) for name, value in values.items() if value is not None}
 
 
 def _command(settings: dict[str, Any], out: str) -> str:
     """The command line that measures the same again."""
-    import inspect
     import shlex
 
     from roentgen.provenance import portable
 
-    usual = {name: p.default for name, p in inspect.signature(evaluate).parameters.items()}
+    usual = {field.name: field.default for field in fields(Evaluation)}
     words = ["roentgen", "eval"]
     for name, value in {**settings, "out": portable(str(Path(out).resolve()))}.items():
         if value != usual.get(name):

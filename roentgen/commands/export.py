@@ -1,9 +1,10 @@
-"""``roentgen export``, as a function of its flags; nothing heavy is imported until it runs."""
+"""``roentgen export``, as a dataclass of its flags; nothing heavy is imported until it runs."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,40 +25,8 @@ SHARDS = 64
 """A plan is cut into about so many shards, of 16 to 1,000 rows: what is lost at most when a run is killed."""
 
 
-def export(
-    plan: PathOrName | None = None,
-    per_finding: Count | None = None,
-    findings: str | None = None,
-    prompts: PathOrName | None = None,
-    num_images: Annotated[Count | None, Short("-n")] = None,
-    like: PathOrName | None = None,
-    balance: PathOrName | None = None,
-    split: str | None = None,
-    count: Count | None = None,
-    target: Count | None = None,
-    by: str | None = None,
-    demographics: str | None = None,
-    name: str | None = None,
-    model: PathOrName | None = None,
-    seed: Seed | None = None,
-    steps: Steps | None = None,
-    guidance: Guidance | None = None,
-    sampler: str | None = None,
-    max_tries: Annotated[int | None, Range(1, 1000)] = None,
-    shard_size: Annotated[int | None, Range(1, 1_000_000)] = None,
-    out: Annotated[PathOrName | None, Short("-o")] = None,
-    format: str = DEFAULT_FORMATS,
-    filter: str = DEFAULT_STAGES,
-    reference: PathOrName | None = None,
-    batch_size: BatchSize = 16,
-    device: str = "auto",
-    dtype: str = "auto",
-    compile: bool = False,
-    lora: PathOrName | None = None,
-    ray: str | None = None,
-    dry_run: bool = False,
-    measure: bool = False,
-) -> int:
+@dataclass(frozen=True)
+class Export:
     """Make a synthetic data set: planned, filtered, marked as synthetic; prints its folder.
 
     The same command again goes on where a killed run ended. Under `accelerate launch` or `torchrun` every process
@@ -111,72 +80,112 @@ def export(
         compile: Compile the network first; pays off for thousands of images.
         ray: Draw on a Ray cluster: its address, auto (the one that this machine is of) or local (one on this machine).
     """
+
+    plan: PathOrName | None = None
+    per_finding: Count | None = None
+    findings: str | None = None
+    prompts: PathOrName | None = None
+    num_images: Annotated[Count | None, Short("-n")] = None
+    like: PathOrName | None = None
+    balance: PathOrName | None = None
+    split: str | None = None
+    count: Count | None = None
+    target: Count | None = None
+    by: str | None = None
+    demographics: str | None = None
+    name: str | None = None
+    model: PathOrName | None = None
+    seed: Seed | None = None
+    steps: Steps | None = None
+    guidance: Guidance | None = None
+    sampler: str | None = None
+    max_tries: Annotated[int | None, Range(1, 1000)] = None
+    shard_size: Annotated[int | None, Range(1, 1_000_000)] = None
+    out: Annotated[PathOrName | None, Short("-o")] = None
+    format: str = DEFAULT_FORMATS
+    filter: str = DEFAULT_STAGES
+    reference: PathOrName | None = None
+    batch_size: BatchSize = 16
+    device: str = "auto"
+    dtype: str = "auto"
+    compile: bool = False
+    lora: PathOrName | None = None
+    ray: str | None = None
+    dry_run: bool = False
+    measure: bool = False
+
+
+def export(s: Export) -> int:
+    """Make the set, or with ``dry_run`` say what it will be; see ``Export``."""
     from roentgen.synthesis.describe import describe
     from roentgen.synthesis.engine import is_finished
-    from roentgen.synthesis.plan_file import read_plan
-    from roentgen.synthesis.sources import resolve_plan
 
-    given = {
-        "per_finding": per_finding, "findings": findings, "prompts": prompts, "num_images": num_images, "like": like,
-        "balance": balance, "split": split, "count": count, "target": target, "by": by, "demographics": demographics,
-        "name": name, "model": model, "seed": seed, "steps": steps, "guidance": guidance, "sampler": sampler,
-        "max_tries": max_tries, "shard_size": shard_size,
-    }  # fmt: skip
-    settings = {} if plan is None else read_plan(plan)
-    settings |= {key: value for key, value in given.items() if value is not None}
-    formats = _formats(format)
-    if out is None and not dry_run:
+    if s.out is None and not s.dry_run:
         raise UserError("--out is missing; name a folder for the set")
-    resolved = resolve_plan(**settings)
-    if "shard_size" not in settings:
-        resolved = resolve_plan(**settings, shard_size=max(16, min(1000, -(-len(resolved) // SHARDS))))
-
-    if measure and not dry_run:
+    formats = _formats(s.format)
+    plan, settings = _resolve(s)
+    if s.measure and not s.dry_run:
         raise UserError("--measure is for --dry-run; leave it out to make the set")
-    folder = None if out is None else user_path(out)
-    who, where = this_process(device)
-    if ray is not None:
+    folder = None if s.out is None else user_path(s.out)
+    who, where = this_process(s.device)
+    if s.ray is not None:
         from roentgen.synthesis.ray_cluster import require_ray
 
-        require_ray(ray)
+        require_ray(s.ray)
         if who.world > 1:
-            raise UserError(f"--ray {ray}: Ray spreads the work itself; start one process, without a launcher")
+            raise UserError(f"--ray {s.ray}: Ray spreads the work itself; start one process, without a launcher")
     if who.rank == 0:
-        print("\n".join(describe(resolved)), file=sys.stderr)
-    if folder is not None and not dry_run:
+        print("\n".join(describe(plan)), file=sys.stderr)
+    if folder is not None and not s.dry_run:
         _refuse_strangers(folder)
 
     from roentgen.synthesis.maker import Maker, open_filter
 
-    stages, judge = open_filter(filter, reference)
+    stages, judge = open_filter(s.filter, s.reference)
     if who.rank == 0:
         print(f"filter: {', '.join(stages)}", file=sys.stderr)
-    if dry_run and not measure:
-        return _say_stored(resolved, formats, folder, device=where, dtype=dtype, filtered=len(stages) > 1)
+    if s.dry_run and not s.measure:
+        return _say_stored(plan, formats, folder, device=where, dtype=s.dtype, filtered=len(stages) > 1)
     maker = Maker.load(
-        resolved, stages, judge, device=where, dtype=dtype, compile=compile, lora=lora, batch_size=batch_size
+        plan, stages, judge, device=where, dtype=s.dtype, compile=s.compile, lora=s.lora, batch_size=s.batch_size
     )
     if who.rank == 0:
         maker.warn()
-    if dry_run:
+    if s.dry_run:
         if who.rank == 0:
-            _say(maker.measure(batch_size), resolved, formats, folder)
+            _say(maker.measure(s.batch_size), plan, formats, folder)
         return 0
     assert folder is not None
     if _claim(folder, maker, formats, who) and is_finished(folder):
         if who.rank == 0:
-            print(f"roentgen: {out} is complete already", file=sys.stderr)
-            print(out)
+            print(f"roentgen: {s.out} is complete already", file=sys.stderr)
+            print(s.out)
         return 0
-    command = _command(settings, plan=plan, out=out, format=format, filter=filter, reference=reference, lora=lora)
-    if ray is None:
+    flags = {name: getattr(s, name) for name in ("plan", "out", "format", "filter", "reference", "lora")}
+    command = _command(settings, **flags)
+    if s.ray is None:
         return _run(maker, folder, formats, who, command)
     from roentgen.synthesis.ray_cluster import Cluster, Recipe
 
     has = maker.model.info
-    recipe = Recipe(resolved, filter, reference, has.device, has.dtype, compile, lora, batch_size, maker.settings())
-    with Cluster(ray, recipe) as cluster:
+    recipe = Recipe(
+        plan, s.filter, s.reference, has.device, has.dtype, s.compile, s.lora, s.batch_size, maker.settings()
+    )
+    with Cluster(s.ray, recipe) as cluster:
         return _run(maker, folder, formats, who, command, draws=cluster.draw)
+
+
+def _resolve(s: Export) -> tuple[Plan, dict[str, Any]]:
+    """The plan, and the settings that it was made from: those of the file, with flags over them."""
+    from roentgen.synthesis.plan_file import TYPES, read_plan
+    from roentgen.synthesis.sources import resolve_plan
+
+    settings = {} if s.plan is None else read_plan(s.plan)
+    settings |= {key: value for key, value in vars(s).items() if key in TYPES and value is not None}
+    plan = resolve_plan(**settings)
+    if "shard_size" not in settings:
+        plan = resolve_plan(**settings, shard_size=max(16, min(1000, -(-len(plan) // SHARDS))))
+    return plan, settings
 
 
 def _say_stored(

@@ -31,30 +31,8 @@ class Planned:
     path: Path
 
 
-def generate(
-    prompt: Annotated[tuple[str, ...], Positional()] = (),
-    prompts: Path | None = None,
-    num_images: Annotated[Count, Short("-n")] = 1,
-    seed: Seed = 0,
-    same_seed: bool = False,
-    model: PathOrName = "mini",
-    lora: Path | None = None,
-    steps: Steps | None = None,
-    guidance: Guidance | None = None,
-    negative_prompt: str = "",
-    sampler: str | None = None,
-    setting: tuple[str, ...] = (),
-    out: Annotated[Path, Short("-o")] = Path("out"),
-    format: str | None = None,
-    grid: bool = False,
-    show_steps: bool = False,
-    overwrite: bool = False,
-    json: bool = False,
-    batch_size: BatchSize = 4,
-    device: str = "auto",
-    dtype: str = "auto",
-    compile: bool = False,
-) -> int:
+@dataclass(frozen=True)
+class Generate:
     """Generate synthetic chest X-rays from text; prints one path a line.
 
         roentgen generate "left pleural effusion" --num-images 4 --grid --out out
@@ -95,48 +73,67 @@ def generate(
         dtype: auto (float16 on a CUDA GPU, else float32), float32, float16 or bfloat16.
         compile: Compile the network first; pays off for many images.
     """
+
+    prompt: Annotated[tuple[str, ...], Positional()] = ()
+    prompts: Path | None = None
+    num_images: Annotated[Count, Short("-n")] = 1
+    seed: Seed = 0
+    same_seed: bool = False
+    model: PathOrName = "mini"
+    lora: Path | None = None
+    steps: Steps | None = None
+    guidance: Guidance | None = None
+    negative_prompt: str = ""
+    sampler: str | None = None
+    setting: tuple[str, ...] = ()
+    out: Annotated[Path, Short("-o")] = Path("out")
+    format: str | None = None
+    grid: bool = False
+    show_steps: bool = False
+    overwrite: bool = False
+    json: bool = False
+    batch_size: BatchSize = 4
+    device: str = "auto"
+    dtype: str = "auto"
+    compile: bool = False
+
+
+def generate(s: Generate) -> int:
+    """Make the images; see ``Generate``."""
     from roentgen import images
     from roentgen.generators import generate as generation
     from roentgen.generators.base import check_text
 
-    records: list[tuple[str | None, str, int]] = [(None, text, seed) for text in prompt]
-    if prompts is not None:
-        from roentgen.data.prompt_table import read_prompts
-
-        apart = 0 if same_seed else num_images
-        for row, record in enumerate(read_prompts(prompts)):
-            first = seed + row * apart if record.seed is None else record.seed
-            records.append((record.id, record.prompt, first))
-    if not records:
-        raise UserError('no prompt: write one, as in roentgen generate "left pleural effusion", or pass --prompts FILE')
+    records = _records(s)
     for _, text, _ in records:
         check_text(text)
-    settings = {"steps": steps, "guidance": guidance, "sampler": sampler, "negative_prompt": negative_prompt or None}
-    settings |= generation.read_settings(setting)
-    generation.check_settings(num_images=num_images, seed=seed, batch_size=batch_size, **settings)
-    generation.check_count(len(records) * num_images, "--num-images")
-    kind, folder, file = destination(out, format, len(records) * num_images)
+    settings: dict[str, Any] = {"steps": s.steps, "guidance": s.guidance, "sampler": s.sampler}
+    settings["negative_prompt"] = s.negative_prompt or None
+    settings |= generation.read_settings(s.setting)
+    generation.check_settings(num_images=s.num_images, seed=s.seed, batch_size=s.batch_size, **settings)
+    generation.check_count(len(records) * s.num_images, "--num-images")
+    kind, folder, file = destination(s.out, s.format, len(records) * s.num_images)
     stems = slugs([id or text for id, text, _ in records])
     plan = [
         Planned(text, first + index, file or folder / f"{stem}_{first + index}{images.FORMATS[kind]}")
         for stem, (_, text, first) in zip(stems, records, strict=True)
-        for index in range(num_images)
+        for index in range(s.num_images)
     ]
-    grid_path = folder / "grid.png" if grid else None
-    steps_of = {one.path: step_files(one.path) for one in plan} if show_steps else {}
+    grid_path = folder / "grid.png" if s.grid else None
+    steps_of = {one.path: step_files(one.path) for one in plan} if s.show_steps else {}
     extra = [grid_path] if grid_path else []
-    check_paths([one.path for one in plan] + [*extra, *chain.from_iterable(steps_of.values())], overwrite)
+    check_paths([one.path for one in plan] + [*extra, *chain.from_iterable(steps_of.values())], s.overwrite)
     check_writable(folder)
 
-    loaded = generation.load_model(model, device=device, dtype=dtype, compile=compile, lora=lora)
+    loaded = generation.load_model(s.model, device=s.device, dtype=s.dtype, compile=s.compile, lora=s.lora)
     texts = [text for _, text, _ in records]
     samples = generation.generate(
         loaded,
         texts,
         seeds=[first for _, _, first in records],
-        num_images=num_images,
-        seed=seed,
-        batch_size=batch_size,
+        num_images=s.num_images,
+        seed=s.seed,
+        batch_size=s.batch_size,
         on_step=lambda share: bar.update(min(share, bar.total - bar.n)),  # sums of shares round
         **settings,
     )
@@ -144,22 +141,37 @@ def generate(
     kept = []
     with bar_of(len(plan)) as bar:
         for one, sample in zip(plan, samples, strict=True):
-            images.save_image(sample.image, one.path, format=kind, provenance=sample.provenance, overwrite=overwrite)
+            images.save_image(sample.image, one.path, format=kind, provenance=sample.provenance, overwrite=s.overwrite)
             with bar.external_write_mode() if sys.stderr.isatty() else nullcontext():
-                print(_line(one.path, sample, unknown[sample.prompt]) if json else one.path, flush=True)
-            frames = generation.watch(loaded, sample, **settings) if show_steps else []
+                print(_line(one.path, sample, unknown[sample.prompt]) if s.json else one.path, flush=True)
+            frames = generation.watch(loaded, sample, **settings) if s.show_steps else []
             for path in steps_of.get(one.path, ()):
-                save_steps(path, frames, sample.provenance, overwrite=overwrite)
-                print(dumps({"path": str(path), "steps": True}) if json else path, flush=True)
+                save_steps(path, frames, sample.provenance, overwrite=s.overwrite)
+                print(dumps({"path": str(path), "steps": True}) if s.json else path, flush=True)
             if grid_path:
                 kept.append(sample.image)
     if grid_path:
-        picture = images.make_grid(kept, texts, columns=num_images)
-        marks = {**sample.provenance, "prompt": "; ".join(dict.fromkeys(texts)), "seed": str(seed)}
-        marks["grid"] = f"{len(records)} x {num_images}"
-        images.save_image(picture, grid_path, format="png", provenance=marks, overwrite=overwrite)
-        print(dumps({"path": str(grid_path), "grid": True}) if json else grid_path, flush=True)
+        picture = images.make_grid(kept, texts, columns=s.num_images)
+        marks = {**sample.provenance, "prompt": "; ".join(dict.fromkeys(texts)), "seed": str(s.seed)}
+        marks["grid"] = f"{len(records)} x {s.num_images}"
+        images.save_image(picture, grid_path, format="png", provenance=marks, overwrite=s.overwrite)
+        print(dumps({"path": str(grid_path), "grid": True}) if s.json else grid_path, flush=True)
     return 0
+
+
+def _records(s: Generate) -> list[tuple[str | None, str, int]]:
+    """Id, text and first seed of each prompt."""
+    records: list[tuple[str | None, str, int]] = [(None, text, s.seed) for text in s.prompt]
+    if s.prompts is not None:
+        from roentgen.data.prompt_table import read_prompts
+
+        apart = 0 if s.same_seed else s.num_images
+        for row, record in enumerate(read_prompts(s.prompts)):
+            first = s.seed + row * apart if record.seed is None else record.seed
+            records.append((record.id, record.prompt, first))
+    if not records:
+        raise UserError('no prompt: write one, as in roentgen generate "left pleural effusion", or pass --prompts FILE')
+    return records
 
 
 def step_files(image: Path) -> tuple[Path, Path]:

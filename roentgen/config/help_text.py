@@ -56,7 +56,7 @@ def _help_lines(one: Setting, width: int) -> list[str]:
     hint, (_, extras) = one.hint, unwrap(one.hint)
     extras = (*extras, *unwrap(arm(unwrap(hint)[0]))[1])
     facts += [str(extra) for extra in extras if isinstance(extra, Range)]
-    note, text = "; ".join(filter(None, facts)), one.help.rstrip(".")
+    note, text = "; ".join(filter(None, facts)), re.sub(r"(?<!\.)\.$", "", one.help)
     if note:  # joins a bracket that ends the help
         text = f"{text[:-1]}; {note})" if text.endswith(")") else f"{text} ({note})".strip()
     body = textwrap.wrap(text, width - 26) or [""]

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from roentgen.config import yaml_text
 from roentgen.config.help_text import help_text
-from roentgen.config.settings import Setting, dataclass_of, default_of, fields_of, settings_of
+from roentgen.config.settings import Setting, dataclass_of, default_of, fields_of, settings_of, whole_of
 from roentgen.config.values import convert, did_you_mean, several, shown, unwrap
 from roentgen.config.yaml_text import Plain
 from roentgen.errors import UserError
@@ -62,8 +62,14 @@ def parse_groups(
 
 
 def parse_call(function: Callable[..., Any], argv: Sequence[str] | None, *, prog: str) -> dict[str, Any]:
-    """Keyword arguments for ``function``, whose parameters are the settings and whose docstring is their help."""
-    made: Any = parse_settings(dataclass_of(function), argv, prog=prog, about=function.__doc__)
+    """Keyword arguments for ``function``, whose parameters are the settings and whose docstring is their help.
+
+    Where its one parameter is a dataclass, the settings and the help are that one's.
+    """
+    cls = dataclass_of(function)
+    made: Any = parse_settings(cls, argv, prog=prog, about=cls.__doc__)
+    if (whole := whole_of(function)) is not None:
+        return {whole: made}
     return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
 
 

@@ -72,8 +72,13 @@ def fields_of(cls: type, prefix: str, group: str, outer: Any) -> Iterator[Settin
 
 
 def dataclass_of(function: Callable[..., Any], *, leave_out: Collection[str] = ()) -> type:
-    """The parameters of ``function`` as a dataclass; the sections of its docstring are its groups and their help."""
+    """The parameters of ``function`` as a dataclass; the sections of its docstring are its groups and their help.
+
+    A function of one dataclass has that one's fields and docstring.
+    """
     hints = typing.get_type_hints(function, include_extras=True)
+    if (whole := whole_of(function)) is not None:
+        return hints[whole]  # type: ignore[no-any-return]
     fields: list[Any] = []
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in leave_out and parameter.kind is not parameter.VAR_KEYWORD:
@@ -82,6 +87,13 @@ def dataclass_of(function: Callable[..., Any], *, leave_out: Collection[str] = (
     made = dataclasses.make_dataclass(function.__name__, fields, frozen=True, kw_only=True)
     made.__doc__ = function.__doc__
     return made
+
+
+def whole_of(function: Callable[..., Any]) -> str | None:
+    """The parameter of ``function`` that is a dataclass of all its settings, if it has one."""
+    names = list(inspect.signature(function).parameters)
+    hint = typing.get_type_hints(function).get(names[0]) if len(names) == 1 else None
+    return names[0] if dataclasses.is_dataclass(hint) else None
 
 
 def paragraphs(text: str) -> list[str]:
