@@ -123,9 +123,7 @@ def prepare(
     from roentgen.data import assemble
     from roentgen.prompts import MAX_WORDS
 
-    target = Path(out)
-    if target.suffix.lower() not in (".csv", ".parquet"):
-        target = target / "manifest.csv"
+    target = Path(out) if Path(out).suffix.lower() in (".csv", ".parquet") else Path(out) / "manifest.csv"
     if target.exists() and not overwrite:
         raise UserError(f"--out {target} exists; choose another name or add --overwrite")
     if size is not None and not copy_images:
@@ -138,11 +136,7 @@ def prepare(
     if "section" in said:
         settings["section"] = tuple(said["section"].split(","))
     table, counts = reader(root, **settings, **_shared(reader, seed=seed, limit=limit))
-    if any(counts.values()):
-        _say("left out, unless the line says otherwise:")
-    for what, count in counts.items():
-        if count:
-            _say(f"  {count:,} {what}")
+    _say_counts(counts)
     if limit is not None:
         kept = table["patient_id"].isin(assemble.first_patients(table["patient_id"], limit, seed=seed))
         table = table[kept].reset_index(drop=True)
@@ -166,6 +160,14 @@ def prepare(
     _say(", ".join(f"{split} {splits.get(split, 0)}" for split in ("train", "val", "test")) + " images")
     print(target)
     return 0
+
+
+def _say_counts(counts: Mapping[str, int]) -> None:
+    if any(counts.values()):
+        _say("left out, unless the line says otherwise:")
+    for what, count in counts.items():
+        if count:
+            _say(f"  {count:,} {what}")
 
 
 def _given(source: str, flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def _rows(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def _projected(layer: nn.Module, rows: Tensor) -> Tensor:
+def _projected(layer: Any, rows: Tensor) -> Tensor:
     """Rows through a linear layer, or through the 1 x 1 convolution that is one."""
     return F.linear(rows, layer.weight.flatten(1), layer.bias)
 

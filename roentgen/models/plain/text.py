@@ -54,7 +54,8 @@ class TextEncoder(nn.Module):
         """States (N, L, D) of tokens int64 (N, L)."""
         positions = torch.arange(ids.shape[1], device=ids.device)
         x = self.embeddings["token_embedding"](ids) + self.embeddings["position_embedding"](positions)
-        for layer in self.encoder["layers"]:
+        layers: Any = self.encoder["layers"]
+        for layer in layers:
             x = layer(x)
         return (self.final_layer_norm(x),)
 

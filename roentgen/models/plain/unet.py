@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +113,7 @@ class UNet(nn.Module):
         self.down_blocks = nn.ModuleList()
         for number, kind in enumerate(config["down_block_types"]):
             inner = [widths[max(number - 1, 0)], *[widths[number]] * (count - 1)]
-            more = {"heads": heads[number] if ATTENDS[kind] else None, "config": config}
+            more: dict[str, Any] = {"heads": heads[number] if ATTENDS[kind] else None, "config": config}
             resample = "downsamplers" if number < len(widths) - 1 else ""
             self.down_blocks.append(Stage(inner, widths[number], resample=resample, **more))
         self.mid_block = Middle(last, heads=heads[-1], config=config)
@@ -154,9 +154,10 @@ class UNet(nn.Module):
         text = encoder_hidden_states
         read = self.read(text) if isinstance(text, Tensor) else list(text)
         time = F.silu(self.time_embedding(torch.as_tensor(timestep, device=sample.device)))
+        down, middle, up = (cast(Any, part) for part in (self.down_blocks, self.mid_block, self.up_blocks))
         x = self.conv_in(sample)
         skips = [x]
-        for stage in self.down_blocks:
+        for stage in down:
             for resnet, transformer in stage.layers():
                 x = resnet(x, time)
                 x = x if transformer is None else transformer(x, read)
@@ -164,10 +165,10 @@ class UNet(nn.Module):
             if stage.resample:
                 x = stage.downsamplers[0](x)
                 skips.append(x)
-        x = self.mid_block.resnets[0](x, time)
-        x = self.mid_block.attentions[0](x, read)
-        x = self.mid_block.resnets[1](x, time)
-        for stage in self.up_blocks:
+        x = middle.resnets[0](x, time)
+        x = middle.attentions[0](x, read)
+        x = middle.resnets[1](x, time)
+        for stage in up:
             for resnet, transformer in stage.layers():
                 x = resnet(torch.cat([x, skips.pop()], dim=1), time)
                 x = x if transformer is None else transformer(x, read)
