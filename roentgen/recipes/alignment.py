@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if cut:
         print(f"warning: {cut} of {len(texts)} texts are longer than the encoder reads: cut", file=sys.stderr)
     key = sha256("\n".join([hashes["text_encoder"], *texts]))
-    words = kept(cache, "texts", key, lambda: {"rows": text_features(text_encoder, reader, texts)})["rows"]
+    words = np.array(kept(cache, "texts", key, lambda: {"rows": text_features(text_encoder, reader, texts)})["rows"])
     val_labels = [labels_from_row(row) for row in val.to_dict("records")]
     val_known = sayings(val_labels)
     known, said = sayings(labels), sayings([parse(text) for text in texts])
@@ -202,7 +202,8 @@ def image_features(rows: pd.DataFrame, judge: Any, hashes: dict[str, str], cache
         starts = tqdm(range(0, len(pixels), 64), desc="image features", unit="batch", file=sys.stderr, leave=False)
         return {"rows": np.concatenate([judge.features(np.array(pixels[start : start + 64])) for start in starts])}
 
-    return kept(cache, "image-features", sha256(hashes["classifier"], np.ascontiguousarray(pixels)), make)["rows"]
+    key = sha256(hashes["classifier"], np.ascontiguousarray(pixels))
+    return np.array(kept(cache, "image-features", key, make)["rows"])
 
 
 def measure(
