@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +129,17 @@ def epoch_order(count: int, groups: NDArray[np.integer] | None, *, seed: int, ep
         rank = np.argsort(rng.random(int(number.max(initial=-1)) + 1), kind="stable").argsort(kind="stable")
         time = rank[number] + window * time
     return torch.from_numpy(np.argsort(time, kind="stable").astype(np.int64))
+
+
+def image_digests(
+    source: ImageSource, folder: Path, *, process: int, processes: int, wait: Callable[[], None]
+) -> list[str]:
+    """SHA-256 of each image's bytes; see ``file_digests``, which hashes what the source does not know. Two barriers."""
+    if source.digests is None:
+        return file_digests(source.table["image"].tolist(), folder, process=process, processes=processes, wait=wait)
+    wait()
+    wait()
+    return source.digests
 
 
 # Changing how images are read or resized must change this, or old caches would be taken for new.

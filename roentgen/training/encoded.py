@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roentgen.cache import RowStore, build_rows, place
-from roentgen.data.images import CHAIN, ImageSource
-from roentgen.digests import file_digests
+from roentgen.data.images import CHAIN, ImageSource, image_digests
 from roentgen.errors import UserError
 from roentgen.files import fingerprint, sha256
 from roentgen.models.autoencoder import latents
@@ -87,14 +86,7 @@ def latent_cache(
         "stored": "float16",
     }
     own = place(folder, "latents", parts, write=process == 0)
-    if source.digests is not None:
-        keys = source.digests
-        wait()
-        wait()
-    else:
-        keys = file_digests(
-            source.table["image"].tolist(), folder / "images", process=process, processes=processes, wait=wait
-        )
+    keys = image_digests(source, folder / "images", process=process, processes=processes, wait=wait)
 
     def load(items: list[int]) -> tuple[list[int], NDArray[np.uint8]]:
         return items, source.read_many(items)

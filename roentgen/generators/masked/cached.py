@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from roentgen.cache import build_rows, place
-from roentgen.data.images import CHAIN, ImageSource
-from roentgen.digests import file_digests
+from roentgen.data.images import CHAIN, ImageSource, image_digests
 from roentgen.generators.masked.tokenizer import ImageTokenizer
 
 
@@ -52,14 +51,7 @@ def code_cache(
         {"tokenizer": tokenizer.hash, "chain": CHAIN, "size": source.size, "stored": "float16, exact up to 2048"},
         write=process == 0,
     )
-    if source.digests is not None:
-        keys = source.digests
-        wait()
-        wait()
-    else:
-        keys = file_digests(
-            source.table["image"].tolist(), folder / "images", process=process, processes=processes, wait=wait
-        )
+    keys = image_digests(source, folder / "images", process=process, processes=processes, wait=wait)
     moved = tokenizer.to(device)
 
     def encode(pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
