@@ -135,5 +135,5 @@ def test_the_compose_file_and_the_image_agree() -> None:
     for name in ("serve", "export"):
         assert services[name]["build"] == ".." and services[name]["cap_drop"] == ["ALL"]
     words = services["export"]["command"]
-    assert parse_call(cli.COMMANDS["export"].find(), words[1:], prog="roentgen")["format"] == "dicom"
+    assert parse_call(cli.COMMANDS["export"].find(), words[1:], prog="roentgen")["s"].format == "dicom"
     assert all(port.startswith("127.0.0.1:") for service in services.values() for port in service.get("ports", ()))
