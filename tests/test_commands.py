@@ -69,7 +69,7 @@ def test_helps_have_examples_defaults_and_short_lines(name: str, run_cli, capsys
     assert set(re.findall(r" (--[\w.-]+)", examples)) <= set(
         re.findall(r"^  (?:-\w, )?(--[\w.-]+)", before, flags=re.M)
     )
-    assert "\n  --out " not in before and ("default: " in before or name in ("models", "info", "completion"))
+    assert "\n  --out " not in before and ("default: " in before or name in ("models", "info", "completion", "push"))
     assert "_" not in "".join(line.split()[0] for line in out.splitlines() if line.startswith("  --"))
 
 
