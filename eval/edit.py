@@ -41,6 +41,7 @@ from roentgen.models.classifier import SHIPPED, Classifier, load_classifier
 from roentgen.prompts.vocabulary import NORMAL_NOUNS
 from roentgen.provenance import command_line, portable
 
+Strength = Annotated[float, Range(0, 1, above=True)]
 HEART = (0.2, 0.35, 0.9, 0.9)
 SIZE = 256
 OTHERS_OUT = ("No Finding",)
@@ -85,9 +86,9 @@ class Settings:
     manifest: Annotated[Path | None, "manifest with `val` and `test` images"] = None
     split: Annotated[Literal["val", "test"], "of the images that are edited"] = "test"
     choose: Annotated[bool, "compare strengths and guidance scales on `val`"] = False
-    strengths: Annotated[tuple[float, ...], Filled(), "strengths to compare"] = (0.5, 0.7, 0.9)
+    strengths: Annotated[tuple[Strength, ...], Filled(), "strengths to compare"] = (0.5, 0.7, 0.9)
     scales: Annotated[tuple[Guidance, ...], Filled(), "guidance scales to compare"] = (3.0, 5.0, 8.0)
-    strength: Annotated[float, Range(0, 1, above=True), "strength of the edits"] = 0.7
+    strength: Annotated[Strength, "strength of the edits"] = 0.7
     guidance: Annotated[Guidance, "guidance scale of the edits"] = 5.0
     steps: Annotated[Steps | None, "denoising steps of the whole way (default: the model's)"] = None
     images: Annotated[Count, "images a task at most"] = 24

@@ -290,7 +290,7 @@ def test_training_json_tells_the_run(plain: tuple[Path, str]) -> None:
     assert speed["processes"] == 1 and speed["peak_memory_bytes"] > 10**7
     card = (plain[0] / "pipeline" / "README.md").read_text()
     assert "16 images seen, of 24 training images" in card and str(plain[0].parent) not in card
-    assert len(list((plain[0] / "log").glob("events.*"))) == 1
+    assert list((plain[0] / "log").glob("events.*"))
 
 
 # ------------------------------------------------------------------------------------------ bad input

@@ -14,6 +14,13 @@ ROOT = Path(__file__).resolve().parents[1]
 ASKED = ("--per-finding", "4", "--findings", "Effusion,Edema", "--filter", "none", "--format", "folder")
 
 
+@pytest.fixture(scope="module")
+def model(make_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pipeline that reads the prompts of a plan whole."""
+    made: Path = make_pipeline(tmp_path_factory.mktemp("models") / "tiny", window=77)
+    return made
+
+
 class RayTaskError(Exception):
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
@@ -72,10 +79,8 @@ def sums(folder: Path) -> str:
     return (folder / "SHA256SUMS").read_text()
 
 
-def test_a_cluster_makes_the_set_that_one_process_makes(
-    ray: Any, tiny_pipeline: Path, tmp_path: Path, run_cli: Any
-) -> None:
-    words = ("export", *ASKED, "--model", tiny_pipeline, "--shard-size", 1)
+def test_a_cluster_makes_the_set_that_one_process_makes(ray: Any, model: Path, tmp_path: Path, run_cli: Any) -> None:
+    words = ("export", *ASKED, "--model", model, "--shard-size", 1)
     assert run_cli(*words, "--out", tmp_path / "a" / "set")[0] == 0
     code, _, err = run_cli(*words, "--out", tmp_path / "b" / "set", "--ray", "local")
     assert code == 0, err
@@ -83,8 +88,8 @@ def test_a_cluster_makes_the_set_that_one_process_makes(
     assert ray.state["tasks"] == 8 and ray.state["most"] == 4 and ray.state["ended"]
 
 
-def test_what_goes_wrong_is_one_sentence(ray: Any, tiny_pipeline: Path, tmp_path: Path, run_cli: Any) -> None:
-    words = ("export", *ASKED, "--model", tiny_pipeline, "--out", tmp_path / "set")
+def test_what_goes_wrong_is_one_sentence(ray: Any, model: Path, tmp_path: Path, run_cli: Any) -> None:
+    words = ("export", *ASKED, "--model", model, "--out", tmp_path / "set")
     code, _, err = run_cli(*words, "--ray", "nowhere:1")
     assert code == 2 and "--ray nowhere:1: no cluster answers" in err
     ray.state["lost"] = True
@@ -96,13 +101,13 @@ def test_what_goes_wrong_is_one_sentence(ray: Any, tiny_pipeline: Path, tmp_path
 
 
 def test_a_worker_with_another_model_is_told(
-    ray: Any, tiny_pipeline: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
+    ray: Any, model: Path, tmp_path: Path, run_cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from roentgen.synthesis.maker import Maker
 
     settings, told = Maker.settings, iter(range(100))
     monkeypatch.setattr(Maker, "settings", lambda self: {**settings(self), "hash": str(next(told))})
-    code, _, err = run_cli("export", *ASKED, "--model", tiny_pipeline, "--out", tmp_path / "set", "--ray", "auto")
+    code, _, err = run_cli("export", *ASKED, "--model", model, "--out", tmp_path / "set", "--ray", "auto")
     assert code == 2 and "--ray: a worker has another model" in err
 
 
@@ -114,12 +119,12 @@ def test_without_ray_it_is_told_first(run_cli: Any, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_two_workers_and_one_killed(tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_two_workers_and_one_killed(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray (the extra ray) is not among the packages of the tests")
     spec = importlib.util.spec_from_file_location("scale", ROOT / "benchmarks" / "scale.py")
     assert spec is not None and spec.loader is not None
     scale = importlib.util.module_from_spec(spec)
     sys.modules["scale"] = scale
     spec.loader.exec_module(scale)
-    rows = scale.compare(scale.Settings(model=str(tiny_pipeline), images=2, shard_size=4, steps=20), tmp_path)
+    rows = scale.compare(scale.Settings(model=str(model), images=2, shard_size=4, steps=20), tmp_path)
     assert len({row["sums"] for row in rows}) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from roentgen.commands.generate import bar_of, check_paths, check_writable, destination, dumps, slug
-from roentgen.config import Count, Guidance, PathOrName, Positional, Range, Seed, Short, Steps
+from roentgen.config import Count, Guidance, PathOrName, Positional, Range, Seed, Share, Short, Steps
 from roentgen.errors import UserError
 from roentgen.files import user_path
 
@@ -18,7 +18,7 @@ def edit(
     words: Annotated[tuple[str, ...], Positional()] = (),
     remove: str = "",
     lung: Literal["left", "right"] | None = None,
-    box: tuple[float, ...] = (),
+    box: tuple[Share, ...] = (),
     mask: Path | None = None,
     strength: Strength = 0.7,
     invert: bool = True,

@@ -69,7 +69,8 @@ def _texts(path: Path) -> Iterator[str]:
         import pyarrow.parquet as pq
 
         file = pq.ParquetFile(path)
-        columns = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
+        texts = (pa.types.is_string, pa.types.is_large_string)
+        columns = [field.name for field in file.schema_arrow if any(is_text(field.type) for is_text in texts)]
         for batch in file.iter_batches(columns=columns) if columns else ():
             for column in batch.columns:
                 yield from (str(value) for value in column.to_pylist() if value)

@@ -43,7 +43,7 @@ def model_licence(folder: Path) -> str | None:
 
 def sources_of(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Images by source and licence of a manifest's rows, as far as its columns say."""
-    named = table.reindex(columns=["source", "licence"]).fillna("").astype(str).replace("", "not named")
+    named = table.reindex(columns=["source", "licence"]).astype(object).fillna("").astype(str).replace("", "not named")
     counts = named.value_counts(sort=False).sort_index()
     return [{"source": source, "licence": licence, "images": int(n)} for (source, licence), n in counts.items()]
 
