@@ -205,9 +205,10 @@ def test_the_folder_is_a_reporter(trained: Path) -> None:
     assert isinstance(reporter, LabelsReporter)
     assert reporter.info.findings == ("Lung Opacity",) == reporter.info.placed
     images = [read_image(trained / f"{n}.png") for n in range(36, 48)]  # those of validation
-    together, alone = reporter.report_many(images), [reporter.report(image) for image in images]
-    assert sum(one.text != other.text for one, other in zip(together, alone, strict=True)) <= 1  # one lies on the limit
-    assert np.allclose(reporter.predict(images).image[3], reporter.predict(images[3:4]).image[0], atol=1e-4)
+    together = reporter.report_many(images)
+    for name in ("image", "sides", "maps", "deep"):  # each image is read as if it were alone
+        many, one = (getattr(reporter.predict(part), name) for part in (images, images[3:4]))
+        assert np.allclose(many[3], one[0], atol=1e-3), name
     assert sum(one.refused for one in together) <= 1  # the limit lies just below the strangest of them
     black = reporter.report(np.zeros((64, 64), np.uint8))
     assert black.refused and black.text == "" and black.warnings

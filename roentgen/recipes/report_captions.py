@@ -52,7 +52,7 @@ def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings:
         require(not recipe.reward, "--preferences and --reward: one at a time")
         train = read_preferences(run.preferences)
     require(
-        train["text"].nunique() > 1,
+        run.preferences is not None or train["text"].nunique() > 1,
         f"--manifest {run.manifest}: all {len(train)} training texts are the same, so there is nothing to learn; "
         "prepare it again with texts",
     )
