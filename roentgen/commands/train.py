@@ -51,7 +51,7 @@ def _listed(prog: str) -> list[str]:
         "recipes:",
         *(f"  {name:<14} {about}" for name, about in RECIPES.items()),
         "",
-        f"configurations by name: {', '.join(configs)}, and the {studies} of RoentGen's study",
+        f"configurations by name: {', '.join(configs)}, and the {studies} of RoentGen's study and of RayGen",
         "",
         "examples:",
         f"  {prog} finetune --config quickstart --manifest MANIFEST",

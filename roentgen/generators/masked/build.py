@@ -59,8 +59,8 @@ def start(
         raise UserError(f"--shape.heads {shape.heads}: must divide --shape.width {shape.width}")
     fit = Fit(side * shape.patch, tokenizer.sizes, encoder.config.hidden_size)
     network = MaskedTransformer(fit, shape)
-    for table, centres in zip(network.codes, tokenizer.centres, strict=True):
-        table.start_from(centres)  # type: ignore[operator]
+    for number, centres in enumerate(tokenizer.centres):
+        network.group(number).start_from(centres)
     marks: list[Any] = [fingerprint(network), tokenizer.hash, fingerprint(encoder)]
     info = Info(name=name, folder=Path(), hash=sha256(" ".join(marks))[:16], device="cpu", dtype="float32")
     return Masked(info, tokenizer, network.train(), encoder, reader, process)

@@ -174,21 +174,19 @@ class MaskedTransformer(nn.Module):
             self.join = nn.Linear(4 * stem, shape.width)
             self.part = nn.Linear(shape.width, 4 * stem)
             self.place_joined = nn.Parameter(torch.randn(side**2, shape.width) * 0.02)
-        self.blocks = nn.ModuleList(Block(shape, fit.text) for _ in range(shape.layers))
+        blocks = [Block(shape, fit.text) for _ in range(shape.layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(shape.width)
         self.text_norm = nn.LayerNorm(fit.text)
-        self.pool = (
-            nn.Sequential(nn.Linear(fit.text, shape.width), nn.SiLU(), nn.Linear(shape.width, 4 * shape.width))
-            if shape.pooled
-            else None
-        )
-        for block in self.blocks:  # residual branches begin near nothing
+        changes = nn.Linear(shape.width, 4 * shape.width)
+        pool = nn.Sequential(nn.Linear(fit.text, shape.width), nn.SiLU(), changes)
+        self.pool = pool if shape.pooled else None
+        for block in blocks:  # residual branches begin near nothing
             for last in (block.attention.out, block.reading.out, block.feed.down):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * shape.layers))
                 nn.init.zeros_(last.bias)
-        if self.pool is not None:
-            nn.init.zeros_(self.pool[-1].weight)
-            nn.init.zeros_(self.pool[-1].bias)
+        nn.init.zeros_(changes.weight)  # the text scales and shifts nothing at first
+        nn.init.zeros_(changes.bias)
 
     def forward(self, codes: Tensor, text: Tensor, seen: Tensor, targets: Tensor | None = None) -> Tensor:
         """Features of positions, or with ``targets`` the loss of each masked code.
@@ -215,9 +213,9 @@ class MaskedTransformer(nn.Module):
     def features(self, codes: Tensor, text: Tensor, seen: Tensor) -> Tensor:
         """See ``forward``."""
         x = self.place.expand(len(codes), -1, -1)
-        for group, table in enumerate(self.codes):
+        for group, size in enumerate(self.fit.codes):
             chosen = codes[..., group]
-            x = x + table.embedding(torch.where(chosen < 0, self.fit.codes[group], chosen))
+            x = x + self.group(group).embedding(torch.where(chosen < 0, size, chosen))
         text = self.text_norm(text.to(x.dtype))
         pooled = None
         if self.pool is not None:
@@ -240,5 +238,9 @@ class MaskedTransformer(nn.Module):
 
     def logits(self, x: Tensor, group: int) -> Tensor:
         """Features (M, S) of sites -> logits (M, K) of the codes of a group."""
-        codes: Codes = self.codes[group]  # type: ignore[assignment]
-        return codes.logits(x)
+        return self.group(group).logits(x)
+
+    def group(self, number: int) -> Codes:
+        """Embedding and head of one group of codes."""
+        found: Codes = self.codes[number]  # type: ignore[assignment]
+        return found
