@@ -40,7 +40,7 @@ HEAVY = (
     "dry_run",
     "ray",
     "push",
-    "track",
+    "trackers",
     "show_steps",
     "replicates",
     "suite",
