@@ -130,7 +130,13 @@ def test_adapters_carry_no_path_and_are_read_under_both_names(tiny_pipeline: Pat
     assert np.abs(images[0] - images[1]).max() <= 1 and np.abs(images[0] - plain).max() > 5
     with safe_open(tmp_path / "lora" / LORA_FILE, "pt") as file:
         told = json.loads(file.metadata()["lora_adapter_metadata"])
-        assert {key.split(".")[1] for key in told} == {"r", "lora_alpha", "target_modules"}
+        assert {key.split(".")[1] for key in told} == {
+            "r",
+            "lora_alpha",
+            "target_modules",
+            "rank_pattern",
+            "alpha_pattern",
+        }
         assert all(".text_model." in key for key in file.keys() if key.startswith("text_encoder"))  # noqa: SIM118
     with safe_open(tmp_path / "lora" / KOHYA_FILE, "pt") as file:
         names = set(file.keys())

@@ -60,6 +60,7 @@ def save_lora(folder: Path, unet: Any, text_encoder: Any) -> None:
             continue
         config = module.peft_config["default"]
         facts = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": list(layers)}
+        facts |= {"rank_pattern": {}, "alpha_pattern": {}}  # diffusers 0.35 wants them
         told |= {f"{part}.{key}": value for key, value in facts.items()}
         for name, value in get_peft_model_state_dict(module).items():
             layer, kind = _split(name)
@@ -137,6 +138,9 @@ def apply_lora(file: Path, parts: dict[str, Any]) -> str:
             return_lora_metadata=True,
             unet_config=parts["unet"].config,
         )
+        if metadata is not None:  # files of earlier versions told rank, scale and layers alone
+            told = {key.split(".")[0] for key in metadata}
+            metadata = {f"{name}.rank_pattern": {} for name in told & adders.keys()} | metadata
         strange = [key for key in state if key.split(".")[0] not in adders or "lora" not in key]
         if strange or not state:
             raise UserError(f"{unfit} ({strange[0] if strange else 'it is empty'}); pass a LoRA for Stable Diffusion")
