@@ -112,7 +112,7 @@ def _collection(name: str, root: Path) -> list[str]:
     if name == "chexpert":
         return ["--root", str(root / "CheXpert-v1.0-small")]
     if name == "dicom":
-        return ["--root", str(root / "export"), "--reports", str(root / "reports.csv"), "--join", "AccessionNumber",
+        return ["--root", str(root / "export"), "--csv", str(root / "reports.csv"), "--join", "AccessionNumber",
                 "--key-column", "accession", "--text-column", "text"]  # fmt: skip
     return ["--root", str(root)]
 
