@@ -54,7 +54,7 @@ docs: $(VENV)/.installed-dev
 # torch and torchvision are resolved in one go, so that the index gives a pair that fits.
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 	@echo "installing into $(VENV): a few minutes and several GB the first time, most of it PyTorch"
-	$(PY) -m pip install --disable-pip-version-check --editable '.[eval]'
+	$(PY) -m pip install --disable-pip-version-check --editable '.[eval,serve]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/pip

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
 import webuiapi
 from PIL import Image
@@ -217,3 +218,72 @@ def test_report_needs_an_image_and_a_reporter(server: Running, tiny_model: Any) 
 
 MULTIPART = {"content-type": "multipart/form-data"}
 FORM = {"image": "not a file"}
+
+
+# -------------------------------------------------------------------------------------------- edits
+
+
+@pytest.fixture
+def chest(tiny_model: Any) -> np.ndarray:
+    return next(generate(tiny_model, PROMPT, seed=1)).image
+
+
+def half(mask_mode: str) -> bytes:
+    """A mask of the right half of a 32 x 32 image: white, or transparent."""
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (16, 0, 32, 32))
+    if mask_mode == "RGBA":
+        clear = Image.new("RGBA", (32, 32), (0, 0, 0, 255))
+        clear.paste((0, 0, 0, 0), (16, 0, 32, 32))
+        mask = clear
+    buffer = io.BytesIO()
+    mask.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("region", [{"mask": "L"}, {"mask": "RGBA"}, {"lung": "left"}, {"box": "0.5,0,1,1"}])
+def test_openai_edits_keep_what_is_outside(server: Running, chest: np.ndarray, region: dict[str, str]) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    asked: dict[str, Any] = {"image": encode_image(chest, "png", {}), "prompt": "no acute process"}
+    if "mask" in region:
+        asked["mask"] = half(region["mask"])
+    extra = {"seed": 4, "steps": 3, **{key: value for key, value in region.items() if key != "mask"}}
+    reply = client.images.edit(**asked, response_format="b64_json", extra_body=extra)
+    assert reply.data is not None
+    image = Image.open(io.BytesIO(base64.b64decode(reply.data[0].b64_json or "")))
+    made = np.array(image)
+    assert np.array_equal(made[:, :16], chest[:, :16]) and not np.array_equal(made[:, 16:], chest[:, 16:])
+    assert image.info["edited"] == "true" and image.info["prompt"] == "no acute process"
+
+
+def test_img2img_with_a_mask(client: webuiapi.WebUIApi, chest: np.ndarray) -> None:
+    mask = Image.open(io.BytesIO(half("L")))
+    asked = {"images": [Image.fromarray(chest)], "prompt": PROMPT, "seed": 2, "steps": 4, "cfg_scale": 2}
+    result = client.img2img(**asked, mask_image=mask, batch_size=2)
+    first, second = map(np.array, result.images)
+    assert np.array_equal(first[:, :16], chest[:, :16]) and not np.array_equal(first, second)
+    assert result.info["all_seeds"] == [2, 3] and result.info["steps"] == 4
+    other = np.array(client.img2img(**asked, mask_image=mask, inpainting_mask_invert=1).images[0])
+    assert np.array_equal(other[:, 16:], chest[:, 16:]) and not np.array_equal(other[:, :16], chest[:, :16])
+
+
+def test_mistakes_in_edits(server: Running, chest: np.ndarray) -> None:
+    png = encode_image(chest, "png", {})
+    small = encode_image(np.full((8, 8), 255, np.uint8), "png", {})
+    black = encode_image(np.zeros((32, 32), np.uint8), "png", {})
+    wrong: dict[str, tuple[dict[str, str], dict[str, bytes]]] = {
+        "image": ({"prompt": PROMPT}, {"mask": small}),
+        "mask": ({"prompt": PROMPT}, {"image": png, "mask": small}),
+        "mask:": ({"prompt": PROMPT}, {"image": png, "mask": black}),
+        "strength": ({"prompt": PROMPT, "strength": "0"}, {"image": png}),
+        "box": ({"prompt": PROMPT, "box": "0,0,2,1"}, {"image": png}),
+        "box:": ({"prompt": PROMPT, "box": "0,a"}, {"image": png}),
+        "lung": ({"prompt": PROMPT, "lung": "both"}, {"image": png}),
+        "lung and box": ({"prompt": PROMPT, "lung": "left", "box": "0,0,1,1"}, {"image": png}),
+        "text": ({}, {"image": png}),
+        "n": ({"prompt": PROMPT, "n": "2", "invert": "true", "seed": "9223372036854775807"}, {"image": png}),
+    }
+    for names, (texts, files) in wrong.items():
+        reply = httpx.post(f"{server.url}/v1/images/edits", data=texts, files=files)
+        message = reply.json()["error"]["message"]
+        assert reply.status_code == 400 and names.rstrip(":") in message and "--" not in message, (names, message)

@@ -127,6 +127,23 @@ def test_bodies_are_limited_in_size_and_time(tiny_model: Any) -> None:
             assert b" 408 " in slow.recv(100)
 
 
+def test_bodies_are_limited_all_together(tiny_model: Any) -> None:
+    with running(Catalogue({"tiny": tiny_model}), limits=Limits(body_mb=1)) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        head = b"POST /score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n\r\n"
+        slow = [socket.create_connection((host, int(port))) for _ in range(8)]
+        for one in slow:
+            one.sendall(head + b" " * 999_999)  # one byte is missing, so it stays in memory
+        until = time.monotonic() + 20
+        while (status := httpx.post(f"{server.url}/score", content=b" " * 900_000).status_code) != 429:
+            assert time.monotonic() < until, status
+        for one in slow:
+            one.close()
+        until = time.monotonic() + 20
+        while (status := httpx.post(f"{server.url}/score", content=b" " * 900_000).status_code) != 400:
+            assert time.monotonic() < until, status  # all is free again
+
+
 def test_a_full_queue_says_when_to_come_back(tiny_model: Any) -> None:
     with running(Catalogue({"tiny": tiny_model}), limits=Limits(queue=3)) as server:
         reply = httpx.post(f"{server.url}/{ROUTE}", json={"prompt": PROMPT, "n": 4})
@@ -296,3 +313,16 @@ def test_a_client_that_leaves_frees_the_queue(tiny_model: Any) -> None:
         while server.service.batcher.tickets() and time.monotonic() < until:
             time.sleep(0.05)
         assert not server.service.batcher.tickets() and not server.service.batcher.waiting
+
+
+def test_whatever_is_sent_can_be_answered(tiny_model: Any) -> None:
+    """Half characters and numbers that JSON has not, in places that a reply repeats."""
+    with running(Catalogue({"tiny": tiny_model})) as server:
+        headers = {"content-type": "application/json"}
+        for field in (rb'"sampler": "\ud800\n"', rb'"\ud800": 1, "steps": 1', rb'"guidence": NaN, "steps": 1'):
+            content = b'{"prompt": "effusion", ' + field + b"}"
+            reply = httpx.post(f"{server.url}/{ROUTE}", content=content, headers=headers)
+            assert reply.status_code in (200, 400) and "\n" not in reply.json().get("detail", "")
+        content = rb'{"prompt": "effusion", "steps": 1, "styles": ["\ud800"], "eta": NaN, "\ud800": Infinity}'
+        reply = httpx.post(f"{server.url}/sdapi/v1/txt2img", content=content, headers=headers)
+        assert reply.status_code == 200 and reply.json()["parameters"]["eta"] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,30 +14,8 @@ Port = Annotated[int, Range(0, 65_535)]
 Milliseconds = Annotated[int, Range(0, 10_000)]
 
 
-def serve(
-    model: tuple[PathOrName, ...] = ("mini",),
-    reporter: tuple[PathOrName, ...] = (),
-    open: bool = False,
-    host: str = "127.0.0.1",
-    port: Port = 8000,
-    keys: Path | None = None,
-    add_key: str | None = None,
-    tls_cert: Path | None = None,
-    tls_key: Path | None = None,
-    log_prompts: bool = False,
-    max_images: Count = 16,
-    max_prompt: Count = 2000,
-    max_queue: Count = 64,
-    max_body_mb: Count = 32,
-    max_pixels: Count = 30_000_000,
-    max_seconds: Count = 300,
-    keep: CountFromZero = 256,
-    batch_size: BatchSize = 8,
-    gather_ms: Milliseconds = 10,
-    device: str = "auto",
-    dtype: str = "auto",
-    compile: bool = False,
-) -> int:
+@dataclass(frozen=True)
+class Serve:
     """Answer over HTTP: a page to type prompts into, and the image interfaces that other programs speak.
 
         roentgen serve --open
@@ -72,14 +51,41 @@ def serve(
         dtype: auto (float16 on a CUDA GPU, else float32), float32, float16 or bfloat16.
         compile: Compile the networks first; pays off for many images.
     """
+
+    model: tuple[PathOrName, ...] = ("mini",)
+    reporter: tuple[PathOrName, ...] = ()
+    open: bool = False
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    keys: Path | None = None
+    add_key: str | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    log_prompts: bool = False
+    max_images: Count = 16
+    max_prompt: Count = 2000
+    max_queue: Count = 64
+    max_body_mb: Count = 32
+    max_pixels: Count = 30_000_000
+    max_seconds: Count = 300
+    keep: CountFromZero = 256
+    batch_size: BatchSize = 8
+    gather_ms: Milliseconds = 10
+    device: str = "auto"
+    dtype: str = "auto"
+    compile: bool = False
+
+
+def serve(s: Serve) -> int:
+    """Listen; see ``Serve``."""
     from roentgen.serving.keys import add_key as new_key
     from roentgen.serving.keys import load_keys
 
-    if add_key is not None:
-        if keys is None:
-            raise UserError(f"--add-key {add_key}: pass --keys FILE, where its hash goes")
-        print(new_key(keys, add_key))
-        print(f"roentgen: only its hash is in {keys}: keep the key itself", file=sys.stderr)
+    if s.add_key is not None:
+        if s.keys is None:
+            raise UserError(f"--add-key {s.add_key}: pass --keys FILE, where its hash goes")
+        print(new_key(s.keys, s.add_key))
+        print(f"roentgen: only its hash is in {s.keys}: keep the key itself", file=sys.stderr)
         return 0
     try:
         from roentgen.serving import launch
@@ -88,26 +94,26 @@ def serve(
     from roentgen.serving.settings import Limits, Options
 
     limits = Limits(
-        images=max_images,
-        prompt=max_prompt,
-        queue=max_queue,
-        body_mb=max_body_mb,
-        pixels=max_pixels,
-        seconds=max_seconds,
-        kept=keep,
+        images=s.max_images,
+        prompt=s.max_prompt,
+        queue=s.max_queue,
+        body_mb=s.max_body_mb,
+        pixels=s.max_pixels,
+        seconds=s.max_seconds,
+        kept=s.keep,
     )
-    known = load_keys(keys)
-    launch.check_keys(host, known)
-    tls = launch.check_tls(tls_cert, tls_key)
-    hosts = frozenset(("127.0.0.1", "localhost", "::1", host)) if launch.is_loopback(host) else frozenset()
-    options = Options(limits, batch_size, gather_ms / 1000, hosts, log_prompts)
-    address = launch.Address(host, port, tls)
+    known = load_keys(s.keys)
+    launch.check_keys(s.host, known)
+    tls = launch.check_tls(s.tls_cert, s.tls_key)
+    hosts = frozenset(("127.0.0.1", "localhost", "::1", s.host)) if launch.is_loopback(s.host) else frozenset()
+    options = Options(limits, s.batch_size, s.gather_ms / 1000, hosts, s.log_prompts)
+    address = launch.Address(s.host, s.port, tls)
     with launch.bind(address) as listener:
 
         def load() -> launch.Catalogue:
             from roentgen.serving import catalogue
 
-            return catalogue.load(model, reporter, device=device, dtype=dtype, compile=compile)
+            return catalogue.load(s.model, s.reporter, device=s.device, dtype=s.dtype, compile=s.compile)
 
-        launch.launch(address, load, options, known, listener=listener, open_page=open)
+        launch.launch(address, load, options, known, listener=listener, open_page=s.open)
     return 0

@@ -117,7 +117,8 @@ def read_request(payload: Any, *, read: Callable[[str, bytes], Image] = _read) -
         raise UserError("input_data: missing; send {'input_data': {'columns': [...], 'index': [...], 'data': [[...]]}}")
     columns = table.get("columns")
     columns = list(COLUMNS) if columns is None else columns
-    if not isinstance(columns, list) or "frontal_image" not in columns:
+    named = isinstance(columns, list) and all(isinstance(name, str) for name in columns)
+    if not named or "frontal_image" not in columns:
         raise UserError(f"input_data.columns: must hold frontal_image; CXRReportGen's are {', '.join(COLUMNS)}")
     if not table["data"]:
         raise UserError("input_data.data: has no rows; send at least one study")

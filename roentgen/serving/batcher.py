@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,9 @@ class _Abandoned(BaseException):
     """Raised inside a batch that nobody waits for any longer. Not an Exception: no handler in between may eat it."""
 
 
+Make = Callable[[int, Callable[[float], object]], Sample]
+
+
 @dataclass(frozen=True)
 class Event:
     """What happens to a request: an image with its place in it, or the error that ends it; neither is progress."""
@@ -46,6 +49,7 @@ class Ticket:
     """A request in the batcher: how much of it is done, in images, and whether somebody still waits.
 
     notify: called from the computing thread with each ``Event``. owner: whose it is. kind: by which route it came.
+    make: makes the image of an index, with what is to be called at each step; None: the model's ``sample`` does.
     """
 
     model: Generator = field(repr=False)
@@ -55,6 +59,7 @@ class Ticket:
     notify: Callable[[Event], object] = field(repr=False)
     owner: str = ""
     kind: str = ""
+    make: Make | None = field(default=None, repr=False)
     done: float = 0.0
     begun: bool = False
     cancelled: bool = False
@@ -117,17 +122,18 @@ class Batcher:
         *,
         owner: str = "",
         kind: str = "",
+        make: Make | None = None,
     ) -> Ticket:
         """Queue the images of a request that has been checked. Raises Busy or Stopping, and nothing is queued."""
-        key = (id(model), sampling, model.batch_key(prompt))
-        ticket = Ticket(model, prompt, tuple(seeds), sampling, notify, owner, kind, left=len(seeds))
+        ticket = Ticket(model, prompt, tuple(seeds), sampling, notify, owner, kind, make, left=len(seeds))
+        shared = None if make else (id(model), sampling, model.batch_key(prompt))
         with self._changed:
             if self._stopping:
                 raise Stopping
             if len(self._waiting) + len(seeds) > self._longest:
                 raise Busy
             self._tickets.append(ticket)
-            self._waiting.extend(_Item(ticket, index, key) for index in range(len(seeds)))
+            self._waiting.extend(_Item(ticket, index, shared or (id(ticket), index)) for index in range(len(seeds)))
             self._changed.notify_all()
         return ticket
 
@@ -187,8 +193,6 @@ class Batcher:
         return sum(item.key == self._waiting[0].key for item in self._waiting) if self._waiting else 0
 
     def _compute(self, batch: list[_Item]) -> None:
-        first = batch[0].ticket
-
         def on_step(share: float) -> None:
             if all(item.ticket.cancelled for item in batch):
                 raise _Abandoned
@@ -198,17 +202,26 @@ class Batcher:
 
         delivered = 0
         try:
-            texts, seeds = [item.ticket.prompt for item in batch], [item.ticket.seeds[item.index] for item in batch]
-            marks = provenance_of(first.model, first.sampling)
-            for item, image in zip(batch, first.model.sample(texts, seeds, first.sampling, on_step), strict=True):
-                seed = item.ticket.seeds[item.index]
-                about = {"prompt": item.ticket.prompt, "seed": str(seed), **marks}
-                self._deliver(item, Sample(image, item.ticket.prompt, seed, item.index, about))
+            for item, sample in zip(batch, self._samples(batch, on_step), strict=True):
+                self._deliver(item, sample)
                 delivered += 1
         except _Abandoned:
             pass
         except Exception as error:
             self._recover(batch[delivered:], error)
+
+    @staticmethod
+    def _samples(batch: list[_Item], on_step: Callable[[float], object]) -> Iterator[Sample]:
+        first = batch[0].ticket
+        if first.make is not None:
+            yield first.make(batch[0].index, on_step)
+            return
+        texts, seeds = [item.ticket.prompt for item in batch], [item.ticket.seeds[item.index] for item in batch]
+        marks = provenance_of(first.model, first.sampling)
+        images = first.model.sample(texts, seeds, first.sampling, on_step)
+        for item, seed, image in zip(batch, seeds, images, strict=True):
+            about = {"prompt": item.ticket.prompt, "seed": str(seed), **marks}
+            yield Sample(image, item.ticket.prompt, seed, item.index, about)
 
     def _recover(self, rest: list[_Item], error: Exception) -> None:
         """One image's error, or too little memory for all, must not cost its neighbours: each alone, once."""

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from roentgen.errors import UserError
+from roentgen.serving.replies import Reply
 
 log = logging.getLogger("roentgen.serving")
 TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
@@ -41,18 +42,15 @@ def reply(failure: HTTPException) -> JSONResponse:
     """The reply that says ``failure``."""
     param, code = getattr(failure, "param", None), getattr(failure, "code", None)
     body = body_of(failure.status_code, str(failure.detail), param, code)
-    return JSONResponse(body, failure.status_code, headers=failure.headers)
+    return Reply(body, failure.status_code, headers=failure.headers)
 
 
 def of_user(error: UserError) -> Failure:
     """A user's mistake with the sentence that the command line says, flags named as fields."""
-    text = without_paths(str(error))
-    flag = re.match(r"--([a-z][a-z-]*)", text)
-    if flag is None:
-        field = re.match(r"([a-z_]+)\b", text)
-        return Failure(400, text, param=field[1] if field else None)
-    name = flag[1].replace("-", "_")
-    return Failure(400, name + text[flag.end() :], param=name)
+    text = " ".join(without_paths(str(error)).split())
+    said = re.sub(r"(?<![\w-])--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), text)
+    field = re.match(r"[a-z_]+\b", said)
+    return Failure(400, said, param=field[0] if field and field[0] not in ("no", "the") else None)
 
 
 def without_paths(text: str) -> str:
@@ -65,8 +63,8 @@ def of_validation(error: RequestValidationError) -> Failure:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     field = ".".join(place) or "body"
-    said = str(first["msg"]).removeprefix("Value error, ")
-    return Failure(400, f"{field}: {said[:300]}", param=field)
+    said = " ".join(str(first["msg"]).removeprefix("Value error, ").split())
+    return Failure(400, f"{' '.join(field.split())[:80]}: {said[:300]}", param=field[:80])
 
 
 def install(app: FastAPI) -> None:

@@ -13,6 +13,8 @@ from roentgen.images import SUFFIXES, encode_image
 from roentgen.serving.failures import Failure
 
 MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "dicom": "application/dicom"}
+MOST_PIXELS = 2**28
+"""A byte each: what large edited images may take together."""
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Gallery:
         name = secrets.token_urlsafe(24)
         with self._lock:
             self._kept[name] = (time.monotonic(), sample)
-            while len(self._kept) > self.most:
+            while len(self._kept) > self.most or (len(self._kept) > 1 and self._pixels() > MOST_PIXELS):
                 self._kept.popitem(last=False)
         return name
 
@@ -42,6 +44,9 @@ class Gallery:
         if kind is None or sample is None or time.monotonic() - born > self.seconds:
             raise Failure(404, "no such image: it is kept for a while only; ask for b64_json, or generate it again")
         return encode_image(sample.image, kind, sample.provenance), MEDIA[kind]
+
+    def _pixels(self) -> int:
+        return sum(sample.image.size for _, sample in self._kept.values())
 
     def __len__(self) -> int:
         return len(self._kept)

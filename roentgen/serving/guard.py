@@ -21,6 +21,8 @@ log = logging.getLogger("roentgen.serving")
 OPEN = ("/", "/healthz", "/openapi.json", "/favicon.ico")
 OPEN_BELOW = ("/page/", "/v1/images/files/")
 """What needs no key: the page itself, which asks for one, and images whose address cannot be guessed."""
+BODIES = 8
+"""How many requests of the largest size may be in memory together."""
 HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
@@ -34,6 +36,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, options: Options, keys: Keys, meters: Meters) -> None:
         self.app, self.options, self.keys, self.meters = app, options, keys, meters
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,6 +45,7 @@ class Guard:
             return
         began = time.perf_counter()
         status = 500
+        held = [0]
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -54,12 +58,13 @@ class Guard:
         try:
             try:
                 self._admit(scope)
-                whole = await self._body(scope, receive)
+                whole = await self._body(scope, receive, held)
             except Failure as failure:
                 await reply(failure)(scope, receive, counted)
             else:
                 await self.app(scope, whole, counted)
         finally:
+            self._held -= held[0]
             self.meters.active.dec()
             route = getattr(scope.get("route"), "path", "other")
             seconds = time.perf_counter() - began
@@ -86,8 +91,11 @@ class Guard:
             raise Failure(401, "a key is needed: send the header 'Authorization: Bearer KEY'", code="invalid_api_key")
         scope["holder"] = holder
 
-    async def _body(self, scope: Scope, receive: Receive) -> Receive:
-        """The body, read whole within its limits, as something to receive from; disconnects come after it."""
+    async def _body(self, scope: Scope, receive: Receive, held: list[int]) -> Receive:
+        """The body, read whole within its limits, as something to receive from; disconnects come after it.
+
+        ``held`` counts its bytes, for the limit to all bodies that are in memory together.
+        """
         limits = self.options.limits
         most = limits.body_mb * 10**6
         too_large = Failure(413, f"the request is larger than {limits.body_mb} MB; send less at once")
@@ -95,17 +103,19 @@ class Guard:
         if not said.isdecimal() or int(said) > most:
             raise too_large
         parts: list[bytes] = []
-        size = 0
         try:
             async with asyncio.timeout(limits.body_seconds):
                 while True:
                     message = await receive()
                     if message["type"] != "http.request":
-                        break
+                        raise Failure(499, "the client has gone")
                     parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > most:
+                    held[0] += len(parts[-1])
+                    self._held += len(parts[-1])
+                    if held[0] > most:
                         raise too_large
+                    if self._held > BODIES * most:
+                        raise Failure(429, "too much is being sent at once; send the request again in a while", retry=5)
                     if not message.get("more_body"):
                         break
         except TimeoutError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import ssl
 import sys
@@ -132,6 +133,8 @@ def launch(
     print("roentgen: research only, not for diagnosis; stop with Ctrl-C", file=sys.stderr, flush=True)
     if open_page:
         webbrowser.open(url)
+    for each in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has stopped: that is no failure
+        signal.signal(each, lambda number, frame: None)
     try:
         _Server(config, service.batcher.stop).run(sockets=[listener])
     finally:

@@ -11,15 +11,21 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response, StreamingResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from roentgen.errors import UserError
-from roentgen.generators.base import Sample
+from roentgen.generators.base import Editing, Sample
+from roentgen.generators.edit import region_of
 from roentgen.images import encode_image
 from roentgen.serving.failures import Failure, body_of, log, of_user
-from roentgen.serving.schemas import ImageRequest
-from roentgen.serving.service import Asked, Making, Service, unknown_words
+from roentgen.serving.forms import Form, form_of, read_form
+from roentgen.serving.replies import Reply
+from roentgen.serving.schemas import EditRequest, ImageRequest
+from roentgen.serving.service import Asked, Change, Making, Service, settings_of, unknown_words
+from roentgen.serving.uploads import read_mask, read_upload
 
 QUIET = ("user", "quality", "style", "background", "moderation", "output_compression", "partial_images")
 """Fields of OpenAI's own that say nothing here, or what is always so; they are not worth a warning."""
@@ -29,14 +35,28 @@ def router(service: Service) -> APIRouter:
     """The routes, before ``service``."""
     routes = APIRouter(tags=["OpenAI"])
 
-    @routes.post("/v1/images/generations", summary="Images of a text")
-    async def generations(request: Request, asked: ImageRequest) -> Response:
-        making = await service.begin(request, _asked(asked), "openai")
+    async def answer(making: Making, asked: ImageRequest, request: Request) -> Response:
         if asked.stream:
             return StreamingResponse(_stream(service, making, asked, request), media_type="text/event-stream")
         samples = await service.collect(making, request)
         data = [await _entry(service, sample, asked, request) for sample in samples]
-        return JSONResponse({"created": int(time.time()), **_about(making, asked), "data": data})
+        return Reply({"created": int(time.time()), **_about(making, asked), "data": data})
+
+    @routes.post("/v1/images/generations", summary="Images of a text")
+    async def generations(request: Request, asked: ImageRequest) -> Response:
+        return await answer(await service.begin(request, _asked(asked), "openai"), asked, request)
+
+    @routes.post(
+        "/v1/images/edits", summary="An image, changed as a text says", openapi_extra=form_of(EditRequest, FILES)
+    )
+    async def edits(request: Request) -> Response:
+        form = await read_form(request, files=FILES, limits=service.options.limits)
+        try:
+            asked = EditRequest.model_validate(form.texts)
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
+        change = await anyio.to_thread.run_sync(lambda: _change(asked, form, service.options.limits.pixels))
+        return await answer(await service.begin_edit(request, _asked(asked), change, "openai"), asked, request)
 
     @routes.get("/v1/images/files/{name}", summary="An image of a reply, as .png, .jpg or .dcm")
     async def files(name: str) -> Response:
@@ -55,6 +75,31 @@ def router(service: Service) -> APIRouter:
         return _card(service.catalogue.generator(name)[0], "image")
 
     return routes
+
+
+FILES = ("image", "mask")
+
+
+def _change(asked: EditRequest, form: Form, pixels: int) -> Change:
+    """What is to be edited, and where: inside the mask, the box or the lung."""
+    if "image" not in form.files:
+        raise Failure(400, "image: is missing; send the file as the part 'image'", param="image")
+    regions: dict[str, Any] = {
+        "lung": asked.lung,
+        "box": asked.box and tuple(asked.box),
+        "mask": form.files.get("mask"),
+    }
+    named = [name for name, value in regions.items() if value]
+    if len(named) > 1:
+        raise Failure(400, f"{named[0]} and {named[1]}: name the region in one way", param=named[0])
+    image = read_upload("image", form.files["image"], pixels=pixels)
+    region = regions[named[0]] if named else None
+    if named == ["mask"]:
+        region = read_mask("mask", region, pixels=pixels)
+    if named:
+        region = region_of(image.shape, region, what=named[0])
+    editing = Editing(asked.strength, (asked.n or 1) == 1 if asked.invert is None else asked.invert, asked.detail)
+    return Change(image, region, asked.remove, editing)
 
 
 def _asked(asked: ImageRequest) -> Asked:
@@ -78,7 +123,6 @@ def _about(making: Making, asked: ImageRequest) -> dict[str, Any]:
         "size": side,
         "model": making.name,
         "model_hash": making.model.info.hash,
-        "settings": making.sampling.provenance(),
         "synthetic": True,
         "warnings": warnings,
     }
@@ -86,7 +130,7 @@ def _about(making: Making, asked: ImageRequest) -> dict[str, Any]:
 
 async def _entry(service: Service, sample: Sample, asked: ImageRequest, request: Request) -> dict[str, Any]:
     """One image of a reply, by address, as base64 or, where the request does not say, both."""
-    entry: dict[str, Any] = {"seed": sample.seed}
+    entry: dict[str, Any] = {"seed": sample.seed, "settings": settings_of(sample)}
     kind = asked.output_format or "png"
     if asked.response_format != "url":
         content = await anyio.to_thread.run_sync(lambda: encode_image(sample.image, kind, sample.provenance))

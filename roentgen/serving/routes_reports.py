@@ -7,35 +7,19 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
+from fastapi.responses import Response
 
 from roentgen.reports import Context, Report, read_request, write_reply
 from roentgen.serving.failures import Failure
+from roentgen.serving.forms import form_of, read_form
+from roentgen.serving.replies import Reply
+from roentgen.serving.schemas import ReportForm
 from roentgen.serving.service import Service
 from roentgen.serving.uploads import read_upload
 
 ROWS = 16
 TEXTS = ("indication", "technique", "comparison", "prior_report")
 IMAGES = ("image", "lateral_image", "prior_image")
-FORM: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {
-                        **{name: {"type": "string", "format": "binary"} for name in IMAGES},
-                        **{name: {"type": "string"} for name in (*TEXTS, "model")},
-                    },
-                }
-            }
-        },
-    }
-}
 
 
 def router(service: Service) -> APIRouter:
@@ -44,7 +28,7 @@ def router(service: Service) -> APIRouter:
     read = partial(read_upload, pixels=service.options.limits.pixels)
 
     @routes.post("/score", summary="CXRReportGen's request: reports with boxes")
-    async def score(request: Request, payload: dict[str, Any]) -> list[dict[str, str]]:
+    async def score(request: Request, payload: dict[str, Any]) -> Response:
         service.catalogue.reporter(None)
         table = payload.get("input_data")
         rows = table.get("data") if isinstance(table, dict) else None
@@ -53,42 +37,22 @@ def router(service: Service) -> APIRouter:
         studies = await anyio.to_thread.run_sync(lambda: read_request(payload, read=read))
         images = [study.image for study in studies]
         _, reports = await service.read(None, images, [study.context for study in studies])
-        return write_reply(reports, images)
+        return Reply(write_reply(reports, images))
 
-    @routes.post("/v1/report", summary="The report of one image, with places", openapi_extra=FORM)
-    async def report(request: Request) -> dict[str, Any]:
+    @routes.post("/v1/report", summary="The report of an image, with places", openapi_extra=form_of(ReportForm, IMAGES))
+    async def report(request: Request) -> Response:
         service.catalogue.reporter(None)
-        form = await _form(request, most=service.options.limits.body_mb * 10**6)
-        unknown = sorted(set(form) - {*IMAGES, *TEXTS, "model"})
-        pixels = {name: form[name] for name in IMAGES if isinstance(form.get(name), bytes)}
-        if "image" not in pixels:
+        form = await read_form(request, files=IMAGES, limits=service.options.limits)
+        if "image" not in form.files:
             raise Failure(400, "image: is missing; send the file as the part 'image' of multipart/form-data")
-        texts = {name: form[name] for name in TEXTS if isinstance(form.get(name), str)}
-        decoded = await anyio.to_thread.run_sync(lambda: {name: read(name, data) for name, data in pixels.items()})
+        unknown = sorted(set(form.texts) - {*TEXTS, "model"})
+        texts = {name: text for name, text in form.texts.items() if name in TEXTS}
+        decoded = await anyio.to_thread.run_sync(lambda: {name: read(name, data) for name, data in form.files.items()})
         image = decoded.pop("image")
-        model = form.get("model")
-        name, found = await service.read(
-            model if isinstance(model, str) else None, [image], [Context(**texts, **decoded)]
-        )
-        return {"model": name, **_said(found[0], image.shape), "ignored": unknown}
+        name, found = await service.read(form.texts.get("model"), [image], [Context(**texts, **decoded)])
+        return Reply({"model": name, **_said(found[0], image.shape), "ignored": unknown})
 
     return routes
-
-
-async def _form(request: Request, *, most: int) -> dict[str, Any]:
-    """Texts and files' bytes of a multipart body, which stays in memory."""
-    kind = request.headers.get("content-type", "")
-    if not kind.startswith("multipart/form-data"):
-        raise Failure(400, "body: must be multipart/form-data with a part 'image'")
-    parser = MultiPartParser(request.headers, request.stream(), max_files=len(IMAGES), max_fields=16)
-    parser.spool_max_size = most  # nothing goes to a temporary file
-    try:
-        form = await parser.parse()
-    except ClientDisconnect:
-        raise Failure(499, "the client has gone") from None
-    except (MultiPartException, ValueError, KeyError, UnicodeError):
-        raise Failure(400, "body: cannot be read as multipart/form-data; send a part 'image'") from None
-    return {key: await value.read() if isinstance(value, UploadFile) else value for key, value in form.multi_items()}
 
 
 def _said(report: Report, shape: tuple[int, int]) -> dict[str, Any]:

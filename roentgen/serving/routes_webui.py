@@ -9,16 +9,20 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Request
+from fastapi.responses import Response
 from PIL import Image
 
 from roentgen.errors import UserError
-from roentgen.generators.base import Generator, Sample
+from roentgen.generators.base import Editing, Generator, Sample
+from roentgen.generators.edit import region_of
 from roentgen.images import encode_image
 from roentgen.reports.cxrreportgen import from_base64
 from roentgen.serving.batcher import Event
 from roentgen.serving.catalogue import settings_of_family
-from roentgen.serving.schemas import SAMPLERS, PngInfoRequest, WebRequest, given
-from roentgen.serving.service import Asked, Making, Service, unknown_words
+from roentgen.serving.replies import Reply
+from roentgen.serving.schemas import SAMPLERS, PngInfoRequest, WebEditRequest, WebRequest, given
+from roentgen.serving.service import Asked, Change, Making, Service, settings_of, unknown_words
+from roentgen.serving.uploads import read_mask, read_upload
 
 KIND = "webui"
 THEIR_NAMES = {"dpm++": "DPM++ 2M", "unipc": "UniPC", "ddim": "DDIM", "pndm": "PLMS"}
@@ -43,16 +47,27 @@ def router(service: Service) -> APIRouter:
     def current(request: Request) -> str:
         return chosen.get(request.scope.get("holder", ""), next(iter(service.catalogue.generators)))
 
-    @routes.post("/txt2img", summary="Images of a text")
-    async def txt2img(request: Request, asked: WebRequest) -> dict[str, Any]:
+    def wanted(request: Request, asked: WebRequest) -> tuple[Asked, dict[str, Any]]:
         wished = (asked.override_settings or {}).get("sd_model_checkpoint")
-        name, _ = service.catalogue.generator(str(wished) if wished else current(request))
-        settings, used = _settings(service, name, asked)
+        name, model = service.catalogue.generator(str(wished) if wished else current(request))
+        settings, used = _settings(model, asked)
         seed = None if asked.seed < 0 else asked.seed
-        wanted = Asked(asked.prompt, name, asked.batch_size * asked.n_iter, seed, settings)
-        making = await service.begin(request, wanted, KIND)
+        return Asked(asked.prompt, name, asked.batch_size * asked.n_iter, seed, settings), used
+
+    async def answer(request: Request, making: Making, asked: WebRequest, used: dict[str, Any]) -> Reply:
         samples = await _finished(service, making, request)
-        return await anyio.to_thread.run_sync(lambda: _reply(making, asked, samples, used))
+        return Reply(await anyio.to_thread.run_sync(lambda: _reply(making, asked, samples, used)))
+
+    @routes.post("/txt2img", summary="Images of a text")
+    async def txt2img(request: Request, asked: WebRequest) -> Response:
+        ours, used = wanted(request, asked)
+        return await answer(request, await service.begin(request, ours, KIND), asked, used)
+
+    @routes.post("/img2img", summary="An image, changed as a text says")
+    async def img2img(request: Request, asked: WebEditRequest) -> Response:
+        ours, used = wanted(request, asked)
+        change = await anyio.to_thread.run_sync(lambda: _change(asked, service.options.limits.pixels))
+        return await answer(request, await service.begin_edit(request, ours, change, KIND), asked, used)
 
     @routes.get("/progress", summary="How far the requests of this key are")
     async def progress(request: Request) -> dict[str, Any]:
@@ -110,8 +125,8 @@ def router(service: Service) -> APIRouter:
         return []
 
     @routes.post("/png-info", summary="What a PNG says of how it was made")
-    async def png_info(asked: PngInfoRequest) -> dict[str, Any]:
-        return await anyio.to_thread.run_sync(lambda: _png_info(asked.image))
+    async def png_info(asked: PngInfoRequest) -> Response:
+        return Reply(await anyio.to_thread.run_sync(lambda: _png_info(asked.image)))
 
     return routes
 
@@ -128,9 +143,17 @@ async def _finished(service: Service, making: Making, request: Request) -> list[
     return [sample for _, sample in sorted(found, key=lambda one: one[0])]
 
 
-def _settings(service: Service, name: str, asked: WebRequest) -> tuple[dict[str, Any], dict[str, Any]]:
+def _change(asked: WebEditRequest, pixels: int) -> Change:
+    """What is to be edited, and where; drawn anew from random noise, as the web UI does."""
+    image = read_upload("init_images", from_base64(asked.init_images[0], "init_images"), pixels=pixels)
+    mask = read_mask("mask", from_base64(asked.mask, "mask"), pixels=pixels) if asked.mask else None
+    if mask is not None:
+        mask = region_of(image.shape, 255 - mask if asked.inpainting_mask_invert else mask, what="mask")
+    return Change(image, mask, editing=Editing(asked.denoising_strength, invert=False, detail=False))
+
+
+def _settings(model: Generator, asked: WebRequest) -> tuple[dict[str, Any], dict[str, Any]]:
     """Our settings of a request, and what is used instead of what was asked for."""
-    model = service.catalogue.generators[name]
     used: dict[str, Any] = {}
     ours = {their.lower(): name for name, their in THEIR_NAMES.items()} | {name: name for name in SAMPLERS}
     said = asked.sampler_name or asked.sampler_index
@@ -139,9 +162,6 @@ def _settings(service: Service, name: str, asked: WebRequest) -> tuple[dict[str,
         sampler, used["sampler_name"] = None, getattr(model.sampling(), "sampler", None)
     if asked.scheduler and asked.scheduler.lower() not in SCHEDULERS:
         used["scheduler"] = "automatic"
-    for side in ("width", "height"):
-        if getattr(asked, side) not in (None, model.pixels):
-            used[side] = model.pixels
     for key, value in NEUTRAL.items():
         if (asked.model_extra or {}).get(key, value) not in (value, None, {}, []):
             used[key] = value
@@ -162,20 +182,24 @@ def _takes(model: Generator, sampler: str | None) -> bool:
 
 
 def _reply(making: Making, asked: WebRequest, samples: list[Sample], used: dict[str, Any]) -> dict[str, Any]:
-    texts = [infotext(sample.provenance, making.model.pixels) for sample in samples]
+    height, width = samples[0].image.shape if samples else (making.model.pixels,) * 2
+    used = used | {
+        side: made for side, made in (("width", width), ("height", height)) if getattr(asked, side) not in (None, made)
+    }
+    texts = [infotext(sample.provenance, f"{width}x{height}") for sample in samples]
     images = [base64.b64encode(encode_image(one.image, "png", one.provenance)).decode() for one in samples]
-    marks = making.sampling.provenance()
+    marks = settings_of(samples[0]) if samples else {}
     info = {
         "prompt": asked.prompt,
         "all_prompts": [asked.prompt] * len(samples),
         "negative_prompt": asked.negative_prompt,
         "seed": making.ticket.seeds[0],
         "all_seeds": [sample.seed for sample in samples],
-        "width": making.model.pixels,
-        "height": making.model.pixels,
+        "width": width,
+        "height": height,
         "sampler_name": THEIR_NAMES.get(marks.get("sampler", ""), marks.get("sampler")),
-        "cfg_scale": float(marks.get("guidance", 1)),
-        "steps": int(marks.get("steps", 1)),
+        "cfg_scale": float(marks["guidance"]) if "guidance" in marks else asked.cfg_scale,
+        "steps": int(marks["steps"]) if "steps" in marks else asked.steps,
         "batch_size": asked.batch_size,
         "sd_model_name": making.name,
         "sd_model_hash": making.model.info.hash,
@@ -189,7 +213,7 @@ def _reply(making: Making, asked: WebRequest, samples: list[Sample], used: dict[
     return {"images": images if asked.send_images else [], "parameters": parameters | used, "info": json.dumps(info)}
 
 
-def infotext(marks: dict[str, str], side: int) -> str:
+def infotext(marks: dict[str, str], size: str) -> str:
     """The web UI's line of text about an image, from our marks."""
     negative = f"\nNegative prompt: {marks['negative_prompt']}" if marks.get("negative_prompt") else ""
     fields = {
@@ -197,7 +221,7 @@ def infotext(marks: dict[str, str], side: int) -> str:
         "Sampler": THEIR_NAMES.get(marks.get("sampler", ""), marks.get("sampler")),
         "CFG scale": marks.get("guidance"),
         "Seed": marks.get("seed"),
-        "Size": f"{side}x{side}",
+        "Size": size,
         "Model hash": marks.get("model_hash"),
         "Model": marks.get("model"),
         "Version": f"{marks.get('software')} {marks.get('version')}",
@@ -216,9 +240,9 @@ def _png_info(text: str) -> dict[str, Any]:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             items = {key: str(value) for key, value in getattr(image, "text", {}).items()}
-            side = image.size[0]
+            size = "{}x{}".format(*image.size)
     except Exception:  # Pillow raises many kinds
         raise UserError("image: is no PNG that can be read; send one as base64") from None
     if items.get("software") == "roentgen":
-        return {"info": infotext(items, side), "items": items, "parameters": items}
+        return {"info": infotext(items, size), "items": items, "parameters": items}
     return {"info": items.get("parameters", ""), "items": items, "parameters": {}}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
 from roentgen.config import Seed
 from roentgen.config.ranges import Range
@@ -64,15 +64,15 @@ class Lenient(BaseModel):
         return sorted(key for key, value in (self.model_extra or {}).items() if value is not None)
 
 
-Sampled: Any = create_model(
-    "Sampled",
-    __base__=Lenient,
-    seed=(
-        bounded(Seed) | None,
-        Field(None, description="seed of the first image, the others count on; random if null"),
-    ),
+_SAMPLED: dict[str, Any] = {
+    "seed": (bounded(Seed) | None, Field(None, description="of the first image, the others count on; random if null")),
     **{key: (bounded(hint, about) | None, Field(None, description=about)) for key, (hint, about) in SETTINGS.items()},
-)
+}
+Sampled: Any = create_model("Sampled", __base__=Lenient, **_SAMPLED)
+
+
+def _numbers(value: Any) -> Any:
+    return value.strip("[] ").split(",") if isinstance(value, str) else value
 
 
 class ImageRequest(Sampled):  # type: ignore[misc]
@@ -92,6 +92,20 @@ class ImageRequest(Sampled):  # type: ignore[misc]
         return {key: getattr(self, key) for key in SETTINGS if getattr(self, key) is not None}
 
 
+class EditRequest(ImageRequest):
+    """OpenAI's request to edit an image, as a form; what a ``mask`` shows transparent or white may change."""
+
+    prompt: str = Field("", description="what the image should show")
+    remove: str = Field("", description="what should go; takes the place of the negative prompt")
+    strength: float = Field(0.7, description="share of the denoising that is done again, above 0 to 1")
+    lung: str | None = Field(None, pattern="^(left|right)$", description="change this half, the patient's, only")
+    box: Annotated[list[float], BeforeValidator(_numbers)] | None = Field(
+        None, min_length=4, max_length=4, description="change inside x1,y1,x2,y2 only, in fractions of the image"
+    )
+    invert: bool | None = Field(None, description="begin with the image's own noise; true for one image if null")
+    detail: bool = Field(True, description="keep what the autoencoder cannot draw")
+
+
 class WebRequest(Lenient):
     """The web UI's request for images; keys that are not listed are ignored."""
 
@@ -109,6 +123,26 @@ class WebRequest(Lenient):
     height: int | None = None
     override_settings: dict[str, Any] | None = None
     send_images: bool = True
+
+
+class WebEditRequest(WebRequest):
+    """The web UI's request to edit an image: ``init_images`` and ``mask`` are base64 or data URLs."""
+
+    init_images: list[str] = Field(min_length=1, max_length=1)
+    mask: str | None = None
+    inpainting_mask_invert: int = 0
+    denoising_strength: float = 0.75
+    include_init_images: bool = False
+
+
+class ReportForm(BaseModel):
+    """What may be known beside the images of a report."""
+
+    model: str | None = Field(None, description="a reporter of /v1/models; the first if null")
+    indication: str = ""
+    technique: str = ""
+    comparison: str = ""
+    prior_report: str = ""
 
 
 class PngInfoRequest(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import anyio.to_thread
 from fastapi import Request
 
-from roentgen.generators.base import Generator, Sample, check_seed, check_text
+from roentgen.generators.base import Editing, Generator, Sample, check_seed, check_text
+from roentgen.generators.edit import edit
 from roentgen.serving.batcher import Batcher, Busy, Event, Stopping, Ticket
-from roentgen.serving.catalogue import Catalogue
-from roentgen.serving.failures import Failure
+from roentgen.serving.catalogue import Catalogue, settings_of_family
+from roentgen.serving.failures import Failure, log
 from roentgen.serving.gallery import Gallery
 from roentgen.serving.meters import Meters
 from roentgen.serving.settings import Options
@@ -35,13 +36,22 @@ class Asked:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Change:
+    """What an edit begins with. image: uint8 grey [H, W]. region: see ``generators.edit.Region``. remove: what goes."""
+
+    image: Any
+    region: Any = None
+    remove: str = ""
+    editing: Editing | None = None
+
+
 @dataclass
 class Making:
     """Images that are being made: what was taken, and its events."""
 
     name: str
     model: Generator
-    sampling: Any
     ticket: Ticket
     queue: asyncio.Queue[Event]
     deadline: float
@@ -72,22 +82,62 @@ class Service:
 
     async def begin(self, request: Request, asked: Asked, kind: str) -> Making:
         """Check everything and queue it. Failure or UserError where it cannot be done; nothing is queued then."""
+        seeds = self._seeds(asked)
+        name, model = self.catalogue.generator(asked.model)
+
+        def check() -> Any:
+            check_text(asked.prompt)
+            check_seed(seeds[0], asked.count - 1)
+            _check_settings(asked.settings, model)
+            sampling = model.sampling(**asked.settings)
+            model.check(asked.prompt)
+            return sampling
+
+        sampling = await anyio.to_thread.run_sync(check)
+        return self._queue(request, name, asked.prompt, seeds, kind, sampling=sampling)
+
+    async def begin_edit(self, request: Request, asked: Asked, change: Change, kind: str) -> Making:
+        """The same for edits of an image."""
+        seeds = self._seeds(asked)
+        name, model = self.catalogue.generator(asked.model)
+
+        def run(index: int, on_step: Callable[[float], object] | None = None) -> Iterator[Sample]:
+            return edit(
+                model,
+                change.image,
+                asked.prompt,
+                remove=change.remove,
+                region=change.region,
+                editing=change.editing,
+                seed=seeds[index],
+                on_step=on_step,
+                **asked.settings,
+            )
+
+        def check() -> None:
+            check_seed(seeds[0], asked.count - 1)
+            _check_settings(asked.settings, model)
+            run(0)
+
+        await anyio.to_thread.run_sync(check)
+
+        def make(index: int, on_step: Callable[[float], object]) -> Sample:
+            made = next(run(index, on_step))
+            return Sample(made.image, made.prompt, made.seed, index, made.provenance)
+
+        return self._queue(request, name, asked.prompt, seeds, kind, make=make)
+
+    def _seeds(self, asked: Asked) -> range:
+        """Seeds of the images; Failure where a request asks for more than the limits allow."""
         limits = self.options.limits
         if len(asked.prompt) > limits.prompt:
             raise Failure(400, f"prompt: has more than {limits.prompt} characters; shorten it", param="prompt")
         if asked.count > limits.images:
             raise Failure(400, f"n: {asked.count} images, more than {limits.images} at once; ask for fewer", param="n")
         seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
-        name, model = self.catalogue.generator(asked.model)
+        return range(seed, seed + asked.count)
 
-        def check() -> Any:
-            check_text(asked.prompt)
-            check_seed(seed, asked.count - 1)
-            sampling = model.sampling(**asked.settings)
-            model.check(asked.prompt)
-            return sampling
-
-        sampling = await anyio.to_thread.run_sync(check)
+    def _queue(self, request: Request, name: str, prompt: str, seeds: range, kind: str, **how: Any) -> Making:
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -95,15 +145,17 @@ class Service:
             with suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(queue.put_nowait, event)
 
-        seeds = range(seed, seed + asked.count)
-        owner = request.scope.get("holder", "")
+        model = self.catalogue.generators[name]
+        how = {"sampling": None, **how, "owner": request.scope.get("holder", ""), "kind": kind}
         try:
-            ticket = self.batcher.submit(model, asked.prompt, seeds, sampling, notify, owner=owner, kind=kind)
+            ticket = self.batcher.submit(model, prompt, seeds, notify=notify, **how)
         except Busy:
             raise Failure(429, "too many images wait already; send the request again in a while", retry=5) from None
         except Stopping:
             raise Failure(503, STOPPING, retry=10) from None
-        return Making(name, model, sampling, ticket, queue, loop.time() + limits.seconds)
+        if self.options.log_prompts:
+            log.info("prompt %r, %d images from seed %d", prompt, len(seeds), seeds[0])
+        return Making(name, model, ticket, queue, loop.time() + self.options.limits.seconds)
 
     async def events(self, making: Making, request: Request | None) -> AsyncIterator[Event]:
         """What happens until the last image is there. With ``request`` a client that has gone is noticed.
@@ -163,7 +215,22 @@ class Service:
         return known, reports
 
 
+def _check_settings(settings: Mapping[str, Any], model: Generator) -> None:
+    """Failure where a request has a setting of another family of models."""
+    for name in settings:
+        if name not in settings_of_family(model):
+            raise Failure(400, f"{name}: {model.info.name} has no such setting; leave it out", param=name)
+
+
 def unknown_words(making: Making) -> list[str]:
     """Warnings about words that the model has not seen in training."""
     words = making.model.info.unknown_words(making.ticket.prompt)
     return [f"word never seen in training: {word}" for word in words]
+
+
+HIDDEN = ("prompt", "seed", "model", "model_hash", "dtype", "version", "software", "synthetic")
+
+
+def settings_of(sample: Sample) -> dict[str, str]:
+    """What an image's marks say of its settings of sampling and editing."""
+    return {key: value for key, value in sample.provenance.items() if key not in HIDDEN}

@@ -31,6 +31,18 @@ def read_upload(what: str, data: bytes, *, pixels: int) -> np.ndarray:
     return read_image(what, data=data)
 
 
+def read_mask(what: str, data: bytes, *, pixels: int) -> np.ndarray:
+    """uint8 [H, W] of a mask, 255 where an image may change: where it is transparent, or white if it is opaque."""
+    _check_raster(what, data, pixels)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if "A" in image.getbands() or "transparency" in image.info:
+                return np.array(255 - np.asarray(image.convert("RGBA"))[:, :, 3])
+    except Exception:  # Pillow raises many kinds
+        raise UserError(f"{what}: cannot be read as an image; send a PNG") from None
+    return read_image(what, data=data)
+
+
 def _check_raster(what: str, data: bytes, pixels: int) -> None:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

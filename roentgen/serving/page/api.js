@@ -36,14 +36,18 @@ export async function call(path, options = {}) {
   return reply;
 }
 
-// Generates; calls on(event) for each server-sent event, until the stream ends.
+// Generates, or edits where the body is a form; calls on(event) for each server-sent event, until the stream ends.
 export async function stream(body, on, signal) {
-  const reply = await call("/v1/images/generations", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ ...body, stream: true, progress: true, response_format: "url" }),
-    signal,
-  });
+  const how = { stream: true, progress: true, response_format: "url" };
+  let [path, content, headers] = ["/v1/images/edits", body, {}];
+  if (body instanceof FormData) {
+    for (const [name, value] of Object.entries(how)) body.set(name, value);
+  } else {
+    path = "/v1/images/generations";
+    content = JSON.stringify({ ...body, ...how });
+    headers = { "Content-Type": "application/json" };
+  }
+  const reply = await call(path, { method: "POST", headers, body: content, signal });
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {

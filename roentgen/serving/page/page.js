@@ -69,7 +69,7 @@ function fill(card, image) {
   picture.alt = `${SYNTHETIC}: chest X-ray of "${image.prompt}"`;
   picture.src = image.src;
   button.append(picture);
-  button.addEventListener("click", () => openViewer(image, choices.reporters));
+  button.addEventListener("click", () => openViewer(image, choices.reporters, edit));
   const caption = document.createElement("figcaption");
   const mark = document.createElement("b");
   mark.textContent = SYNTHETIC;
@@ -114,9 +114,20 @@ async function generate() {
   if ($("compare").checked) prompts.push($("prompt2").value.trim());
   const seed = $("seed").value === "" ? crypto.getRandomValues(new Uint32Array(1))[0] >>> 1 : Number($("seed").value);
   const bodies = prompts.map((prompt) => wanted(prompt, seed));
+  await run(prompts, bodies, bodies[0]);
+}
+
+// An edit of an image that is here; see the viewer.
+async function edit(form) {
+  if (running) return say("Wait until the other images are there.");
+  return run([form.get("prompt")], [form], { seed: Number(form.get("seed")), model: form.get("model"), n: 1 });
+}
+
+// Sends each body, and shows what comes of the prompt beside it.
+async function run(prompts, bodies, about) {
   running = new AbortController();
   const { signal } = running;
-  const { group, cards } = groupOf(prompts, bodies[0]);
+  const { group, cards } = groupOf(prompts, about);
   const shares = prompts.map(() => 0);
   const warnings = new Set();
   let arrived = 0;
@@ -128,8 +139,7 @@ async function generate() {
     if (event.type === "image_generation.progress") {
       shares[row] = event.share;
     } else if (event.type === "image_generation.completed") {
-      const image = { event, prompt: prompts[row], src: place(event.url) };
-      fill(cards[event.index * prompts.length + row], image);
+      fill(cards[event.index * prompts.length + row], { event, prompt: prompts[row], src: place(event.url) });
       arrived += 1;
       event.warnings.forEach((one) => warnings.add(one));
     }

@@ -9,6 +9,7 @@ const START = { window: 255, level: 128, zoom: 1, x: 0.5, y: 0.5 };
 
 let shown = null; // the image: its event, pixels, words' heat by word, report
 let view = { ...START };
+let edit = () => {}; // what to do with an edit of the image that is shown
 
 async function greyOf(url) {
   const image = new Image();
@@ -145,20 +146,23 @@ async function readIt() {
 function showReport() {
   const report = $("boxes").checked ? shown.report : null;
   $("report").textContent = report ? [...(report.warnings || []), report.report].join(" ") : "";
-  $("findings").replaceChildren(...(report?.grounding || []).map((one) => {
+  const found = (report?.findings || []).filter((one) => one.label && one.present);
+  $("findings").replaceChildren(...found.map((one) => {
     const item = document.createElement("li");
     const share = one.probability === null ? "" : ` (${Math.round(100 * one.probability)} %)`;
-    item.textContent = `${[one.side, one.finding || one.text].filter(Boolean).join(" ")}${share}`;
+    item.textContent = `${[one.side, one.label].filter(Boolean).join(" ")}${share}`;
     return item;
   }));
 }
 
-export async function openViewer(image, reporters) {
+export async function openViewer(image, reporters, onEdit) {
+  edit = onEdit;
   shown = Object.assign(image, { heats: image.heats || new Map(), word: image.word ?? null });
   const { event, prompt } = image;
   $("viewer-title").textContent = prompt;
   $("viewer-message").textContent = "";
   $("report-box").hidden = !reporters.length;
+  $("words-box").hidden = Boolean(event.settings.edited);
   $("boxes").checked = Boolean(image.report);
   const facts = {
     prompt, seed: event.seed, model: `${event.model} (${event.model_hash})`, ...event.settings, synthetic: "true",
@@ -194,6 +198,17 @@ for (const name of ["window", "level", "zoom"]) {
 $("reset").addEventListener("click", () => set({ ...START }));
 $("close").addEventListener("click", () => dialog.close());
 $("boxes").addEventListener("change", readIt);
+$("edit").addEventListener("click", async () => {
+  const form = new FormData();
+  form.set("image", await (await fetch(shown.src)).blob(), "image.png");
+  form.set("prompt", $("edit-text").value.trim());
+  form.set("model", shown.event.model);
+  form.set("seed", shown.event.seed);
+  form.set("strength", $("strength").value);
+  if ($("lung").value) form.set("lung", $("lung").value);
+  dialog.close();
+  edit(form);
+});
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 window.addEventListener("resize", draw);
 canvas.addEventListener("wheel", (event) => {
