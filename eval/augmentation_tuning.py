@@ -10,23 +10,22 @@ dropped before anything is read. A finished setting stays in the JSON, and the s
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from roentgen import errors
-from roentgen.config import require
+from roentgen.config import Count, Filled, Seed, parse_settings, require
 from roentgen.data.manifest import finding_columns, read_manifest
 from roentgen.devices import keep_freed_memory
-from roentgen.experiments.augmentation.arms import Source, load_source, open_pixels, real_subset
+from roentgen.experiments.augmentation.arms import real_subset
 from roentgen.experiments.augmentation.classifier import (
     NO_FINDING,
     Labelled,
@@ -37,6 +36,7 @@ from roentgen.experiments.augmentation.classifier import (
     predict,
     train,
 )
+from roentgen.experiments.augmentation.sources import Source, load_source, open_pixels
 from roentgen.files import file_hash, require_writable
 from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.result import Context, plain, read_result, write_result
@@ -44,18 +44,21 @@ from roentgen.metrics.statistics import RESAMPLES, cluster_weights
 from roentgen.provenance import portable
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the comparison."""
+
+    real: Annotated[Path, "manifest with train and val images"]
+    out: Annotated[Path, "result JSON"]
+    tried: Annotated[tuple[str, ...], Filled(), "n=N and settings of the recipe, with commas (also --try)"]
+    work: Annotated[Path, "folder for decoded images"] = Path("runs/augmentation-gain")
+    seed: Annotated[Seed, "apart from the experiment's own, which count from 0"] = 100
+    min_positive: Annotated[Count, "positive train images that a finding must have"] = 30
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    found = argparse.ArgumentParser(prog="eval/augmentation_tuning.py", description=(__doc__ or "").splitlines()[0])
-    flag = found.add_argument
-    flag("--real", type=Path, required=True, metavar="MANIFEST")
-    flag("--out", type=Path, required=True, metavar="FILE.json")
-    flag("--work", type=Path, default=Path("runs/augmentation-gain"), help="folder for decoded images")
-    flag(
-        "--try", dest="tried", nargs="+", required=True, metavar="SETTING", help="n=N and recipe settings, with commas"
-    )
-    flag("--seed", type=int, default=100, help="apart from the experiment's own, which count from 0")
-    flag("--min-positive", type=int, default=30)
-    args = found.parse_args(argv)
+    words = ["--tried" if word == "--try" else word for word in (sys.argv[1:] if argv is None else argv)]
+    args = parse_settings(Settings, words, prog="eval/augmentation_tuning.py", about=__doc__)
     settings = [parse(text) for text in args.tried]
     require_writable(args.out.parent, "--out")
     torch.set_num_threads(1)
@@ -120,7 +123,7 @@ def one(real: Source, n: int, largest: int, findings: Sequence[str], recipe: Rec
     }  # fmt: skip
 
 
-def save(args: argparse.Namespace, runs: list[dict[str, Any]], findings: Sequence[str]) -> None:
+def save(args: Settings, runs: list[dict[str, Any]], findings: Sequence[str]) -> None:
     best = max(runs, key=lambda run: float(run["value"]))
     write_result(
         args.out,

@@ -17,15 +17,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from roentgen import errors
 from roentgen.config import CountFromZero, Seed, as_dict, parse_settings
 from roentgen.data.sections import BLANKS, clean_text, count_blanks, last_paragraph, split_sections
 from roentgen.data.sources.openi import REPORTS_ARCHIVE, carried_file, openi_reports
 from roentgen.files import file_hash, require_writable
+from roentgen.metrics.report.tables import table
 from roentgen.metrics.result import Context, write_result
 from roentgen.metrics.statistics import mean_interval
 from roentgen.provenance import command_line, portable
@@ -143,63 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     reports = openi_reports(path)[list(ORDER)].to_dict("records")
     truth = [{name: plain(report[name]) for name in ORDER if plain(report[name])} for report in reports]
-
-    rows, hits = [], []
-    shown = 0
-    for style, write in STYLES.items():
-        right = {name: [] for name in (*ORDER, "all")}
-        invented = 0
-        for sections in truth:
-            expected = {name: text.upper() if "capitals" in style else text for name, text in sections.items()}
-            found = split_sections(write(sections))
-            found = {RENAMED.get(style, {}).get(name, name): text for name, text in found.items()}
-            if style == NUMBERED:  # the numbers are the style's: without them it must be the report's again
-                for texts in (found, expected):
-                    texts["impression"] = clean_text(texts.get("impression", ""))
-            found = {name: plain(text) for name, text in found.items()}
-            equal = {name: found.get(name, "") == expected.get(name, "") for name in ORDER}
-            for name in sections:
-                right[name].append(equal[name])
-            right["all"].append(all(equal.values()))
-            invented += sum(bool(found.get(name)) and name not in sections for name in ORDER)
-            if not right["all"][-1] and shown < s.show:
-                shown += 1
-                for name in [name for name in ORDER if not equal[name]]:
-                    print(f"{style}: {name}: {expected.get(name)!r}, found {found.get(name)!r}", file=sys.stderr)
-        hits.append(right["impression"])
-        rows.append(
-            {
-                "style": style,
-                **{name: float(np.mean(values)) for name, values in right.items()},
-                "impression_ci": mean_interval(np.array(right["impression"], float), seed=s.seed),
-                "sections_invented": invented,
-            }
-        )
-    both = np.array(hits, dtype=float).mean(axis=0)
-
-    impressions = [report["impression"] for report in truth if "impression" in report]
-    cleaned = [clean_text(text) for text in impressions]
-    words = [len(text.split()) for text in cleaned]
-    # A word that was not in the report would be two joined ones.
-    joined = sum(
-        bool(set(re.findall(r"\w+", after)) - set(re.findall(r"\w+", BLANKS.sub(" ", before))))
-        for before, after in zip(impressions, cleaned, strict=True)
-    )
+    rows, hits = found_by_style(truth, s)
     last = [last_paragraph("\n\n".join(report.values())) == list(report.values())[-1] for report in truth if report]
     details = {
         "styles": rows,
         "reports": len(truth),
         "with": {name: sum(name in report for report in truth) for name in ORDER},
         "last_paragraph_without_headers": float(np.mean(last)),
-        "impressions": {
-            "with_blanks": sum(count_blanks(text) > 0 for text in impressions),
-            "blanks": sum(count_blanks(text) for text in impressions),
-            "blanks_left": sum(count_blanks(text) for text in cleaned),
-            "half_words_left": sum(bool(HALF.search(text)) for text in cleaned),
-            "nothing_left": sum(not text for text in cleaned),
-            "with_joined_words": joined,
-            "words_percentiles": {str(q): float(np.percentile(words, q)) for q in (5, 25, 50, 75, 95, 99, 100)},
-        },
+        "impressions": cleaning([report["impression"] for report in truth if "impression" in report]),
     }
     if s.own is not None:
         details["own"] = of_own(s.own)
@@ -210,17 +163,72 @@ def main(argv: Sequence[str] | None = None) -> int:
         inputs={"reports": {"name": path.name, "sha256": file_hash(path)}}, command=command_line("eval/sections.py", s),
     )  # fmt: skip
     write_result(
-        s.out, metric="share of impressions found word for word, mean over styles of report", value=float(both.mean()),
-        ci=mean_interval(both, seed=s.seed), ci_method="95 % percentile, bootstrap by report", n=len(both),
+        s.out, metric="share of impressions found word for word, mean over styles of report", value=float(hits.mean()),
+        ci=mean_interval(hits, seed=s.seed), ci_method="95 % percentile, bootstrap by report", n=len(hits),
         context=context, details=details,
     )  # fmt: skip
-    print("| Style | all four sections | impression | findings | indication | comparison | invented |")
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        shares = [f"{100 * row[name]:.2f} %" for name in ("all", "impression", "findings", "indication", "comparison")]
-        print(f"| {row['style']} | {' | '.join(shares)} | {row['sections_invented']} |")
+    columns = ("all", "impression", "findings", "indication", "comparison")
+    header = ["Style", "all four sections", *columns[1:], "invented"]
+    cells = [[f"{100 * row[name]:.2f} %" for name in columns] for row in rows]
+    lines_of = [[row["style"], *shares, str(row["sections_invented"])] for row, shares in zip(rows, cells, strict=True)]
+    print(table(header, lines_of))
     print(details["impressions"], details["with"], details["last_paragraph_without_headers"])
     return 0
+
+
+def found_by_style(truth: Sequence[Sections], s: Settings) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
+    """How often each section is found by style, and for each impression the share of styles in which it is."""
+    rows, hits, shown = [], [], 0
+    for style, write in STYLES.items():
+        right: dict[str, list[bool]] = {name: [] for name in (*ORDER, "all")}
+        invented = 0
+        for sections in truth:
+            expected = {name: text.upper() if "capitals" in style else text for name, text in sections.items()}
+            found = split_sections(write(sections))
+            found = {RENAMED.get(style, {}).get(name, name): text for name, text in found.items()}
+            if style == NUMBERED:  # the numbers are the style's: without them it must be the report's again
+                for texts in (found, expected):
+                    texts["impression"] = clean_text(texts.get("impression", ""))
+            found = {name: plain(text) for name, text in found.items()}
+            wrong = [name for name in ORDER if found.get(name, "") != expected.get(name, "")]
+            for name in sections:
+                right[name].append(name not in wrong)
+            right["all"].append(not wrong)
+            invented += sum(bool(found.get(name)) and name not in sections for name in ORDER)
+            if wrong and shown < s.show:
+                shown += 1
+                for name in wrong:
+                    print(f"{style}: {name}: {expected.get(name)!r}, found {found.get(name)!r}", file=sys.stderr)
+        hits.append(right["impression"])
+        rows.append(
+            {
+                "style": style,
+                **{name: float(np.mean(values)) for name, values in right.items()},
+                "impression_ci": mean_interval(np.array(right["impression"], float), seed=s.seed),
+                "sections_invented": invented,
+            }
+        )
+    return rows, np.array(hits, dtype=float).mean(axis=0)
+
+
+def cleaning(impressions: Sequence[str]) -> dict[str, Any]:
+    """What ``clean_text`` leaves of impressions."""
+    cleaned = [clean_text(text) for text in impressions]
+    words = [len(text.split()) for text in cleaned]
+    # A word that was not in the report would be two joined ones.
+    joined = sum(
+        bool(set(re.findall(r"\w+", after)) - set(re.findall(r"\w+", BLANKS.sub(" ", before))))
+        for before, after in zip(impressions, cleaned, strict=True)
+    )
+    return {
+        "with_blanks": sum(count_blanks(text) > 0 for text in impressions),
+        "blanks": sum(count_blanks(text) for text in impressions),
+        "blanks_left": sum(count_blanks(text) for text in cleaned),
+        "half_words_left": sum(bool(HALF.search(text)) for text in cleaned),
+        "nothing_left": sum(not text for text in cleaned),
+        "with_joined_words": joined,
+        "words_percentiles": {str(q): float(np.percentile(words, q)) for q in (5, 25, 50, 75, 95, 99, 100)},
+    }
 
 
 if __name__ == "__main__":

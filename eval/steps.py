@@ -21,39 +21,23 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from roentgen import errors
-from roentgen.config import (
-    BatchSize,
-    Filled,
-    Guidance,
-    PathOrName,
-    Range,
-    Seed,
-    Steps,
-    as_dict,
-    parse_settings,
-    require,
-)
-from roentgen.data.images import load_pixels
-from roentgen.data.manifest import read_manifest
-from roentgen.files import file_hash, require_writable, write_atomic
+from roentgen.config import Filled, Guidance, Steps, parse_settings
+from roentgen.experiments.sampling import WARNING, Sampler, Study, StudySettings
+from roentgen.files import write_atomic
 from roentgen.generators.diffusion.sampling import make_solver
-from roentgen.generators.generate import load_model
-from roentgen.metrics.adherence import auroc
+from roentgen.metrics.adherence.auroc import macro_auroc
+from roentgen.metrics.adherence.scored import LEAVE_OUT
 from roentgen.metrics.distribution import frechet
-from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.report.tables import figure, replace_between_markers
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.result import read_result, write_result
 from roentgen.metrics.statistics import cluster_weights, percentile_interval
-from roentgen.models.classifier import load_classifier
-from roentgen.provenance import command_line, portable
-from roentgen.synthesis.folder import Job, generated_images
 
 NAME = "steps"
 """Of the region in a document."""
@@ -63,34 +47,19 @@ DONE = 2.55
 """Mean difference in grey levels of 255 to the images of the most steps at which a setting is done: 1 %."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Settings of the curve."""
+@dataclass(frozen=True, kw_only=True)
+class Settings(StudySettings):
+    """Settings of the curve; with `--measure false` neither manifest nor classifier is needed."""
 
-    out: Annotated[Path, "folder for steps.json"]
-    manifest: Annotated[Path | None, "manifest with `val` images (not needed with `--measure false`)"] = None
-    classifier: Annotated[Path | None, "the judge (not needed with `--measure false`)"] = None
     measure: Annotated[bool, "false: take the result that OUT holds"] = True
-    model: Annotated[PathOrName, "name, folder or hub id"] = "mini"
     work: Annotated[Path, "folder for generated images and caches"] = Path("out/steps")
-    samplers: Annotated[
-        tuple[Literal["dpm++", "unipc", "ddim", "pndm"], ...],
-        Filled(),
-        "samplers to compare",
-    ] = ("dpm++", "unipc", "ddim", "pndm")
+    samplers: Annotated[tuple[Sampler, ...], Filled(), "samplers to compare"] = ("dpm++", "unipc", "ddim", "pndm")
     steps: Annotated[
         tuple[Steps, ...],
         Filled(),
         "numbers of steps to compare; the reference, pndm with 75, is always measured",
     ] = (5, 10, 20, 75)
     guidance: Annotated[Guidance, "guidance scale, the same for all"] = 4.0
-    images: Annotated[int, Range(10, 10**12), "prompts a setting, two thirds of them with findings"] = 144
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None,
-        "float32, float16 or bfloat16 (default: float16 on a GPU, else float32)",
-    ] = None
-    seed: Annotated[Seed, "seed of the first image, and of texts"] = 20_000
-    batch_size: Annotated[BatchSize, "images generated at a time"] = 16
     plot: Annotated[Path | None, "SVG file for the curve (None: no plot)"] = None
     update: Annotated[Path | None, "document in which the region results:steps is replaced by the table"] = None
 
@@ -100,9 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if s.update is not None:  # before the hours of work, not after
         replace_between_markers(s.update, NAME, "", write=False)
     if s.measure:
-        require(s.manifest is not None, "--manifest is missing; name a manifest with val images")
-        require(s.classifier is not None, "--classifier is missing; name a classifier's folder")
-        require_writable(s.out, "--out")
         measure(s)
     result = read_result(s.out / "steps.json")
     print(table(result))
@@ -115,53 +81,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(s: Settings) -> None:
     """Every setting on the same prompts and seeds, to ``OUT/steps.json``."""
-    assert s.manifest is not None and s.classifier is not None
-    judge, model = load_classifier(s.classifier), load_model(s.model, dtype=s.dtype)
-
-    # Prompts of val, and what real images of val look like to the judge.
-    val = read_manifest(s.manifest, splits=["val"], allow_empty_text=True)
-    rows, texts = draw_prompts(val, s.images, s.seed)
-    labels = rows[judge.findings].to_numpy(dtype=float)
-    patients = rows["patient_id"].tolist()
-    real = load_pixels(val["image"].tolist(), size=256, cache=s.work / "cache").pixels
-    real_features = judge.features(np.asarray(real)).astype(np.float64)
-    jobs = [Job(text, s.seed + i) for i, text in enumerate(texts)]
-
-    # Every setting, the same prompts and seeds; the reference last, as it takes longest.
+    study = Study.of(s)
+    real = study.features(study.real(study.val))
+    # The reference last, as it takes longest.
     settings = [(sampler, steps) for sampler in s.samplers for steps in sorted(s.steps)]
     settings = [one for one in settings if one != REFERENCE] + [REFERENCE]
-    seen: dict[tuple[str, int], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
     images: dict[tuple[str, int], NDArray[np.uint8]] = {}
+    seen: dict[tuple[str, int], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
     for sampler, steps in settings:
-        folder = s.work / f"{sampler.replace('+', 'p')}-{steps}"
-        sampling = model.sampling(steps=steps, guidance=s.guidance, sampler=sampler)
-        made = generated_images(model, jobs, folder, sampling=sampling, batch_size=s.batch_size)
-        images[sampler, steps] = np.stack(made)
-        seen[sampler, steps] = judge.predict(made).astype(float), judge.features(made).astype(np.float64)
-
-    curve = measured(seen, labels, judge.findings, patients, real_features, val["patient_id"].tolist(), seed=s.seed)
+        folder = f"{sampler.replace('+', 'p')}-{steps}"
+        images[sampler, steps] = made = study.made(folder, steps=steps, guidance=s.guidance, sampler=sampler)
+        seen[sampler, steps] = study.judge.predict(made).astype(float), study.features(made)
+    patients, real_patients = (rows["patient_id"].tolist() for rows in (study.rows, study.val))
+    curve = measured(seen, study.labels, study.judge.findings, patients, real, real_patients, seed=s.seed)
     for point, (sampler, steps) in zip(curve, settings, strict=True):
         most = max(count for name, count in settings if name == sampler)
         point |= {
-            "evaluations": evaluations(model, sampler, steps),
+            "evaluations": evaluations(study.model, sampler, steps),
             "change": mean_difference(images[sampler, steps], images[sampler, most]),
         }
         print(f"{sampler} {steps}: AUROC {figure(point['auroc'])}, FID {figure(point['fid'], digits=1)}", flush=True)
     chosen = choose(curve)
-    context = Context(
-        extractor=f"roentgen classifier {s.classifier.name}, sha256 {file_hash(s.classifier)}",
-        resize="shorter side to 256 px, centre crop; then the classifier's own size", seed=s.seed,
-        settings={key: portable(value) for key, value in as_dict(s).items()},
-        model={"name": portable(model.info.name), "hash": model.info.hash, "dtype": f"torch.{model.info.dtype}"},
-        inputs={"manifest": s.manifest.name}, command=command_line("eval/steps.py", s),
-    )  # fmt: skip
     write_result(
         s.out / "steps.json", metric="network evaluations of the default sampling, by quality on val",
-        value=chosen["evaluations"], ci=(float("nan"), float("nan")), ci_method="none: a count", n=len(rows),
-        context=context,
-        warnings=["chosen on val; Frechet distances at this n are biased upwards and only comparable in this file"],
+        value=chosen["evaluations"], ci=(float("nan"), float("nan")), ci_method="none: a count", n=len(study.rows),
+        context=study.context("eval/steps.py", dtype=f"torch.{study.model.info.dtype}"), warnings=[WARNING],
         details={"chosen": {key: chosen[key] for key in ("sampler", "steps")}, "reference": list(REFERENCE),
-                 "real_n": len(val), "curve": curve},
+                 "real_n": len(study.val), "curve": curve},
     )  # fmt: skip
 
 
@@ -185,7 +131,7 @@ def measured(
     for setting, (scores, features) in seen.items():
         x = features - middle
         cross = x @ real.T
-        scored[setting] = auroc.macro_auroc(scores, labels, list(findings), weights, leave_out=("No Finding",))
+        scored[setting] = macro_auroc(scores, labels, list(findings), weights, leave_out=LEAVE_OUT)
         draws = np.array(
             [frechet.weighted_frechet(x, real, cross, u, v) for u, v in zip(weights, real_weights, strict=False)]
         )
@@ -196,23 +142,14 @@ def measured(
         value, draws = distances[sampler, steps]
         centred = draws - draws.mean()  # resamples repeat images and so lie too high; their spread is right
         apart = centred - (base_draws - base_draws.mean())
-        curve.append(
-            {
-                "sampler": sampler,
-                "steps": steps,
-                "auroc": {"value": found.value, "ci": found.ci},
-                "findings": found.names,
-                "fid": {"value": value, "ci": percentile_interval(value + centred)},
-                "auroc_less_reference": {
-                    "value": found.value - base.value,
-                    "ci": percentile_interval(found.draws - base.draws),
-                },
-                "fid_less_reference": {
-                    "value": value - base_value,
-                    "ci": percentile_interval(value - base_value + apart),
-                },
-            }
-        )
+        entries = {
+            "auroc": (found.value, found.draws),
+            "fid": (value, value + centred),
+            "auroc_less_reference": (found.value - base.value, found.draws - base.draws),
+            "fid_less_reference": (value - base_value, value - base_value + apart),
+        }
+        point: dict[str, Any] = {"sampler": sampler, "steps": steps, "findings": found.names}
+        curve.append(point | {key: {"value": v, "ci": percentile_interval(d)} for key, (v, d) in entries.items()})
     return curve
 
 
@@ -282,19 +219,13 @@ def table(result: Mapping[str, Any]) -> str:
 
 def plot(result: Mapping[str, Any]) -> str:
     """SVG: AUROC and Frechet distance against network evaluations, a line a sampler."""
-    import io
-
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from roentgen.metrics.report.plots import COLOURS, LINES, MARKERS, STYLE
+    from roentgen.metrics.report.plots import COLOURS, LINES, MARKERS, drawing
 
     curve, reference = result["details"]["curve"], result["details"]["reference"]
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        drawing = Figure(figsize=(7.2, 3.2), layout="constrained")
-        panels = drawing.subplots(1, 2)
-        for axes, key, words in zip(panels, ("auroc", "fid"), ("macro AUROC", "Fréchet distance"), strict=True):
+    with drawing(7.2, 3.2) as (page, buffer):
+        for axes, key, words in zip(
+            page.subplots(1, 2), ("auroc", "fid"), ("macro AUROC", "Fréchet distance"), strict=True
+        ):
             for number, sampler in enumerate(dict.fromkeys(p["sampler"] for p in curve)):
                 points = [p for p in curve if p["sampler"] == sampler and p[key]["value"] is not None]
                 points.sort(key=lambda p: p["evaluations"])
@@ -310,8 +241,7 @@ def plot(result: Mapping[str, Any]) -> str:
             axes.set_xticks([], minor=True)
             axes.set_xlabel(f"network calls (grey: interval of {reference[0].upper()}, {reference[1]} steps)")
             axes.set_ylabel(words)
-        drawing.legend(loc="outside upper center", ncols=4, fontsize=8)
-        drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        page.legend(loc="outside upper center", ncols=4, fontsize=8)
     return buffer.getvalue()
 
 

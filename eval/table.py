@@ -10,32 +10,39 @@ error.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from roentgen import errors
+from roentgen.config import Positional, parse_settings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the tables."""
+
+    results: Annotated[Path, "folder that roentgen eval wrote", Positional()]
+    documents: Annotated[tuple[Path, ...], "Markdown files with the markers", Positional()] = ()
+    check: Annotated[bool, "fail if a document is out of date; write nothing"] = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="eval/table.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("results", type=Path, help="folder that roentgen eval wrote")
-    parser.add_argument("documents", type=Path, nargs="*", help="Markdown files with the markers")
-    parser.add_argument("--suite", action="store_true", help=argparse.SUPPRESS)  # once told two kinds of folders apart
-    parser.add_argument("--check", action="store_true", help="fail if a document is out of date; write nothing")
-    args = parser.parse_args(argv)
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--suite"]  # of older commands
+    s = parse_settings(Settings, words, prog="eval/table.py", about=__doc__)
     try:
         from roentgen.metrics.report.page import markdown, quality
         from roentgen.metrics.report.tables import fill
     except ModuleNotFoundError as error:
         raise errors.UserError(f"eval/table.py needs {error.name}; pip install 'roentgen-cxr[eval]'") from None
-    whole = markdown(args.results)
-    texts = {"suite": whole, "mini": whole, "quality": quality(args.results)}
-    if not args.documents:
+    whole = markdown(s.results)
+    texts = {"suite": whole, "mini": whole, "quality": quality(s.results)}
+    if not s.documents:
         print(whole)
-    for document in args.documents:
-        if fill(document, texts, write=not args.check) and args.check:
+    for document in s.documents:
+        if fill(document, texts, write=not s.check) and s.check:
             raise errors.UserError(f"{document} is out of date; run the command again without --check")
     return 0
 

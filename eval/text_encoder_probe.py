@@ -23,167 +23,206 @@ classifier here are others, so the question is the same and the figures are not 
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from roentgen import errors
+from roentgen.config import Count, Filled, Range, Resamples, Seed, parse_settings
 from roentgen.data.sections import clean_text
-from roentgen.data.sources.openi import REPORTS_ARCHIVE, SECTIONS, carried_file, openi_reports
-from roentgen.experiments.text_probe import bag_of_words, folds_of, judge, probe_report, probe_scores, summarise
+from roentgen.data.sources.openi import REPORTS_ARCHIVE, carried_file, openi_reports
+from roentgen.experiments.text_probe import (
+    ProbeResult,
+    bag_of_words,
+    folds_of,
+    judge,
+    probe_report,
+    probe_scores,
+    summarise,
+)
 from roentgen.files import file_hash, require_writable, tensors_hash
-from roentgen.metrics.report.tables import replace_between_markers
+from roentgen.metrics.report.tables import fill
 from roentgen.metrics.result import Context, read_result, write_result
 from roentgen.metrics.statistics import RESAMPLES, cluster_weights
 from roentgen.models.hub import NAMED
 from roentgen.models.text_encoders import encode_text_states, load_text_encoder, make_reader
-from roentgen.provenance import portable
+from roentgen.provenance import command_line, portable
 
 WORDS, RANDOM, SHUFFLED = "bag of words", "random weights", "shuffled labels"
 POOLS = ("mean", "end")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the probe."""
+
+    out: Annotated[Path, "result JSON, written, or read without --encoder"]
+    encoder: Annotated[
+        tuple[str, ...],
+        "text encoders as NAME_OR_PATH or LABEL=NAME_OR_PATH: `mini`, a name (radbert, sapbert, cxr-bert), a pipeline "
+        "or encoder folder, a hub id; repeat it to compare; LABEL is what the table calls it",
+    ] = ()
+    reports: Annotated[Path | None, f"{REPORTS_ARCHIVE} (default: torchxrayvision's copy)"] = None
+    sections: Annotated[
+        tuple[Literal["comparison", "indication", "findings", "impression"], ...],
+        Filled(),
+        "sections joined to the text",
+    ] = ("impression",)
+    sizes: Annotated[tuple[Count, ...], "training set sizes beside all reports"] = (64, 256)
+    draws: Annotated[Count, "random draws of each small training set"] = 3
+    folds: Annotated[int, Range(2, 1000), "outer folds, by patient"] = 5
+    least: Annotated[Count, "reports that a finding must be in"] = 20
+    limit: Annotated[Count | None, "use the first reports only, to try things out"] = None
+    resamples: Annotated[Resamples, "of the bootstrap"] = RESAMPLES
+    window: Annotated[Count | None, "tokens of a text (default: the encoder's own)"] = None
+    seed: Annotated[Seed, "of every random choice"] = 0
+    update: Annotated[tuple[Path, ...], "Markdown files with the markers"] = ()
+    check: Annotated[bool, "fail if --update is out of date; write nothing there"] = False
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Texts, labels (N, F) in {0, 1, NaN} of ``findings``, a patient each, and counts of what was left out."""
+
+    texts: list[str]
+    labels: Floats
+    findings: list[str]
+    patients: list[str]
+    counts: dict[str, int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    result = measure(args) if args.encoder else read_result(args.out)
+    s = parse_settings(Settings, argv, prog="eval/text_encoder_probe.py", about=__doc__)
+    result = measure(s) if s.encoder else read_result(s.out)
     text = probe_report(result)
     print(text)
-    for document in args.update:
-        if replace_between_markers(document, "text-encoder", text, write=not args.check) and args.check:
+    for document in s.update:
+        if fill(document, {"text-encoder": text}, write=not s.check) and s.check:
             raise errors.UserError(f"{document} is out of date; run the command again without --check")
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="eval/text_encoder_probe.py", description=(__doc__ or "").splitlines()[0])
-    found.add_argument(
-        "--encoder",
-        action="append",
-        default=[],
-        metavar="[LABEL=]NAME_OR_PATH",
-        help="text encoder: `mini`, a name (radbert, sapbert, cxr-bert), a pipeline or encoder folder, a hub id; "
-        "repeat it to compare; LABEL is what the table calls it",
-    )
-    found.add_argument("--out", type=Path, required=True, help="result JSON, written, or read without --encoder")
-    found.add_argument("--reports", type=Path, help=f"{REPORTS_ARCHIVE} (default: torchxrayvision's copy)")
-    found.add_argument(
-        "--sections", nargs="+", default=["impression"], choices=SECTIONS, help="sections joined to the text"
-    )
-    found.add_argument("--sizes", nargs="*", type=int, default=[64, 256], help="training set sizes beside all reports")
-    found.add_argument("--draws", type=int, default=3, help="random draws of each small training set")
-    found.add_argument("--folds", type=int, default=5)
-    found.add_argument("--least", type=int, default=20, help="reports that a finding must be in")
-    found.add_argument("--limit", type=int, help="use the first reports only, to try things out")
-    found.add_argument("--resamples", type=int, default=RESAMPLES, help="of the bootstrap")
-    found.add_argument("--window", type=int, help="tokens of a text (default: the encoder's own)")
-    found.add_argument("--seed", type=int, default=0)
-    found.add_argument("--update", type=Path, action="append", default=[], help="Markdown file with the markers")
-    found.add_argument("--check", action="store_true", help="fail if --update is out of date; write nothing there")
-    return found
-
-
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    require_writable(args.out.parent, "--out")
-    encoders = dict(named_encoder(text) for text in args.encoder)
-    if len(encoders) < len(args.encoder):
+def measure(s: Settings) -> dict[str, Any]:
+    """Every probe, to the result JSON."""
+    require_writable(s.out.parent, "--out")
+    encoders = dict(named_encoder(text) for text in s.encoder)
+    if len(encoders) < len(s.encoder):
         raise errors.UserError("two --encoder have the same name; tell them apart with LABEL=PATH")
-    path = args.reports or carried_file(REPORTS_ARCHIVE)
+    path = s.reports or carried_file(REPORTS_ARCHIVE)
     if path is None:
         raise errors.UserError(
             f"--reports is missing: name {REPORTS_ARCHIVE}, or install torchxrayvision, which has it"
         )
-    texts, labels, findings, patients, counts = read_reports(path, args)
-    print(f"{path.name}: {counts}", file=sys.stderr)
-
-    torch.manual_seed(args.seed)
-    features: dict[tuple[str, str], NDArray[np.float64]] = {}
-    models, cut = {}, {}
-    for name, source in encoders.items():
-        tokenizer, encoder = load_text_encoder(source)
-        models[name] = weights_hash(encoder)
-        features |= {(name, pool): x for pool, x in encode(tokenizer, encoder, texts, args.window, cut, name).items()}
-    first = next(iter(encoders))
-    tokenizer, encoder = load_text_encoder(encoders[first])
-    untrained = type(encoder)(encoder.config).eval()
-    features |= {(RANDOM, pool): x for pool, x in encode(tokenizer, untrained, texts, args.window, {}, RANDOM).items()}
-    features[WORDS, POOLS[0]] = bag_of_words(texts)
-    features[SHUFFLED, POOLS[0]] = features[first, POOLS[0]]
-
-    weights = cluster_weights(patients, args.resamples, args.seed)
-    folds = folds_of(patients, args.folds, args.seed)
-    sizes = [*args.sizes, None]
-    runs, judged = [], {}
-    for (name, pool), x in features.items():
-        for size in sizes:
-            scores = []
-            for draw in range(1 if size is None and name != SHUFFLED else args.draws):
-                seed = args.seed + draw
-                # Moving the features among the reports is the same as shuffling the labels, rows whole.
-                moved = x[np.random.default_rng(seed).permutation(len(x))] if name == SHUFFLED else x
-                scores.append(probe_scores(moved, labels, folds, size=size, seed=seed, standardise=name != WORDS))
-            judged[name, pool, size] = judge(scores, labels, weights)
-            run = {"features": name, "pool": pool, "size": size, **summarise(judged[name, pool, size])}
-            runs.append(run)
-            where = "all" if size is None else size
-            print(f"{name}, {pool}, {where} reports: macro AUROC {run['auroc']['macro']['value']:.3f}", file=sys.stderr)
-    differences = []
-    if len(encoders) > 1:
-        before, after = list(encoders)[:2]
-        for pool in POOLS:
-            for size in sizes:
-                change = summarise(judged[after, pool, size], judged[before, pool, size])
-                differences.append({"of": after, "less": before, "pool": pool, "size": size, **change})
-
-    main_run = differences[len(sizes) - 1] if differences else runs[len(sizes) - 1]
-    settings = {
-        key: portable(value)
-        for key, value in vars(args).items()
-        if key not in ("encoder", "update", "check", "out", "reports")
-    }
-    settings["encoder"] = list(encoders)
+    reports = read_reports(path, s)
+    print(f"{path.name}: {reports.counts}", file=sys.stderr)
+    cut: dict[str, int] = {}
+    features, models = features_of(encoders, reports.texts, s, cut)
+    sizes = [*s.sizes, None]
+    judged = probe_all(features, reports, sizes, s)
+    runs = [
+        {"features": name, "pool": pool, "size": size, **summarise(found)}
+        for (name, pool, size), found in judged.items()
+    ]
+    first, after = next(iter(encoders)), list(encoders)[1] if len(encoders) > 1 else None
+    differences = [
+        {"of": after, "less": first, "pool": pool, "size": size,
+         **summarise(judged[after, pool, size], judged[first, pool, size])}
+        for pool in POOLS for size in sizes if after is not None
+    ]  # fmt: skip
+    main_run = (differences or runs)[len(sizes) - 1]["auroc"]["macro"]
     context = Context(
         extractor="frozen text encoder, logistic regression",
         resize="none",
-        seed=args.seed,
-        settings=settings,
+        seed=s.seed,
+        settings={
+            **{
+                key: portable(value)
+                for key, value in vars(s).items()
+                if key not in ("update", "check", "out", "reports")
+            },
+            "encoder": list(encoders),
+        },
         model=models,
         inputs={"reports": {"name": path.name, "sha256": file_hash(path)}},
-        command=shlex.join(["python", "eval/text_encoder_probe.py", *command(args)]),
+        command=command_line(
+            "eval/text_encoder_probe.py",
+            replace(s, encoder=tuple(without_folders(text) for text in s.encoder), update=(), check=False),
+        ),
     )
-    label = f"{list(encoders)[1]} less {first}" if differences else first
-    result = write_result(
-        args.out,
-        metric=f"macro AUROC of linear probes on text states, {label}",
-        value=main_run["auroc"]["macro"]["value"],
-        ci=main_run["auroc"]["macro"]["ci"],
+    counted = zip(reports.findings, reports.labels.T, strict=True)
+    return write_result(
+        s.out,
+        metric=f"macro AUROC of linear probes on text states, {f'{after} less {first}' if after else first}",
+        value=main_run["value"],
+        ci=main_run["ci"],
         ci_method="95 % percentile, bootstrap by patient, paired",
-        n=len(texts),
+        n=len(reports.texts),
         context=context,
         details={
             "encoders": list(encoders),
             "features": list(dict.fromkeys(name for name, _ in features)),
             "pools": list(POOLS),
             "sizes": sizes,
-            "folds": args.folds,
-            "sections": args.sections,
-            "reports": counts,
+            "folds": s.folds,
+            "sections": list(s.sections),
+            "reports": reports.counts,
             "cut_at_the_window": cut,
             "findings": [
                 {"finding": name, "positives": int(np.nansum(column)), "unknown": int(np.isnan(column).sum())}
-                for name, column in zip(findings, labels.T, strict=True)
+                for name, column in counted
             ],
             "runs": runs,
             "differences": differences,
         },
     )
-    return result
+
+
+def features_of(
+    encoders: dict[str, str], texts: list[str], s: Settings, cut: dict[str, int]
+) -> tuple[dict[tuple[str, str], Floats], dict[str, str]]:
+    """States (N, D) by encoder and pool, the controls' with them, and hashes of the encoders' weights."""
+    features: dict[tuple[str, str], Floats] = {}
+    models = {}
+    loaded = {name: load_text_encoder(source) for name, source in encoders.items()}
+    first, (tokenizer, encoder) = next(iter(loaded.items()))
+    torch.manual_seed(s.seed)
+    untrained = type(encoder)(encoder.config).eval()
+    for name, (words, net) in {**loaded, RANDOM: (tokenizer, untrained)}.items():
+        if name != RANDOM:
+            models[name] = tensors_hash(sorted(net.state_dict().items()))
+        features |= {(name, pool): x for pool, x in encode(words, net, texts, s.window, cut, name).items()}
+    features[WORDS, POOLS[0]] = bag_of_words(texts)
+    features[SHUFFLED, POOLS[0]] = features[first, POOLS[0]]
+    return features, models
+
+
+def probe_all(
+    features: dict[tuple[str, str], Floats], reports: Reports, sizes: Sequence[int | None], s: Settings
+) -> dict[tuple[str, str, int | None], ProbeResult]:
+    """Held-out scores of every probe, judged."""
+    weights = cluster_weights(reports.patients, s.resamples, s.seed)
+    folds = folds_of(reports.patients, s.folds, s.seed)
+    judged: dict[tuple[str, str, int | None], ProbeResult] = {}
+    for (name, pool), x in features.items():
+        for size in sizes:
+            scores = []
+            for draw in range(1 if size is None and name != SHUFFLED else s.draws):
+                seed = s.seed + draw
+                # Moving the features among the reports is the same as shuffling the labels, rows whole.
+                moved = x[np.random.default_rng(seed).permutation(len(x))] if name == SHUFFLED else x
+                standardise = name != WORDS
+                scores.append(probe_scores(moved, reports.labels, folds, size=size, seed=seed, standardise=standardise))
+            judged[name, pool, size] = found = judge(scores, reports.labels, weights)
+            where = "all" if size is None else size
+            print(f"{name}, {pool}, {where} reports: macro AUROC {found.auroc.mean():.3f}", file=sys.stderr)
+    return judged
 
 
 def named_encoder(text: str) -> tuple[str, str]:
@@ -191,38 +230,26 @@ def named_encoder(text: str) -> tuple[str, str]:
     label, equals, source = text.partition("=")
     if not equals:
         source = text
-        label = portable(text) if Path(text).is_dir() else text  # a result tells no folders
+        label = str(portable(text)) if Path(text).is_dir() else text  # a result tells no folders
     model = NAMED.get(source)
     if model is not None:
         source = str(model.folder) if model.folder is not None else model.hub_ids[0]
-    return str(label), source
+    return label, source
 
 
-def command(args: argparse.Namespace) -> list[str]:
-    """The flags that make ``args`` again, without anybody's folders."""
-    words = []
-    for text in args.encoder:
-        label, source = named_encoder(text)
-        words += ["--encoder", text if label == text else f"{label}={portable(str(Path(source).absolute()))}"]
-    for key, default in vars(parser().parse_args(["--out", "x"])).items():
-        value = getattr(args, key)
-        if key not in ("encoder", "out", "update", "check") and value != default:
-            words += [f"--{key}", *(str(portable(item)) for item in (value if isinstance(value, list) else [value]))]
-    return [*words, "--out", str(portable(args.out))]
+def without_folders(text: str) -> str:
+    """One --encoder as a result may tell it."""
+    label, source = named_encoder(text)
+    return text if label == text else f"{label}={portable(str(Path(source).absolute()))}"
 
 
-def read_reports(
-    path: Path, args: argparse.Namespace
-) -> tuple[list[str], NDArray[np.float64], list[str], list[str], dict[str, int]]:
-    """Texts, labels (N, F) in {0, 1, NaN}, findings, patients, and counts of what was left out."""
+def read_reports(path: Path, s: Settings) -> Reports:
+    """The reports with text and labels."""
     table = openi_reports(path)
     counts = {"reports": len(table)}
-    if args.limit is not None:
-        table = table.iloc[: args.limit]
-    text = [
-        " ".join(filter(None, (clean_text(row[name]) for name in args.sections))) for row in table.to_dict("records")
-    ]
-    table = table.assign(text=text)
+    table = table.iloc[: s.limit]
+    rows = table.to_dict("records")
+    table = table.assign(text=[" ".join(filter(None, (clean_text(row[name]) for name in s.sections))) for row in rows])
     table = table[table["text"] != ""]
     counts["with_text"] = len(table)
     table = table[table["labels"].str.len() > 0]
@@ -230,21 +257,17 @@ def read_reports(
     counts["different_texts"] = int(table["text"].nunique())
     names = sorted({name for labels in table["labels"] for name in labels})
     labels = np.array([[row.get(name, np.nan) for name in names] for row in table["labels"]], dtype=np.float64)
-    enough = [
-        place
-        for place in range(len(names))
-        if np.nansum(labels[:, place]) >= args.least and (labels[:, place] == 0).sum() >= args.least
-    ]
-    if not enough:
-        raise errors.UserError(f"no finding is in {args.least} reports of {path}; lower --least")
-    findings = [names[place] for place in enough]
-    return table["text"].tolist(), labels[:, enough], findings, [f"CXR{uid}" for uid in table["uid"]], counts
+    enough = np.flatnonzero((np.nansum(labels, axis=0) >= s.least) & ((labels == 0).sum(axis=0) >= s.least))
+    if not len(enough):
+        raise errors.UserError(f"no finding is in {s.least} reports of {path}; lower --least")
+    patients = [f"CXR{uid}" for uid in table["uid"]]
+    return Reports(table["text"].tolist(), labels[:, enough], [names[i] for i in enough], patients, counts)
 
 
 @torch.inference_mode()
 def encode(
     tokenizer: Any, encoder: Any, texts: list[str], window: int | None, cut: dict[str, int], name: str
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[str, Floats]:
     """(N, D) for each of ``POOLS``; ``cut`` gets the number of texts that were longer than the window."""
     encoder.eval()
     reader = make_reader(tokenizer, encoder, window=window)
@@ -261,11 +284,6 @@ def encode(
         place = torch.zeros(len(states), dtype=torch.long) if reader.masked else tokens.attention.sum(1) - 1
         ends.append(states[torch.arange(len(states)), place])
     return {"mean": torch.cat(means).numpy(), "end": torch.cat(ends).numpy()}
-
-
-def weights_hash(encoder: Any) -> str:
-    """First 16 hex digits of the SHA-256 over the encoder's weights, by name."""
-    return tensors_hash(sorted(encoder.state_dict().items()))
 
 
 if __name__ == "__main__":

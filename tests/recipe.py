@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,16 @@ from roentgen import errors
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "data" / "sample" / "manifest.csv"
+
+
+def load_script(name: str) -> Any:
+    """A script of the repository, such as eval/steps.py, as a module."""
+    spec = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / name)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # settings are read from the module by its name
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclass(frozen=True)
@@ -28,8 +40,6 @@ class Result:
 
 def finetune(*flags: object, cpu: bool = True, name: str = "finetune") -> Result:
     """Run the recipe ``name`` as its command line does, on the CPU unless told otherwise."""
-    import importlib
-
     import torch
     from accelerate.state import AcceleratorState, GradientState
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from recipe import load_script
 
 from roentgen import errors
-from roentgen.experiments.augmentation import arms as gain_arms
 from roentgen.experiments.augmentation import gain as augmentation
-from roentgen.experiments.augmentation.arms import ARMS, Source, plan_runs, real_subset, schedule, synthetic_rows
+from roentgen.experiments.augmentation import runs as gain_runs
+from roentgen.experiments.augmentation.arms import ARMS, plan_runs, real_subset, schedule, synthetic_rows
 from roentgen.experiments.augmentation.classifier import Recipe, build_net, classic, masked_loss
+from roentgen.experiments.augmentation.sources import Source
 from roentgen.metrics.adherence.auroc import weighted_auroc
 from roentgen.metrics.statistics import cluster_weights
 
@@ -29,15 +29,7 @@ QUICK = ("--size", "32", "--images", "128", "--batch-size", "16", "--validations
 SMALL = ("--seeds", "2", "--sizes", "20,40", "--min-positive", "2", "--jobs", "1", "--device", "cpu")
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "eval" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-GAIN = script("augmentation_gain")
+GAIN = load_script("eval/augmentation_gain.py")
 
 
 def write_set(folder: Path, splits: dict[str, int], *, seed: int, prefix: str) -> Path:
@@ -331,23 +323,23 @@ def test_a_killed_experiment_continues_to_the_same_result(
 ) -> None:
     command = flags(world, tmp_path, "--arms", "classic:40,synthetic-x1,synthetic-x5,real+x1,pretrain:40")
     done: list[str] = []
-    original = gain_arms.execute
+    original = gain_runs.execute
 
-    def execute(task: gain_arms.Task) -> None:
+    def execute(task: gain_runs.Task) -> None:
         if len(done) == 4:
             raise KeyboardInterrupt
         done.append(task.run.key)
         original(task)
 
-    monkeypatch.setattr(gain_arms, "execute", execute)
+    monkeypatch.setattr(gain_runs, "execute", execute)
     with pytest.raises(KeyboardInterrupt):
         GAIN.main(command)
 
-    def finish(task: gain_arms.Task) -> None:
+    def finish(task: gain_runs.Task) -> None:
         done.append(task.run.key)
         original(task)
 
-    monkeypatch.setattr(gain_arms, "execute", finish)
+    monkeypatch.setattr(gain_runs, "execute", finish)
     assert GAIN.main(command) == 0
     assert len(done) == len(set(done))
     first, second = (json.loads((path / "out/augmentation_gain.json").read_text()) for path in (finished, tmp_path))
@@ -399,7 +391,7 @@ def test_a_generator_that_saw_test_patients_is_refused(world: Path, tmp_path: Pa
         (("--arms", "real+x1@other"), "no synthetic set other"),
         (("--arms", "real+x1:30"), "30 is not among --sizes"),
         (("--arms", "real"), "none to compare"),
-        (("--sizes", "20,many"), "not a list of numbers"),
+        (("--sizes", "20,many"), "--sizes many"),
         (("--sizes", "20,4000"), "--sizes 4000: the train split of --real has 60 images"),
         (("--rare", "Gout"), "--rare Gout: not among"),
         (("--size", "50"), "multiple of 32"),
@@ -431,6 +423,6 @@ def test_tuning_reads_no_test_image_and_is_told_in_the_result(finished: Path, wo
     shown.to_csv(tmp_path / "manifest.csv", index=False)
     command = ["--real", str(tmp_path / "manifest.csv"), "--out", str(tmp_path / "tuning.json"), "--min-positive", "2"]
     tried = "n=30,size=32,images=64,batch_size=16,validations=1"
-    assert script("augmentation_tuning").main([*command, "--work", str(tmp_path), "--try", tried]) == 0
+    assert load_script("eval/augmentation_tuning.py").main([*command, "--work", str(tmp_path), "--try", tried]) == 0
     found = GAIN.tuning(tmp_path / "tuning.json")
     assert found["test"] == "not read" and found["runs"][0]["setting"]["images"] == 64

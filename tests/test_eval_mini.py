@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from recipe import load_script
 
 from roentgen import errors
 from roentgen.generators import generate as generation
@@ -114,11 +113,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, make_pipeline: Callable[...,
 
 def script(name: str, **replaced: Any) -> Callable[[list[str]], int]:
     """``main`` of a script, with names of its module replaced, behind the exit codes of a command."""
-    spec = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / "eval" / name)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up type hints there
-    spec.loader.exec_module(module)
+    module = load_script(f"eval/{name}")
     for key, value in replaced.items():
         assert hasattr(module, key)
         setattr(module, key, value)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from recipe import load_script
 
 from roentgen import errors
 from roentgen.experiments.sensitivity import damages, noise, results, samples, scores
@@ -24,15 +23,6 @@ from roentgen.metrics.result import KEYS
 
 ROOT = Path(__file__).resolve().parents[1]
 ON_DISK = 64
-
-
-def load_script() -> Any:
-    spec = importlib.util.spec_from_file_location("eval_sensitivity", ROOT / "eval" / "sensitivity.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["eval_sensitivity"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 # --------------------------------------------------------------------------------------------------------- damage
@@ -193,7 +183,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[Any]:
-    module = load_script()
+    module = load_script("eval/sensitivity.py")
     module.load_extractor = toy_extractor
     module.DAMAGES = tuple(
         damages.Damage(each.name, each.doses[-1:] if each.name != damages.COPIES else each.doses[-2:], each.unit)

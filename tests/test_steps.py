@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from recipe import load_script
 
 from roentgen import errors
+from roentgen.experiments import sampling
 from roentgen.metrics.result import KEYS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,12 +24,7 @@ COMMITTED = ROOT / "eval" / "results" / "mini" / "steps.json"
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("eval_steps", ROOT / "eval" / "steps.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["eval_steps"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("eval/steps.py")
 
 
 def point(sampler: str, steps: int, **changes: Any) -> dict[str, Any]:
@@ -177,7 +172,7 @@ def flags(manifest: Path, folder: Path, **changes: object) -> list[str]:
 def test_it_writes_the_curve_and_puts_table_and_plot_where_they_are_asked_for(
     script: Any, manifest: Path, tmp_path: Path, make_pipeline: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script, "load_classifier", lambda path: Judge())
+    monkeypatch.setattr(sampling, "load_classifier", lambda path: Judge())
     monkeypatch.setattr(script, "REFERENCE", ("pndm", 4))
     (tmp_path / "classifier").mkdir()
     (tmp_path / "classifier" / "model.safetensors").write_bytes(b"weights")

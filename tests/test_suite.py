@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import re
 import subprocess
@@ -17,12 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from recipe import load_script
 
 from roentgen.errors import UserError
 from roentgen.images import save_image
 from roentgen.metrics.adherence.scored import shown
-from roentgen.metrics.measure import match_to_real
 from roentgen.metrics.measures import MEASURES
+from roentgen.metrics.reading import match_to_real
 from roentgen.metrics.report import plots
 from roentgen.metrics.report.compare import paired
 from roentgen.metrics.report.html import Line, Panel, Picture, Plot, Report, interval, render
@@ -490,10 +490,7 @@ def test_plots_are_the_same_twice_and_survive_missing_values() -> None:
 
 @slow
 def test_script_is_the_same_command(world: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("suite_script", ROOT / "eval" / "suite.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("eval/suite.py")
     capsys.readouterr()
     assert script.main(arguments(world, world["out"], "--train", str(world["real"]))[1:]) == 0
     assert capsys.readouterr().out.strip() == str(world["out"] / "report.html")

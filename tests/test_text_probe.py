@@ -2,13 +2,13 @@
 
 import json
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from recipe import load_script
 
 from roentgen.errors import UserError
 from roentgen.experiments.text_probe import (
@@ -176,9 +176,9 @@ def test_script_compares_encoders(tmp_path: Path) -> None:
 )
 def test_mistakes_are_one_sentence(tmp_path: Path, flags: tuple[str, ...], said: str) -> None:
     pytest.importorskip("torchxrayvision")
-    script = runpy.run_path(str(ROOT / "eval" / "text_encoder_probe.py"))
+    script = load_script("eval/text_encoder_probe.py")
     with pytest.raises(UserError, match=re.escape(said)):
-        script["main"]([*flags, "--out", str(tmp_path / "x.json")])
+        script.main([*flags, "--out", str(tmp_path / "x.json")])
 
 
 def test_committed_result_makes_a_table() -> None:

@@ -1,30 +1,29 @@
 """Linear probes: what a linear classifier can read from frozen features, by nested cross-validation.
 
-L2-regularised logistic regression, solved to its minimum in float64 by Newton's method with conjugate gradients, many
-regressions at once and each independent of the others. The strength of regularisation is chosen inside the training
-folds only.
+L2-regularised logistic regression (scikit-learn), one a finding. The strength of regularisation is chosen inside the
+training folds only.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logit
+from scipy.stats import rankdata
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from roentgen.metrics.adherence.auroc import weighted_auroc
 from roentgen.metrics.report.tables import figure, table
-from roentgen.metrics.statistics import percentile_interval
-
-Floats = NDArray[np.float64]
+from roentgen.metrics.statistics import Floats, numbered, percentile_interval
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """Weights of half the squared norm, beside the mean log loss."""
-NEWTON_STEPS, CG_STEPS, TOLERANCE = 50, 60, 1e-5
+STEPS, TOLERANCE = 2000, 1e-6
 
 
 def fit_logistic(features: Floats, labels: Floats, use: Floats, strengths: Floats) -> tuple[Floats, Floats]:
@@ -36,91 +35,26 @@ def fit_logistic(features: Floats, labels: Floats, use: Floats, strengths: Float
         use: (N, K) in {0, 1}: whether report n counts for regression k.
         strengths: (K,) weight of half the squared norm beside the mean log loss; the bias is free.
     """
-    y = np.where(use > 0, labels, 0.0)
-    share = use / np.maximum(use.sum(axis=0), 1)
-    # Along principal axes the Hessian is nearly diagonal, which is what makes the diagonal a good preconditioner; the
-    # penalty does not mind the rotation, and keeps the weights within the span of the reports.
-    axes = _axes(features)
-    x = np.column_stack([features @ axes, np.ones(len(features))])
-    penalty = np.vstack([np.broadcast_to(strengths, (x.shape[1] - 1, len(strengths))), np.full(len(strengths), 1e-9)])
-    weight = np.zeros((x.shape[1], y.shape[1]))
-    weight[-1] = _logit(np.clip((share * y).sum(axis=0), 1e-4, 1 - 1e-4))
-    logits = x @ weight
-    loss = _objective(logits, weight, y, share, penalty)
-    for _ in range(NEWTON_STEPS):
-        probability = 1 / (1 + np.exp(-logits))
-        gradient = x.T @ (share * (probability - y)) + penalty * weight
-        if np.abs(gradient).max(initial=0) < TOLERANCE:
-            break
-        curvature = share * probability * (1 - probability)
-        step = -_solve(x, curvature, penalty, gradient)
-        moved, length = x @ step, np.ones(y.shape[1])
-        slope = (gradient * step).sum(axis=0)
-        for _ in range(30):  # halve the step of each regression until it goes down
-            new = _objective(logits + length * moved, weight + length * step, y, share, penalty)
-            bad = new > loss + 1e-4 * length * slope
-            if not bad.any():
-                break
-            length = np.where(bad, length / 2, length)
-        length = np.where(bad, 0.0, length)  # at the minimum as far as float64 can tell
-        if not length.any():
-            break
-        weight, logits = weight + length * step, logits + length * moved
-        loss = _objective(logits, weight, y, share, penalty)
-    return axes @ weight[:-1], weight[-1]
-
-
-def _axes(features: Floats) -> Floats:
-    """Orthonormal principal axes (D, R) that span the rows of ``features`` (N, D), uncentred.
-
-    By eigenvectors of the smaller Gram matrix: LAPACK's SVD does not converge on some bags of words.
-    """
-    if len(features) >= features.shape[1]:
-        return np.linalg.eigh(features.T @ features)[1]
-    values, vectors = np.linalg.eigh(features @ features.T)
-    kept = values > 1e-10 * max(values.max(initial=0), 1e-300)
-    return (features.T @ vectors[:, kept]) / np.sqrt(values[kept])
-
-
-def _logit(probability: Floats) -> Floats:
-    return np.log(probability / (1 - probability))
-
-
-def _objective(logits: Floats, weight: Floats, y: Floats, share: Floats, penalty: Floats) -> Floats:
-    fit = (share * (np.logaddexp(0, logits) - y * logits)).sum(axis=0)
-    return np.asarray(fit + 0.5 * (penalty * weight**2).sum(axis=0))
-
-
-def _solve(x: Floats, curvature: Floats, penalty: Floats, right: Floats) -> Floats:
-    """Conjugate gradients for K systems (x' diag(curvature_k) x + diag(penalty_k)) s_k = right_k at once."""
-    diagonal = (x**2).T @ curvature + penalty
-    solution, residual = np.zeros_like(right), right.copy()
-    preconditioned = residual / diagonal
-    direction = preconditioned
-    size = (residual * preconditioned).sum(axis=0)
-    goal = 1e-4 * size  # of the squared norm: Newton's own convergence needs no more
-    for _ in range(CG_STEPS):
-        if (size <= goal).all():
-            break
-        product = x.T @ (curvature * (x @ direction)) + penalty * direction
-        bend = (direction * product).sum(axis=0)
-        length = np.divide(size, bend, out=np.zeros_like(size), where=bend > 0)
-        solution, residual = solution + length * direction, residual - length * product
-        preconditioned = residual / diagonal
-        next_size = (residual * preconditioned).sum(axis=0)
-        ratio = np.divide(next_size, size, out=np.zeros_like(size), where=size > 0)
-        direction, size = preconditioned + ratio * direction, next_size
-    return solution
+    weight, bias = np.zeros((features.shape[1], len(strengths))), np.zeros(len(strengths))
+    for k, strength in enumerate(strengths):
+        rows = use[:, k] > 0
+        x, y = features[rows], labels[rows, k]
+        if len(np.unique(y)) < 2:  # nothing to tell apart: the bias alone, and not without end
+            bias[k] = logit(np.clip(y.mean() if len(y) else 0.5, 1e-4, 1 - 1e-4))
+            continue
+        fit = LogisticRegression(C=1 / (strength * len(y)), tol=TOLERANCE, max_iter=STEPS).fit(x, y)
+        weight[:, k], bias[k] = fit.coef_[0], fit.intercept_[0]
+    return weight, bias
 
 
 def folds_of(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
     """Fold 0 to ``folds`` - 1 of each item (N,); items of a group (a patient) share one, sizes differ by one group."""
-    names, index = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < folds:
-        raise ValueError(f"{len(names)} groups cannot fill {folds} folds")
-    order = np.random.default_rng(seed).permutation(len(names))
-    fold_of_name = np.empty(len(names), dtype=np.int64)
-    fold_of_name[order] = np.arange(len(names)) % folds
+    index = numbered(groups)
+    count = int(index.max()) + 1
+    if count < folds:
+        raise ValueError(f"{count} groups cannot fill {folds} folds")
+    fold_of_name = np.empty(count, dtype=np.int64)
+    fold_of_name[np.random.default_rng(seed).permutation(count)] = np.arange(count) % folds
     return fold_of_name[index]
 
 
@@ -172,46 +106,31 @@ def probe_scores(
     for fold in range(int(folds.max()) + 1):
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         use = training_sets(labels[train], size, seed * 1000 + fold)
-        # With all reports the findings share their features, and are fitted in one go.
+        # With all reports the findings share their inner folds.
         together = [list(range(labels.shape[1]))] if size is None else [[column] for column in range(labels.shape[1])]
         for columns in together:
-            rows = np.flatnonzero(use[:, columns].any(axis=1))
-            x, y = features[train[rows]], labels[np.ix_(train[rows], np.array(columns))]
-            mean, spread = x.mean(axis=0), x.std(axis=0)
+            inside = np.flatnonzero(use[:, columns].any(axis=1))
+            rows = train[inside]
+            mean, spread = features[rows].mean(axis=0), features[rows].std(axis=0)
             one = np.full_like(spread, np.sqrt((spread**2).mean()) + 1e-12)
-            spread = np.maximum(spread, 1e-6) if standardise else one
-            part = _parts(len(rows), inner, seed)
-            weight, bias = _chosen((x - mean) / spread, y, use[np.ix_(rows, np.array(columns))], part, grid)
-            scores[np.ix_(test, np.array(columns))] = _ranks(((features[test] - mean) / spread) @ weight + bias)
+            x = (features - mean) / (np.maximum(spread, 1e-6) if standardise else one)
+            part = (np.arange(len(rows)) * inner // len(rows))[np.random.default_rng(seed).permutation(len(rows))]
+            weight, bias = _chosen(x[rows], labels[np.ix_(rows, columns)], use[np.ix_(inside, columns)], part, grid)
+            scores[np.ix_(test, columns)] = rankdata(x[test] @ weight + bias, axis=0) / len(test)
     return scores
 
 
-def _parts(count: int, inner: int, seed: int) -> NDArray[np.int64]:
-    """Inner fold of each of ``count`` reports."""
-    return (np.arange(count) * inner // count)[np.random.default_rng(seed).permutation(count)]
-
-
 def _chosen(x: Floats, y: Floats, use: Floats, part: NDArray[np.int64], grid: Floats) -> tuple[Floats, Floats]:
-    """Weights and biases on all of ``x``, each column's strength the best on the inner folds held out."""
-    count = y.shape[1]
-    losses = np.zeros((len(grid), count))
+    """Weights and biases on all of ``x``, each column's strength the best on the inner folds ``part`` (N,) held out."""
+    losses = np.zeros((len(grid), y.shape[1]))
     for held in range(int(part.max()) + 1):
         inside, outside = use * (part != held)[:, None], use * (part == held)[:, None]
-        weight, bias = fit_logistic(x, np.tile(y, len(grid)), np.tile(inside, len(grid)), np.repeat(grid, count))
-        logits = (x @ weight + bias).reshape(len(x), len(grid), count).transpose(1, 0, 2)
         target = np.where(outside > 0, y, 0.0)
-        losses += ((np.logaddexp(0, logits) - target * logits) * outside).sum(axis=1)
+        for place, strength in enumerate(grid):
+            weight, bias = fit_logistic(x, y, inside, np.full(y.shape[1], strength))
+            logits = x @ weight + bias
+            losses[place] += ((np.logaddexp(0, logits) - target * logits) * outside).sum(axis=0)
     return fit_logistic(x, y, use, grid[losses.argmin(axis=0)])
-
-
-def _ranks(values: Floats) -> Floats:
-    """Average rank over N of each value in its column (N, F), ties sharing one."""
-    ranks = np.empty(values.shape)
-    for column in range(values.shape[1]):
-        _, index, counts = np.unique(values[:, column], return_inverse=True, return_counts=True)
-        last = np.cumsum(counts)
-        ranks[:, column] = (last - (counts - 1) / 2)[index] / len(values)
-    return ranks
 
 
 def weighted_average_precision(scores: Floats, labels: Floats, weights: Floats) -> Floats:
@@ -267,9 +186,10 @@ def summarise(result: ProbeResult, other: ProbeResult | None = None) -> dict[str
     """
     summary: dict[str, Any] = {}
     for name in ("auroc", "precision"):
-        value, draws = _of(result, name)
-        if other is not None:
-            value, draws = value - _of(other, name)[0], draws - _of(other, name)[1]
+        value, draws = (
+            np.asarray(getattr(result, field)) - (getattr(other, field) if other is not None else 0)
+            for field in (name, f"{name}_draws")
+        )
         summary[name] = {
             "macro": interval(float(np.mean(value)), np.mean(draws, axis=0)),
             "findings": [interval(v, d) for v, d in zip(value.tolist(), draws, strict=True)],
@@ -277,18 +197,10 @@ def summarise(result: ProbeResult, other: ProbeResult | None = None) -> dict[str
     return summary
 
 
-def _of(result: ProbeResult, name: str) -> tuple[Floats, Floats]:
-    if name == "auroc":
-        return result.auroc, result.auroc_draws
-    return result.precision, result.precision_draws
-
-
 def bag_of_words(texts: Sequence[str], *, least: int = 5) -> Floats:
     """(N, V) in {0, 1}: which of the V words that are in ``least`` texts or more are in each text."""
-    words = [set(re.findall(r"[a-z]+", text.lower())) for text in texts]
-    counts = Counter(word for text in words for word in text)
-    vocabulary = sorted(word for word, count in counts.items() if count >= least)
-    return np.array([[word in text for word in vocabulary] for text in words], dtype=np.float64).reshape(len(texts), -1)
+    counter = CountVectorizer(binary=True, min_df=least, token_pattern=r"[a-z]+")
+    return np.asarray(counter.fit_transform(texts).toarray(), dtype=np.float64)
 
 
 def probe_report(result: Mapping[str, Any]) -> str:

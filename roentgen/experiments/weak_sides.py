@@ -9,24 +9,29 @@ Measured against the images whose side is known by boxes; pass the CSV to ``roen
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen import errors
+from roentgen.config import parse_settings
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import SIDE_SUFFIX, finding_columns, read_manifest
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
+from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.statistics import wilson_interval
 from roentgen.prompts import FINDINGS
 
+NAME = "roentgen.experiments.weak_sides"
 # Rows and columns (from the midline outwards) of the compared zone, as shares of height and of half the width.
 ROWS = (12 / 32, 24 / 32)
 COLUMNS = (2 / 16, 13 / 16)
@@ -81,24 +86,23 @@ def agreement(table: pd.DataFrame, weak: pd.DataFrame) -> dict[str, dict[str, in
         if column not in table or name in EXCLUDED:
             continue
         known = np.flatnonzero(table[column].isin(["left", "right"]).to_numpy())
-        answers = [(said[i, name], table[column].iloc[i]) for i in known if (i, name) in said]
+        right = [said[i, name] == table[column].iloc[i] for i in known if (i, name) in said]
         if len(known):
-            result[name] = {
-                "known": len(known),
-                "said": len(answers),
-                "right": sum(a == b for a, b in answers),
-            }
+            result[name] = {"known": len(known), "said": len(right), "right": sum(right)}
     return result
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    about = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m roentgen.experiments.weak_sides", description=about)
-    parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="CSV for `roentgen data prepare --sides`")
-    parser.add_argument("--result", type=Path, help="JSON with the accuracy on images whose side is known")
-    args = parser.parse_args(argv)
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the labels."""
 
+    manifest: Annotated[Path, "manifest of the images"]
+    out: Annotated[Path, "CSV for `roentgen data prepare --sides`"]
+    result: Annotated[Path | None, "JSON with the accuracy on images whose side is known"] = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_settings(Settings, argv, prog=f"python -m {NAME}", about=__doc__)
     table = read_manifest(args.manifest, allow_empty_text=True)
     weak = weak_sides(table, load_pixels(table["image"].tolist(), size=64).pixels)
     buffer = io.StringIO()
@@ -115,18 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     right, said, known = (sum(c[key] for c in counts.values()) for key in ("right", "said", "known"))
     print(f"{args.out}: of {known} known sides {said} are named, {right} of them rightly")
     if args.result is not None and said:
-        from roentgen.metrics.result import Context, write_result
-        from roentgen.metrics.statistics import wilson_interval
-
-        args.result.parent.mkdir(parents=True, exist_ok=True)
         context = Context(
-            extractor="roentgen.experiments.weak_sides.lung_asymmetry",
+            extractor=f"{NAME}.lung_asymmetry",
             resize="centre square, 64 px",
             seed=0,
             settings={"threshold": THRESHOLD, "rows": ROWS, "columns": COLUMNS},
             model={},
             inputs={"manifest": args.manifest.name},
-            command="python -m roentgen.experiments.weak_sides --manifest MANIFEST --out sides.csv --result RESULT",
+            command=f"python -m {NAME} --manifest MANIFEST --out sides.csv --result RESULT",
         )
         write_result(
             args.result,
@@ -143,4 +143,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main, prog="python -m roentgen.experiments.weak_sides"))
+    sys.exit(errors.run(main, prog=f"python -m {NAME}"))

@@ -25,24 +25,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.image_set import look
-from roentgen.metrics.measure import (
-    BLUR,
-    NOISE,
-    PIXELS,
-    EvaluationInputs,
-    Extractor,
-    Floats,
-    ImageSet,
-    Noticed,
-    Result,
-    Unavailable,
-    bound,
-    measure,
-    pixels,
-)
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.image_set import ImageSet, look
+from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, bound, measure
+from roentgen.metrics.noticed import BLUR, NOISE, Noticed
+from roentgen.metrics.reading import PIXELS, pixels
 from roentgen.metrics.reconstruction import rows_of_originals
-from roentgen.metrics.statistics import cluster_weights, estimate, known_mean
+from roentgen.metrics.statistics import Floats, cluster_weights, estimate, known_mean
 
 STEP = 16
 """Width of a band, in cycles an image."""

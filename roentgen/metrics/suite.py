@@ -26,8 +26,9 @@ from roentgen.files import check_same, files_sha256, read_json, sha256, write_at
 from roentgen.metrics.extractors import Extractor, load_extractor
 from roentgen.metrics.features import Features, extract
 from roentgen.metrics.image_set import ImageSet
-from roentgen.metrics.measure import SUITES, VALIDATION, EvaluationInputs, Measure, Result, Unavailable, match_to_real
+from roentgen.metrics.measure import SUITES, VALIDATION, EvaluationInputs, Measure, Result, Unavailable
 from roentgen.metrics.measures import MEASURES
+from roentgen.metrics.reading import match_to_real
 from roentgen.metrics.result import Context, read_result, write_json, write_result
 from roentgen.provenance import __version__, portable, versions
 

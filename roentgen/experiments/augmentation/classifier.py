@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from roentgen.errors import UserError, install
 from roentgen.files import user_path
 from roentgen.images import to_autoencoder
-from roentgen.metrics.adherence.auroc import MIN_CASES, auroc
+from roentgen.metrics.adherence.auroc import macro_auroc
+from roentgen.metrics.extractors import XRV_WEIGHTS, loading_weights, require_file
 from roentgen.training.order import Order, batch_generator
 from roentgen.training.schedule import cosine_rate
 
 NO_FINDING = "No Finding"
-XRV_WEIGHTS = "densenet121-res224-all"
+NO_WEIGHTS = " or take --weights none"
 WARMUP, FLOOR = 0.05, 0.01  # of a phase's images; of the peak rate
 EMA_HALFLIFE, EMA_RAMPUP = 0.05, 0.1  # of all images; of the images seen so far (Karras et al. 2024)
 START_LOGIT = -2.5  # findings are rare: without it the first steps do nothing but learn that
@@ -158,8 +159,9 @@ def _densenet121(findings: int, weights: str) -> nn.Module:
     chosen = DenseNet121_Weights.IMAGENET1K_V1 if weights == "imagenet" else None
     if chosen is not None:
         file = Path(torch.hub.get_dir()) / "checkpoints" / chosen.url.rpartition("/")[2]
-        _require_file(file, chosen.url, weights)
-    return DenseNet(_loaded(lambda: densenet121(weights=chosen), weights).features, findings, _imagenet_input)
+        require_file(file, chosen.url, "--weights imagenet: they", NO_WEIGHTS)
+    with loading_weights("--weights imagenet: the file", "it"):
+        return DenseNet(densenet121(weights=chosen).features, findings, _imagenet_input)
 
 
 def _xrv_features() -> nn.Module:
@@ -168,22 +170,11 @@ def _xrv_features() -> nn.Module:
     except ImportError:
         raise UserError(f"--weights xrv needs torchxrayvision: {install('eval')}") from None
     url = str(xrv.models.model_urls[XRV_WEIGHTS]["weights_url"])
-    _require_file(user_path("~/.torchxrayvision/models_data") / url.rpartition("/")[2], url, "xrv")
-    features: nn.Module = _loaded(lambda: xrv.models.DenseNet(weights=XRV_WEIGHTS), "xrv").features
+    file = user_path("~/.torchxrayvision/models_data") / url.rpartition("/")[2]
+    require_file(file, url, "--weights xrv: they", NO_WEIGHTS)
+    with loading_weights("--weights xrv: the file", url):
+        features: nn.Module = xrv.models.DenseNet(weights=XRV_WEIGHTS).features
     return features
-
-
-def _require_file(file: Path, url: str, weights: str) -> None:
-    if not file.is_file():
-        raise UserError(f"--weights {weights}: they are not on this disk; put {url} at {file} or take --weights none")
-
-
-def _loaded(load: Callable[[], Any], weights: str) -> Any:
-    try:
-        return load()
-    except Exception as error:  # whatever unpickling raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--weights {weights}: the file cannot be loaded ({reason}); fetch it again") from None
 
 
 NETS: dict[str, Callable[[int, str], nn.Module]] = {"small": _small, "densenet121": _densenet121}
@@ -332,13 +323,9 @@ def _average(average: nn.Module, net: nn.Module, weight: float) -> None:
 
 def val_auroc(probabilities: NDArray[np.float32], labels: NDArray[np.float32], findings: Sequence[str]) -> float:
     """Macro AUROC over findings with enough cases, "No Finding" left out; NaN where there is none."""
-    values = []
-    for column, finding in enumerate(findings):
-        known = np.isfinite(labels[:, column])
-        truth = labels[known, column].astype(np.float64)
-        if finding != NO_FINDING and MIN_CASES <= truth.sum() <= len(truth) - MIN_CASES:
-            values.append(auroc(probabilities[known, column].astype(np.float64), truth))
-    return float(np.mean(values)) if values else float("nan")
+    once = np.ones((1, len(labels)))
+    scores, truth = probabilities.astype(np.float64), labels.astype(np.float64)
+    return macro_auroc(scores, truth, findings, once, leave_out=(NO_FINDING,)).value
 
 
 @torch.inference_mode()

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from roentgen.experiments.sensitivity.samples import KnownImages, Reader, World, changed
-from roentgen.metrics.measure import (
+from roentgen.metrics.memorisation import damage
+from roentgen.metrics.noticed import (
     BLUR,
     BLURRED,
     BRIGHT,
@@ -22,7 +23,6 @@ from roentgen.metrics.measure import (
     NOISE,
     ONE_KIND,
 )
-from roentgen.metrics.memorisation import damage
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.distribution import frechet, kernel, prdc
 from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
 from roentgen.metrics.diversity.repeats import duplicates_within
-from roentgen.metrics.measure import Noticed
 from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.memorisation.authenticity import authenticity
 from roentgen.metrics.memorisation.copies import near_duplicates
 from roentgen.metrics.memorisation.nearness import nearer_to_train
+from roentgen.metrics.noticed import Noticed
 from roentgen.metrics.statistics import known_mean
 
 Floats = NDArray[np.float64]

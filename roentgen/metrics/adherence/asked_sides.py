@@ -10,17 +10,11 @@ from numpy.typing import NDArray
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.metrics.adherence.laterality import LEFT, RIGHT, SideAccuracy, brightness_asymmetry, side_accuracy
 from roentgen.metrics.adherence.probes import SIDED, Probe, probes_of
-from roentgen.metrics.measure import (
-    PIXELS,
-    EvaluationInputs,
-    Extractor,
-    Floats,
-    ImageSet,
-    Result,
-    Unavailable,
-    measure,
-    pixels,
-)
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.image_set import ImageSet
+from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, measure
+from roentgen.metrics.reading import PIXELS, pixels
+from roentgen.metrics.statistics import Floats
 from roentgen.prompts import NO_FINDING
 
 NORMAL = 500

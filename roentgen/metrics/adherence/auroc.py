@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from roentgen.metrics.adherence.scored import (
-    MIN_CASES,
     SHOWN,
     Macro,
     ScoredImages,
@@ -18,7 +17,9 @@ from roentgen.metrics.adherence.scored import (
     shown,
     with_bounds,
 )
-from roentgen.metrics.measure import LABELS, ByFinding, EvaluationInputs, Extractor, Noticed, Result, measure
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, measure
+from roentgen.metrics.noticed import LABELS, Noticed
 from roentgen.metrics.reconstruction import rows_of_originals
 from roentgen.metrics.statistics import Floats, cluster_weights, percentile_interval
 
@@ -56,17 +57,9 @@ def _figure(column: int, scores: Floats, labels: Floats, weights: Floats) -> Flo
     return weighted_auroc(scores, labels, weights)
 
 
-def macro_auroc(
-    scores: Floats,
-    labels: Floats,
-    findings: Sequence[str],
-    weights: Floats,
-    *,
-    leave_out: Sequence[str] = (),
-    min_cases: int = MIN_CASES,
-) -> Macro:
-    """``macro`` of the AUROC."""
-    return macro(_figure, scores, labels, findings, weights, leave_out=leave_out, min_cases=min_cases)
+def macro_auroc(scores: Floats, labels: Floats, findings: Sequence[str], weights: Floats, **options: Any) -> Macro:
+    """``macro`` of the AUROC; ``options`` are its ``leave_out`` and ``min_cases``."""
+    return macro(_figure, scores, labels, findings, weights, **options)
 
 
 def adherence_auroc(synthetic: ScoredImages, findings: Sequence[str], **options: Any) -> dict[str, Any]:

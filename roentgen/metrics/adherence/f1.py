@@ -11,16 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics.adherence.scored import MIN_CASES, ScoredImages, adherence, ceiling, judged, with_bounds
-from roentgen.metrics.measure import (
-    VALIDATION,
-    ByFinding,
-    EvaluationInputs,
-    Extractor,
-    Floats,
-    Result,
-    Unavailable,
-    measure,
-)
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.measure import VALIDATION, ByFinding, EvaluationInputs, Result, Unavailable, measure
+from roentgen.metrics.statistics import Floats
 
 METHODS = ("prevalence", "f1")
 

@@ -13,19 +13,11 @@ from numpy.typing import NDArray
 
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.metrics.adherence.auroc import auroc
-from roentgen.metrics.measure import (
-    FLIP,
-    ByFinding,
-    EvaluationInputs,
-    Extractor,
-    Floats,
-    ImageSet,
-    Noticed,
-    Result,
-    Unavailable,
-    measure,
-)
-from roentgen.metrics.statistics import clustered_wilson, own_groups
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.image_set import ImageSet
+from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, measure
+from roentgen.metrics.noticed import FLIP, Noticed
+from roentgen.metrics.statistics import Floats, clustered_wilson, own_groups
 
 RIGHT, LEFT = 0, 1  # last axis of Classifier.predict_sides: the patient's right first, as on the film
 # Rows of the image (as shares of its height) in which a finding changes the lateral third of its lung, and

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from roentgen.metrics.measure import EvaluationInputs, ImageSet, Unavailable
+from roentgen.metrics.image_set import ImageSet
+from roentgen.metrics.measure import EvaluationInputs, Unavailable
 
 LITTLE, MUCH = "little", "much"
 

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from roentgen.metrics.adherence.auroc import auroc, weighted_auroc
 from roentgen.metrics.adherence.probes import LITTLE, MUCH, SEVERITIES, probes_of
-from roentgen.metrics.measure import PIXELS, EvaluationInputs, Extractor, Floats, Result, Unavailable, measure, pixels
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.memorisation.damage import blur
-from roentgen.metrics.statistics import cluster_weights, percentile_interval, wilson_interval
+from roentgen.metrics.reading import PIXELS, pixels
+from roentgen.metrics.statistics import Floats, cluster_weights, percentile_interval, wilson_interval
 
 LOWER = (0.60, 0.80)
 """Rows of the lower lung zones, in shares of the height."""

@@ -21,19 +21,10 @@ from roentgen.metrics.distribution.pairs import (
     per_finding,
     real_halves,
 )
-from roentgen.metrics.measure import (
-    COLLAPSE,
-    LOOKS,
-    NOTHING,
-    ByFinding,
-    EvaluationInputs,
-    Extractor,
-    Noticed,
-    Result,
-    Unavailable,
-    labels_of,
-    measure,
-)
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.measure import NOTHING, ByFinding, EvaluationInputs, Result, Unavailable, measure
+from roentgen.metrics.noticed import COLLAPSE, LOOKS, Noticed
+from roentgen.metrics.reading import labels_of
 from roentgen.metrics.reconstruction import rows_of_originals
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.measure import ImageSet, Unavailable
+from roentgen.metrics.image_set import ImageSet
+from roentgen.metrics.measure import Unavailable
 from roentgen.metrics.pairing import kind_of
 from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, estimate
 from roentgen.prompts import labels_from_row

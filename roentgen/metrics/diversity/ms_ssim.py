@@ -34,26 +34,13 @@ from roentgen.metrics.diversity.grouping import (
     kind_keys,
     no_group,
     within_groups,
-)  # fmt: skip
-from roentgen.metrics.image_set import look
-from roentgen.metrics.measure import (
-    COLLAPSE,
-    ONE_KIND,
-    PIXELS,
-    EvaluationInputs,
-    Extractor,
-    Floats,
-    ImageSet,
-    Noticed,
-    Result,
-    Unavailable,
-    bound,
-    by_pixels,
-    measure,
-    one_seed,
-    pixels,
-    prompt_keys,
-)  # fmt: skip
+)
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.image_set import ImageSet, look
+from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, bound, measure
+from roentgen.metrics.noticed import COLLAPSE, ONE_KIND, Noticed
+from roentgen.metrics.reading import PIXELS, by_pixels, one_seed, pixels, prompt_keys
+from roentgen.metrics.statistics import Floats
 
 MIN_SIDE = 176
 """An 11 x 11 window at the fifth scale, a sixteenth of the size (Wang, Simoncelli & Bovik 2003)."""

@@ -17,18 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from roentgen.images import read_image
-from roentgen.metrics.measure import (
-    COLLAPSE,
-    ONE_KIND,
-    EvaluationInputs,
-    Extractor,
-    Noticed,
-    Result,
-    measure,
-    one_seed,
-)  # fmt: skip
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.measure import EvaluationInputs, Result, measure
 from roentgen.metrics.memorisation.copies import QUANTILE
 from roentgen.metrics.neighbours import MEMORY, Ints, nearest
+from roentgen.metrics.noticed import COLLAPSE, ONE_KIND, Noticed
+from roentgen.metrics.reading import one_seed
 from roentgen.metrics.statistics import Groups, numbered, own_groups
 
 SIDE = 16

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.measure import ALL_COPIES, EvaluationInputs, Extractor, Floats, Noticed, Result, bound, measure
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.measure import EvaluationInputs, Result, bound, measure
 from roentgen.metrics.memorisation.nearness import rough_if_few
 from roentgen.metrics.neighbours import nearest
-from roentgen.metrics.statistics import RESAMPLES, Groups, mean_interval, numbered, wilson_interval
+from roentgen.metrics.noticed import ALL_COPIES, Noticed
+from roentgen.metrics.statistics import RESAMPLES, Floats, Groups, mean_interval, numbered, wilson_interval
 
 
 def authenticity(

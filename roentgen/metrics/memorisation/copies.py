@@ -12,20 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics import neighbours
-from roentgen.metrics.measure import (
-    ALL_COPIES,
-    VALIDATION,
-    EvaluationInputs,
-    Extractor,
-    ImageSet,
-    Noticed,
-    Result,
-    bound,
-    measure,
-    pixels,
-)  # fmt: skip
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.image_set import ImageSet
+from roentgen.metrics.measure import VALIDATION, EvaluationInputs, Result, bound, measure
 from roentgen.metrics.memorisation.nearness import Nearness, nearer_to_train, rough_if_few
 from roentgen.metrics.neighbours import nearest
+from roentgen.metrics.noticed import ALL_COPIES, Noticed
+from roentgen.metrics.reading import pixels
 from roentgen.metrics.statistics import wilson_interval
 
 QUANTILE = 0.01

@@ -16,21 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.measure import (
-    ALL_COPIES,
-    NOTHING,
-    VALIDATION,
-    EvaluationInputs,
-    Extractor,
-    Floats,
-    Noticed,
-    Result,
-    bound,
-    measure,
-)  # fmt: skip
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.measure import NOTHING, VALIDATION, EvaluationInputs, Result, bound, measure
 from roentgen.metrics.neighbours import Ints, blocks, nearest
+from roentgen.metrics.noticed import ALL_COPIES, Noticed
 from roentgen.metrics.statistics import (
     RESAMPLES,
+    Floats,
     Groups,
     cluster_weights,
     mean_interval,

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from roentgen.images import read_image, resize_center_crop
 from roentgen.metrics import neighbours
-from roentgen.metrics.measure import PIXELS, EvaluationInputs, Extractor, Result, measure
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.measure import EvaluationInputs, Result, measure
 from roentgen.metrics.memorisation import damage
 from roentgen.metrics.memorisation.copies import (
     COPY_PIXELS,
@@ -19,9 +20,10 @@ from roentgen.metrics.memorisation.copies import (
     points_of,
     small_points,
     train_points,
-)  # fmt: skip
+)
 from roentgen.metrics.memorisation.nearness import rough_if_few
 from roentgen.metrics.neighbours import nearest
+from roentgen.metrics.reading import PIXELS
 from roentgen.metrics.statistics import clustered_wilson, wilson_interval
 
 

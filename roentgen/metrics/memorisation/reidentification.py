@@ -24,9 +24,11 @@ from roentgen.errors import UserError
 from roentgen.files import sha256
 from roentgen.images import read_image
 from roentgen.metrics.adherence.auroc import weighted_auroc
-from roentgen.metrics.measure import EvaluationInputs, Extractor, Floats, ImageSet, Result, Unavailable, bound, measure
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.image_set import ImageSet
+from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, bound, measure
 from roentgen.metrics.neighbours import Ints, nearest
-from roentgen.metrics.statistics import RESAMPLES, Groups, cluster_weights, estimate, percentile_interval
+from roentgen.metrics.statistics import RESAMPLES, Floats, Groups, cluster_weights, estimate, percentile_interval
 
 Images = Sequence[NDArray[np.uint8]]
 Siamese = Callable[[Images, Images], NDArray[np.floating]]

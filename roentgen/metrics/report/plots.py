@@ -41,7 +41,7 @@ STYLE: Any = {
 
 
 @contextmanager
-def _drawing(width: float, height: float) -> Iterator[tuple[Figure, io.StringIO]]:
+def drawing(width: float, height: float) -> Iterator[tuple[Figure, io.StringIO]]:
     """A figure (inches); when the block ends it is drawn into the text buffer."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
@@ -57,7 +57,7 @@ def finding_bars(rows: Sequence[Entry], *, axis: str, chance: float | None = Non
     ``axis`` names the measure and its unit. ``chance``: a dotted line there, such as 0.5 for an AUROC.
     """
     shown = sorted((row for row in rows if row.get("value") is not None), key=lambda row: float(row["value"]))
-    with _drawing(WIDTH, 1.1 + 0.27 * max(len(shown), 1)) as (figure, buffer):
+    with drawing(WIDTH, 1.1 + 0.27 * max(len(shown), 1)) as (figure, buffer):
         axes = figure.add_subplot()
         places = np.arange(len(shown))
         values = [float(row["value"]) for row in shown]
@@ -83,7 +83,7 @@ def finding_bars(rows: Sequence[Entry], *, axis: str, chance: float | None = Non
 
 def against_n(curves: Mapping[str, Sequence[Entry]], *, axis: str, limits: Mapping[str, float] | None = None) -> str:
     """Each curve's value (with interval where given) at ``n`` images; ``limits``: what it goes to for endless n."""
-    with _drawing(WIDTH, 3.2) as (figure, buffer):
+    with drawing(WIDTH, 3.2) as (figure, buffer):
         axes = figure.add_subplot()
         counts: list[float] = []
         for number, (name, points) in enumerate(curves.items()):
@@ -120,7 +120,7 @@ def against_n(curves: Mapping[str, Sequence[Entry]], *, axis: str, limits: Mappi
 
 def histograms(edges: Sequence[float], shares: Mapping[str, Sequence[float]], *, axis: str) -> str:
     """Outlined histograms over common ``edges``; ``shares`` are per cent of each set's images in each bin."""
-    with _drawing(WIDTH, 3.0) as (figure, buffer):
+    with drawing(WIDTH, 3.0) as (figure, buffer):
         axes = figure.add_subplot()
         for number, (name, values) in enumerate(shares.items()):
             colour = COLOURS[number % len(COLOURS)]
@@ -138,7 +138,7 @@ def histograms(edges: Sequence[float], shares: Mapping[str, Sequence[float]], *,
 
 def reliability(curves: Mapping[str, Sequence[Entry]], *, axis: str = "observed share of positives") -> str:
     """Reliability curves: bins with ``predicted`` (mean score), ``observed`` (share), ``n``; below, images a bin."""
-    with _drawing(WIDTH * 0.72, 4.6) as (figure, buffer):
+    with drawing(WIDTH * 0.72, 4.6) as (figure, buffer):
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="perfect")
         for number, (name, bins) in enumerate(curves.items()):
@@ -166,7 +166,7 @@ def reliability(curves: Mapping[str, Sequence[Entry]], *, axis: str = "observed 
 
 def side_by_side(rows: Sequence[tuple[str, Entry]], *, axis: str, lines: Mapping[str, float] | None = None) -> str:
     """One mark and interval a model for one measure; ``lines``: named vertical lines such as the floor."""
-    with _drawing(WIDTH, 0.95 + 0.3 * len(rows)) as (figure, buffer):
+    with drawing(WIDTH, 0.95 + 0.3 * len(rows)) as (figure, buffer):
         axes = figure.add_subplot()
         places = np.arange(len(rows))[::-1]
         for (_, entry), place in zip(rows, places, strict=True):

@@ -3,10 +3,11 @@
 The score is that of generator and describer together, so it is read beside the same describer on real images with
 their own texts (ceiling) and beside shuffled prompts (floor; word overlap of two unrelated reports is far above 0).
 
-BLEU and ROUGE are computed here, on lower-case runs of letters and digits, so that they need no package. METEOR is
-nltk's with exact and stem matches; its synonym stage needs WordNet, which is not used, and that is in its name.
-BERTScore needs the weights of its model only. CheXbert F1, RadGraph F1 and RaTEScore come from their own packages and
-weights. What cannot be computed is in the result with its reason: nothing is skipped in silence.
+Words are lower-case runs of letters and digits. BLEU is computed here, as its bootstrap needs the counts of each pair;
+ROUGE is rouge-score's. METEOR is nltk's with exact and stem matches; its synonym stage needs WordNet, which is not
+used, and that is in its name. BERTScore needs the weights of its model only. CheXbert F1, RadGraph F1 and RaTEScore
+come from their own packages and weights. What cannot be computed is in the result with its reason: nothing is skipped
+in silence.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from roentgen.files import reason
 from roentgen.images import read_image
-from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, measure, texts_of
-from roentgen.metrics.statistics import RESAMPLES, cluster_weights, percentile_interval
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.image_set import ImageSet
+from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, measure
+from roentgen.metrics.reading import texts_of
+from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, percentile_interval, resampled_means
 from roentgen.models import hub, loading
 from roentgen.prompts.vocabulary import words
 from roentgen.provenance import portable
 from roentgen.reports import load_reporter
 
-if TYPE_CHECKING:
-    from roentgen.metrics.extractors import Extractor
-    from roentgen.metrics.image_set import ImageSet
-
-Floats = NDArray[np.float64]
 ImageToText = Callable[[Sequence[NDArray[np.uint8]]], list[str]]
 """Grey uint8 images (H, W) of any sizes -> one text each."""
 BLEU_ORDER = 4
@@ -80,37 +81,17 @@ def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def rouge(candidates: Sequence[str], references: Sequence[str], kind: str) -> Floats:
-    """ROUGE F1 (N,) of pairs (Lin 2004): ``kind`` "1" or "2" for n-grams, "L" for the longest common subsequence."""
-    values = []
-    for candidate, reference in zip(candidates, references, strict=True):
-        mine, theirs = words(candidate), words(reference)
-        if kind == "L":
-            hits, sizes = _common(mine, theirs), (len(mine), len(theirs))
-        else:
-            one, other = _ngrams(mine, int(kind)), _ngrams(theirs, int(kind))
-            hits, sizes = (one & other).total(), (one.total(), other.total())
-        values.append(2 * hits / sum(sizes) if hits else 0.0)
-    return np.array(values, dtype=np.float64)
+    """ROUGE F1 (N,) of pairs (Lin 2004), by rouge-score: ``kind`` "1" or "2" for n-grams, "L" for the longest common
+    subsequence."""
+    _need("rouge_score", "rouge-score")
+    from rouge_score.rouge_scorer import RougeScorer
 
-
-def _common(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
-    row = [0] * (len(b) + 1)
-    for word in a:
-        before = 0
-        for j, other in enumerate(b, start=1):
-            before, row[j] = row[j], before + 1 if word == other else max(row[j], row[j - 1])
-    return row[-1]
+    scorer = RougeScorer([f"rouge{kind}"], tokenizer=SimpleNamespace(tokenize=words))
+    pairs = zip(candidates, references, strict=True)
+    return np.array([scorer.score(r, c)[f"rouge{kind}"].fmeasure for c, r in pairs], dtype=np.float64)
 
 
 # ------------------------------------------------------------------------- scores of other people's making
-
-
-class _NoWordNet:
-    """Stands for WordNet where nltk's METEOR looks for synonyms: it knows none."""
-
-    def synsets(self, word: str) -> list[Any]:
-        return []
 
 
 def meteor(candidates: Sequence[str], references: Sequence[str]) -> Floats:
@@ -118,8 +99,9 @@ def meteor(candidates: Sequence[str], references: Sequence[str]) -> Floats:
     _need("nltk", "nltk")
     from nltk.translate.meteor_score import single_meteor_score
 
+    no_wordnet: Any = SimpleNamespace(synsets=lambda word: [])  # where METEOR looks for synonyms
     pairs = zip(candidates, references, strict=True)
-    return np.array([single_meteor_score(words(r), words(c), wordnet=_NoWordNet()) for c, r in pairs])
+    return np.array([single_meteor_score(words(r), words(c), wordnet=no_wordnet) for c, r in pairs])
 
 
 def bert_score(
@@ -218,8 +200,7 @@ def _weights(what: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except Exception as error:  # hub, HTTP, OS and pickle errors: each package has its own way to fail
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        raise NotComputed(f"its weights ({what}) cannot be loaded: {reason}") from error
+        raise NotComputed(f"its weights ({what}) cannot be loaded: {reason(error)}") from error
 
 
 # ---------------------------------------------------------------------------------------------- the hook
@@ -283,22 +264,22 @@ def text_scores(
             (lambda c, r: bert_score(c, r, model=bert_score_model)) if name == "BERTScore" else PAIRWISE.get(name)
         )
         entries: dict[str, dict[str, Any]] = {}
-        reason = None
+        missing = None
         try:
             with contextlib.redirect_stdout(sys.stderr):  # these packages talk on stdout, which is for results
                 for place, case in cases.items():
                     entries[place] = _score(name, pairwise, case, weights[place])
         except NotComputed as error:
-            reason = f"{name} not computed: {error}"
-        n = 0 if reason else len(described.texts)
-        warnings = [reason] if reason else [f"n = {n}: use at least {FEW} pairs"] if n < FEW else []
-        value = {"value": math.nan, "ci": (math.nan, math.nan)} if reason else entries.pop("value")
+            missing = f"{name} not computed: {error}"
+        n = 0 if missing else len(described.texts)
+        warnings = [missing] if missing else [f"n = {n}: use at least {FEW} pairs"] if n < FEW else []
+        value = {"value": math.nan, "ci": (math.nan, math.nan)} if missing else entries.pop("value")
         results[name] = {
             **value,
             "ci_method": f"95 % percentile, bootstrap by patient or prompt, {resamples} resamples",
             "n": n,
             "warnings": warnings,
-            "details": {"not_computed": reason, **({} if reason else entries)},
+            "details": {"not_computed": missing, **({} if missing else entries)},
         }
     return results
 
@@ -309,7 +290,7 @@ def _score(
     """Value and interval of one score on one set."""
     if pairwise is not None:
         values = pairwise(case.texts, case.references)
-        return {"value": float(values.mean()), "ci": percentile_interval(weights @ values / weights.sum(axis=1))}
+        return {"value": float(values.mean()), "ci": percentile_interval(resampled_means(values, weights))}
     if name in BLEU:
         counts, order = bleu_counts(case.texts, case.references), BLEU.index(name) + 1
         value = corpus_bleu(counts.sum(axis=0, keepdims=True), order)[0]
@@ -351,17 +332,10 @@ def by_describer(inputs: EvaluationInputs) -> tuple[str, str]:
 
 
 @measure(
-    "text_scores",
-    "Described by an image-to-text model,",
-    suite="full",
-    better="higher",
-    output="",
-    judge=by_describer,
+    "text_scores", "Described by an image-to-text model,", suite="full", better="higher", output="", judge=by_describer
 )
 def measure_text_scores(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """An image-to-text model's words for each image against the prompt, beside its words for real images."""
-    from roentgen.metrics.text.report_scores import Described, load_image_to_text, text_scores
-
     if inputs.image_to_text is None:
         raise Unavailable("no image-to-text model was given (--image-to-text)")
     describe = load_image_to_text(inputs.image_to_text, device=inputs.device)
@@ -374,7 +348,7 @@ def measure_text_scores(inputs: EvaluationInputs, extractor: Extractor) -> Resul
 
     mine = described(inputs.synthetic, inputs.bootstrap_groups, "--synthetic")
     theirs = described(inputs.real, inputs.real.patients, "--real")
-    found = text_scores(mine, real=theirs, resamples=inputs.resamples, seed=inputs.seed)
+    found = text_scores(mine, real=theirs, **inputs.bootstrap)
     rows, warnings = [], []
     for name, entry in found.items():
         warnings += entry["warnings"]

@@ -15,16 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.measure import (
-    NOTHING,
-    EvaluationInputs,
-    Extractor,
-    Result,
-    Unavailable,
-    bound,
-    labels_of,
-    measure,
-)
+from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.measure import NOTHING, EvaluationInputs, Result, Unavailable, bound, measure
+from roentgen.metrics.reading import labels_of
 from roentgen.metrics.statistics import (
     RESAMPLES,
     Floats,

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from roentgen.errors import UserError
 from roentgen.images import read_image
-from roentgen.metrics.measure import EvaluationInputs, ImageSet, Unavailable, texts_of
+from roentgen.metrics.image_set import ImageSet
+from roentgen.metrics.measure import EvaluationInputs, Unavailable
+from roentgen.metrics.reading import texts_of
 from roentgen.models.dual_encoder import ShippedEncoder, load_dual_encoder
 
 
