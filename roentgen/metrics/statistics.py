@@ -91,6 +91,13 @@ def estimate(values: Floats, weights: Floats) -> dict[str, Any]:
     return {"value": mean, "ci": percentile_interval(resampled_means(values, weights)), "n": len(known)}
 
 
+def ratio_estimate(above: Floats, below: Floats, weights: Floats) -> dict[str, Any]:
+    """Value sum(above) / sum(below), both (N,), and its percentile interval under ``weights`` (B, N); NaN over 0."""
+    sums, total = weights @ below, float(below.sum())
+    draws = np.divide(weights @ above, sums, out=np.full(len(sums), np.nan), where=sums > 0)
+    return {"value": float(above.sum()) / total if total else math.nan, "ci": percentile_interval(draws)}
+
+
 def mean_interval(
     values: ArrayLike, groups: Groups | None = None, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
 ) -> tuple[float, float]:

@@ -16,7 +16,8 @@ from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.images import read_image
 from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.image_set import ImageSet
-from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, labels_of, measure
+from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, measure
+from roentgen.metrics.reading import labels_of
 from roentgen.metrics.statistics import Floats
 from roentgen.metrics.text.clinical import LEAST, clinical_scores, distinct_share, read_labels, read_sides, side_scores
 from roentgen.prompts import NO_FINDING

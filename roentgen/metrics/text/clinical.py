@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, percentile_interval
+from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, percentile_interval, ratio_estimate
 from roentgen.prompts import NO_FINDING, parse
 from roentgen.prompts.vocabulary import NARROWER
 
@@ -136,13 +136,9 @@ def side_scores(
                 named[row] += bool(one)
                 right[row] += one == other
     weights = cluster_weights(list(groups), RESAMPLES, seed)
-    below = weights @ asked
-    draws = np.divide(weights @ right, below, out=np.full(len(below), np.nan), where=below > 0)
-    total = asked.sum()
     return {
-        "value": float(right.sum() / total) if total else float("nan"),
-        "ci": percentile_interval(draws),
-        "n": int(total),
+        **ratio_estimate(right, asked, weights),
+        "n": int(asked.sum()),
         "of_named": float(right.sum() / named.sum()) if named.sum() else float("nan"),
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, percentile_interval
+from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, estimate, ratio_estimate
 from roentgen.reports.boxes import Box, centre, holds, iou
 
 LEVELS = (0.1, 0.3, 0.5)
@@ -84,14 +84,10 @@ def grounding_scores(cases: Sequence[Case], *, resamples: int = RESAMPLES, seed:
 
     def mean(of: Callable[[Case], float]) -> dict[str, Any]:
         values = np.array([of(case) for case in cases])
-        return {"value": float(values.mean()), "ci": percentile_interval(weights @ values / weights.sum(1))}
+        return {key: found for key, found in estimate(values, weights).items() if key != "n"}
 
     def ratio(above: Callable[[Case], float], below: Callable[[Case], float]) -> dict[str, Any]:
-        top, bottom = (np.array([of(case) for case in cases], dtype=float) for of in (above, below))
-        sums = weights @ bottom
-        draws = np.divide(weights @ top, sums, out=np.full(len(sums), np.nan), where=sums > 0)
-        value = float(top.sum() / bottom.sum()) if bottom.sum() else float("nan")
-        return {"value": value, "ci": percentile_interval(draws)}
+        return ratio_estimate(*(np.array([of(case) for case in cases], dtype=float) for of in (above, below)), weights)
 
     hits: Mapping[float, Callable[[Case], float]] = {
         level: (lambda case, level=level: matched(case.said, case.true, level)) for level in LEVELS
@@ -155,11 +151,7 @@ def radfact(
     names = {
         "logical_precision": (0, 1), "logical_recall": (0, 2), "spatial_precision": (3, 4), "spatial_recall": (5, 6)
     }  # fmt: skip
-    found = {}
-    for name, (top, bottom) in names.items():
-        sums = weights @ counts[:, bottom]
-        draws = np.divide(weights @ counts[:, top], sums, out=np.full(len(sums), np.nan), where=sums > 0)
-        total = counts[:, bottom].sum()
-        value = float(counts[:, top].sum() / total) if total else float("nan")
-        found[name] = {"value": value, "ci": percentile_interval(draws), "n": int(total)}
-    return found
+    return {
+        name: {**ratio_estimate(counts[:, top], counts[:, bottom], weights), "n": int(counts[:, bottom].sum())}
+        for name, (top, bottom) in names.items()
+    }

@@ -32,7 +32,14 @@ from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.reading import texts_of
-from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, percentile_interval, resampled_means
+from roentgen.metrics.statistics import (
+    RESAMPLES,
+    Floats,
+    cluster_weights,
+    percentile_interval,
+    ratio_estimate,
+    resampled_means,
+)
 from roentgen.models import hub, loading
 from roentgen.prompts.vocabulary import words
 from roentgen.provenance import portable
@@ -297,10 +304,7 @@ def _score(
         return {"value": float(value), "ci": percentile_interval(corpus_bleu(weights @ counts, order))}
     mine, theirs = chexbert_labels(case.texts), chexbert_labels(case.references)
     hits, wrong = (mine & theirs).sum(axis=1), (mine ^ theirs).sum(axis=1)
-    below = weights @ (2 * hits + wrong)
-    draws = np.divide(weights @ (2.0 * hits), below, out=np.full(len(below), np.nan), where=below > 0)
-    total = 2 * hits.sum() + wrong.sum()
-    return {"value": float(2 * hits.sum() / total) if total else math.nan, "ci": percentile_interval(draws)}
+    return ratio_estimate(2.0 * hits, 2.0 * hits + wrong, weights)
 
 
 def load_image_to_text(name: str, *, device: str = "cpu", batch_size: int = 8) -> ImageToText:
