@@ -20,6 +20,7 @@ from roentgen.config import BatchSize, Filled, Guidance, Range, Seed, Steps, par
 from roentgen.experiments.sampling import WARNING, Sampler, Study, StudySettings
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.result import write_result
+from roentgen.synthesis.folder import Job, generated_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Settings(StudySettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="eval/guidance.py", about=__doc__)
-    study = Study.of(s)
+    study = Study.of(s, generated_images, Job)
     real = study.real(study.rows)
     real_moments = frechet.moments(study.features(real))
 

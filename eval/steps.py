@@ -38,6 +38,7 @@ from roentgen.metrics.report.tables import figure, replace_between_markers
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import read_result, write_result
 from roentgen.metrics.statistics import cluster_weights, percentile_interval
+from roentgen.synthesis.folder import Job, generated_images
 
 NAME = "steps"
 """Of the region in a document."""
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(s: Settings) -> None:
     """Every setting on the same prompts and seeds, to ``OUT/steps.json``."""
-    study = Study.of(s)
+    study = Study.of(s, generated_images, Job)
     real = study.features(study.real(study.val))
     # The reference last, as it takes longest.
     settings = [(sampler, steps) for sampler in s.samplers for steps in sorted(s.steps)]
