@@ -114,7 +114,7 @@ def test_shipped_model_missing(fails, monkeypatch, tmp_path):
 def test_folder_that_is_no_pipeline(fails, tmp_path):
     fails(r"not a diffusers pipeline \(no model_index\.json\)", "left", model=tmp_path)
     (tmp_path / "file").write_text("x")
-    fails(r"is a file; pass the diffusers folder", "left", model=tmp_path / "file")
+    fails(r"is a file; pass the folder", "left", model=tmp_path / "file")
 
 
 def test_pipeline_of_another_kind(fails, tiny_pipeline, tmp_path):
@@ -358,7 +358,6 @@ def test_api_checks_before_the_first_image(tiny_model):
 def test_unknown_commands(run_cli):
     for argv, pattern in (
         (["generat"], "unknown command 'generat'; choose one of generate"),
-        (["data"], "choose data prepare or data check"),
         (["data", "x"], "choose data prepare or data check"),
         (["info"], "no image"),
         (["info", "none.png"], "none.png: no such image file"),

@@ -140,7 +140,7 @@ def test_models_lists_all(run_cli, hub_cache, tiny_pipeline):
     code, out, _ = run_cli("models", "--json")
     rows = {row["name"]: row for row in map(json.loads, out.splitlines())}
     assert code == 0
-    assert set(rows) == {"mini", "roentgen-v2", "sd-1.4", "sd-1.5", "sd-2.1-base"}
+    assert set(rows) == {"mini", "mini-masked", "roentgen-v2", "sd-1.4", "sd-1.5", "sd-2.1-base"}
     assert rows["roentgen-v2"]["hub_ids"] == ["stanfordmimi/RoentGen-v2"]
     assert rows["sd-1.4"]["on_disk"]
     assert rows["sd-1.5"]["on_disk"] is None

@@ -122,11 +122,11 @@ def test_a_sharded_checkpoint_wants_as_many_processes(tmp_path: Path) -> None:
 def test_accelerate_reads_the_file(path: Path) -> None:
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-    words = ["--config_file", str(path), "train/finetune.py"]
+    words = ["--config-file", str(path), "train/finetune.py"]
     args = _validate_launch_command(launch_command_parser().parse_args(words))[0]
     kind = {"ddp": args.multi_gpu, "fsdp": args.use_fsdp, "zero2": args.use_deepspeed, "zero3": args.use_deepspeed}
     assert kind[path.stem] and args.mixed_precision == "bf16" and args.num_processes == 8
-    assert f"--config_file train/accelerate/{path.name}" in path.read_text()
+    assert f"--config-file train/accelerate/{path.name}" in path.read_text()
     if args.use_deepspeed:
         assert args.zero_stage == int(path.stem[-1])
 

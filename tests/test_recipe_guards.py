@@ -178,16 +178,16 @@ def test_a_sampler_fits_the_prediction_type_or_is_refused(tiny_model: Any, sampl
 def test_a_scheduler_without_betas_and_strange_networks_are_one_sentence(trainable_model: Any) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    from roentgen.generators.diffusion.model import _check_parts
+    from roentgen.generators.diffusion.parts import check_parts
 
     with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler has no noise schedule"):
         make_solver(FlowMatchEulerDiscreteScheduler(), "dpm++", "tiny")
     parts = {"vae": trainable_model.vae, "unet": trainable_model.unet}
-    _check_parts("tiny", parts)
+    check_parts("tiny", parts)
     for changes, word in (({"in_channels": 8}, "a model that edits"), ({"out_channels": 8}, "a learned variance")):
         config = type("Config", (), {**dict(trainable_model.unet.config), **changes})
         with pytest.raises(UserError, match=word):
-            _check_parts("tiny", {**parts, "unet": type("Net", (), {"config": config})})
+            check_parts("tiny", {**parts, "unet": type("Net", (), {"config": config})})
 
 
 # ---------------------------------------------------------------------------------------------- roentgen train

@@ -89,15 +89,19 @@ def check_settings(*, num_images: int = 1, seed: int = 0, batch_size: int = 4, *
     given = {key: value for key, value in settings.items() if value is not None}
     kinds: list[Any] = [import_module(package).Sampling for package in FAMILIES.values()]
     fitting = [kind for kind in kinds if given.keys() <= {field.name for field in dataclasses.fields(kind)}]
-    problem = UserError(f"{', '.join(given)}: no family of models has these settings together")
+    problems = []
     for kind in fitting:
         try:
             kind(**given)
         except UserError as error:
-            problem = error
+            problems.append(str(error))
         else:
             return
-    raise problem
+    if not problems:
+        raise UserError(f"{', '.join(given)}: no family of models has these settings together")
+    # What the first says, and what the others would take instead.
+    others = [said.rpartition("; ")[2] for said in problems[1:] if "; " in said and said != problems[0]]
+    raise UserError("; ".join([problems[0], *others]))
 
 
 def check_count(images: int, flag: str) -> None:
