@@ -325,3 +325,28 @@ def test_zero_terminal_snr_refuses_pndm(tiny_model):
     with pytest.raises(UserError, match="--sampler pndm"):
         generate(model, PROMPTS[0], sampler="pndm")
     assert next(generate(model, PROMPTS[0], sampler="dpm++")).image.std() > 0
+
+
+def test_a_share_of_the_steps_is_guided(tiny_model, monkeypatch):
+    """The first ones; the others read the prompt alone, as without guidance, and the marks say so."""
+    widths = []
+    call = Diffusion.call_unet
+
+    def counted(model, inputs, *rest, **named):
+        widths.append(len(inputs))
+        return call(model, inputs, *rest, **named)
+
+    monkeypatch.setattr(Diffusion, "call_unet", counted)
+    settings = {"seed": 3, "steps": 5, "guidance": 4.0, "sampler": "ddim"}
+    found = {share: pictures(tiny_model, PROMPTS[:2], guided_share=share, **settings) for share in (1, 0.6, 0.4, 0)}
+    assert widths == [4] * 5 + [4] * 3 + [2] * 2 + [4] * 2 + [2] * 3 + [2] * 5
+    whole = pictures(tiny_model, PROMPTS[:2], **settings)
+    plain = pictures(tiny_model, PROMPTS[:2], **{**settings, "guidance": 1})
+    assert all(np.array_equal(a, b) for a, b in zip(found[1], whole, strict=True))
+    assert all(np.abs(a - b).max() <= 1 for a, b in zip(found[0], plain, strict=True))
+    apart = [np.abs(found[share][0] - whole[0]).mean() for share in (1, 0.6, 0.4, 0)]
+    assert apart == sorted(apart) and apart[1] > 0
+    marks = [next(generate(tiny_model, "left", steps=1, guided_share=share)).provenance for share in (1, 0.5)]
+    assert "guided_share" not in marks[0] and marks[1]["guided_share"] == "0.5"
+    with pytest.raises(UserError, match="--guided-share 2"):
+        tiny_model.sampling(guided_share=2)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from roentgen.config import BatchSize, Count, Guidance, PathOrName, Range, Seed, Short, Steps
+from roentgen.config import BatchSize, Count, Guidance, PathOrName, Range, Seed, Share, Short, Steps
 from roentgen.devices import Process, this_process
 from roentgen.errors import UserError
 from roentgen.files import user_path
@@ -58,6 +58,8 @@ class Export:
         steps: Denoising steps (default: the model's).
         guidance: Guidance scale (default: the model's); lower gives more varied images that show less of the prompt.
         sampler: dpm++, unipc, ddim or pndm; of masked transformers halton or confidence (default: the model's).
+        guided_share: Share of the steps that are guided, from the first; the others take half the time, and the image
+            differs a little (default: the model's, else 1).
 
     Filter:
         filter: Stages with commas: prompt, view, sex, age, real, copies, repeats; or none. Black images never pass.
@@ -99,6 +101,7 @@ class Export:
     steps: Steps | None = None
     guidance: Guidance | None = None
     sampler: str | None = None
+    guided_share: Share | None = None
     max_tries: Annotated[int | None, Range(1, 1000)] = None
     shard_size: Annotated[int | None, Range(1, 1_000_000)] = None
     out: Annotated[PathOrName | None, Short("-o")] = None

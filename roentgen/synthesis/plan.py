@@ -100,7 +100,8 @@ class Group:
 class Plan:
     """What ``roentgen export`` is asked to make, with nothing left to be decided.
 
-    steps, guidance, sampler: None is the model's own. max_tries: seeds a row may use up before it counts as missing.
+    steps, guidance, sampler, guided_share: None is the model's own. max_tries: seeds a row may use up before it counts
+    as missing.
     shard_size: rows a shard. findings: columns of labels, in the vocabulary's order. source: where the plan comes from,
     as plain values.
     """
@@ -116,11 +117,13 @@ class Plan:
     findings: tuple[str, ...]
     source: Mapping[str, Any]
     groups: tuple[Group, ...] = field(repr=False)
+    guided_share: float | None = None
 
     @property
     def sampling(self) -> dict[str, Any]:
         """Settings of sampling, for ``generate``."""
-        return {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler}
+        usual = {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler}
+        return usual if self.guided_share is None else usual | {"guided_share": self.guided_share}
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -161,6 +164,7 @@ class Plan:
             "steps": self.steps,
             "guidance": self.guidance,
             "sampler": self.sampler,
+            **({} if self.guided_share is None else {"guided_share": self.guided_share}),
             "max_tries": self.max_tries,
             "shard_size": self.shard_size,
             "rows": len(self),

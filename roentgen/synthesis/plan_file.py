@@ -29,6 +29,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "steps": (int,),
     "guidance": (float,),
     "sampler": (str,),
+    "guided_share": (float,),
     "max_tries": (int,),
     "shard_size": (int,),
     "name": (str,),

@@ -82,6 +82,7 @@ def resolve_plan(
     steps: int | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
+    guided_share: float | None = None,
     max_tries: int = 4,
     shard_size: int = 1000,
     name: str = "synthetic",
@@ -102,7 +103,8 @@ def resolve_plan(
         target: with balance, images that each finding (or cell) is to have in all.
         by: with balance, level each finding within the cells of these: sex, view, age.
         demographics: of rows that leave them open: balanced (default), none, or those that are to be balanced.
-        model: name, folder or hub id. seed: of the first image. steps, guidance, sampler: None is the model's.
+        model: name, folder or hub id. seed: of the first image. steps, guidance, sampler, guided_share: None is the
+            model's.
         max_tries: seeds that a row may use up. shard_size: rows a shard. name: of the set.
 
     Raises:
@@ -110,7 +112,8 @@ def resolve_plan(
     """
     settings = dict(locals())
     kind = _one_source(settings)
-    check_settings(num_images=num_images, seed=seed, steps=steps, guidance=guidance, sampler=sampler)
+    check_settings(num_images=num_images, seed=seed, steps=steps, guidance=guidance, sampler=sampler,
+                   guided_share=guided_share)  # fmt: skip
     for key in ("max_tries", "shard_size", "count", "target"):
         if settings[key] is not None:
             at_least_one(settings[key], flag_of(key))
@@ -132,6 +135,7 @@ def resolve_plan(
         steps=steps,
         guidance=None if guidance is None else float(guidance),
         sampler=sampler,
+        guided_share=None if guided_share is None else float(guided_share),
         max_tries=max_tries,
         shard_size=shard_size,
         findings=tuple(columns),

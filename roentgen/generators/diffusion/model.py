@@ -321,9 +321,13 @@ class Diffusion:
             from roentgen.generators.diffusion.editing import nothing_known
 
             beside = nothing_known(self, len(noise))
+        guided = math.ceil(round(sampling.guided_share * len(solver.timesteps), 6))
+        guidance = sampling.guidance
         for number, step in enumerate(solver.timesteps):
+            if number == guided and guidance != 1:
+                guidance, text = 1.0, _second_half(text)
             inputs = solver.scale_model_input(latents, step)
-            output = self.guided(inputs, step, text, guidance=sampling.guidance, beside=beside, first=number == 0)
+            output = self.guided(inputs, step, text, guidance=guidance, beside=beside, first=number == 0)
             if estimates is not None:
                 estimates.append(clean_estimate(solver, latents, output, step))
             latents = solver.step(output, step, latents, return_dict=False)[0]
@@ -378,6 +382,13 @@ class Diffusion:
         if not isinstance(self.vae, Autoencoder):
             return self.vae
         return loading.load_vae(self.info.folder / "vae").to(self.info.device, self.dtype)
+
+
+def _second_half(text: Any) -> Any:
+    """Of what ``guided_text`` gave with guidance, what is of the prompts alone."""
+    if isinstance(text, Tensor):
+        return text.chunk(2)[1]
+    return [(keys.chunk(2)[1], values.chunk(2)[1]) for keys, values in text]
 
 
 def lengthen(states: Tensor, length: int) -> Tensor:
