@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -23,6 +24,7 @@ from torch import nn
 from roentgen.errors import UserError
 from roentgen.files import hold_folder, new_folder
 from roentgen.generators.diffusion.denoiser import Denoiser
+from roentgen.images import to_autoencoder
 from roentgen.models.autoencoder import losses as reconstruction
 from roentgen.models.autoencoder import pca as pca_encoder
 from roentgen.models.autoencoder.fast_norm import use_fast_group_norm
@@ -703,6 +705,24 @@ def test_a_projection_is_read_back_from_an_autoencoder(projected: Any) -> None:
     assert (found.encode(x) - pca.encode(x)).abs().max() < 0.02
     vae.encoder.conv_in.weight.data[0, 0, 0, 0] = 1  # reads a neighbour: no block by block projection
     assert pca_encoder.recover(vae) is None
+
+
+def test_latents_online_of_a_projection_are_those_of_the_encoder(projected: Any, tiny_pipeline: Path) -> None:
+    """The projection itself is applied in the loop; the encoder around it is not run."""
+    from roentgen.generators.diffusion.build import start
+    from roentgen.generators.diffusion.objective import Loss
+
+    vae, _ = projected
+    model = start(model=str(tiny_pipeline))
+    objective = objective_of(dataclasses.replace(model, vae=vae), Loss())
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(60, 200, (2, 32, 32), dtype=np.uint8))
+    batch = SimpleNamespace(images=(pixels,), draws={"posterior": torch.ones(2, 4, 8, 8)})
+    with torch.no_grad():
+        posterior = vae.encode(to_autoencoder(pixels)).latent_dist
+    expected = (posterior.mean + posterior.std) * vae.config.scaling_factor
+    assert objective.linear is not None
+    objective.vae.encode = None
+    assert (objective.clean(batch) - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_an_encoder_that_learned_is_no_projection(vae_of_no_projection: Any) -> None:

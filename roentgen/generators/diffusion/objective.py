@@ -17,6 +17,7 @@ from roentgen.generators.base import Batch
 from roentgen.generators.diffusion import process
 from roentgen.generators.diffusion.denoiser import Denoiser
 from roentgen.images import to_autoencoder
+from roentgen.models.autoencoder.latents import linear_encoder, linear_posterior
 from roentgen.models.autoencoder.losses import pyramid_l1
 from roentgen.models.lora import add_lora
 from roentgen.models.text_encoders import Tokens, encode_text_states
@@ -153,6 +154,7 @@ class Objective:
         self.noise_offset = loss.noise_offset
         self.decodes = train.vae_decoder
         self.vae = frozen_copy(model.vae, device, precision) if latents_online else None
+        self.linear = linear_encoder(model.vae) if latents_online else None
         self.text_encoder = frozen_copy(model.text_encoder, device, precision) if text_online else None
         self.autocast = autocast
         self.read = read
@@ -207,10 +209,14 @@ class Objective:
             mean, std = batch.images
         else:
             (pixels,) = batch.images
+            x = to_autoencoder(pixels)
             with torch.no_grad():
-                x = to_autoencoder(pixels).to(self.vae.dtype).expand(-1, self.vae.config.in_channels, -1, -1)
-                posterior = self.vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
-            mean, std = posterior.mean, posterior.std
+                if self.linear is not None:
+                    mean, std = linear_posterior(self.vae, self.linear, x)
+                else:
+                    x = x.to(self.vae.dtype).expand(-1, self.vae.config.in_channels, -1, -1)
+                    posterior = self.vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
+                    mean, std = posterior.mean, posterior.std
         return (mean.float() + std.float() * batch.draws["posterior"]) * self.scale
 
     def condition(self, text: Tokens | Tensor) -> Tokens | Tensor:

@@ -24,6 +24,14 @@ def linear_encoder(vae: Any) -> BlockPCA | None:
     return _LINEAR[vae]
 
 
+def linear_posterior(vae: Any, linear: BlockPCA, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior mean and standard deviation (N, C, h, w) float32 of images (N, 1, H, W) in [-1, 1], by the projection
+    ``linear`` that the encoder of ``vae`` is: a hundredth of its arithmetic."""
+    mean = linear.encode(x)
+    std = (0.5 * vae.quant_conv.bias[mean.shape[1] :].to(mean) + math.log(POSTERIOR_STD)).exp()
+    return mean, std.view(1, -1, 1, 1).expand_as(mean)
+
+
 @torch.no_grad()
 def encode(vae: Any, pixels: NDArray[np.uint8], *, device: torch.device) -> Tensor:
     """Posterior mean and standard deviation of uint8 images (N, H, W), before the scaling factor: float16
@@ -31,10 +39,8 @@ def encode(vae: Any, pixels: NDArray[np.uint8], *, device: torch.device) -> Tens
     An encoder that is a linear projection is applied as one, in float32."""
     x = to_autoencoder(pixels).to(device)
     if (linear := linear_encoder(vae)) is not None:
-        mean = linear.encode(x)
-        codes = mean.shape[1]
-        std = (0.5 * vae.quant_conv.bias[codes:].to(mean) + math.log(POSTERIOR_STD)).exp()
-        return torch.stack([mean.half(), std.view(1, -1, 1, 1).expand_as(mean).half()], dim=1)
+        mean, std = linear_posterior(vae, linear, x)
+        return torch.stack([mean.half(), std.half()], dim=1)
     x = x.repeat(1, vae.config.in_channels, 1, 1)
     with torch.autocast(device.type, torch.bfloat16):
         posterior = vae.to(device).encode(x).latent_dist

@@ -177,7 +177,7 @@ def recover(vae: Any) -> BlockPCA | None:
         return None  # installed encoders read the middle of the first kernel alone
 
     def encode(x: Tensor) -> Tensor:
-        return vae.encode(x.to(dtype).expand(-1, channels, -1, -1)).latent_dist.mean.float()
+        return vae.encode(x.to(vae.device, dtype).expand(-1, channels, -1, -1)).latent_dist.mean.float().cpu()
 
     origin = encode(torch.zeros(1, 1, block, block))
     units = torch.eye(block**2).view(-1, 1, block, block)
