@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 # Recipes read it from the environment, so that quotes in a prompt stay what they are.
 export PROMPT
 
-.PHONY: help demo install install-dev test test-fast check docs clean
+.PHONY: help demo install install-dev test test-fast check docs benchmarks clean
 
 help:
 	@echo 'make install      make $(VENV) and install roentgen in it'
@@ -21,6 +21,7 @@ help:
 	@echo 'make test-fast    the same without the slow ones'
 	@echo 'make check        install-dev, then ruff and mypy'
 	@echo 'make docs         install-dev, then build the documentation into site/'
+	@echo 'make benchmarks   install-dev, then time everything that docs/benchmarks.md shows: two hours, idle machine'
 	@echo 'make clean        remove $(VENV)'
 
 demo: $(VENV)/.installed
@@ -50,6 +51,9 @@ check: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "the documentation is in site/index.html"
+
+benchmarks: $(VENV)/.installed-dev
+	PYTHON=$(PY) benchmarks/all.sh
 
 # torch and torchvision are resolved in one go, so that the index gives a pair that fits.
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip

@@ -1,7 +1,7 @@
 """Time and memory of FID, beside torch-fidelity and clean-fid on the same images in the same run.
 
-    python benchmarks/eval.py --out benchmarks/results/eval-cpu.json --update docs/metrics.md
-    python benchmarks/eval.py --result benchmarks/results/eval-cpu.json --update docs/metrics.md
+    python benchmarks/eval.py --out benchmarks/results/eval-cpu.json --update docs/benchmarks.md
+    python benchmarks/eval.py --result benchmarks/results/eval-cpu.json --update docs/benchmarks.md
 
 The images are those of data/sample, cropped, darkened and made noisy at random but always the same, as PNG files in
 two folders of half the number each. The network is torch-fidelity's Inception-v3 with random weights, which costs what

@@ -45,10 +45,10 @@ SCENARIOS = {"alone": (0, 1), "beside one busy process": (1, 1), "beside two": (
 def commands(scratch: Path) -> dict[str, list[str]]:
     """Name -> command line; OUT stands for a new folder."""
     prompts = scratch / "prompts.txt"
-    prompts.write_text("".join(f"left pleural effusion, {age}-year-old\n" for age in range(40, 56)), encoding="utf-8")
+    prompts.write_text("".join(f"left pleural effusion, {age}-year-old\n" for age in range(40, 48)), encoding="utf-8")
     return {
         "generate, one image": ["generate", "cardiomegaly", "--out", "OUT"],
-        "export, 16 images": ["export", "--prompts", str(prompts), "--out", "OUT", "--filter", "none"],
+        "export, 8 images": ["export", "--prompts", str(prompts), "--out", "OUT", "--filter", "none"],
     }
 
 

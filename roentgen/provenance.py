@@ -67,7 +67,7 @@ class Surroundings:
     A time is worth little beside other work, or where nobody can get the code that was run: results say both.
     """
 
-    QUIET = 0.1  # cores of others that a quiet machine may show
+    QUIET = 0.2  # cores of others that a quiet machine may show: its own housekeeping
 
     def __init__(self) -> None:
         self._start = time.perf_counter(), _machine_seconds(), _own_seconds()

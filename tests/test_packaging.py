@@ -144,7 +144,7 @@ def region(text: str, name: str) -> str:
 TABLES = {
     "README.md": ("quality", "speed-summary"),
     "docs/evaluate.md": ("suite",),
-    "docs/benchmarks.md": ("speed", "train-speed"),
+    "docs/benchmarks.md": ("speed", "profile", "guided-share", "load", "train-speed", "eval-speed"),
     "docs/training.md": ("memory", "text-encoder"),
     "docs/augmentation.md": ("augmentation",),
     "docs/reports.md": ("reports-clinical", "reports-findings", "reports-places", "reports-radfact", "reports-text"),

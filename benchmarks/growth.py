@@ -1,0 +1,162 @@
+"""How time and memory grow with the number of images: data prepare, data check, and moments for FID.
+
+    python benchmarks/growth.py --out benchmarks/results/growth-cpu.json --update docs/benchmarks.md
+    python benchmarks/growth.py --result benchmarks/results/growth-cpu.json --update docs/benchmarks.md
+
+The images are noise of 16 x 16 pixels, each a file of its own, so that what is measured is the work around an image,
+not its decoding; the network behind the moments is a stand-in that gives the pixels. A process of its own does each
+task. benchmarks/export.py has the same for exports, up to a million rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from generate import timed
+from tqdm import tqdm
+
+from roentgen import errors
+from roentgen.config import parse_call
+from roentgen.errors import UserError
+from roentgen.metrics.report.tables import replace_between_markers, table
+from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.provenance import Surroundings, git_state, in_words, processor
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "growth"
+SIDE = 16
+PREPARE = ("data", "prepare", "csv", "--root", "images", "--csv", "table.csv", "--text-column", "text")
+TASKS: dict[str, list[str]] = {
+    "data prepare": ["-m", "roentgen", *PREPARE, "--patient-column", "patient", "--out", "manifest.csv"],
+    "data check": ["-m", "roentgen", "data", "check", "manifest.csv", "--out", "check"],
+    "moments for FID": [str(Path(__file__).resolve()), "--moments", "images"],
+}
+
+
+def measure(
+    *, out: str | None = None, result: str | None = None, update: str | None = None, rows: str = "1000,10000,100000"
+) -> int:
+    """Run each task on sets of rising size, and print a table.
+
+    Args:
+        out: JSON file for the result.
+        result: Measure nothing, take this JSON file of an earlier run.
+        update: Document in which the region results:growth is replaced by the table.
+        rows: Sizes, rising, with commas.
+    """
+    if update is not None:
+        replace_between_markers(Path(update), NAME, "", write=False)
+    if result is None and out is None:
+        raise UserError("--out is missing; name a JSON file for the result")
+    if result is None:
+        measured(Path(str(out)), _sizes(rows))
+    lines = as_table(read_result(Path(str(result or out))))
+    print(lines)
+    if update is not None:
+        replace_between_markers(Path(update), NAME, lines)
+    return 0
+
+
+def _sizes(rows: str) -> list[int]:
+    sizes = [int(part) for part in rows.split(",") if part.strip().isdigit()]
+    if len(sizes) < 2 or sizes[0] < 10 or sizes != sorted(set(sizes)) or len(sizes) != rows.count(",") + 1:
+        raise UserError(f"--rows {rows}: give at least two whole numbers from 10, rising, with commas")
+    return sizes
+
+
+def measured(out: Path, sizes: Sequence[int]) -> None:
+    """A process a task and size; the value is the largest memory at the largest size over that at the smallest."""
+    found: dict[str, list[dict[str, float]]] = {task: [] for task in TASKS}
+    around = Surroundings()
+    bar = tqdm(total=sum(sizes) * len(TASKS), desc="rows", file=sys.stderr)
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            make_images(Path(folder), size)
+            for task, words in TASKS.items():
+                line = f"import os, sys; os.chdir({folder!r}); os.execv(sys.executable, {[sys.executable, *words]!r})"
+                seconds, memory = timed([sys.executable, "-c", line])
+                found[task].append({"rows": size, "seconds": seconds, "memory": memory})
+                bar.update(size)
+    bar.close()
+    growth = max(each[-1]["memory"] / each[0]["memory"] for each in found.values())
+    context = Context(
+        extractor="a stand-in that gives the pixels", resize="none", seed=0, settings={"rows": sizes, "side": SIDE},
+        model={"name": "none"}, inputs={}, git=git_state(ROOT),
+        command=f"python benchmarks/growth.py --rows {','.join(map(str, sizes))}",
+    )  # fmt: skip
+    write_result(
+        out, metric="largest growth of memory from the smallest set to the largest", value=growth, ci=(growth, growth),
+        ci_method="none: one run each", n=sizes[-1], context=context,
+        details={"tasks": found, "cpu": processor(), "conditions": around.facts()},
+    )  # fmt: skip
+
+
+def make_images(folder: Path, count: int) -> None:
+    """``images/`` with ``count`` different PNG files, and ``table.csv`` that lists them, four of a patient."""
+    import numpy as np
+    from PIL import Image
+
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "text", "patient"))
+        for number in range(count):
+            name = f"{number:07d}.png"
+            pixels = rng.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / name, compress_level=0)
+            writer.writerow((name, "Left pleural effusion.", number // 4))
+
+
+def moments(folder: Path) -> None:
+    """What FID keeps of the images in ``folder``: all of reading, batching and summing, with the pixels as features."""
+    import numpy as np
+
+    from roentgen.metrics.extractors import Extractor
+    from roentgen.metrics.features import stream_moments
+    from roentgen.metrics.image_set import open_set
+
+    extractor = Extractor(
+        "pixels", "none", SIDE * SIDE, "none", ("features",), (), "cpu",
+        lambda image: image[None].astype(np.float32), lambda batch: {"features": batch.flatten(1)},
+    )  # fmt: skip
+    found, _ = stream_moments(open_set(folder, name="real"), extractor)
+    print(json.dumps({"n": found.n}))
+
+
+def as_table(result: Mapping[str, Any]) -> str:
+    """The Markdown table of a result, with its conditions below."""
+    details = result["details"]
+    rows = []
+    for task, runs in details["tasks"].items():
+        for run, before in zip(runs, [None, *runs], strict=False):
+            each = "–"
+            if before is not None:
+                each = f"{1000 * (run['seconds'] - before['seconds']) / (run['rows'] - before['rows']):.2f}"
+            rows.append([task, f"{run['rows']:,}", f"{run['seconds']:.1f}", each, f"{run['memory']:.2f}"])
+    return "\n".join(
+        [
+            table(["task", "images", "seconds", "ms for each image more", "largest resident set (GB)"], rows),
+            "",
+            f"Noise of {SIDE} x {SIDE} pixels, on {details['cpu']}; one run each."
+            f"{in_words(details['conditions'])} Made by `{result['command']}`.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["--moments"]:
+        moments(Path(words[1]))
+        return 0
+    return measure(**parse_call(measure, words, prog="benchmarks/growth.py"))
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="benchmarks/growth.py"))
