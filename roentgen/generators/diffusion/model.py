@@ -325,7 +325,7 @@ class Diffusion:
         guidance = sampling.guidance
         for number, step in enumerate(solver.timesteps):
             if number == guided and guidance != 1:
-                guidance, text = 1.0, _second_half(text)
+                guidance, text = 1.0, prompts_alone(text)
             inputs = solver.scale_model_input(latents, step)
             output = self.guided(inputs, step, text, guidance=guidance, beside=beside, first=number == 0)
             if estimates is not None:
@@ -382,13 +382,6 @@ class Diffusion:
         if not isinstance(self.vae, Autoencoder):
             return self.vae
         return loading.load_vae(self.info.folder / "vae").to(self.info.device, self.dtype)
-
-
-def _second_half(text: Any) -> Any:
-    """Of what ``guided_text`` gave with guidance, what is of the prompts alone."""
-    if isinstance(text, Tensor):
-        return text.chunk(2)[1]
-    return [(keys.chunk(2)[1], values.chunk(2)[1]) for keys, values in text]
 
 
 def lengthen(states: Tensor, length: int) -> Tensor:

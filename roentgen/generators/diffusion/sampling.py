@@ -124,3 +124,10 @@ def clean_estimate(solver: Any, latents: Any, output: Any, step: Any) -> Any:
     if kind == "v_prediction":
         return signal**0.5 * latents - (1 - signal) ** 0.5 * output
     return (latents - (1 - signal) ** 0.5 * output) / max(signal, 1e-8) ** 0.5
+
+
+def prompts_alone(text: Any) -> Any:
+    """Of what a U-Net reads with guidance, states or a layer's keys and values, the half that is of the prompts."""
+    if isinstance(text, list):
+        return [(keys.chunk(2)[1], values.chunk(2)[1]) for keys, values in text]
+    return text.chunk(2)[1]
