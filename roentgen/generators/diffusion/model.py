@@ -27,7 +27,7 @@ from roentgen.errors import UserError
 from roentgen.files import file_sha256, new_folder, sha256
 from roentgen.generators.base import Info, roentgen_json, words
 from roentgen.generators.diffusion.parts import check_parts
-from roentgen.generators.diffusion.sampling import Sampling, clean_estimate, make_solver
+from roentgen.generators.diffusion.sampling import Sampling, clean_estimate, make_solver, prompts_alone
 from roentgen.models import hub, loading
 from roentgen.models.autoencoder.channels import to_grey
 from roentgen.models.lora import LORA_FILE, apply_lora
