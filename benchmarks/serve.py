@@ -181,7 +181,7 @@ def ask_ours(url: str, number: int, steps: int | None = None) -> tuple[np.ndarra
 def ask_stock(url: str, number: int) -> tuple[np.ndarray, float]:
     """The same of stock diffusers."""
     began = time.perf_counter()
-    asked = {"prompt": PROMPTS[number % len(PROMPTS)], "seed": number}
+    asked: dict[str, str | int] = {"prompt": PROMPTS[number % len(PROMPTS)], "seed": number}
     reply = httpx.post(f"{url}/generate", params=asked, timeout=300).raise_for_status()
     return _pixels(reply.content), time.perf_counter() - began
 

@@ -95,7 +95,7 @@ def _change(asked: EditRequest, form: Form, pixels: int) -> Change:
     image = read_upload("image", form.files["image"], pixels=pixels)
     region = regions[named[0]] if named else None
     if named == ["mask"]:
-        region = read_mask("mask", region, pixels=pixels)
+        region = read_mask("mask", form.files["mask"], pixels=pixels)
     if named:
         region = region_of(image.shape, region, what=named[0])
     editing = Editing(asked.strength, (asked.n or 1) == 1 if asked.invert is None else asked.invert, asked.detail)

@@ -46,10 +46,10 @@ def router(service: Service) -> APIRouter:
         if "image" not in form.files:
             raise Failure(400, "image: is missing; send the file as the part 'image' of multipart/form-data")
         unknown = sorted(set(form.texts) - {*TEXTS, "model"})
-        texts = {name: text for name, text in form.texts.items() if name in TEXTS}
+        known: dict[str, Any] = {name: text for name, text in form.texts.items() if name in TEXTS}
         decoded = await anyio.to_thread.run_sync(lambda: {name: read(name, data) for name, data in form.files.items()})
         image = decoded.pop("image")
-        name, found = await service.read(form.texts.get("model"), [image], [Context(**texts, **decoded)])
+        name, found = await service.read(form.texts.get("model"), [image], [Context(**(known | decoded))])
         return Reply({"model": name, **_said(found[0], image.shape), "ignored": unknown})
 
     return routes

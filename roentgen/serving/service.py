@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,7 +157,7 @@ class Service:
             log.info("prompt %r, %d images from seed %d", prompt, len(seeds), seeds[0])
         return Making(name, model, ticket, queue, loop.time() + self.options.limits.seconds)
 
-    async def events(self, making: Making, request: Request | None) -> AsyncIterator[Event]:
+    async def events(self, making: Making, request: Request | None) -> AsyncGenerator[Event, None]:
         """What happens until the last image is there. With ``request`` a client that has gone is noticed.
 
         However it is left, nothing of it goes on. Raises Failure, UserError, or what ended the ticket.
