@@ -122,7 +122,7 @@ def flags(settings: Sequence[Setting], rng: Random, *, most: int = 3) -> tuple[l
     if rng.random() < 0.1:
         words.insert(rng.randrange(len(words) + 1), rng.choice(["--", "-", "---", "--=", "--no-such", "-q", "stray"]))
         refused = refused if "--" not in words else None
-    return words, refused
+    return words, None if "--" in words else refused  # what follows "--" is no flag
 
 
 def yaml_text(settings: Sequence[Setting], rng: Random) -> str:
