@@ -72,6 +72,10 @@ def _rows(tar: Path, number: int) -> list[tuple[dict[str, Any], int, int, int, s
                     about[stem] = json.loads(content.read())
                 elif f".{ending}" in SUFFIXES:
                     places[stem] = (member.offset_data, member.size, sha256(content.read()))
+        with tar.open("rb") as file:  # tarfile takes a tar that was cut between two members for a whole one
+            file.seek(-1024, 2)
+            if file.read().strip(b"\0"):
+                raise EOFError("it is cut off")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{tar}: cannot be read ({reason(error)}); export the set again") from None
     if about.keys() != places.keys() or not all(isinstance(row, dict) for row in about.values()):
