@@ -78,7 +78,7 @@ def meeting(who: Process) -> Iterator[Callable[[], None]]:
 
     try:  # over gloo: they meet, and exchange nothing on a GPU
         torch.distributed.init_process_group("gloo", timeout=MEETING)
-        group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        group: Any = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise PeerLost(
             f"process {who.rank} has not met the others of {who.world} within {MEETING.seconds // 60} minutes "

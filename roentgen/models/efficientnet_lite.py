@@ -83,12 +83,10 @@ class EfficientNetLite0(nn.Module):
     def fold(self) -> None:
         """Put the norms into the convolutions before them, for good: the same to rounding, faster. For evaluation."""
         self.eval()
-        pairs = [self.stem]
-        for block in self.blocks:
-            pairs += [part for part in (block.widen, block.filter, block.narrow) if part is not None]
-        for pair in pairs:
-            if isinstance(pair[1], nn.BatchNorm2d):
-                pair[0], pair[1] = fuse_conv_bn_eval(pair[0], pair[1]), nn.Identity()
+        for pair in [module for module in self.modules() if isinstance(module, nn.Sequential)]:
+            convolution, norm = pair[0], pair[1]
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                pair[0], pair[1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
 
     def trunk(self, x: Tensor) -> Tensor:
         """x float (N, 1, H, W) in [-1, 1] -> (N, 112, H / 16, W / 16)."""

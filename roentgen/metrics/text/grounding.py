@@ -87,11 +87,13 @@ def grounding_scores(cases: Sequence[Case], *, resamples: int = RESAMPLES, seed:
         return {key: found for key, found in estimate(values, weights).items() if key != "n"}
 
     def ratio(above: Callable[[Case], float], below: Callable[[Case], float]) -> dict[str, Any]:
-        return ratio_estimate(*(np.array([of(case) for case in cases], dtype=float) for of in (above, below)), weights)
+        numerator, denominator = (np.array([of(case) for case in cases], dtype=float) for of in (above, below))
+        return ratio_estimate(numerator, denominator, weights)
 
-    hits: Mapping[float, Callable[[Case], float]] = {
-        level: (lambda case, level=level: matched(case.said, case.true, level)) for level in LEVELS
-    }
+    def hits_at(level: float) -> Callable[[Case], float]:
+        return lambda case: matched(case.said, case.true, level)
+
+    hits: Mapping[float, Callable[[Case], float]] = {level: hits_at(level) for level in LEVELS}
     return {
         "pointing": mean(pointing),
         "cover": mean(cover),
