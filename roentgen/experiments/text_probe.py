@@ -108,7 +108,7 @@ def probe_scores(
         use = training_sets(labels[train], size, seed * 1000 + fold)
         # With all reports the findings share their inner folds.
         together = [list(range(labels.shape[1]))] if size is None else [[column] for column in range(labels.shape[1])]
-        for columns in together:
+        for columns in map(np.array, together):
             inside = np.flatnonzero(use[:, columns].any(axis=1))
             rows = train[inside]
             mean, spread = features[rows].mean(axis=0), features[rows].std(axis=0)

@@ -76,7 +76,7 @@ class EvaluationInputs:
         ]
 
     @property
-    def bootstrap(self) -> dict[str, int]:
+    def bootstrap(self) -> dict[str, Any]:
         """``resamples`` and ``seed``, as most functions of a metric take them."""
         return {"resamples": self.resamples, "seed": self.seed}
 

@@ -182,9 +182,9 @@ def measure_sharpness(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     theirs, rebuilt = _some(large, inputs.seed), _rebuilt(inputs, large)
     each = _each(inputs.synthetic, mine, size)
     entries = {"generated": _summary(each, mine, inputs.bootstrap_groups, inputs)}
-    for name, images, rows in (("real", inputs.real, theirs), ("reconstructed", inputs.reconstructed, rebuilt)):
-        if images is not None and len(rows):
-            entries[name] = _summary(_each(images, rows, size), rows, images.patients, inputs)
+    for name, images, chosen in (("real", inputs.real, theirs), ("reconstructed", inputs.reconstructed, rebuilt)):
+        if images is not None and len(chosen):
+            entries[name] = _summary(_each(images, chosen, size), chosen, images.patients, inputs)
     flat = len(mine) - entries["generated"][DETAIL_SHARE]["n"]
     warnings = [f"{flat} generated image(s) are constant and have no power"] if flat else []
     if len(theirs) < FEW:
@@ -197,8 +197,9 @@ def measure_sharpness(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     per_image = {name: np.full(len(inputs.synthetic), np.nan) for name in (DETAIL_SHARE, COHERENCE)}
     for name, values in per_image.items():
         values[mine] = each[name]
+    first: dict[str, Any] = {key: rows[0].get(key) for key in ("value", "ci", "n", "ceiling", "reconstructed")}
     return Result(
-        **{key: rows[0].get(key) for key in ("value", "ci", "n", "ceiling", "reconstructed")},
+        **first,
         ci_method=f"95 % percentile, bootstrap by patient or prompt, {inputs.resamples} resamples",
         rows=rows,
         notes=warnings,

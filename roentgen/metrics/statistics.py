@@ -119,7 +119,7 @@ def wilson_interval(successes: float, n: float, z: float = 1.959963984540054) ->
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def clustered_wilson(right: ArrayLike, asked: ArrayLike, groups: Sequence[object]) -> tuple[float, float]:
+def clustered_wilson(right: ArrayLike, asked: ArrayLike, groups: Groups) -> tuple[float, float]:
     """95 % interval of sum(right) / sum(asked), both (N,), where what belongs to one of ``groups`` (N,) may be alike.
 
     Wilson's at the effective number of independent trials: the one at which a proportion would vary as the ratio does

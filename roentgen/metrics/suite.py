@@ -154,14 +154,25 @@ def run_suite(
     }  # fmt: skip
     _claim(plan.out, key)
     began = time.monotonic()
-    reading = {"cache": plan.cache, "workers": plan.workers, "batch_size": plan.batch_size, "skip_bad": plan.skip_bad}
+    reading: dict[str, Any] = {
+        "cache": plan.cache,
+        "workers": plan.workers,
+        "batch_size": plan.batch_size,
+        "skip_bad": plan.skip_bad,
+    }
     features = extract(sets, plan.extractors, **reading, who=who, wait=wait)
     # A run that goes on where another was killed adds to what that one took.
     seconds: dict[str, float] = dict(read_index(plan.out).get("seconds", {}))
     seconds["features"] = seconds.get("features", 0.0) + time.monotonic() - began
     inputs = _inputs(features, plan)
     described = {images.name: _described(images, hashes[images.name]) for images in features.sets}
-    shared = {"seed": plan.seed, "settings": settings, "model": model, "inputs": described, "command": command}
+    shared: dict[str, Any] = {
+        "seed": plan.seed,
+        "settings": settings,
+        "model": model,
+        "inputs": described,
+        "command": command,
+    }
     contexts = {
         one.name: Context(extractor=f"{portable(one.name)}, sha256 {one.hash}", resize=one.chain, **shared)
         for one in plan.extractors

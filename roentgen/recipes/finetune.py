@@ -303,8 +303,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "vocabulary": feeding.shareable_words(train, labels, recipe.composed),
         }
         save_result(model, recipe, run, facts)
-        told = portable({**flat(as_dict(run)), **settings})
-        result = {"settings": told, "images": images, "training_images": len(train), "text": vars(read),
+        written = portable({**flat(as_dict(run)), **settings})
+        result = {"settings": written, "images": images, "training_images": len(train), "text": vars(read),
                   "speed": clock.summary(processes), "sources": sources_of(train),
                   "licence": model_licence(model.info.folder) if run.model else None}  # fmt: skip
         write_atomic(run.out / "training.json", (json.dumps(result, indent=1) + "\n").encode())

@@ -75,9 +75,12 @@ def train_labels(recipe: Recipe, run: Run, accelerator: Accelerator, settings: d
         part.requires_grad_(False)
     backbone = [p for p in net.features.parameters() if p.requires_grad]
     heads = [p for name, p in net.named_parameters() if p.requires_grad and not name.startswith("features.")]
+    parts: list[dict[str, Any]] = [
+        {"params": heads, "peak": recipe.rate}, {"params": backbone, "peak": r.backbone_rate}
+    ]  # fmt: skip
     optimizer = torch.optim.AdamW(
-        [{"params": heads, "peak": recipe.rate}, {"params": backbone, "peak": r.backbone_rate}],
-        lr=recipe.rate,
+        parts,
+        lr=float(recipe.rate or 0),
         weight_decay=recipe.weight_decay,
     )
     net.to(accelerator.device)
@@ -201,7 +204,7 @@ def _features(data: _Data, net: FindingNet, r: LabelsRecipe, cache: Path) -> Non
         mine = [paths[row] for row in data.train]
         more, _ = trunk_features(net.features, mine, size=r.size, views=r.views, cache=cache)
         place = {row: item for item, row in enumerate(data.train.tolist())}
-        data.stores += [_Renumbered(store, place) for store in more[1:]]  # type: ignore[list-item]
+        data.stores += [_Renumbered(store, place) for store in more[1:]]  # type: ignore[misc]
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def train_vqgan(v: Vq, source: ImageSource, out: Path, *, seed: int, settings: d
         bar.update(v.batch_size)
         done = images >= end
         if accelerator.is_main_process and (done or images % v.log_every < v.batch_size):
-            require(np.isfinite(told).all(), f"the loss is not finite at image {images}; lower --vq.rate")
+            require(bool(np.isfinite(told).all()), f"the loss is not finite at image {images}; lower --vq.rate")
             share, perplexity = use(all_codes.cpu(), v.codes)
             print(
                 f"{images} images, error {np.mean(told):.4f}, {share:.0%} of the codes in this batch, perplexity "

@@ -59,7 +59,8 @@ def open_captioner(folder: Path, *, flag: str = "--model") -> Captioner:
     try:
         processor = AutoImageProcessor.from_pretrained(folder, **loading.SAFE)
         tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
-        model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **loading.SAFE)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **loading.SAFE)
+        model, info = loaded
     except Exception as error:  # config, tokenizer, processor and weight errors alike mean a bad folder
         raise UserError(
             f"{flag} {folder}: cannot be loaded as an image-to-text model ({reason(error)}); it needs config.json, "

@@ -127,11 +127,11 @@ def read_request(payload: Any, *, read: Callable[[str, bytes], Image] = _read) -
         if not isinstance(cells, list) or len(cells) != len(columns):
             raise UserError(f"input_data.data, row {number}: must be a list of {len(columns)} cells, as columns says")
         study = dict(zip(columns, cells, strict=True))
-        pixels = {name: _decoded(study.get(name), f"{name} of row {number}", read) for name in IMAGES}
+        pixels: dict[str, Any] = {name: _decoded(study.get(name), f"{name} of row {number}", read) for name in IMAGES}
         frontal = pixels.pop("frontal_image")
         if frontal is None:
             raise UserError(f"frontal_image of row {number}: is empty; send the image as base64")
-        texts = {name: str(study.get(name) or "") for name in COLUMNS if name not in IMAGES}
+        texts: dict[str, Any] = {name: str(study.get(name) or "") for name in COLUMNS if name not in IMAGES}
         rows.append(Row(frontal, Context(**pixels, **texts)))
     return rows
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,7 @@ class XreportEncoder(PreTrainedModel):
         super().__init__(config)
         width = config.hidden_size
         self.backbone = backbone
+        self.stem: nn.Module
         if backbone is None:
             sides = [3, *(max(width // 2**n, 16) for n in (4, 3, 2, 1)), width]
             layers: list[nn.Module] = []
@@ -156,7 +157,7 @@ def make_tokenizer(texts: Sequence[str], *, size: int = 8_000) -> PreTrainedToke
     tokens += words[: max(0, size - len(tokens))]
     made = Tokenizer(models.WordPiece({token: n for n, token in enumerate(tokens)}, unk_token=SPECIAL[1]))
     made.normalizer, made.pre_tokenizer, made.decoder = normalizer, pieces, decoders.WordPiece()
-    first, last = (("[CLS]", made.token_to_id("[CLS]")), ("[SEP]", made.token_to_id("[SEP]")))
+    first, last = ((word, tokens.index(word)) for word in ("[CLS]", "[SEP]"))
     made.post_processor = processors.BertProcessing(last, first)
     return PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
@@ -195,7 +196,7 @@ def load(folder: Path, *, flag: str) -> tuple[VisionEncoderDecoderModel, Any, in
             config = AutoConfig.for_model(settings.pop("model_type"), **settings)
             backbone = AutoModel.from_config(config).eval().requires_grad_(False)
             model = VisionEncoderDecoderModel(
-                encoder=XreportEncoder(model.encoder.config, backbone), decoder=model.decoder
+                encoder=XreportEncoder(cast(EncoderConfig, model.encoder.config), backbone), decoder=model.decoder
             )
         model.load_state_dict(load_file(folder / "model.safetensors"))
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)

@@ -60,8 +60,9 @@ def measure_asked_sides(inputs: EvaluationInputs, extractor: Extractor) -> Resul
             found = side_accuracy(theirs, _sides(real, probe), threshold=threshold, groups=real.patients)
             row["ceiling"] = _real(found)
         rows.append(row)
+    first: dict[str, Any] = {key: rows[0].get(key) for key in ("value", "ci", "n", "floor", "ceiling")}
     return Result(
-        **{key: rows[0].get(key) for key in ("value", "ci", "n", "floor", "ceiling")},
+        **first,
         ci_method="95 % Wilson at the effective number of independent seeds or patients",
         rows=rows,
         notes=unjudged,

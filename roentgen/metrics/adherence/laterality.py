@@ -17,7 +17,7 @@ from roentgen.metrics.extractors import Extractor
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.noticed import FLIP, Noticed
-from roentgen.metrics.statistics import Floats, clustered_wilson, own_groups
+from roentgen.metrics.statistics import Floats, Groups, clustered_wilson, own_groups
 
 RIGHT, LEFT = 0, 1  # last axis of Classifier.predict_sides: the patient's right first, as on the film
 # Rows of the image (as shares of its height) in which a finding changes the lateral third of its lung, and
@@ -139,13 +139,13 @@ def _sides(leftness: Floats, sides: Any, findings: Sequence[str]) -> NDArray[np.
 
 
 def _side_rows(
-    leftness: Floats, table: NDArray[np.str_], findings: Sequence[str], groups: Sequence[object]
+    leftness: Floats, table: NDArray[np.str_], findings: Sequence[str], groups: Groups
 ) -> list[dict[str, Any]]:
     entries = []
     for finding, values, sides in zip(findings, leftness.T, table.T, strict=True):
         rows = np.flatnonzero(np.isin(sides, ("left", "right")))
         if len(rows):
-            accuracy = side_accuracy(values[rows], sides[rows].tolist(), groups=[groups[row] for row in rows])
+            accuracy = side_accuracy(values[rows], sides[rows].tolist(), groups=[groups[int(row)] for row in rows])
             entries.append({"finding": finding, **dataclasses.asdict(accuracy)})
     return entries
 

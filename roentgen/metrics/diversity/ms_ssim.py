@@ -166,7 +166,9 @@ def measure_ms_ssim_within(inputs: EvaluationInputs, extractor: Extractor) -> Re
         drawn = groups_of(keys, apart=apart, most=GROUPS, seed=inputs.seed).ravel()
         if not len(drawn):
             return None
-        again = groups_of([keys[i] for i in drawn], apart=apart and [apart[i] for i in drawn], seed=inputs.seed)
+        again = groups_of(
+            [keys[int(i)] for i in drawn], apart=apart and [apart[int(i)] for i in drawn], seed=inputs.seed
+        )
         return within_groups(_read(images, size), drawn[again], keys, **inputs.bootstrap)
 
     made = likeness(inputs.synthetic, prompt_keys(inputs.synthetic), None)

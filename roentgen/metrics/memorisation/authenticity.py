@@ -67,7 +67,7 @@ def authenticity(
     noticed={"authpct": Noticed("AuthPct (share)", 3, -1, ALL_COPIES)},
 )  # fmt: skip
 def measure_authenticity(inputs: EvaluationInputs, extractor: Extractor) -> Result:
-    groups = {"groups": inputs.bootstrap_groups, "train_groups": inputs.training().patients}
+    groups: dict[str, Any] = {"groups": inputs.bootstrap_groups, "train_groups": inputs.training().patients}
     queries, train, unseen = (inputs.of(name, extractor) for name in ("synthetic", "train", "real"))
     found = authenticity(queries, train, unseen=unseen, **groups, **inputs.bootstrap)
     details = found["details"]

@@ -261,7 +261,7 @@ def measure_nearest(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Share of generated images nearer to training images than to as many unseen ones."""
     train, groups = inputs.training(), inputs.bootstrap_groups
     queries, seen, unseen = (inputs.of(name, extractor) for name in ("synthetic", "train", "real"))
-    patients = {"train_groups": train.patients, "test_groups": inputs.real.patients}
+    patients: dict[str, Any] = {"train_groups": train.patients, "test_groups": inputs.real.patients}
     found = nearness(queries, seen, unseen, groups=groups, **patients, **inputs.bootstrap)
     details = found["details"]
     distances = {
