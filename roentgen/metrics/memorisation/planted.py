@@ -93,9 +93,7 @@ def measure_planted_copies(inputs: EvaluationInputs, extractor: Extractor) -> Re
     originals = [read_image(train.paths[row]) for row in sources]
     copies = {kind: [make(image) for image in originals] for kind, make in COPIES.items()}
     small = {k: np.stack([resize_center_crop(image, COPY_PIXELS) for image in images]) for k, images in copies.items()}
-    searches: dict[
-        str, tuple[Any, Any, Any, int]
-    ] = {  # space -> training images, unseen images, copies by kind, rows a training image
+    searches: dict[str, Any] = {  # space -> training images, unseen images, copies by kind, rows a training image
         f"{extractor.name} features": (
             *(inputs.of(name, extractor) for name in ("train", "real")),
             {kind: extractor(images)["features"] for kind, images in copies.items()},
