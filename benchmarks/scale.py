@@ -78,17 +78,18 @@ def compare(s: Settings, folder: Path) -> list[dict[str, Any]]:
     except ModuleNotFoundError:
         raise UserError(f"Ray is not installed; {errors.install('ray')}") from None
     os.environ |= {"PYTHONPATH": str(ROOT), "RAY_DISABLE_IMPORT_WARNING": "1", "OMP_NUM_THREADS": "1"}
-    rows = [{"set": "alone, one thread", **run(s, folder / "alone")}]
+    rows = [{"set": "alone, one thread", **run(s, folder / "alone" / "set")}]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     other = cluster.add_node(num_cpus=1)
     try:
         ray = ("--ray", cluster.address)
-        rows.append({"set": "two workers", **run(s, folder / "two", *ray)})
+        rows.append({"set": "two workers", **run(s, folder / "two" / "set", *ray)})
 
         def kill() -> None:
             cluster.remove_node(other, allow_graceful=False)
 
-        rows.append({"set": "two workers, one killed on the way", **run(s, folder / "killed", *ray, midway=kill)})
+        killed = run(s, folder / "killed" / "set", *ray, midway=kill)
+        rows.append({"set": "two workers, one killed on the way", **killed})
     finally:
         cluster.shutdown()
     return rows
