@@ -26,7 +26,18 @@ import numpy as np
 import torch
 
 from roentgen import errors
-from roentgen.config import BatchSize, Count, CountFromZero, Rate, Resamples, Share, as_dict, parse_settings, require
+from roentgen.config import (
+    BatchSize,
+    Count,
+    CountFromZero,
+    Range,
+    Rate,
+    Resamples,
+    Share,
+    as_dict,
+    parse_settings,
+    require,
+)
 from roentgen.experiments.augmentation import gain as augmentation
 from roentgen.experiments.augmentation import report as augmentation_report
 from roentgen.experiments.augmentation.arms import ARMS, BASELINE, Run, plan_runs, real_subset
@@ -80,7 +91,7 @@ class Settings:
     images: Annotated[Count, "images seen in training by every arm"] = Recipe.images
     batch_size: Annotated[BatchSize, "images a step"] = Recipe.batch_size
     rate: Annotated[Rate | None, "peak learning rate (default: 1e-3 for small, 1e-4 for densenet121)"] = None
-    weight_decay: Annotated[float, "of AdamW"] = Recipe.weight_decay
+    weight_decay: Annotated[float, Range(0, 100), "of AdamW"] = Recipe.weight_decay
     label_smoothing: Annotated[Share, "share by which targets move to 0.5"] = Recipe.label_smoothing
     validations: Annotated[Count, "times that val may choose; 1: the last weights"] = Recipe.validations
     resamples: Annotated[Resamples, "of the bootstrap over test patients"] = RESAMPLES

@@ -88,8 +88,8 @@ def test_two_processes_measure_what_one_does(tmp_path: Path, make_pipeline: Call
         assert made == sorted(path.name for path in (b / "images").iterdir()) and len(made) == 12
 
     # Each process wrote a part of the cache for itself: real and first images, then the second draw's.
-    assert len(list((tmp_path / "one" / "cache").glob("*/rows-*"))) == 2
-    rows = sorted(len(load_file(path)["features"]) for path in (tmp_path / "two" / "cache").glob("*/rows-*"))
+    assert len(list((tmp_path / "one" / "cache").glob("classifier-*/rows-*"))) == 2
+    rows = sorted(len(load_file(path)["features"]) for path in (tmp_path / "two" / "cache").glob("classifier-*/rows-*"))
     assert rows == [6, 6, 16, 16]
 
 

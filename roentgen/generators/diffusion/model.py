@@ -24,7 +24,7 @@ from torch import Tensor
 from roentgen import images
 from roentgen.devices import pick_device
 from roentgen.errors import UserError
-from roentgen.files import file_sha256, new_folder, sha256
+from roentgen.files import file_sha256, new_folder, reason, sha256
 from roentgen.generators.base import Info, roentgen_json, words
 from roentgen.generators.diffusion.parts import check_parts
 from roentgen.generators.diffusion.sampling import Sampling, clean_estimate, make_solver, prompts_alone
@@ -212,7 +212,12 @@ class Diffusion:
             sampling = Sampling(**{**self.info.defaults, **given})
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{self.info.name} is a diffusion model: {error}") from None
-        make_solver(self.scheduler, sampling.sampler, self.info.name).set_timesteps(sampling.steps)
+        try:
+            make_solver(self.scheduler, sampling.sampler, self.info.name).set_timesteps(sampling.steps)
+        except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise UserError(
+                f"{self.info.name}: scheduler/scheduler_config.json does not fit ({reason(error)}); copy it again"
+            ) from None
         if sampling.negative_prompt:
             self.check(sampling.negative_prompt, "--negative-prompt")
         return sampling
@@ -358,8 +363,8 @@ class Diffusion:
         except Exception as error:  # a missing C++ compiler or Triton comes as one of many classes
             if not (self.compiled and first):
                 raise
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"--compile: torch.compile does not work here ({reason}); leave it out") from error
+            why = " ".join(str(error).split())[:160]
+            raise UserError(f"--compile: torch.compile does not work here ({why}); leave it out") from error
         return output
 
     def decode(self, latents: Tensor) -> Tensor:
