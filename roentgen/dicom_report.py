@@ -25,6 +25,23 @@ _CONCEPTS = {
 }
 
 
+def of_study(made: Dataset, image: Dataset, keywords: Sequence[str]) -> Dataset:
+    """Put a report ``made`` of ``image`` into its study: the attributes ``keywords`` and the evidence.
+
+    Returns:
+        The item that refers to the image.
+    """
+    for keyword in keywords:
+        if keyword in image:
+            made[keyword] = image[keyword]
+    instance, series, study = Dataset(), Dataset(), Dataset()
+    instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = image.SeriesInstanceUID, [instance]
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = image.StudyInstanceUID, [series]
+    made.CurrentRequestedProcedureEvidenceSequence = [study]
+    return instance
+
+
 def code(value: str, scheme: str, meaning: str) -> Dataset:
     """An item of a code sequence."""
     made = Dataset()

@@ -5,6 +5,7 @@ Light at import: no torch.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -221,6 +222,39 @@ def check_text(prompt: object, flag: str = "prompt") -> None:
         raise UserError(f"{flag} is empty; write a finding such as 'left pleural effusion'")
     if not any(character.isalpha() for character in prompt):
         raise UserError(f"{flag} {prompt[:80]!r} has no words; write a finding such as 'left pleural effusion'")
+
+
+def check_length(reader: Any, text: str, *, flag: str, name: str) -> None:
+    """UserError if ``text`` is longer than ``reader``, the ``TextReader`` of the model ``name``, reads."""
+    lengths = reader.count([text])
+    if lengths.cut:
+        raise UserError(
+            f"{flag} {text[:80]!r}{'...' if len(text) > 80 else ''} has {lengths.longest} tokens; the text "
+            f"encoder of {name} takes at most {reader.limit} (with start and end): shorten it"
+        )
+
+
+def checked_images(pixels: Any, texts: Sequence[str], seeds: Sequence[int]) -> Iterator[np.ndarray]:
+    """Each image of what an autoencoder gave, float (N, 1, H, W) in [-1, 1], as uint8 grey (H, W).
+
+    UserError, with its text and seed, where one is NaN.
+    """
+    for number, (one, seed) in enumerate(zip(texts, seeds, strict=True)):
+        try:
+            yield images.from_autoencoder(pixels[number : number + 1])[0]
+        except FloatingPointError as error:
+            raise UserError(
+                f"--dtype: the image of {one[:80]!r}, seed {seed}, came out as NaN; pass "
+                "--dtype float32, or fetch the model again"
+            ) from error
+
+
+def forget_origins(folder: Path) -> None:
+    """Take out of a model folder's JSON files where its parts were loaded from: of no use to others, and private."""
+    for config in folder.rglob("*.json"):
+        values = json.loads(config.read_text())
+        if any([values.pop(key, None) is not None for key in ("_name_or_path", "name_or_path")]):
+            config.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def weights_in(text: str) -> list[str]:

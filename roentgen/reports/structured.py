@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ComprehensiveSRStorage, generate_uid
 
 from roentgen.dicom import open_dicom, short_text
-from roentgen.dicom_report import container, device_observer, language, region, text_item
+from roentgen.dicom_report import container, device_observer, language, of_study, region, text_item
 from roentgen.errors import UserError
 from roentgen.provenance import SOFTWARE, __version__
 from roentgen.reports.base import Info, Report
@@ -49,9 +49,7 @@ def structured_report(path: Path, report: Report, info: Info, *, data: bytes | N
     made = Dataset()
     for keyword in _EMPTY:
         setattr(made, keyword, "")
-    for keyword in _SHARED:
-        if keyword in image:
-            made[keyword] = image[keyword]
+    instance = of_study(made, image, _SHARED)
     made.SOPClassUID, made.SOPInstanceUID = ComprehensiveSRStorage, generate_uid()
     made.Modality, made.SeriesInstanceUID, made.SeriesNumber, made.InstanceNumber = "SR", generate_uid(), 1, 1
     made.SeriesDescription = "Report by an algorithm, research only"
@@ -62,14 +60,6 @@ def structured_report(path: Path, report: Report, info: Info, *, data: bytes | N
     made.ReferencedPerformedProcedureStepSequence = []
     made.PerformedProcedureCodeSequence = []
     made.CompletionFlag, made.VerificationFlag = "COMPLETE", "UNVERIFIED"
-
-    instance = Dataset()
-    instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
-    series = Dataset()
-    series.SeriesInstanceUID, series.ReferencedSOPSequence = image.SeriesInstanceUID, [instance]
-    study = Dataset()
-    study.StudyInstanceUID, study.ReferencedSeriesSequence = image.StudyInstanceUID, [series]
-    made.CurrentRequestedProcedureEvidenceSequence = [study]
 
     observer = device_observer(generate_uid(entropy_srcs=[info.kind, info.hash]), f"{SOFTWARE} {info.name}")
     comment = text_item("Comment", " ".join([NOTE, *report.warnings]))

@@ -25,7 +25,7 @@ from roentgen import images
 from roentgen.devices import pick_device
 from roentgen.errors import UserError
 from roentgen.files import file_sha256, new_folder, reason, sha256
-from roentgen.generators.base import Info, roentgen_json, words
+from roentgen.generators.base import Info, check_length, checked_images, forget_origins, roentgen_json, words
 from roentgen.generators.diffusion.parts import check_parts
 from roentgen.generators.diffusion.sampling import Sampling, clean_estimate, make_solver, prompts_alone
 from roentgen.models import hub, loading
@@ -178,10 +178,7 @@ class Diffusion:
                 pipeline.save_pretrained(temporary, safe_serialization=True)
             except SafetensorError as error:
                 raise OSError(f"cannot write the pipeline: {error}") from error
-            for config in temporary.rglob("*.json"):  # where the parts came from is of no use to others
-                values = json.loads(config.read_text())
-                if any([values.pop(key, None) is not None for key in ("_name_or_path", "name_or_path")]):
-                    config.write_text(json.dumps(values, indent=2) + "\n")
+            forget_origins(temporary)
             make_portable(temporary)
             facts = {**facts, "text": {"chunks": self.reader.chunks}}
             (temporary / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
@@ -224,12 +221,7 @@ class Diffusion:
 
     def check(self, text: str, flag: str = "prompt") -> None:
         """UserError if ``text`` is longer than the model reads."""
-        lengths = self.reader.count([text])
-        if lengths.cut:
-            raise UserError(
-                f"{flag} {text[:80]!r}{'...' if len(text) > 80 else ''} has {lengths.longest} tokens; the text "
-                f"encoder of {self.info.name} takes at most {self.reader.limit} (with start and end): shorten it"
-            )
+        check_length(self.reader, text, flag=flag, name=self.info.name)
 
     def batch_key(self, text: str) -> int:
         """Chunks of ``text``: those of a batch must be equal."""
@@ -246,14 +238,7 @@ class Diffusion:
         with torch.inference_mode():
             noise = torch.stack([self.initial_noise(seed) for seed in seeds])
             pixels = self.decode(self._denoise(noise, self.guided_text(texts, sampling), sampling, on_step))
-        for number, (one, seed) in enumerate(zip(texts, seeds, strict=True)):
-            try:
-                yield images.from_autoencoder(pixels[number : number + 1])[0]
-            except FloatingPointError as error:
-                raise UserError(
-                    f"--dtype: the image of {one[:80]!r}, seed {seed}, came out as NaN; pass "
-                    "--dtype float32, or fetch the model again"
-                ) from error
+        yield from checked_images(pixels, texts, seeds)
 
     def edit(
         self, batch: Edits, sampling: Sampling, editing: Editing, on_step: Callable[[float], object] | None = None

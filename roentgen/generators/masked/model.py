@@ -27,7 +27,7 @@ from roentgen import images
 from roentgen.devices import pick_device
 from roentgen.errors import UserError
 from roentgen.files import new_folder, read_json, reason, sha256
-from roentgen.generators.base import Info, roentgen_json, words
+from roentgen.generators.base import Info, check_length, checked_images, forget_origins, roentgen_json, words
 from roentgen.generators.masked import process as P
 from roentgen.generators.masked.folder import ADVICE, PARTS, check_folder
 from roentgen.generators.masked.sampling import Sampling
@@ -142,10 +142,7 @@ class Masked:
                 encoder = copy.deepcopy(encoder).to(dtype)
             encoder.save_pretrained(temporary / "text_encoder", safe_serialization=True)
             self.reader.tokenizer.save_pretrained(temporary / "tokenizer")
-            for config in temporary.rglob("*.json"):  # where the parts came from is of no use to others
-                values = json.loads(config.read_text())
-                if any([values.pop(key, None) is not None for key in ("_name_or_path", "name_or_path")]):
-                    config.write_text(json.dumps(values, indent=2) + "\n")
+            forget_origins(temporary)
             make_portable(temporary)
             facts = {"family": "masked", **facts, "text": {"chunks": self.reader.chunks}}
             (temporary / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
@@ -189,12 +186,7 @@ class Masked:
 
     def check(self, text: str, flag: str = "prompt") -> None:
         """UserError if ``text`` is longer than the model reads."""
-        lengths = self.reader.count([text])
-        if lengths.cut:
-            raise UserError(
-                f"{flag} {text[:80]!r}{'...' if len(text) > 80 else ''} has {lengths.longest} tokens; the text "
-                f"encoder of {self.info.name} takes at most {self.reader.limit} (with start and end): shorten it"
-            )
+        check_length(self.reader, text, flag=flag, name=self.info.name)
 
     def batch_key(self, text: str) -> Hashable:
         """Any texts may share a batch: padding is hidden."""
@@ -218,14 +210,7 @@ class Masked:
                 *_, last = self.fill(texts[mine], seeds[mine], sampling, on_step)
                 finished.append(last)
             pixels = self.codes.decode(torch.cat(finished), self.transformer.fit.side)
-        for number, (one, seed) in enumerate(zip(texts, seeds, strict=True)):
-            try:
-                yield images.from_autoencoder(pixels[number : number + 1])[0]
-            except FloatingPointError as error:
-                raise UserError(
-                    f"--dtype: the image of {one[:80]!r}, seed {seed}, came out as NaN; pass "
-                    "--dtype float32, or fetch the model again"
-                ) from error
+        yield from checked_images(pixels, texts, seeds)
 
     def watch(self, text: str, seed: int, sampling: Sampling) -> Iterator[np.ndarray]:
         """The picture filling up: uint8 grey (H, W) after each step, what is still masked an even grey."""

@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage, generate_uid
 
 from roentgen.dicom import dicom_bytes, dicom_dataset, marks_text
-from roentgen.dicom_report import container, language, text_item
+from roentgen.dicom_report import container, language, of_study, text_item
 from roentgen.files import sha256, write_atomic
 from roentgen.provenance import as_marks
 from roentgen.synthesis.writers.parts import FOLDER_SIZE, Part, Record, Writer, cell_text
@@ -81,9 +81,7 @@ def make_report(record: Record, image: Dataset) -> Dataset:
     Findings has one text a finding that the prompt asks for, Impressions the prompt itself, inferred from the image.
     """
     data = Dataset()
-    for keyword in _SHARED:
-        if keyword in image:
-            data[keyword] = image[keyword]
+    instance = of_study(data, image, _SHARED)
     data.SOPClassUID, data.SOPInstanceUID = BasicTextSRStorage, _uid(record, "report")
     data.Modality, data.SeriesInstanceUID = "SR", _uid(record, "series of the report")
     data.SeriesNumber, data.InstanceNumber = 2, 1
@@ -92,14 +90,6 @@ def make_report(record: Record, image: Dataset) -> Dataset:
     data.PerformedProcedureCodeSequence = []
     data.ContentDate, data.ContentTime = _NO_DATE, _NO_TIME
     data.CompletionFlag, data.VerificationFlag = "COMPLETE", "UNVERIFIED"
-
-    instance = Dataset()
-    instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
-    series = Dataset()
-    series.SeriesInstanceUID, series.ReferencedSOPSequence = image.SeriesInstanceUID, [instance]
-    study = Dataset()
-    study.StudyInstanceUID, study.ReferencedSeriesSequence = image.StudyInstanceUID, [series]
-    data.CurrentRequestedProcedureEvidenceSequence = [study]
 
     source = Dataset()
     source.RelationshipType, source.ValueType = "INFERRED FROM", "IMAGE"
