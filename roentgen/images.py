@@ -299,6 +299,18 @@ def _first_line(error: Exception) -> str:
 # ------------------------------------------------------------------------------------------- grids
 
 
+def lit(image: np.ndarray, map: np.ndarray, dark: float = 0.25) -> np.ndarray:
+    """uint8 (H, W) of grey ``image``, as bright as it is where ``map`` is highest and ``dark`` times where it is lowest.
+
+    ``map``: float (h, w) of any size that covers the whole image.
+    """
+    _check_grey(image)
+    low, high = float(map.min()), float(map.max())
+    shares = (map - low) / (high - low) if high > low else np.ones_like(map)
+    whole = Image.fromarray(shares.astype(np.float32)).resize(image.shape[::-1], Image.Resampling.BICUBIC)
+    return np.rint(image * (dark + (1 - dark) * np.clip(np.asarray(whole), 0, 1))).astype(np.uint8)
+
+
 def make_grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> np.ndarray:
     """uint8 [h, w] images, row by row, as one uint8 [H, W] picture with captions above them.
 

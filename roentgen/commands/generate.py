@@ -12,11 +12,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from roentgen.config import BatchSize, Count, Guidance, PathOrName, Positional, Seed, Short, Steps
 from roentgen.errors import UserError
 from roentgen.files import sha256
+
+if TYPE_CHECKING:
+    from roentgen.generators.base import Sample
 
 OTHER_IMAGES = (".gif", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".nii", ".npy", ".pdf")
 """Endings of --out that mean a file, not a folder, in a format that is not written."""
@@ -64,6 +67,8 @@ class Generate:
         grid: Also write grid.png, one row a prompt.
         show_steps: Also write how each image comes about, as NAME_steps.png (a strip) and NAME_steps.gif: the network's
             estimate after each step, or the picture filling up.
+        show_words: Also write NAME_words.png, the image lit by each word of its prompt: where the network looked the
+            word up (cross-attention of diffusion models).
         overwrite: Replace files that exist.
         json: Print JSON lines instead of paths.
 
@@ -90,6 +95,7 @@ class Generate:
     format: str | None = None
     grid: bool = False
     show_steps: bool = False
+    show_words: bool = False
     overwrite: bool = False
     json: bool = False
     batch_size: BatchSize = 4
@@ -121,12 +127,15 @@ def generate(s: Generate) -> int:
     ]
     grid_path = folder / "grid.png" if s.grid else None
     steps_of = {one.path: step_files(one.path) for one in plan} if s.show_steps else {}
-    extra = [grid_path] if grid_path else []
+    words_of = {one.path: one.path.with_name(f"{one.path.stem}_words.png") for one in plan} if s.show_words else {}
+    extra = [*([grid_path] if grid_path else []), *words_of.values()]
     check_paths([one.path for one in plan] + [*extra, *chain.from_iterable(steps_of.values())], s.overwrite)
     check_writable(folder)
 
     loaded = generation.load_model(s.model, device=s.device, dtype=s.dtype, compile=s.compile, lora=s.lora)
     texts = [text for _, text, _ in records]
+    if s.show_words:
+        generation.attentive(loaded)
     samples = generation.generate(
         loaded,
         texts,
@@ -148,6 +157,11 @@ def generate(s: Generate) -> int:
             for path in steps_of.get(one.path, ()):
                 save_steps(path, frames, sample.provenance, overwrite=s.overwrite)
                 print(dumps({"path": str(path), "steps": True}) if s.json else path, flush=True)
+            if one.path in words_of:
+                path = words_of[one.path]
+                maps = generation.word_maps(loaded, sample.prompt, sample.seed, **settings)
+                save_words(path, sample, maps, overwrite=s.overwrite)
+                print(dumps({"path": str(path), "words": list(maps)}) if s.json else path, flush=True)
             if grid_path:
                 kept.append(sample.image)
     if grid_path:
@@ -192,6 +206,17 @@ def save_steps(path: Path, frames: Sequence[Any], provenance: Mapping[str, str],
     captions = [f"step {number + 1} of {len(frames)}" for number in shown]
     strip = images.make_grid([frames[number] for number in shown], captions, columns=min(8, len(shown)))
     images.save_image(strip, path, format="png", provenance=marks, overwrite=overwrite)
+
+
+def save_words(path: Path, sample: Sample, maps: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Write the image of ``sample``, and beside it the image lit by each word's map, marked as synthetic."""
+    from roentgen import images
+
+    shown = [sample.image, *(images.lit(sample.image, one) for one in maps.values())]
+    strip = images.make_grid(shown, ["", *maps], columns=min(6, len(shown)))
+    images.save_image(
+        strip, path, format="png", provenance={**sample.provenance, "shows": "words"}, overwrite=overwrite
+    )
 
 
 def slug(text: str, longest: int = 60) -> str:

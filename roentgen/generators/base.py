@@ -179,6 +179,16 @@ class Editor(Protocol):
         ...
 
 
+@runtime_checkable
+class Attentive(Protocol):
+    """A generator that says where it looked each word of a text up."""
+
+    def word_maps(self, text: str, seed: int, sampling: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The image, uint8 (H, W), as ``sample`` makes it; and for each word, lower-case and in order, a map float32
+        (h, w): the share in [0, 1] of a place's attention that the word got. UserError for a text without a word."""
+        ...
+
+
 @dataclass(frozen=True)
 class Sample:
     """One generated image: uint8 grey (H, W), with what made it. ``index`` counts within its prompt."""

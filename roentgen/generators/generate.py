@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from roentgen.errors import UserError
 from roentgen.generators import FAMILIES
-from roentgen.generators.base import Generator, Sample, Sampling, check_seed, check_text, roentgen_json, weights_in
+from roentgen.generators.base import (
+    Attentive,
+    Generator,
+    Sample,
+    Sampling,
+    check_seed,
+    check_text,
+    roentgen_json,
+    weights_in,
+)
 from roentgen.models import hub
 from roentgen.models.lora import find_lora
 from roentgen.provenance import __version__
@@ -165,6 +174,31 @@ def generate(
 def watch(model: Generator, sample: Sample, **settings: Any) -> list[np.ndarray]:
     """How ``sample``, which ``generate`` made with these ``settings``, came about: a picture a step, the image last."""
     return list(model.watch(sample.prompt, sample.seed, model.sampling(**settings)))
+
+
+def word_maps(model: Generator, prompt: str, seed: int = 0, **settings: Any) -> dict[str, np.ndarray]:
+    """Which words made which pixels of the image of ``prompt`` and ``seed``: the network's attention to each word.
+
+    Returns:
+        By word, lower-case and in the order of the prompt, a map float32 (h, w) of the size of the latents, which
+        covers the whole image: the share in [0, 1] of a place's attention that the word got. A word that comes twice
+        has one map. ``images.lit`` shows a map on its image.
+
+    Raises:
+        UserError: a prompt without a word or longer than the model reads; a model that cannot say (a masked
+            transformer, or a compiled one).
+    """
+    check_text(prompt)
+    check_seed(seed)
+    model.check(prompt)
+    return attentive(model).word_maps(prompt, seed, model.sampling(**settings))[1]
+
+
+def attentive(model: Generator) -> Attentive:
+    """``model``, if it can say which words made which pixels; else UserError."""
+    if not isinstance(model, Attentive):
+        raise UserError(f"--model {model.info.name}: only diffusion models say which words made which pixels")
+    return model
 
 
 def read_settings(pairs: Sequence[str], flag: str = "--setting") -> dict[str, Any]:

@@ -311,6 +311,23 @@ class TextReader:
         frame = sum(map(len, self._frame()))
         return self.chunks * (self.window - frame) + frame
 
+    def words(self, text: str) -> dict[str, tuple[int, ...]]:
+        """Each word of ``text``, lower-case, in order, and where its tokens stand in what ``fitted(text)`` makes of it.
+
+        The tokens of a word that comes twice are all of its tokens.
+        """
+        start, end = self._frame()
+        room = self.window - len(start) - len(end)
+        found: dict[str, tuple[int, ...]] = {}
+        for match in re.finditer(r"[^\W_]+(?:['-][^\W_]+)*", text):
+            # No tokenizer here joins what a space or punctuation parts: the tokens before a word are those of the text
+            # before it.
+            first, last = (len(one) for one in self._plain([text[: match.start()].rstrip(), text[: match.end()]]))
+            places = [n // room * self.window + len(start) + n % room for n in range(first, last)]
+            word = match.group().lower()
+            found[word] = (*found.get(word, ()), *places)
+        return found
+
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids without start and end. ``verbose``: the tokenizer would warn of long texts, which are ours to report."""
         if not len(texts):

@@ -42,6 +42,7 @@ HEAVY = (
     "push",
     "trackers",
     "show_steps",
+    "show_words",
     "replicates",
     "suite",
     "image_to_text",

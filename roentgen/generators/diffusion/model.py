@@ -257,6 +257,12 @@ class Diffusion:
             for each in [*estimates[:-1], latents]:
                 yield images.from_autoencoder(self.decode(each))[0]
 
+    def word_maps(self, text: str, seed: int, sampling: Sampling) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The image of ``text`` and ``seed``, and where each word was looked at; see ``base.Attentive``."""
+        from roentgen.generators.diffusion.attention import word_maps
+
+        return word_maps(self, text, seed, sampling)
+
     def initial_noise(self, seed: int) -> Tensor:
         """Unit normal float32 (C, h, w) from ``seed`` alone, made on the CPU: equal on every device."""
         return torch.randn(self.latent_shape, generator=torch.Generator("cpu").manual_seed(seed))
