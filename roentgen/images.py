@@ -300,7 +300,7 @@ def _first_line(error: Exception) -> str:
 
 
 def lit(image: np.ndarray, map: np.ndarray, dark: float = 0.25) -> np.ndarray:
-    """uint8 (H, W) of grey ``image``, as bright as it is where ``map`` is highest and ``dark`` times where it is lowest.
+    """Grey ``image``, uint8 (H, W), as it is where ``map`` is highest, and darkened to ``dark`` where it is lowest.
 
     ``map``: float (h, w) of any size that covers the whole image.
     """

@@ -76,7 +76,7 @@ class _Seen:
     def _look(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Add one call's attention; with guidance the last row is the prompt's, the first the negative prompt's."""
         rows = args[0] if args else kwargs["hidden_states"]
-        text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+        text = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
         queries = _split(layer.to_q(rows[-1:]), layer.heads)
         keys = text[0][-1:] if isinstance(text, tuple) else _split(layer.to_k(text[-1:]), layer.heads)
         weights = queries.float() @ keys.float().transpose(2, 3) / queries.shape[-1] ** 0.5
