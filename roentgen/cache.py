@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roentgen.devices import ALONE, TEAM_OF_ONE, Process, Team
 from roentgen.errors import UserError
 from roentgen.files import clean, open_atomic, regular, sha256, write_atomic
 
@@ -139,10 +140,10 @@ def _locations(files: Sequence[_File]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def check_rows(folder: Path, *, what: str, process: int = 0, processes: int = 1) -> None:
+def check_rows(folder: Path, *, what: str, team: Process = ALONE) -> None:
     """Hash this process's share of the files of ``folder`` and remove those that are damaged, saying so."""
     # The share goes by name: lists differ between processes while damaged files disappear.
-    paths = [p for p in sorted(folder.glob("rows-*")) if int(sha256(p.name), 16) % processes == process]
+    paths = [p for p in sorted(folder.glob("rows-*")) if int(sha256(p.name), 16) % team.world == team.rank]
 
     def sound(path: Path) -> bool:
         header = _read_header(path)
@@ -241,15 +242,13 @@ def build_rows(
     *,
     what: str,
     batch_size: int,
-    process: int,
-    processes: int,
-    wait: Callable[[], None],
+    team: Team = TEAM_OF_ONE,
 ) -> RowStore:
     """Open the rows of ``keys`` in ``folder``, after computing those that are missing or damaged.
 
-    Every process calls it with the same arguments but ``process``; each checks and computes its share, ``wait`` is
-    called twice. Shares are fixed by the keys and the number of processes alone, so that processes which see each
-    other's files appear, and runs that share the folder, cannot leave a gap.
+    Every process calls it with the same arguments; each checks and computes its share, between two barriers. Shares are
+    fixed by the keys and the number of processes alone, so that processes which see each other's files appear, and
+    runs that share the folder, cannot leave a gap.
 
     Args:
         folder: of this cache.
@@ -258,28 +257,27 @@ def build_rows(
         encode: -> rows float16 (B, *shape).
         what: name of a row for messages, in the plural.
         batch_size: items of a batch.
-        process, processes: number of this process and of all.
-        wait: returns once all processes have called it.
+        team: the processes that build together.
     """
     first: dict[str, int] = {}
     for item, key in enumerate(keys):
         first.setdefault(key, item)
     unique = list(first)
-    check_rows(folder, what=what, process=process, processes=processes)
-    wait()
+    check_rows(folder, what=what, team=team)
+    team.wait()
     have = _locations(_open_rows(folder))
-    mine = [key for place, key in enumerate(unique) if place // BLOCK % processes == process and key not in have]
-    if process == 0 and (absent := sum(key not in have for key in unique)):
+    mine = [key for place, key in enumerate(unique) if place // BLOCK % team.world == team.rank and key not in have]
+    if team.rank == 0 and (absent := sum(key not in have for key in unique)):
         print(f"{folder}: {len(unique) - absent} of {len(unique)} {what} kept, {absent} to compute", file=sys.stderr)
     work = (folder, load, encode)
-    _compute(*work, {key: first[key] for key in mine}, what=what, batch_size=batch_size, quiet=process != 0)
-    wait()
+    _compute(*work, {key: first[key] for key in mine}, what=what, batch_size=batch_size, quiet=team.rank != 0)
+    team.wait()
     files = _open_rows(folder)
     have = _locations(files)
     # Only where processes do not share a disk, or another run has just removed a damaged file.
     rest = {key: item for key, item in first.items() if key not in have}
     if rest:
-        _compute(*work, rest, what=what, batch_size=batch_size, quiet=process != 0)
+        _compute(*work, rest, what=what, batch_size=batch_size, quiet=team.rank != 0)
         files = _open_rows(folder)
     return RowStore(files, keys)
 

@@ -35,6 +35,21 @@ class Process:
 ALONE = Process()
 
 
+@dataclass(frozen=True)
+class Team(Process):
+    """The processes that share a piece of work, and their barrier: it returns once all of them have called it."""
+
+    wait: Callable[[], None] = lambda: None
+
+    @classmethod
+    def of(cls, accelerator: Any) -> Team:
+        """The processes of one of accelerate's runs."""
+        return cls(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
+
+
+TEAM_OF_ONE = Team()
+
+
 class PeerLost(UserError):
     """Another process of this run has ended before it came to a barrier."""
 

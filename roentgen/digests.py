@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from roentgen.devices import TEAM_OF_ONE, Team
 from roentgen.errors import UserError
 from roentgen.files import file_sha256, read_sealed, sha256, write_sealed
 
 BLOCK = 64  # neighbouring files that one process hashes
 
 
-def file_digests(
-    paths: Sequence[str],
-    folder: Path,
-    *,
-    process: int = 0,
-    processes: int = 1,
-    wait: Callable[[], None] = lambda: None,
-) -> list[str]:
-    """SHA-256 of each file; hashed where its path, size or times are new. Calls ``wait`` twice.
+def file_digests(paths: Sequence[str], folder: Path, *, team: Team = TEAM_OF_ONE) -> list[str]:
+    """SHA-256 of each file; hashed where its path, size or times are new. Two barriers.
 
     What is known is kept in ``folder``, one list a process, each with a SHA-256 of its own.
 
@@ -34,9 +28,9 @@ def file_digests(
     with ThreadPoolExecutor(8) as pool:  # on a network disk a look takes longer than a hash
         stamps = list(pool.map(_stamp, paths))
         known = _known_digests(folder)
-        wait()  # no list changes before all have read them
+        team.wait()  # no list changes before all have read them
         todo = [
-            item for item, stamp in enumerate(stamps) if item // BLOCK % processes == process and stamp not in known
+            item for item, stamp in enumerate(stamps) if item // BLOCK % team.world == team.rank and stamp not in known
         ]
         if todo:
             hashed = tqdm(
@@ -45,14 +39,14 @@ def file_digests(
                 desc="hashing images",
                 file=sys.stderr,
                 leave=False,
-                disable=process != 0,
+                disable=team.rank != 0,
             )
-            own = folder / f"digests-{process}.txt"
+            own = folder / f"digests-{team.rank}.txt"
             lines = _read_digests(own)
             lines |= {stamps[item]: digest for item, digest in zip(todo, hashed, strict=True)}
             body = "".join(f"{stamp} {digest}\n" for stamp, digest in lines.items()).encode()
             write_sealed(own, body)
-        wait()
+        team.wait()
         known |= _known_digests(folder)
         # Only where processes do not share a disk, or another run has written the same list.
         return [known.get(stamp) or file_sha256(path) for stamp, path in zip(stamps, paths, strict=True)]

@@ -29,6 +29,7 @@ from roentgen import cache
 from roentgen.cache import build_rows
 from roentgen.data.images import ImageSource, open_source
 from roentgen.data.shards import write_shards
+from roentgen.devices import Team
 from roentgen.errors import UserError
 from roentgen.models.autoencoder.latents import encode
 from roentgen.models.loading import load_vae
@@ -195,7 +196,7 @@ def test_a_damaged_list_of_digests_is_not_believed(
 def test_damage_of_every_byte_is_noticed(tmp_path: Path) -> None:
     keys = ["a", "b", "c"]
     rows = np.arange(12, dtype=np.float16).reshape(3, 4)
-    settings: dict[str, Any] = {"what": "rows", "batch_size": 3, "process": 0, "processes": 1, "wait": lambda: None}
+    settings: dict[str, Any] = {"what": "rows", "batch_size": 3}
     build_rows(tmp_path, keys, lambda items: items, lambda items: rows[items], **settings)
     (path,) = tmp_path.glob("rows-*")
     sound = path.read_bytes()
@@ -215,7 +216,7 @@ def test_files_of_the_first_version_are_read(tmp_path: Path) -> None:
     note = json.dumps({"keys": ["a", "b"], "sha256": digest(rows.tobytes()).hexdigest()})
     name = f"rows-{digest(b'a b').hexdigest()[:20]}.safetensors"
     (tmp_path / name).write_bytes(save({"rows": rows}, metadata={"roentgen": note}))
-    settings: dict[str, Any] = {"what": "rows", "batch_size": 3, "process": 0, "processes": 1, "wait": lambda: None}
+    settings: dict[str, Any] = {"what": "rows", "batch_size": 3}
     store = build_rows(tmp_path, ["b", "a"], lambda items: pytest.fail("computed"), lambda _: rows, **settings)
     assert np.array_equal(store.take([0, 1]), rows[[1, 0]])
 
@@ -298,7 +299,7 @@ def build_in_a_process(manifest: Path, folder: Path, process: int, processes: in
         cache._write = write_once
     source = counted(manifest)
     barrier: Any = wait if how == "together" else lambda: None
-    latents = build(TinyVae(), source, folder, process=process, processes=processes, wait=barrier)
+    latents = build(TinyVae(), source, folder, team=Team(process, processes, barrier))
     print(len(source.rows), latents.rows(range(12))[0].astype(np.float64).sum())
 
 
@@ -348,7 +349,7 @@ def test_a_killed_build_goes_on(manifest: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_files")
 def test_processes_without_a_common_disk_compute_what_they_lack(vae: Any, manifest: Path, tmp_path: Path) -> None:
     source = counted(manifest)
-    latents = build(vae, source, tmp_path / "cache", process=1, processes=2)
+    latents = build(vae, source, tmp_path / "cache", team=Team(1, 2))
     assert sorted(source.rows) == list(range(12)) and latents.rows(range(12))[0].shape == (12, 4, 8, 8)
 
 
@@ -482,9 +483,6 @@ def test_rows_are_read_right_from_several_threads(tmp_path: Path, monkeypatch: p
         lambda items: rows[items],
         what="rows",
         batch_size=7,
-        process=0,
-        processes=1,
-        wait=lambda: None,
     )
     wrong: list[int] = []
 

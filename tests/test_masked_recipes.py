@@ -49,7 +49,7 @@ def test_it_learns(tiny: Tiny, tmp_path: Path) -> None:
     flags = (*tiny.flags, "--out", tmp_path, "--images", 480, "--rate", 0.01, "--batch-size", 8, "--ema-halflife", 40,
              "--validate-every", 80, "--log-every", 80, "--checkpoint-every", 480)  # fmt: skip
     told = good(*flags, name="masked").out
-    errors = [float(line.split()[3]) for line in told.splitlines() if " validation " in line]
+    errors = [float(line.split()[4]) for line in told.splitlines() if " validation error " in line]
     assert len(errors) == 6 and errors[-1] < 0.97 * errors[0]
 
 

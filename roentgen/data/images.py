@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from roentgen.cache import kept
 from roentgen.data.manifest import SUFFIXES, read_manifest
+from roentgen.devices import TEAM_OF_ONE, Team
 from roentgen.digests import file_digests
 from roentgen.errors import UserError
 from roentgen.files import sha256
@@ -131,14 +132,12 @@ def epoch_order(count: int, groups: NDArray[np.integer] | None, *, seed: int, ep
     return torch.from_numpy(np.argsort(time, kind="stable").astype(np.int64))
 
 
-def image_digests(
-    source: ImageSource, folder: Path, *, process: int, processes: int, wait: Callable[[], None]
-) -> list[str]:
+def image_digests(source: ImageSource, folder: Path, *, team: Team = TEAM_OF_ONE) -> list[str]:
     """SHA-256 of each image's bytes; see ``file_digests``, which hashes what the source does not know. Two barriers."""
     if source.digests is None:
-        return file_digests(source.table["image"].tolist(), folder, process=process, processes=processes, wait=wait)
-    wait()
-    wait()
+        return file_digests(source.table["image"].tolist(), folder, team=team)
+    team.wait()
+    team.wait()
     return source.digests
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +9,6 @@ import torch
 
 from roentgen.data.images import ImageSource
 from roentgen.generators.diffusion.model import Diffusion
-from roentgen.models.text_encoders import LongTexts
-from roentgen.prompts import Labels
 from roentgen.training import estimate
 
 if TYPE_CHECKING:
@@ -20,17 +17,8 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
-def describe(
-    model: Diffusion, source: ImageSource, labels: Sequence[Labels], read: LongTexts, recipe: Recipe, processes: int
-) -> None:
-    """Print images, steps, parameters, and what becomes of the texts."""
-    train, val = ((source.table["split"] == split).sum() for split in ("train", "val"))
-    print(
-        f"{train} training and {val} validation images; {recipe.images} images to see = {recipe.images / train:.1f} "
-        f"epochs, {-(-recipe.images // recipe.batch_size)} steps of {recipe.batch_size} on {processes} process(es)"
-    )
-    if not val:
-        print("no rows in the split val: nothing is validated, so that overfitting cannot be seen")
+def describe(model: Diffusion) -> None:
+    """Print parameters and what is predicted."""
     counts = []
     for name, module in (("U-Net", model.unet), ("text encoder", model.text_encoder), ("autoencoder", model.vae)):
         total, learning = (
@@ -38,22 +26,7 @@ def describe(
             for wanted in (lambda p: True, lambda p: p.requires_grad)
         )
         counts.append(f"{name} {total:.1f} M ({learning:.1f} M trained)")
-    print(", ".join(counts))
-    print(
-        f"{model.scheduler.config.prediction_type}; texts of up to {model.reader.chunks} x {model.reader.window} "
-        f"tokens (longest {read.longest}): {read.chunked} of {read.total} ({read.chunked / read.total:.1%}) take more "
-        f"than one window, {read.cut} ({read.cut / read.total:.1%}) are cut"
-    )
-    if read.cut and recipe.composed < 1:
-        print("warning: cut texts lose their ends; raise --text-chunks or choose another text encoder", flush=True)
-    if recipe.composed > 0 and (bare := sum(not row.findings for row in labels)):
-        print(
-            f"warning: {bare} of {len(labels)} training images have no finding among their labels: their texts stay as "
-            f"they are, whatever --composed says",
-            flush=True,
-        )
-    if recipe.text_states == "cache" and recipe.composed > 0:
-        print("text states are not cached: texts composed afresh differ in every epoch")
+    print(f"{', '.join(counts)}; {model.scheduler.config.prediction_type}", flush=True)
 
 
 def describe_needs(model: Diffusion, source: ImageSource, recipe: Recipe, run: Run, processes: int) -> None:

@@ -137,9 +137,6 @@ def trunk_features(
                 encode,
                 what=f"features of view {view}",
                 batch_size=batch_size,
-                process=0,
-                processes=1,
-                wait=lambda: None,
             )
         )
     return stores, digests

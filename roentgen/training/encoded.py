@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from roentgen.cache import RowStore, build_rows, place
 from roentgen.data.images import CHAIN, ImageSource, image_digests
+from roentgen.devices import TEAM_OF_ONE, Team
 from roentgen.errors import UserError
 from roentgen.files import fingerprint, sha256
 from roentgen.models.autoencoder import latents
@@ -53,9 +54,7 @@ def latent_cache(
     *,
     folder: Path,
     device: torch.device | str,
-    process: int = 0,
-    processes: int = 1,
-    wait: Callable[[], None] = lambda: None,
+    team: Team = TEAM_OF_ONE,
     batch_size: int = 8,
 ) -> LatentCache:
     """Latents of all images of ``source``, encoded where ``folder`` lacks them.
@@ -85,8 +84,8 @@ def latent_cache(
         "autocast": "bfloat16" if latents.linear_encoder(vae) is None else "linear, float32",
         "stored": "float16",
     }
-    own = place(folder, "latents", parts, write=process == 0)
-    keys = image_digests(source, folder / "images", process=process, processes=processes, wait=wait)
+    own = place(folder, "latents", parts, write=team.rank == 0)
+    keys = image_digests(source, folder / "images", team=team)
 
     def load(items: list[int]) -> tuple[list[int], NDArray[np.uint8]]:
         return items, source.read_many(items)
@@ -108,9 +107,7 @@ def latent_cache(
         encode,
         what="latents",
         batch_size=batch_size,
-        process=process,
-        processes=processes,
-        wait=wait,
+        team=team,
     )
     return LatentCache(store)
 
@@ -143,9 +140,7 @@ def text_cache(
     *,
     folder: Path,
     device: torch.device | str,
-    process: int = 0,
-    processes: int = 1,
-    wait: Callable[[], None] = lambda: None,
+    team: Team = TEAM_OF_ONE,
     batch_size: int = 64,
 ) -> TextCache:
     """States of ``texts`` and of "", computed where ``folder`` lacks them, in evaluation mode and the weights' dtype.
@@ -156,8 +151,7 @@ def text_cache(
         texts: all that will be asked for; each is stored once.
         folder: of all caches; this one is ``texts-<key>`` in it, the key made of weights, tokenizer and reader.
         device: to encode on; the encoder is moved there if there is work.
-        process, processes: number of this process and of all that build together.
-        wait: barrier of these processes; called twice.
+        team: the processes that build together; they meet twice.
         batch_size: texts encoded at once.
 
     Raises:
@@ -178,7 +172,7 @@ def text_cache(
         "chain": TEXT_CHAIN,
         "stored": "float16",
     }
-    own = place(folder, "texts", parts, write=process == 0)
+    own = place(folder, "texts", parts, write=team.rank == 0)
 
     @torch.inference_mode()
     def encode(batch: list[str]) -> NDArray[np.float16]:
@@ -204,9 +198,7 @@ def text_cache(
             encode,
             what="text states",
             batch_size=batch_size,
-            process=process,
-            processes=processes,
-            wait=wait,
+            team=team,
         )
     finally:
         text_encoder.train(training)

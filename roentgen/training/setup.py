@@ -63,6 +63,13 @@ def make_accelerator(*, precision: str, accumulate: int = 1, trackers: Sequence[
     return made
 
 
+def share_of_batch(accelerator: Accelerator, batch_size: int, flag: str = "--batch-size") -> slice:
+    """The part of a batch that this process makes; UserError where it cannot be shared out evenly."""
+    own, rest = divmod(batch_size, accelerator.num_processes)
+    require(rest == 0, f"{flag} {batch_size} must be a multiple of the processes ({accelerator.num_processes})")
+    return slice(accelerator.process_index * own, (accelerator.process_index + 1) * own)
+
+
 def make_optimizer(name: str, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
     """AdamW as RoentGen's recipe has it, or its 8-bit form."""
     options: dict[str, Any] = {"betas": (0.9, 0.99), "weight_decay": 0.01}

@@ -66,8 +66,8 @@ class Losses(NamedTuple):
     weight."""
 
     error: Tensor
-    total: Tensor
-    missed: Tensor
+    loss: Tensor
+    reward_loss: Tensor
 
 
 def set_trained(model: Diffusion, train: Train, lora: Lora, *, rates: tuple[float, float, float]) -> list[dict]:
@@ -163,7 +163,7 @@ class Objective:
         self.reward_weight = 0.0
 
     def __call__(self, batch: Batch) -> Losses:
-        """Losses of each sample. The mean of ``total`` is what a step minimises."""
+        """Losses of each sample. The mean of ``loss`` is what a step minimises."""
         x0, noise, t = self.clean(batch), batch.draws["noise"], batch.draws["t"]
         xt = process.add_noise(x0, noise, self.abar, t)
         output, pictures = self._forward(batch, xt, x0)

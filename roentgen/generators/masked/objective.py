@@ -23,7 +23,7 @@ class Losses(NamedTuple):
     masked codes, divided by the positions of the picture."""
 
     error: Tensor
-    total: Tensor
+    loss: Tensor
 
 
 class Objective:
@@ -46,7 +46,7 @@ class Objective:
         self.autocast = autocast
 
     def __call__(self, batch: Batch) -> Losses:
-        """Losses of each sample. The mean of ``total`` is what a step minimises."""
+        """Losses of each sample. The mean of ``loss`` is what a step minimises."""
         loss, count = self._nats(batch)
         return Losses(loss / count, batch.weight * loss / self.sites[0])
 
