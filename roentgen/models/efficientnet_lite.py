@@ -88,10 +88,16 @@ class EfficientNetLite0(nn.Module):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 pair[0], pair[1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
 
-    def trunk(self, x: Tensor) -> Tensor:
-        """x float (N, 1, H, W) in [-1, 1] -> (N, 112, H / 16, W / 16)."""
+    def trunk(self, x: Tensor, blocks: int = TRUNK) -> Tensor:
+        """x float (N, 1, H, W) in [-1, 1] -> (N, 112, H / 16, W / 16), or what the first ``blocks`` blocks give."""
         x = F.relu6(self.stem(x))
-        for block in self.blocks[:TRUNK]:
+        for block in self.blocks[:blocks]:
+            x = block(x)
+        return x
+
+    def onward(self, x: Tensor, blocks: int) -> Tensor:
+        """What ``trunk`` gives, from what its first ``blocks`` blocks gave."""
+        for block in self.blocks[blocks:TRUNK]:
             x = block(x)
         return x
 

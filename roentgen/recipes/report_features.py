@@ -91,32 +91,34 @@ def see(images: NDArray[np.uint8], views: Sequence[Jitter], seed: int = 0) -> Te
     return x
 
 
-def folded(features: EfficientNetLite0) -> Callable[[Tensor], Tensor]:
-    """The trunk with its norms folded into its convolutions: the same to rounding, faster."""
+def folded(features: EfficientNetLite0, blocks: int = TRUNK) -> Callable[[Tensor], Tensor]:
+    """The first ``blocks`` blocks with their norms folded into their convolutions: the same to rounding, faster."""
     import copy
 
     network = copy.deepcopy(features)
     network.fold()
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network.trunk
+    return lambda x: network.trunk(x, blocks)
 
 
 def trunk_features(
-    features: EfficientNetLite0, paths: Sequence[str], *, size: int, views: int, cache: Path, batch_size: int = 16
-) -> tuple[list[RowStore], list[str]]:
-    """Rows float16 (112, S / 16, S / 16) of each image, one store a view, and the images' digests.
+    features: EfficientNetLite0, paths: Sequence[str], *, size: int, views: int, cache: Path, batch_size: int = 16,
+    blocks: int = TRUNK,
+) -> tuple[list[RowStore], list[str]]:  # fmt: skip
+    """Rows float16 (C, h, w) of each image, one store a view, and the images' digests.
 
     Args:
-        features: the network whose trunk is frozen.
+        features: the network whose first ``blocks`` blocks are frozen; rows are what these give.
         paths: image files.
         size: side of the network's square in pixels.
         views: how many views; the first is the image as it is.
         cache: folder.
         batch_size: images at a time.
+        blocks: see features.
     """
     digests = file_digests(paths, cache / "images")
-    trunk = folded(features)
-    weights = fingerprint(nn.ModuleList([features.stem, features.blocks[:TRUNK]]))
+    trunk = folded(features, blocks)
+    weights = fingerprint(nn.ModuleList([features.stem, features.blocks[:blocks]]))
     folder = place(cache, "trunk", {"weights": weights, "size": size, "chain": CHAIN})
 
     def load(items: list[int], view: int) -> Tensor:

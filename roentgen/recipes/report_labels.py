@@ -57,46 +57,16 @@ def train_labels(recipe: Recipe, run: Run, accelerator: Accelerator, settings: d
     require(r.size % 32 == 0, f"--labels.size {r.size}: must be a multiple of 32")
     require(accelerator.num_processes == 1, "--arch labels trains in one process; start it without accelerate launch")
     data = _read(run, r)
-    findings = data.targets.findings
-    accelerator.print(
-        f"{len(data.train)} training images of {data.table['patient_id'].iloc[data.train].nunique()} patients, "
-        f"{len(data.val)} for validation; {len(findings)} findings; "
-        f"{sum(map(bool, data.targets.boxes))} images with boxes; {recipe.images} images to see",
-        flush=True,
-    )
+    print(_plan_of(data, recipe), flush=True)
     if run.dry_run:
         return 0
-    torch.manual_seed(recipe.seed)
-    net = FindingNet(len(findings), dropout=r.dropout)
-    if r.imagenet:
-        load_imagenet(net.features)
-    _features(data, net, r, run.cache or run.out / "cache")
-    for part in (net.features.stem, net.features.blocks[:TRUNK]):
-        part.requires_grad_(False)
-    backbone = [p for p in net.features.parameters() if p.requires_grad]
-    heads = [p for name, p in net.named_parameters() if p.requires_grad and not name.startswith("features.")]
-    parts: list[dict[str, Any]] = [
-        {"params": heads, "peak": recipe.rate}, {"params": backbone, "peak": r.backbone_rate}
-    ]  # fmt: skip
-    optimizer = torch.optim.AdamW(
-        parts,
-        lr=float(recipe.rate or 0),
-        weight_decay=recipe.weight_decay,
-    )
+    net = _network(data, recipe, run.cache or run.out / "cache")
+    optimizer = _optimizer(net, recipe)
     net.to(accelerator.device)
     ema = EMA([net], halflife=r.halflife)
     checkpoints = Checkpoints(run.out / "checkpoints")
     checkpoints.tidy()
-    images, best = 0, {"macro": -1.0}
-    saved = checkpoints.latest()
-    if saved is not None:
-        checkpoints.check_same(saved["settings"], settings, free=frozenset())
-        checkpoints.load_into(saved, net, load_trained_state)
-        _load_buffers(net, saved["buffers"])
-        optimizer.load_state_dict(saved["optimizer"])
-        ema.load_state_dict(saved["ema"])
-        images, best = saved["images"], saved["best"]
-        accelerator.print(f"continuing at {images} images", flush=True)
+    images, best = _resume(checkpoints, settings, net, optimizer, ema)
 
     # The loop: each batch is a function of its number alone, so that a run that was stopped goes on as if it had not.
     regressed = data.targets.regressed(data.train.tolist())
@@ -111,14 +81,14 @@ def train_labels(recipe: Recipe, run: Run, accelerator: Accelerator, settings: d
         chosen = batch_indices(weights, len(data.train), size=recipe.batch_size, seed=recipe.seed, batch=number)
         rows = data.train[chosen.numpy()]
         views = torch.randint(r.views, (len(rows),), generator=generator).tolist()
-        near = torch.from_numpy(np.stack([data.stores[v].take([row])[0] for v, row in zip(views, rows, strict=True)]))
+        kept = torch.from_numpy(np.stack([data.stores[v].take([row])[0] for v, row in zip(views, rows, strict=True)]))
         jitters = [jitter_of(data.digests[row], v) for row, v in zip(rows, views, strict=True)]
         for group in optimizer.param_groups:
             group["lr"] = cosine_rate(images, peak=group["peak"], warmup=recipe.warmup, total=recipe.images, floor=0.01)
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))  # of dropout
         net.train()
-        net.features.stem.eval(), net.features.blocks[:TRUNK].eval()
-        out = net.after_trunk(near.float().to(accelerator.device))
+        net.features.stem.eval(), net.features.blocks[: r.frozen].eval()
+        out = net.after_trunk(net.features.onward(kept.float().to(accelerator.device), r.frozen))
         loss = label_loss(
             out, data.targets, torch.from_numpy(rows), smoothing=r.smoothing, mil=r.mil_weight,
             side=r.side_weight,
@@ -137,17 +107,8 @@ def train_labels(recipe: Recipe, run: Run, accelerator: Accelerator, settings: d
 
         if images % run.eval_every < recipe.batch_size or images >= recipe.images:
             ema.swap()
-            seen = see_rows(net, data.stores[0], data.val)
-            per = validation_auroc(seen, data.targets, data.val)
-            macro, mean = float(np.mean(list(per.values()))) if per else 0.0, torch.stack(running).mean().item()
-            speed = images / (time.perf_counter() - began)
-            print(f"{images} images, loss {mean:.4f}, validation macro AUROC {macro:.3f}, {speed:.0f}/s", flush=True)
-            log.add_scalar("val/macro_auroc", macro, images)
-            log.add_scalar("train/loss", mean, images)
+            best = _validate(recipe, run, net, data, images=images, best=best, losses=running, began=began, log=log)
             running.clear()
-            if macro >= best["macro"]:
-                best = {"macro": macro, **per, "images": images}
-                _finish(recipe, run, net, data, seen, best)
             ema.swap()
             checkpoints.save(
                 images,
@@ -160,11 +121,85 @@ def train_labels(recipe: Recipe, run: Run, accelerator: Accelerator, settings: d
                 print(f"no better for {run.patience} validations: stopped at {images} images", flush=True)
                 break
     bar.close()
-    # Once more from the weights as they were written, so that a calibration that has changed reaches the folder too.
-    best_net, _ = load_net(run.out, flag="--out", fold=False)
-    _finish(recipe, run, best_net, data, see_rows(best_net, data.stores[0], data.val), best)
+    return _write(recipe, run, data, best)
+
+
+def _plan_of(data: _Data, recipe: Recipe) -> str:
+    patients = data.table["patient_id"].iloc[data.train].nunique()
+    return (
+        f"{len(data.train)} training images of {patients} patients, {len(data.val)} for validation; "
+        f"{len(data.targets.findings)} findings; {sum(map(bool, data.targets.boxes))} images with boxes; "
+        f"{recipe.images} images to see"
+    )
+
+
+def _network(data: _Data, recipe: Recipe, cache: Path) -> FindingNet:
+    """A new network whose frozen blocks have been run on all images: ``data`` has their stores."""
+    r = recipe.labels
+    torch.manual_seed(recipe.seed)
+    net = FindingNet(len(data.targets.findings), dropout=r.dropout)
+    if r.imagenet:
+        load_imagenet(net.features)
+    _features(data, net, r, cache)
+    for part in (net.features.stem, net.features.blocks[: r.frozen]):
+        part.requires_grad_(False)
+    return net
+
+
+def _optimizer(net: FindingNet, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW with two peak rates: of the heads, and of ImageNet's blocks that are trained."""
+    backbone = [p for p in net.features.parameters() if p.requires_grad]
+    heads = [p for name, p in net.named_parameters() if p.requires_grad and not name.startswith("features.")]
+    parts: list[dict[str, Any]] = [
+        {"params": heads, "peak": recipe.rate}, {"params": backbone, "peak": recipe.labels.backbone_rate}
+    ]  # fmt: skip
+    return torch.optim.AdamW(parts, lr=float(recipe.rate or 0), weight_decay=recipe.weight_decay)
+
+
+def _resume(
+    checkpoints: Checkpoints, settings: dict[str, Any], net: FindingNet, optimizer: torch.optim.Optimizer, ema: EMA
+) -> tuple[int, dict[str, Any]]:
+    """Images seen and the best validation so far, the latest checkpoint loaded if there is one."""
+    saved = checkpoints.latest()
+    if saved is None:
+        return 0, {"macro": -1.0}
+    checkpoints.check_same(saved["settings"], settings, free=frozenset())
+    checkpoints.load_into(saved, net, load_trained_state)
+    for name, value in net.named_buffers():
+        value.copy_(saved["buffers"][name])
+    optimizer.load_state_dict(saved["optimizer"])
+    ema.load_state_dict(saved["ema"])
+    print(f"continuing at {saved['images']} images", flush=True)
+    return saved["images"], saved["best"]
+
+
+def _validate(
+    recipe: Recipe, run: Run, net: FindingNet, data: _Data, *, images: int, best: dict[str, Any],
+    losses: Sequence[Tensor], began: float, log: SummaryWriter,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure on ``val``, and write the reporter where it is the best so far; returns the best."""
+    seen = see_rows(net, data.stores[0], data.val, recipe.labels.frozen)
+    per = validation_auroc(seen, data.targets, data.val)
+    macro, mean = float(np.mean(list(per.values()))) if per else 0.0, torch.stack(list(losses)).mean().item()
+    speed = images / (time.perf_counter() - began)
+    print(f"{images} images, loss {mean:.4f}, validation macro AUROC {macro:.3f}, {speed:.0f}/s", flush=True)
+    log.add_scalar("val/macro_auroc", macro, images)
+    log.add_scalar("train/loss", mean, images)
+    if macro < best["macro"]:
+        return best
+    best = {"macro": macro, **per, "images": images}
+    _finish(recipe, run, net, data, seen, best)
+    return best
+
+
+def _write(recipe: Recipe, run: Run, data: _Data, best: dict[str, Any]) -> int:
+    """Calibrate once more from the weights as they were written, so that a calibration that has changed reaches the
+    folder too, and fit the screen of strange images."""
+    r = recipe.labels
+    net, _ = load_net(run.out, flag="--out", fold=False)
+    _finish(recipe, run, net, data, see_rows(net, data.stores[0], data.val, r.frozen), best)
     paths = data.table["image"]
-    strange = fit_screen(best_net, paths.iloc[data.train].tolist(), paths.iloc[data.val].tolist(), size=r.size)
+    strange = fit_screen(net, paths.iloc[data.train].tolist(), paths.iloc[data.val].tolist(), size=r.size)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **strange)  # type: ignore[arg-type]
     write_atomic(run.out / SCREEN, buffer.getvalue())
@@ -198,11 +233,12 @@ def _read(run: Run, r: LabelsRecipe) -> _Data:
 def _features(data: _Data, net: FindingNet, r: LabelsRecipe, cache: Path) -> None:
     """Stores by row of the table: the first view of all images, the others of training images."""
     paths = data.table["image"].tolist()
-    stores, data.digests = trunk_features(net.features, paths, size=r.size, views=1, cache=cache)
+    more_of = {"size": r.size, "cache": cache, "blocks": r.frozen}
+    stores, data.digests = trunk_features(net.features, paths, views=1, **more_of)  # type: ignore[arg-type]
     data.stores = list(stores)
     if r.views > 1:
         mine = [paths[row] for row in data.train]
-        more, _ = trunk_features(net.features, mine, size=r.size, views=r.views, cache=cache)
+        more, _ = trunk_features(net.features, mine, views=r.views, **more_of)  # type: ignore[arg-type]
         place = {row: item for item, row in enumerate(data.train.tolist())}
         data.stores += [_Renumbered(store, place) for store in more[1:]]  # type: ignore[misc]
 
@@ -224,20 +260,15 @@ def _weights(data: _Data, boost: float) -> Tensor:
     return torch.from_numpy((np.nan_to_num(column, nan=1.0) * boxed)[data.train])
 
 
-def _load_buffers(net: nn.Module, buffers: dict[str, Tensor]) -> None:
-    for name, value in net.named_buffers():
-        value.copy_(buffers[name])
-
-
 @torch.inference_mode()
-def see_rows(net: FindingNet, store: RowStore, rows: np.ndarray) -> Predictions:
-    """Predictions of rows of a store of trunk features, in evaluation mode."""
+def see_rows(net: FindingNet, store: RowStore, rows: np.ndarray, blocks: int = TRUNK) -> Predictions:
+    """Predictions of rows of a store of what the first ``blocks`` blocks give, in evaluation mode."""
     net.eval()
     device = next(net.parameters()).device
     parts = []
     for start in range(0, len(rows), 16 * STAGE):
-        near = torch.from_numpy(store.take(rows[start : start + 16 * STAGE])).float().to(device)
-        parts.append(probabilities(net.after_trunk(near)))
+        kept = torch.from_numpy(store.take(rows[start : start + 16 * STAGE])).float().to(device)
+        parts.append(probabilities(net.after_trunk(net.features.onward(kept, blocks))))
     return join(parts)
 
 

@@ -39,7 +39,10 @@ class LabelsRecipe:
     min_positive: Annotated[Count, "see findings"] = 100
     size: Annotated[Pixels, "side of the network's square in pixels, a multiple of 32"] = 224
     views: Annotated[int, Range(1, 64), "jittered views of each training image that are kept, the first as it is"] = 3
-    backbone_rate: Annotated[Rate, "peak learning rate of ImageNet's blocks above stride 16"] = 3e-4
+    frozen: Annotated[
+        int, Range(1, 11), "ImageNet's first blocks that stay as they came; what they give is kept on disk"
+    ] = 11
+    backbone_rate: Annotated[Rate, "peak learning rate of ImageNet's other blocks"] = 3e-4
     dropout: Annotated[ShareBelowOne, "of the pooled features"] = 0.3
     smoothing: Annotated[ShareBelowOne, "of labels towards 0.5, as they are mined from reports"] = 0.02
     mil_weight: Annotated[Weight, "weight of the halves' loss against the image loss"] = 0.5
