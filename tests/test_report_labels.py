@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,13 @@ from roentgen.data.boxes import read_boxes
 from roentgen.errors import UserError
 from roentgen.images import read_image, read_provenance, save_image
 from roentgen.models.efficientnet_lite import EfficientNetLite0
-from roentgen.recipes.report_calibration import best_threshold, platt
+from roentgen.recipes.report_calibration import any_finding, best_threshold, platt
 from roentgen.recipes.report_features import Jitter, folded, jitter_of, see
 from roentgen.recipes.report_targets import box_loss, read_targets
 from roentgen.reports import load_reporter
-from roentgen.reports.finding_net import FindingNet, Outputs, sides_of
+from roentgen.reports.finding_net import FindingNet, Outputs, Predictions, load_net, sides_of
 from roentgen.reports.grounding import on_side, peak_box, regressed_boxes
-from roentgen.reports.labels import LabelsReporter
+from roentgen.reports.labels import LabelsReporter, Rules, found_in
 
 SIDE = 64
 
@@ -348,3 +349,67 @@ def test_networks_of_any_findings() -> None:
         out = net(torch.zeros(2, 1, 64, 64))
     assert out.image.shape == (2, 3) and out.maps.shape == (2, 3, 4, 4) and out.edges.shape == (2, 4, 4, 4)
     assert (out.edges > 0).all() and out.sides.shape == (2, 3, 2)
+
+
+# ------------------------------------------------------------------------------------------ calibration
+
+
+def test_an_image_that_is_likelier_normal_says_only_what_is_likely() -> None:
+    """Two findings above their thresholds; the image as a whole decides whether the unlikely one is said."""
+    rules = Rules(
+        findings=("Effusion", "Nodule"),
+        calibration={"Effusion": (1, 0), "Nodule": (1, 0)},
+        thresholds={"Effusion": 0.1, "Nodule": 0.1},
+        prevalence={"Effusion": 0.05, "Nodule": 0.05},
+        side_margins={"": 0.0},
+        severities={},
+        places={},
+    )
+    seen = Predictions(
+        image=np.array([[0.6, 0.2], [0.2, 0.2]], np.float32),
+        sides=np.full((2, 2, 2), 0.5, np.float32),
+        maps=np.zeros((2, 2, 2, 2), np.float32),
+        edges=np.zeros((2, 4, 2, 2), np.float32),
+        ap=np.zeros(2, np.float32),
+        severity=np.zeros((2, 2), np.float32),
+        deep=np.zeros((2, 3), np.float32),
+    )
+
+    def said(rules: Rules) -> list[list[str | None]]:
+        return [[one.label for one in found_in(rules, seen, row)[0]] for row in (0, 1)]
+
+    assert said(rules) == [["Effusion", "Nodule"], ["Effusion", "Nodule"]]
+    normal = {"Effusion": 0.0, "Nodule": 0.0, "": -1.0}
+    assert said(dataclasses.replace(rules, abnormal=normal)) == [["Effusion"], []]
+    assert said(dataclasses.replace(rules, abnormal={**normal, "": 1.0})) == said(rules)
+
+
+def test_abnormal_images_are_told_from_logits() -> None:
+    rng = np.random.default_rng(0)
+    normal = np.repeat([0.0, 1.0], 60)
+    logits = np.stack([rng.normal(size=120) - 3 * normal, rng.normal(size=120)], 1)
+    fitted = any_finding(logits, normal, ("Effusion", "Nodule"))
+    assert fitted["Effusion"] > 3 * abs(fitted["Nodule"])
+    chances = logits @ [fitted["Effusion"], fitted["Nodule"]] + fitted[""]
+    assert ((chances > 0) == (normal == 0)).mean() > 0.85
+    assert any_finding(logits, np.where(np.arange(120) < 70, normal, np.nan), ("Effusion", "Nodule")) == {}
+
+
+def test_a_trained_reporter_is_calibrated_again(trained: Path) -> None:
+    manifest = pd.read_csv(trained / "manifest.csv")
+    manifest.loc[manifest["split"] == "val", "Lung Opacity"] = 1  # another hospital, where all are ill
+    manifest.to_csv(trained / "other.csv", index=False)
+    arguments = ["--arch", "labels", "--model", trained / "whole", "--manifest", trained / "other.csv"]
+    reporters.good(*arguments, "--boxes", trained / "boxes.csv", "--out", trained / "again")
+    old, new = (json.loads((trained / name / "config.json").read_text()) for name in ("whole", "again"))
+    assert new["prevalence"]["Lung Opacity"] == 1 > old["prevalence"]["Lung Opacity"]
+    names = ("model.safetensors", "screen.npz")
+    assert all((trained / "whole" / n).read_bytes() == (trained / "again" / n).read_bytes() for n in names)
+
+
+def test_more_of_the_network_can_be_trained(trained: Path) -> None:
+    reporters.good(*flags(trained), "--labels.frozen", 9, "--images", 16, "--eval-every", 16, "--out", trained / "deep")
+    state = load_net(trained / "deep", fold=False)[0].state_dict()
+    begun = load_net(trained / "whole", fold=False)[0].state_dict()  # of the same seed, with 11 blocks frozen
+    assert torch.equal(state["features.blocks.8.narrow.0.weight"], begun["features.blocks.8.narrow.0.weight"])
+    assert not torch.equal(state["features.blocks.9.narrow.0.weight"], begun["features.blocks.9.narrow.0.weight"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ SLOPE_SPREAD = 0.3
 """Standard deviation of the slope about 1 before validation images are seen: some findings have few of them."""
 BOX_THRESHOLDS = np.linspace(0.1, 0.8, 29)
 FEW_SIDES = 15
+FEW_NORMAL = 30
 MARGINS = np.linspace(0, 3, 31)
 MATCH = 0.3  # IoU from which a box counts as found when the map's threshold is chosen
 
@@ -29,11 +31,13 @@ def calibrate_rules(seen: Predictions, targets: Targets, train: np.ndarray, val:
     """What ``roentgen.reports.labels.Rules`` holds, as JSON values; ``seen`` are predictions of the rows ``val``."""
     truth = targets.labels[torch.from_numpy(val)].numpy().astype(np.float64)
     calibration, thresholds, prevalence = {}, {}, {}
+    logits = np.zeros(truth.shape)
     for column, name in enumerate(targets.findings):
         known = ~np.isnan(truth[:, column])
         scores, labels = logit(seen.image[known, column]), truth[known, column]
         slope, offset = platt(scores, labels)
         p = 1 / (1 + np.exp(-(slope * scores + offset)))
+        logits[:, column] = slope * logit(seen.image[:, column]) + offset
         calibration[name] = [round(slope, 5), round(offset, 5)]
         thresholds[name] = round(max(best_threshold(p), common_threshold(p)), 5)
         prevalence[name] = round(float(labels.mean()) if len(labels) else 0.0, 5)
@@ -44,7 +48,23 @@ def calibrate_rules(seen: Predictions, targets: Targets, train: np.ndarray, val:
         "side_margins": side_margins(seen, targets, val),
         "severities": severity_bounds(targets, train),
         "places": places(seen, targets, train, val),
+        "abnormal": any_finding(logits, targets.normal[torch.from_numpy(val)].numpy(), targets.findings),
     }
+
+
+def any_finding(logits: np.ndarray, normal: np.ndarray, findings: Sequence[str]) -> dict[str, float]:
+    """Weights by finding, and the offset as "", of a logistic regression of "not normal" on ``logits`` (N, F).
+
+    ``normal`` (N,) in {0, 1, NaN}; empty where fewer than ``FEW_NORMAL`` images are known to be normal, or not to be.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    known = ~np.isnan(normal)
+    if min((normal[known] == 1).sum(), (normal[known] == 0).sum()) < FEW_NORMAL:
+        return {}
+    fit = LogisticRegression(C=0.1).fit(logits[known], normal[known] == 0)
+    weights = dict(zip(findings, fit.coef_[0].tolist(), strict=True)) | {"": float(fit.intercept_[0])}
+    return {name: round(value, 5) for name, value in weights.items()}
 
 
 def platt(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -24,6 +25,7 @@ from roentgen.config import require
 from roentgen.data.boxes import read_boxes
 from roentgen.data.manifest import WEIGHT, finding_columns, read_manifest
 from roentgen.files import write_atomic
+from roentgen.images import read_image
 from roentgen.metrics.adherence.auroc import auroc
 from roentgen.models.efficientnet_lite import TRUNK, load_imagenet
 from roentgen.prompts import NO_FINDING
@@ -32,8 +34,19 @@ from roentgen.recipes.report_features import jitter_of, trunk_features
 from roentgen.recipes.report_screen import fit_screen
 from roentgen.recipes.report_settings import LabelsRecipe, Recipe, Run
 from roentgen.recipes.report_targets import SOURCES_ONLY, Targets, box_loss, label_loss, read_targets
-from roentgen.reports.finding_net import STRIDE, FindingNet, Predictions, join, load_net, probabilities, save_net
+from roentgen.reports.finding_net import (
+    STRIDE,
+    FindingNet,
+    Predictions,
+    join,
+    load_net,
+    predict,
+    probabilities,
+    save_net,
+    squash,
+)
 from roentgen.reports.labels import SCREEN
+from roentgen.reports.load import find_reporter
 from roentgen.training.checkpoints import Checkpoints, load_trained_state, trained_state
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import EMA, cosine_rate
@@ -56,6 +69,8 @@ def train_labels(recipe: Recipe, run: Run, accelerator: Accelerator, settings: d
     r = recipe.labels
     require(r.size % 32 == 0, f"--labels.size {r.size}: must be a multiple of 32")
     require(accelerator.num_processes == 1, "--arch labels trains in one process; start it without accelerate launch")
+    if recipe.model is not None:
+        return _recalibrate(recipe, run)
     data = _read(run, r)
     print(_plan_of(data, recipe), flush=True)
     if run.dry_run:
@@ -204,6 +219,27 @@ def _write(recipe: Recipe, run: Run, data: _Data, best: dict[str, Any]) -> int:
     np.savez_compressed(buffer, **strange)  # type: ignore[arg-type]
     write_atomic(run.out / SCREEN, buffer.getvalue())
     print(json.dumps({"validation_macro_auroc": best["macro"]}), flush=True)
+    print(run.out)
+    return 0
+
+
+def _recalibrate(recipe: Recipe, run: Run) -> int:
+    """Write the trained reporter ``recipe.model`` again, its network as it is, calibrated on the ``val`` images."""
+    folder = find_reporter(str(recipe.model), flag="--model")
+    net, info = load_net(folder, fold=False)
+    data = _read(run, dataclasses.replace(recipe.labels, findings=tuple(info["findings"])))
+    print(f"{folder.name}: to be calibrated on {len(data.val)} validation images", flush=True)
+    if run.dry_run:
+        return 0
+    paths, size = data.table["image"].iloc[data.val].tolist(), int(info["size"])
+    parts = []
+    for start in tqdm(range(0, len(paths), 16), unit="batch", file=sys.stderr):
+        pixels = [squash(read_image(path), size) for path in paths[start : start + 16]]
+        parts.append(predict(net, np.stack(pixels)))
+    rules = calibrate_rules(join(parts), data.targets, data.train, data.val)
+    save_net(run.out, net, {**info, **rules})
+    if (folder / SCREEN).is_file():
+        write_atomic(run.out / SCREEN, (folder / SCREEN).read_bytes())
     print(run.out)
     return 0
 

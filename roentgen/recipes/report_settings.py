@@ -77,7 +77,9 @@ class Recipe:
 
     arch: Annotated[Literal["labels", "xreport", "git", "blip", "encoder-decoder"], "what is trained"] = "labels"
     model: Annotated[
-        PathOrName | None, "folder or hub id to start from (git, blip, encoder-decoder; default: the published base)"
+        PathOrName | None,
+        "folder or hub id to start from (git, blip, encoder-decoder; default: the published base); of --arch labels, a "
+        "trained reporter, such as mini-report, that is only calibrated again, on the manifest's `val` images",
     ] = None
     images: Annotated[Count, Short("-n"), "length of training in images seen"] = 60_000
     epochs: Annotated[float | None, Range(0.001, 100_000), "the same in epochs; wins over images"] = None

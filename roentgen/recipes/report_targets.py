@@ -32,7 +32,7 @@ class Targets:
     """Tensors of N images and F findings.
 
     labels (N, F) in {0, 1, NaN}; sides (N, F) +1 left, -1 right, 0 unknown or both; severity (N, F) in [0, 1] or NaN;
-    ap (N,) in {0, 1, NaN}; boxes: of each image, by column of the finding.
+    ap and normal (N,) in {0, 1, NaN}; boxes: of each image, by column of the finding.
     """
 
     findings: tuple[str, ...]
@@ -40,6 +40,7 @@ class Targets:
     sides: Tensor
     severity: Tensor
     ap: Tensor
+    normal: Tensor
     boxes: tuple[Mapping[int, tuple[Box, ...]], ...]
 
     def regressed(self, rows: Sequence[int]) -> tuple[int, ...]:
@@ -60,8 +61,9 @@ def read_targets(
     consolidation and pneumonia as well where the image has these, since they are what readers were asked to box.
     """
     labels = table[list(findings)].to_numpy(dtype=np.float32, na_value=np.nan, copy=True)
-    normal = (table[NO_FINDING] == 1).to_numpy() if NO_FINDING in table else np.zeros(len(table), bool)
-    labels[np.isnan(labels) & normal[:, None]] = 0
+    column = table[NO_FINDING] if NO_FINDING in table else pd.Series(np.nan, index=table.index)
+    known_normal = column.to_numpy(dtype=np.float32, na_value=np.nan, copy=True)
+    labels[np.isnan(labels) & (known_normal == 1)[:, None]] = 0
     places = []
     for row, image in enumerate(table["image"]):
         mine: dict[int, tuple[Box, ...]] = {}
@@ -83,7 +85,7 @@ def read_targets(
     ap = np.where(view == "AP", 1.0, np.where(view == "PA", 0.0, np.nan)).astype(np.float32)
     return Targets(
         tuple(findings), torch.from_numpy(labels), _sides(table, findings), _severities(table, findings),
-        torch.from_numpy(ap), tuple(places),
+        torch.from_numpy(ap), torch.from_numpy(known_normal), tuple(places),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ sentences composed from what it finds. Its prose is plain; what it says, it can 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Rules:
     side_margins: Mapping[str, float]
     severities: Mapping[str, Sequence[float]]
     places: Mapping[str, Any]
+    abnormal: Mapping[str, float] = field(default_factory=dict)
 
 
 def rules_of(info: Mapping[str, Any]) -> Rules:
@@ -54,6 +55,7 @@ def rules_of(info: Mapping[str, Any]) -> Rules:
         side_margins=info["side_margins"],
         severities=info.get("severities", {}),
         places=info.get("places", {}),
+        abnormal=info.get("abnormal", {}),
     )
 
 
@@ -69,13 +71,24 @@ def calibrated(rules: Rules, raw: np.ndarray) -> np.ndarray:
     return np.asarray(1 / (1 + np.exp(-(slope * logit(raw) + offset))))
 
 
+def abnormal(rules: Rules, probabilities: np.ndarray) -> np.ndarray:
+    """Probability (N,) that an image shows any finding, from those of the findings (N, F); 1 where none was fitted."""
+    if not rules.abnormal:
+        return np.ones(len(probabilities))
+    weights = np.array([rules.abnormal[name] for name in rules.findings])
+    return np.asarray(1 / (1 + np.exp(-(logit(probabilities) @ weights + rules.abnormal[""]))))
+
+
 def found_in(rules: Rules, seen: Predictions, row: int) -> tuple[list[Finding], list[str]]:
     """What is found in image ``row``, without sentences, and which labels are sure to be absent."""
     probabilities = calibrated(rules, seen.image[row : row + 1])[0]
+    # Fourteen thresholds, each passed by chance now and then, would call most normal images abnormal: where the image
+    # as a whole is more likely normal than not, only what is itself more likely there than not is said.
+    least = 0.5 if abnormal(rules, probabilities[None])[0] < 0.5 else 0.0
     found, absent = [], []
     for column, name in enumerate(rules.findings):
         probability = float(probabilities[column])
-        if probability < rules.thresholds[name]:
+        if probability < max(least, rules.thresholds[name]):
             if probability < rules.prevalence[name]:
                 absent.append(name)
             continue
