@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from trees import xreport_tree
-from trees_b import chexpert_tree, dicom_tree, nih_tree, padchest_tree, plus_tree
+from trees_b import chexpert_tree, dicom_tree, film, nih_tree, openchest_tree, padchest_tree, plus_tree
 
 from roentgen.commands.data import OWN, Name, check, prepare, prepare_main
 from roentgen.config.settings import dataclass_of, settings_of
@@ -32,49 +32,11 @@ from roentgen.images import read_image
 from roentgen.prompts import FINDINGS
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "manifest.csv"
-NIH, COVID = "NIH ChestX-ray14", "Hannover COVID-19 Image Repository"
-
-
-def film(seed: int, size: tuple[int, int] = (80, 80)) -> np.ndarray:
-    """A picture with what the frontal test looks for: two dark lungs beside a bright middle, and noise."""
-    height, width = size
-    x = np.linspace(-1, 1, width)[None, :]
-    y = np.linspace(-1, 1, height)[:, None]
-    lungs = np.exp(-(((np.abs(x) - 0.45) / 0.25) ** 2) - (y / 0.5) ** 2)
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 60, (10, 10), dtype=np.uint8)).resize((width, height))
-    return np.clip(180 - 130 * lungs + np.asarray(coarse) - 30, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture
 def openchest(tmp_path: Path) -> Path:
-    root = tmp_path / "openchest"
-    columns = "file,split,source,licence,patient_id,view,sex,age,findings,laterality,region,boxes,report"
-    rows: dict[str, list[tuple]] = {
-        "nih128": [
-            ("n1.png", "train", NIH, "nih1", "No Finding", "", ""),
-            ("n2.png", "train", NIH, "nih2", "Effusion;Infiltration", "left", "Effusion:left lower"),
-            ("n3.png", "test", NIH, "nih3", "Infiltration", "right", "Lung Opacity:right mid"),
-            ("n4.png", "test", NIH, "nih4", "Effusion", "right", "Lung Opacity:right mid"),
-            ("n5.png", "val", NIH, "nih5", "No Finding", "left", "Lung Opacity:left mid"),
-        ],
-        "cxr320": [
-            ("c1.png", "train", COVID, "han1", "COVID-19;ARDS", "bilateral", ""),
-            ("c2.png", "train", COVID, "han2", "No Finding", "", ""),
-        ],
-    }
-    for number, (folder, records) in enumerate(rows.items()):
-        (root / folder / "images").mkdir(parents=True)
-        table = []
-        for index, (name, split, source, patient, findings, laterality, region) in enumerate(records):
-            Image.fromarray(film(10 * number + index)).save(root / folder / "images" / name)
-            age = "paediatric (1-5 y)" if name == "c2.png" else "54"
-            report = "with co-infection" if name == "c1.png" else ""
-            row = (f"images/{name}", split, source, "free", patient, "PA", "F", age, findings, laterality)
-            table.append((*row, region, "", report))
-        frame = pd.DataFrame(table, columns=columns.split(","))
-        frame.to_csv(root / folder / "metadata.csv", index=False)
-    return root
+    return openchest_tree(tmp_path / "openchest")
 
 
 def prepared(openchest: Path, out: Path, **flags) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 CHEXPERT_HEADER = (
@@ -381,3 +382,47 @@ def dicom_tree(folder: Path) -> tuple[Path, Path]:
     ]
     write_csv(reports, "accession,text,set,effusion,Pleural Thickening", rows)
     return root, reports
+
+
+NIH, COVID = "NIH ChestX-ray14", "Hannover COVID-19 Image Repository"
+
+
+def film(seed: int, size: tuple[int, int] = (80, 80)) -> np.ndarray:
+    """A picture with what the frontal test looks for: two dark lungs beside a bright middle, and noise."""
+    height, width = size
+    x = np.linspace(-1, 1, width)[None, :]
+    y = np.linspace(-1, 1, height)[:, None]
+    lungs = np.exp(-(((np.abs(x) - 0.45) / 0.25) ** 2) - (y / 0.5) ** 2)
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 60, (10, 10), dtype=np.uint8)).resize((width, height))
+    return np.clip(180 - 130 * lungs + np.asarray(coarse) - 30, 0, 255).astype(np.uint8)
+
+
+def openchest_tree(root: Path) -> Path:
+    """Two parts of openchest, with their metadata."""
+    columns = "file,split,source,licence,patient_id,view,sex,age,findings,laterality,region,boxes,report"
+    rows: dict[str, list[tuple]] = {
+        "nih128": [
+            ("n1.png", "train", NIH, "nih1", "No Finding", "", ""),
+            ("n2.png", "train", NIH, "nih2", "Effusion;Infiltration", "left", "Effusion:left lower"),
+            ("n3.png", "test", NIH, "nih3", "Infiltration", "right", "Lung Opacity:right mid"),
+            ("n4.png", "test", NIH, "nih4", "Effusion", "right", "Lung Opacity:right mid"),
+            ("n5.png", "val", NIH, "nih5", "No Finding", "left", "Lung Opacity:left mid"),
+        ],
+        "cxr320": [
+            ("c1.png", "train", COVID, "han1", "COVID-19;ARDS", "bilateral", ""),
+            ("c2.png", "train", COVID, "han2", "No Finding", "", ""),
+        ],
+    }
+    for number, (folder, records) in enumerate(rows.items()):
+        (root / folder / "images").mkdir(parents=True)
+        table = []
+        for index, (name, split, source, patient, findings, laterality, region) in enumerate(records):
+            Image.fromarray(film(10 * number + index)).save(root / folder / "images" / name)
+            age = "paediatric (1-5 y)" if name == "c2.png" else "54"
+            report = "with co-infection" if name == "c1.png" else ""
+            row = (f"images/{name}", split, source, "free", patient, "PA", "F", age, findings, laterality)
+            table.append((*row, region, "", report))
+        frame = pd.DataFrame(table, columns=columns.split(","))
+        frame.to_csv(root / folder / "metadata.csv", index=False)
+    return root

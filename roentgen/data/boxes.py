@@ -8,6 +8,7 @@ JSON list of [label, x, y, width, height]).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -71,6 +72,8 @@ def _corner(numbers: Sequence[object], where: str) -> Corner:
         x, y, width, height = (float(str(value)) for value in numbers)
     except ValueError:
         raise UserError(f"{where}: a box needs four numbers x, y, width, height, not {list(numbers)}") from None
+    if not all(map(math.isfinite, (x, y, width, height))):
+        raise UserError(f"{where}: a box needs four numbers x, y, width, height, not {list(numbers)}")
     if not (width > 0 and height > 0):
         raise UserError(f"{where}: the box has no area (width {width:g}, height {height:g}); correct or remove it")
     if min(x, y) < -SLACK or max(x + width, y + height) > 1 + SLACK:

@@ -265,6 +265,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.add_scalar("train/error", level, images)
             log.add_scalar("train/images_per_second", speed, images)
             running.clear()
+        # Before the pictures: whatever happens to them, the training is kept.
+        if log is not None and (done or images % s.checkpoint_every < s.batch_size):
+            state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
+            judges = critic.state_dict() if critic is not None else {}
+            checkpoints.save(images, {**state, "critic": judges, "settings": settings})
         if log is not None and (done or images % s.sample_every < s.batch_size):
             ema.swap()
             before, after = reconstruct(vae, held_out.pixels[:16], accelerator.device, s.precision)
@@ -272,14 +277,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             missed = float(np.abs(before.astype(float) - after).mean())
             print(f"{images} images, validation error {missed:.2f} grey levels", flush=True)
             log.add_scalar("val/grey_levels", missed, images)
-            grid = make_grid([*before[:8], *after[:8]], [""] * 16, 8)
+            grid = make_grid([*before[:8], *after[:8]], [], len(before[:8]))
             marks = {"synthetic": "true", "note": "real above, reconstruction below"}
             name = s.out / "samples" / f"{images:08d}.png"
             save_image(grid, name, format="png", provenance=marks, overwrite=True)
-        if log is not None and (done or images % s.checkpoint_every < s.batch_size):
-            state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
-            judges = critic.state_dict() if critic is not None else {}
-            checkpoints.save(images, {**state, "critic": judges, "settings": settings})
     bar.close()
 
     # The finished autoencoder: averaged weights, latents whitened over training images.

@@ -80,7 +80,7 @@ class Guard:
         if self.options.hosts and _name(host) not in self.options.hosts:
             raise Failure(403, "this server is called by another name here; use the address that it printed")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("://")[2] != host:
             raise Failure(403, "requests of other sites' pages are not answered (CORS is off)")
         path = scope["path"]
         scope["holder"] = ""
@@ -132,8 +132,11 @@ class Guard:
 
 
 def _name(host: str) -> str:
-    """The name in a Host header, without its port and brackets."""
-    return (urlsplit(f"//{host}").hostname or "") if host else ""
+    """The name in a Host header, without its port and brackets; nothing where it is none."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "") if host else ""
+    except ValueError:  # "[::1" and the like
+        return ""
 
 
 def is_loopback(host: str) -> bool:

@@ -5,33 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from types import ModuleType
 
 from roentgen.commands import COMMANDS
 from roentgen.commands.train import RECIPES
 from roentgen.config.settings import Setting, dataclass_of, settings_of
 from roentgen.data.sources import SOURCES
 
-from . import checks, damage, values
+from . import checks, damage, recipes, values
+from .case import Case
 from .limits import Outcome
+from .states import adapter, checkpoint, model, push, reporter, request, saved
 from .world import TEXTS, World, eval_words, export_flags
-
-
-@dataclass(frozen=True)
-class Case:
-    """One input. ``refused``: whether it has to be; ``check`` says what is wrong with what a success wrote."""
-
-    command: str
-    kind: str
-    words: list[str]
-    what: str = ""
-    refused: bool | None = None
-    check: Callable[[Outcome], str] = lambda outcome: ""
-
 
 Kind = Callable[[World, Path, Random], Case]
 
@@ -68,11 +56,20 @@ def commands() -> dict[str, list[Setting]]:
         found[f"data prepare {name}"] = own + settings_of(dataclass_of(source.reader, leave_out=data.OWN))
     for name in RECIPES:
         module = importlib.import_module(f"roentgen.recipes.{name.replace('-', '_')}")
-        kinds = [getattr(module, kind) for kind in ("Settings", "Recipe", "Run") if hasattr(module, kind)]
-        own_kinds = [kind for kind in kinds if dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__]
-        if own_kinds:
-            found[f"train {name}"] = settings_of(*own_kinds)
+        found[f"train {name}"] = settings_of(*_settings(module))
+    for name in recipes.scripts():
+        found[name] = settings_of(*_settings(recipes.script(name)))
     return found
+
+
+def _settings(module: ModuleType) -> list[type]:
+    """The dataclasses that a recipe or a script parses."""
+    kinds = [getattr(module, kind) for kind in ("Settings", "Recipe", "Run") if hasattr(module, kind)]
+    return [
+        kind
+        for kind in kinds
+        if dataclasses.is_dataclass(kind) and kind.__module__.startswith(("roentgen.recipes", "script_"))
+    ]
 
 
 def sound_words(command: str, world: World) -> list[str] | None:
@@ -89,20 +86,17 @@ def sound_words(command: str, world: World) -> list[str] | None:
         "data check": ["data", "check", manifest, "-o", "page.html"],
         "data shard": ["data", "shard", manifest, "-o", "out"],
         "completion": ["completion", "bash"],
-        "train finetune": ["train", "finetune", *finetune_flags(world), "--dry-run"],
+        "push": ["push", str(world.trained / "pipeline"), "OWNER/NAME", "--dry-run"],
+        "train finetune": ["train", "finetune", *recipes.finetune_flags(world), "--dry-run"],
         "data prepare csv": ["data", "prepare", "csv", "--root", str(world.set), "--csv", manifest, "-o", "out",
                              "--text-column", "text"],
     }  # fmt: skip
+    if recipes.sound(command, world) is not None:
+        return recipes.sound(command, world)
     for name in SOURCES:
         if (root := world.collections / name).is_dir():
             known[f"data prepare {name}"] = ["data", "prepare", name, *_collection(name, root), "-o", "out"]
     return known.get(command)
-
-
-def finetune_flags(world: World) -> list[str]:
-    """Two steps of the tiny model."""
-    flags = ["--manifest", str(world.set / "manifest.csv"), "--model", str(world.tiny), "--images", "4"]
-    return [*flags, "--batch-size", "2", "--precision", "no", "--steps", "1", "--out", "out", "--prompts", "left"]
 
 
 def _collection(name: str, root: Path) -> list[str]:
@@ -131,6 +125,8 @@ def arguments(world: World, folder: Path, rng: Random) -> Case:
         if refused or not (slow or base is None):
             break
     start = base if base is not None else command.split()
+    if refused is None and base is None:  # nothing was found that must be refused
+        words, refused = ["--no-such-flag=1"], True
     check = checks.generated if command in ("generate", "edit") else lambda outcome: ""
     return Case(command, "flags", [*start, *words], refused=refused, check=check)
 
@@ -187,7 +183,7 @@ def _readers(world: World, path: Path, folder: Path) -> list[tuple[str, list[str
     synthetic = ["--synthetic", str(world.made), "--metrics", "repeats", "--extractors", "classifier", "-o", "ev"]
     prepare = ["data", "prepare", "csv", "--root", root, "--csv", str(path), "--text-column", "text", "-o", "out"]
     shard = ["data", "shard", str(path), "-o", "shards"]
-    train = ["train", "finetune", *finetune_flags(world), "--manifest", str(path), "--dry-run"]
+    train = ["train", "finetune", *recipes.finetune_flags(world), "--manifest", str(path), "--dry-run"]
     plan = ["--model", str(world.tiny), "--dry-run", "--filter", "none"]
     return [
         ("data check", ["data", "check", str(path), "-o", "page.html"], checks.page(folder / "page.html")),
@@ -254,79 +250,20 @@ def collection(world: World, folder: Path, rng: Random) -> Case:
     return Case(f"data prepare {name}", "collection", [*words, *more], what, None, checks.prepared(folder / "out"))
 
 
-# --------------------------------------------------------------------------------------------- models
-
-
-def model(world: World, folder: Path, rng: Random) -> Case:
-    """A damaged model folder."""
-    tiny = world.copy("tiny", folder)
-    if rng.random() < 0.1:
-        what, refused = damage.lose_folder(tiny, rng), True
-    else:
-        what, refused = damage.in_folder(tiny, rng)
-        needed = what.endswith((".safetensors", "model_index.json"))
-        refused = refused if needed else None
-    if rng.random() < 0.2:
-        words = ["train", "finetune", *finetune_flags(world), "--model", str(tiny), "--dry-run"]
-        return Case("train finetune", "model", words, what, refused)
-    words = ["generate", TEXTS[0], "--model", str(tiny), "--steps", "1", "-o", "out"]
-    return Case("generate", "model", words, what, refused, checks.generated)
-
-
-def lora(world: World, folder: Path, rng: Random) -> Case:
-    """A damaged adapter."""
-    path = world.copy("lora", folder)
-    what, refused = damage.in_folder(path, rng)
-    words = ["generate", TEXTS[0], "--model", str(world.tiny), "--steps", "1", "--lora", str(path), "-o", "out"]
-    return Case("generate", "model", words, what, refused, checks.generated)
-
-
-# ---------------------------------------------------------------------------------------- saved state
-
-
-def saved(world: World, folder: Path, rng: Random) -> Case:
-    """What an earlier run wrote is damaged, and the same command runs again."""
-    kind = rng.choice(["exported", "begun", "shards", "unfinished", "evaluated"])
-    if kind in ("exported", "begun"):
-        out = world.copy(kind, folder).rename(folder / "exported")  # its card names the folder
-        what, _ = damage.in_folder(out, rng)
-        words = ["export", *export_flags(world), "-o", str(out)]
-        return Case("export", "saved state", words, f"{kind}: {what}", None, checks.same_files(out, world.exported))
-    if kind in ("shards", "unfinished"):
-        out = world.copy("shards", folder)
-        if kind == "unfinished":
-            (out / "shards.json").unlink()
-        what, _ = damage.in_folder(out, rng)
-        words = ["data", "shard", str(world.set / "manifest.csv"), "-o", str(out)]
-        return Case("data shard", "saved state", words, f"{kind}: {what}", None, checks.same_files(out, world.shards))
-    out = world.copy("evaluated", folder)
-    what, _ = damage.in_folder(out, rng)
-    words = [*eval_words(world), "-o", str(out)]
-    if rng.random() < 0.3:
-        words = ["eval", "--compare", str(out), str(world.evaluated), "-o", "both"]
-        return Case("eval", "saved state", words, f"compared: {what}")
-    return Case("eval", "saved state", words, f"evaluated: {what}", None, checks.same_results(out, world.evaluated))
-
-
-def checkpoint(world: World, folder: Path, rng: Random) -> Case:
-    """A damaged checkpoint or cache of a training, which goes on."""
-    shutil.copytree(world.trained, folder / "out")
-    what, _ = damage.in_folder(folder / "out", rng)
-    words = ["train", "finetune", *finetune_flags(world)]
-    return Case("train finetune", "saved state", words, what, None, checks.trained(folder / "out"))
-
-
 KINDS: Sequence[tuple[Kind, float]] = (
     (arguments, 60),
     (yaml_file, 20),
     (prompt_file, 4),
     (manifest, 6),
-    (image, 3),
+    (image, 4),
     (marked, 2),
-    (collection, 2),
-    (model, 2),
-    (lora, 0.4),
+    (collection, 3),
+    (request, 12),
+    (model, 2.5),
+    (adapter, 0.6),
+    (reporter, 0.6),
+    (push, 1),
     (saved, 1),
-    (checkpoint, 0.1),
+    (checkpoint, 0.4),
 )
 """Each kind with its share."""

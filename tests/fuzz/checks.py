@@ -138,3 +138,19 @@ def trained(out: Path) -> Callable[[Outcome], str]:
         return "" if (out / "pipeline" / "model_index.json").is_file() else "no pipeline"
 
     return check
+
+
+def opens(out: Path) -> Callable[[Outcome], str]:
+    """All weights and tables that a run left open; what it keeps for itself is its own affair."""
+
+    def check(outcome: Outcome) -> str:
+        from safetensors import safe_open
+
+        found = [path for path in out.rglob("*.safetensors") if not {"cache", "checkpoints"} & set(path.parts)]
+        for file in found:
+            with safe_open(file, "np") as opened:
+                if not list(opened.keys()):
+                    return f"{file} is empty"
+        return "" if found else "no weights"
+
+    return check

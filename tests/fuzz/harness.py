@@ -17,8 +17,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from . import recipes
 from . import world as worlds
-from .cases import KINDS, Case
+from .case import Case
+from .cases import KINDS
 from .limits import BYTES, SECONDS, Outcome, run
 
 
@@ -29,7 +31,7 @@ def one(world: worlds.World, seed: int, number: int) -> tuple[Case, Outcome, str
     folder = world.scratch(number)
     with contextlib.chdir(folder):
         case = kind(world, folder, rng)
-        outcome = run(lambda: _call(case.words), prog="roentgen")
+        outcome = run(case.call or (lambda: _call(case.words)), prog="roentgen")
         wrong = judge(case, outcome)
     shutil.rmtree(folder, ignore_errors=True)
     return case, outcome, wrong
@@ -43,6 +45,9 @@ def _call(words: list[str]) -> int:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     files._cleaned.clear()  # a new process would not know them
+    if words[0].endswith(".py"):
+        made: int = recipes.script(words[0]).main(words[1:])
+        return made
     return cli.main(words)
 
 
@@ -83,7 +88,7 @@ def prepared(folder: Path | None = None) -> Iterator[worlds.World]:
     root = Path(tempfile.mkdtemp(prefix="roentgen-fuzz-")) if folder is None else folder.resolve()
     old = dict(os.environ)
     os.environ |= {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "HOME": str(root / "home")}
-    os.environ |= {"HF_HOME": str(root / "hub"), "TOKENIZERS_PARALLELISM": "false", "ROENTGEN_CACHE": str(root / "c")}
+    os.environ |= {"HF_HOME": str(root / "hub"), "TOKENIZERS_PARALLELISM": "false"}
     try:
         if not (root / "whole").is_file():
             shutil.rmtree(root, ignore_errors=True)

@@ -87,16 +87,45 @@ def build(root: Path) -> World:
         sound(["generate", TEXTS[0], *model, "-o", str(root / "made"), "--format", kind])
     sound(["export", *export_flags(world), "-o", str(root / "exported")])
     begin(["export", *export_flags(world), "-o", str(root / "begun")])
+    begin(["export", *export_flags(world), "-o", str(root / "drawn")], "roentgen.synthesis.engine._Shards.write")
     sound(["data", "shard", str(root / "set" / "manifest.csv"), "-o", str(root / "shards")])
     sound([*eval_words(world), "-o", str(root / "evaluated")])
-    from .cases import finetune_flags
-
-    with contextlib.chdir(root):
-        sound(["train", "finetune", *finetune_flags(world), "--checkpoint-every", "2", "--until", "2"])
-    (root / "out").rename(root / "trained")
+    _runs(world)
     _lora(root / "lora")
     _collections(root / "collections")
     return world
+
+
+def _runs(world: World) -> None:
+    """Runs of recipes that were stopped half way or are finished, and the models that they made."""
+    from . import recipes
+
+    root = world.root
+    (root / "runs").mkdir()
+    boxes = ["image,label,x,y,width,height", *(f"i{n}.png,Effusion,0.6,0.4,0.2,0.3" for n in (0, 4, 6))]
+    (root / "set" / "boxes.csv").write_text("\n".join(boxes) + "\n")
+    with contextlib.chdir(root):
+        for name in ("tokenizer", "finetune", "masked", "report", "autoencoder"):
+            words = ["train", name, *recipes.RUNS[name](world)]
+            more = ["--checkpoint-every", "2", "--until", "2"] if name == "finetune" else []
+            sound([*words, *more])
+            shutil.copytree(root / "out", root / "runs" / name)
+            if name == "tokenizer":
+                shutil.copytree(root / "out", root / "tokens")
+            (root / "out").rename(root / f"made-{name}")
+        sound(["train", "report", *recipes.labels_flags(world)])
+        (root / "out").rename(root / "made-labels")
+    shutil.copytree(root / "made-masked" / "model", root / "masked")
+    shutil.copytree(root / "made-finetune", root / "trained")
+    import reporters
+
+    for name, maker in reporters.MAKERS.items():
+        maker(root / "reporters" / name)
+    for name in ("report", "labels"):
+        kept = [path for path in (root / f"made-{name}").iterdir() if path.is_file()]
+        (root / "reporters" / name).mkdir()
+        for path in kept:
+            shutil.copyfile(path, root / "reporters" / name / path.name)
 
 
 def export_flags(world: World) -> list[str]:
@@ -119,13 +148,13 @@ def sound(words: list[str]) -> None:
     assert found.code == 0 and not found.problem, (words, found)
 
 
-def begin(words: list[str]) -> None:
-    """Run an export that is stopped when all is drawn and written, and nothing is finished."""
+def begin(words: list[str], before: str = "roentgen.synthesis.engine._finish") -> None:
+    """Run an export that is stopped before this function of it."""
     from unittest.mock import patch
 
     from roentgen import cli
 
-    with patch("roentgen.synthesis.engine._finish", side_effect=KeyboardInterrupt):
+    with patch(before, side_effect=KeyboardInterrupt):
         found = run(lambda: cli.main(words), prog="roentgen")
     assert found.code == 130, found
 
@@ -173,6 +202,7 @@ def _collections(folder: Path) -> None:
     trees_b.nih_tree(folder / "nih")
     trees_b.padchest_tree(folder / "padchest")
     trees_b.dicom_tree(folder / "dicom")
+    trees_b.openchest_tree(folder / "openchest")
 
 
 def grey(path: Path) -> np.ndarray:
