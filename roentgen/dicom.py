@@ -8,6 +8,7 @@ import json
 import os
 import unicodedata
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -143,39 +144,89 @@ def _luma(colour: np.ndarray, bits: int) -> np.ndarray:
 
 def _grey_of(data: Any, pixels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """What turns stored values [H, W] into uint8 grey."""
-    from pydicom.pixels import apply_modality_lut, apply_voi
-
     inverse = str(data.PhotometricInterpretation) == "MONOCHROME1"
-    table = data.get("VOILUTSequence")
+    bits, signed = int(data.BitsStored), bool(data.get("PixelRepresentation"))
+    lowest = -float(2 ** (bits - 1)) if signed else 0.0
+    modality, lowest = _modality_of(data, lowest, lowest + 2.0**bits - 1)
+    tables = data.get("VOILUTSequence")
+    table = _table_of(tables[0], signed=lowest < 0, little=_is_little(data)) if tables else None
     window = None not in (data.get("WindowWidth"), data.get("WindowCenter"))
-    if table:
-        entries = table[0].LUTData
-        if isinstance(entries, bytes):  # OW rather than US
-            entries = np.frombuffer(entries, "<u2" if table[0].LUTDescriptor[2] > 8 else "u1")
-        low, high = float(np.min(entries)), float(np.max(entries))
-    elif not window and int(data.BitsStored) == 8 and data.get("RescaleSlope") is None:
-        low, high = 0.0, 255.0  # made for display, as secondary captures are: nothing to stretch
+    low, high = np.inf, -np.inf
+    if table is not None:
+        low, high = 0.0, 2.0**table.bits - 1
+    elif not window and bits == 8 and data.get("RescaleSlope") is None and not data.get("ModalityLUTSequence"):
+        low, high = lowest, lowest + 255.0  # made for display, as secondary captures are: nothing to stretch
     elif not window:
-        low, high = np.inf, -np.inf
 
         def look(rows: np.ndarray) -> int:
             nonlocal low, high
-            values = apply_modality_lut(rows, data)
+            values = modality(rows)
             low, high = min(low, float(values.min())), max(high, float(values.max()))
             return 0
 
         by_rows(pixels, look)  # type: ignore[arg-type]
 
     def shade(rows: np.ndarray) -> np.ndarray:
-        values = apply_modality_lut(rows, data)
-        if not table and window:
-            scaled = _window(np.asarray(values, dtype=np.float64), data)
+        values = modality(rows)
+        if table is None and window:
+            scaled = _window(values, data)
         else:
-            values = np.asarray(apply_voi(values, data) if table else values, dtype=np.float64)
+            values = values if table is None else table(values)
             scaled = np.clip((values - low) / (high - low), 0.0, 1.0) if high > low else np.zeros_like(values)
         return np.rint((1.0 - scaled if inverse else scaled) * 255.0).astype(np.uint8)
 
     return shade
+
+
+def _modality_of(data: Any, low: float, high: float) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
+    """The modality transform (PS3.3 C.11.1) of stored values to float64, and the lowest that it may give of those from
+    ``low`` to ``high``."""
+    if tables := data.get("ModalityLUTSequence"):
+        return _table_of(tables[0], signed=low < 0, little=_is_little(data)), 0.0
+    slope, intercept = (
+        float(default if (value := data.get(name)) is None else value)
+        for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
+    )
+    if slope == 0 or not np.isfinite([slope, intercept]).all():
+        raise ValueError(f"rescale slope {slope:g} with intercept {intercept:g}")
+    return lambda rows: rows * slope + intercept, min(low * slope, high * slope) + intercept
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table of a modality or VOI LUT: what lies before ``first`` has its first entry, what lies behind has its last.
+
+    entries: of ``bits`` bits, whose range is the table's, whether its entries use all of it or not.
+    """
+
+    entries: np.ndarray
+    first: int
+    bits: int
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        index = np.rint(values).astype(np.int64) - self.first
+        return self.entries[index.clip(0, len(self.entries) - 1)].astype(np.float64)
+
+
+def _table_of(item: Any, *, signed: bool, little: bool) -> _Table:
+    """The table of a sequence's item (PS3.3 C.11.1.1.1); ``signed``: whether its input may be negative.
+
+    Entries of 8 bits may lie in 8 or 16, which only their length tells; ValueError where there are too few.
+    """
+    count, first, bits = (int(value) for value in item.LUTDescriptor)
+    count = count % 2**16 or 2**16
+    first = (first + 2**15) % 2**16 - 2**15 if signed else first % 2**16  # of the wrong sign in many files
+    data, order = item.LUTData, "<" if little else ">"
+    if not isinstance(data, bytes):
+        data, order = np.array(data, np.int64).astype("<u2").tobytes(), "<"
+    if not (1 <= bits <= 16 and len(data) >= count):
+        raise ValueError(f"a table of {count} entries of {bits} bits in {len(data)} bytes")
+    entries = np.frombuffer(data, f"{order}u2" if len(data) >= 2 * count else "u1")[:count]
+    return _Table(entries.clip(0, 2**bits - 1), first, bits)
+
+
+def _is_little(data: Any) -> bool:
+    return bool(data.original_encoding[1] is not False)
 
 
 def _window(values: np.ndarray, data: Any) -> np.ndarray:

@@ -80,6 +80,7 @@ def user_path(text: str | Path) -> Path:
 def reason(error: BaseException) -> str:
     """What an error says, on one line of 200 characters at most."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)  # as libraries name types
     return (" ".join(text.split()) or type(error).__name__)[:200].rstrip(".")
 
 
@@ -129,6 +130,8 @@ def new_folder(path: Path, *, advice: str = "choose another --out") -> Iterator[
     ends with ``advice``, if it cannot be written.
     """
     temporary: Path | None = None
+    if path.name in ("", ".."):  # the current one, or one around it
+        raise UserError(f"{str(path)!r} holds what you work in, and cannot be replaced; {advice}")
     old = path.with_name(f"{path.name}.old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -77,6 +77,8 @@ def files_of(folder: Path) -> list[Path]:
     for path in sorted(folder.rglob("*")):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path}: a link that leads nowhere; remove it")
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{path}: a link to something outside of the folder; replace it by what it points to")
         if path.is_file():

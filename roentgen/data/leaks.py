@@ -16,7 +16,7 @@ from typing import Any
 from roentgen.data.text_statistics import identifiers
 from roentgen.dicom import has_no_pixels, open_dicom
 from roentgen.errors import UserError
-from roentgen.files import read_bytes
+from roentgen.files import read_bytes, reason
 from roentgen.images import SUFFIXES, read_provenance
 from roentgen.provenance import SOFTWARE
 
@@ -63,7 +63,16 @@ def _is_own_report(path: Path) -> bool:
 
 
 def _texts(path: Path) -> Iterator[str]:
-    """The texts that a file holds, as far as its kind is known."""
+    """The texts that a file holds, as far as its kind is known. UserError where it is damaged."""
+    try:
+        yield from _texts_of_kind(path)
+    except UserError:
+        raise
+    except Exception as error:  # what reads Parquet, tar and JSON raises many kinds
+        raise UserError(f"{path}: cannot be read ({reason(error)}); make it again, or leave it out") from error
+
+
+def _texts_of_kind(path: Path) -> Iterator[str]:
     if path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq

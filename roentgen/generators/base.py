@@ -275,7 +275,17 @@ def weights_in(text: str) -> list[str]:
 def roentgen_json(folder: Path) -> dict[str, Any]:
     """What a model folder says beside its weights; empty if it says nothing."""
     file = folder / "roentgen.json"
-    return read_json(file, advice="fetch the model again") if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    advice = "fetch the model again"
+    said = read_json(file, advice=advice)
+    known = said.get("vocabulary")
+    if not (known is None or (isinstance(known, list) and all(isinstance(word, str) for word in known))):
+        raise UserError(f"{file}: vocabulary is no list of words; {advice}")
+    for key in ("defaults", "text"):
+        if not isinstance(said.get(key, {}), dict):
+            raise UserError(f"{file}: {key} is no table of settings; {advice}")
+    return said
 
 
 def words(text: str) -> list[str]:

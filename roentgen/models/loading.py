@@ -168,6 +168,6 @@ def load_vae(folder: Path) -> Any:
 
     try:
         vae = AutoencoderKL.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # config, JSON, safetensors and shape errors alike mean a bad folder
         raise UserError(f"{folder}: no autoencoder can be loaded from there ({reason(error)})") from None
     return vae.eval().requires_grad_(False)

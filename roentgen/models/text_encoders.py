@@ -368,9 +368,13 @@ def make_reader(tokenizer: Any, text_encoder: Any, *, window: int | None = None,
     positions = config.get("max_position_embeddings")
     if positions is not None and "roberta" in config["model_type"]:
         positions -= config["pad_token_id"] + 1  # RoBERTa counts positions from there
-    frame = len(tokenizer("")["input_ids"])
+    try:
+        frame = len(tokenizer("")["input_ids"])
+        widest = min((int(limit) for limit in (tokenizer.model_max_length, positions) if limit), default=0)
+    except Exception as error:  # whatever its settings hold
+        raise UserError(f"the tokenizer cannot be used ({reason(error)}); fetch the model again") from error
     if window is None:
-        window = min(int(limit) for limit in (tokenizer.model_max_length, positions) if limit)
+        window = widest
     elif positions is not None and window > positions:
         raise UserError(
             f"--text-window {window}: the text encoder has {positions} positions; use at most {positions}, and "

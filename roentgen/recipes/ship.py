@@ -10,7 +10,6 @@ decoder. The encoders must be the same to the last bit, or the latents would not
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def ship(model: Any, s: Settings) -> int:
     """Save ``model`` of any family in half precision, with the facts of its run and what ``s`` says."""
-    facts: dict[str, Any] = json.loads((s.pipeline / "roentgen.json").read_text())
+    facts = roentgen_json(s.pipeline)
+    missing = [key for key in ("name", "defaults") if key not in facts]
+    missing += ["images_seen (or pass --images-seen)"] if s.images_seen is None and "images_seen" not in facts else []
+    require(not missing, f"--pipeline {s.pipeline}: its roentgen.json does not say {', '.join(missing)}")
     chosen = {key: value for key in ("steps", "guidance", "sampler") if (value := getattr(s, key)) is not None}
     facts = {
         **({"family": facts["family"]} if "family" in facts else {}),

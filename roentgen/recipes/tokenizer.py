@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--vae {error}") from None
     channels = autoencoder.config.latent_channels
     require(sum(s.groups) == channels, f"--groups {s.groups}: sum to {sum(s.groups)}; the latents have {channels}")
+    factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    require(s.size % factor == 0, f"--size {s.size}: must be a multiple of the autoencoder's factor, {factor}")
     train, val = sources(s)
     require_writable(s.out, "--out")
     started = time.perf_counter()

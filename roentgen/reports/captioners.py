@@ -71,7 +71,14 @@ def open_captioner(folder: Path, *, flag: str = "--model") -> Captioner:
             f"{flag} {folder}: {len(info['missing_keys'])} weights are missing (such as "
             f"{sorted(info['missing_keys'])[0]}): they are of another architecture, or cut short"
         )
-    return Captioner(arch, model.float().eval(), tokenizer, side_of(processor), by_processor(processor), processor)
+    try:
+        pixels = by_processor(processor)
+        pixels([np.zeros((64, 64), np.uint8)])
+    except Exception as error:  # whatever its settings hold
+        raise UserError(
+            f"{flag} {folder}: its preprocessor_config.json cannot be used ({reason(error)}); fetch the model again"
+        ) from error
+    return Captioner(arch, model.float().eval(), tokenizer, side_of(processor), pixels, processor)
 
 
 def text_window(model: Any) -> int:
@@ -123,7 +130,13 @@ def write_texts(
     texts: list[str] = []
     for start in range(0, len(images), batch_size):
         squares = [squash(image, captioner.size) for image in images[start : start + batch_size]]
-        ids = captioner.model.generate(pixel_values=captioner.pixels(squares).to(device), **settings)
+        try:
+            ids = captioner.model.generate(pixel_values=captioner.pixels(squares).to(device), **settings)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise UserError(
+                f"the model cannot write ({reason(error)}): its generation_config.json and config.json may be damaged; "
+                "fetch the model again"
+            ) from error
         texts += [text.strip() for text in captioner.tokenizer.batch_decode(ids, skip_special_tokens=True)]
     return texts
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from roentgen.files import file_hash
+from roentgen.errors import UserError
+from roentgen.files import file_hash, reason
 from roentgen.prompts import FINDINGS
 from roentgen.reports import screen, sentences
 from roentgen.reports.base import NOTHING_KNOWN, Context, Finding, Image, Info, Report, contexts_of, unread
@@ -184,8 +185,11 @@ def load_labels(folder: Path, *, device: str = "cpu", name: str = "", flag: str 
     net, info = load_net(folder, flag=flag)
     strange = None
     if (folder / SCREEN).is_file():
-        with np.load(folder / SCREEN, allow_pickle=False) as arrays:
-            strange = {key: arrays[key] for key in arrays.files}
+        try:
+            with np.load(folder / SCREEN, allow_pickle=False) as arrays:
+                strange = {key: arrays[key] for key in arrays.files}
+        except Exception as error:  # of zip files and of arrays
+            raise UserError(f"{folder / SCREEN}: cannot be read ({reason(error)}); fetch the reporter again") from error
     about = Info(
         name=name or folder.name,
         hash=file_hash(folder / WEIGHTS),

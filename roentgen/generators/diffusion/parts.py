@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from roentgen.errors import UserError
@@ -22,5 +23,8 @@ def check_parts(name: str, parts: dict[str, Any]) -> None:
             f"--model {name}: its U-Net gives {gives} channels for latents of {latents} (a learned variance); "
             "no sampler here reads that"
         )
+    scale = getattr(vae, "scaling_factor", None)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise UserError(f"--model {name}: its autoencoder's scaling_factor is {scale!r}; fetch the model again")
     if vae.out_channels not in (1, 3):
         raise UserError(f"--model {name}: its autoencoder has {vae.out_channels} channels; 1 or 3 can be saved")

@@ -189,7 +189,7 @@ def load_autoencoder(folder: Path) -> Any:
 
     try:
         model = VQModel.from_pretrained(folder / "vq", local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # see loading.load_vae
         raise UserError(f"{folder / 'vq'}: no VQModel can be loaded from there ({reason(error)})") from None
     return model.eval().requires_grad_(False)
 
