@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,72 @@ def test_a_modality_table_that_runs_backwards(tmp_path: Path, window: dict[str, 
     table["LUTData"].VR = "OW"
     found = images.read_image(write_dicom(tmp_path / "a.dcm", RAMP, ModalityLUTSequence=[table], **window)).flatten()
     assert found[0] == 255 and found[63] == 0 and abs(int(found[32]) - 126) <= 1
+
+
+def table(entries: NDArray[Any], first: int, bits: int, *, padded: bool = True) -> Dataset:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [len(entries), first, bits])
+    item.add_new("LUTData", "OW", entries.astype("<u2" if padded else "u1").tobytes())
+    return item
+
+
+def as_dcmtk(path: Path) -> NDArray[np.int64]:
+    """dcmtk's picture of a file, where it is installed."""
+    if shutil.which("dcmj2pnm") is None:
+        pytest.skip("dcmtk is not installed")
+    flags = ["+Wl", "1"] if "VOILUTSequence" in pydicom.dcmread(path) else ["+Wi", "1"]
+    subprocess.run(["dcmj2pnm", *flags, "+op", path, path.with_suffix(".pgm")], check=True, capture_output=True)
+    return np.asarray(Image.open(path.with_suffix(".pgm"))).astype(int)
+
+
+TABLES: dict[str, tuple[dict[str, Any], list[int]]] = {
+    # Settings, and the grey of the stored values at ranks 0, 32 and 63 of RAMP - 2048 (-2048, 32, 2047).
+    "entries of 8 bits in 16": ({"VOILUTSequence": [table(np.arange(256), 0, 8)]}, [0, 32, 255]),
+    "entries of 8 bits in 8": ({"VOILUTSequence": [table(np.arange(256), 0, 8, padded=False)]}, [0, 32, 255]),
+    "entries that use half of their range": (
+        {"VOILUTSequence": [table(np.arange(4096) * 8, -2048, 16)]}, [0, 65, 127],
+    ),
+    "descending entries": ({"VOILUTSequence": [table(4095 - np.arange(4096), -2048, 12)]}, [255, 125, 0]),
+    "a first value far below": (
+        {"ModalityLUTSequence": [table(65535 - 16 * np.arange(4096), -32768, 16)], "WindowCenter": 32768,
+         "WindowWidth": 65536}, [0, 0, 0],
+    ),
+    "negative values after the rescale": (
+        {"RescaleSlope": -1, "RescaleIntercept": -1000, "VOILUTSequence": [table(np.arange(4096), -3047, 12)]},
+        [255, 126, 0],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_have_the_range_of_their_bits(tmp_path: Path, name: str, photometric: str) -> None:
+    settings, wanted = TABLES[name]
+    settings = {**settings, "PixelRepresentation": 1}
+    path = write_dicom(tmp_path / "a.dcm", RAMP - 2048, photometric=photometric, **settings)
+    found = images.read_image(path).astype(int)
+    grey = np.array(wanted) if photometric == "MONOCHROME2" else 255 - np.array(wanted)
+    assert np.abs(found.flatten()[[0, 32, 63]] - grey).max() <= 1
+    assert np.abs(found - as_dcmtk(path)).max() <= 1
+
+
+def test_a_table_that_is_too_short_and_a_slope_of_nothing(tmp_path: Path) -> None:
+    short = table(np.arange(100), 0, 16)
+    short.LUTDescriptor = [4096, 0, 16]
+    with pytest.raises(UserError, match=r"a\.dcm"):
+        images.read_image(write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=[short]))
+    with pytest.raises(UserError, match=r"a\.dcm"):
+        images.read_image(write_dicom(tmp_path / "a.dcm", RAMP, RescaleSlope=0, RescaleIntercept=0))
+
+
+def test_signed_bytes_without_a_window(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", np.zeros((8, 8)), bits=8)
+    file = pydicom.dcmread(path)
+    file.BitsAllocated, file.PixelRepresentation = 8, 1
+    file.PixelData = np.linspace(-128, 127, 64).astype("i1").tobytes()
+    file["PixelData"].VR = "OB"
+    file.save_as(path)
+    assert images.read_image(path).flatten()[[0, 63]].tolist() == [0, 255]
 
 
 def test_bits_above_those_stored_are_no_pixels(tmp_path: Path) -> None:

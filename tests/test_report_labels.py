@@ -135,6 +135,8 @@ def test_threshold_of_the_best_expected_f1() -> None:
         ("a.png,Effusion,0.5,0.5,0,0.1", "line 2"),
         ("a.png,Effuson,0.5,0.5,0.1,0.1", "Effuson"),
         ("a.png,Effusion,x,0.5,0.1,0.1", "line 2"),
+        ("a.png,Effusion,nan,0.5,0.1,0.1", "line 2"),
+        ("a.png,Effusion,0.5,0.5,inf,0.1", "line 2"),
     ],
 )
 def test_bad_boxes_are_named(row: str, names: str, tmp_path: Path) -> None:

@@ -111,6 +111,9 @@ def test_other_sites_pages_and_names_are_refused(tiny_model: Any) -> None:
         url = f"{server.url}/v1/models"
         assert httpx.get(url, headers={"host": "evil.example"}).status_code == 403
         assert httpx.get(url, headers={"origin": "http://evil.example"}).status_code == 403
+        for name in ("[::1", "localhost]", "[", "a:b:c"):  # no addresses at all
+            assert httpx.get(url, headers={"host": name}).status_code in (400, 403)
+            assert httpx.get(url, headers={"origin": f"http://{name}"}).status_code == 403
         reply = httpx.get(url, headers={"origin": server.url})
         assert reply.status_code == 200 and "access-control-allow-origin" not in reply.headers
         assert "default-src 'self'" in reply.headers["content-security-policy"]
