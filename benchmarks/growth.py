@@ -118,7 +118,7 @@ def moments(folder: Path) -> None:
     """What FID keeps of the images in ``folder``: all of reading, batching and summing, with the pixels as features."""
     import numpy as np
 
-    from roentgen.metrics.extractors import Extractor
+    from roentgen.metrics.extractor import Extractor
     from roentgen.metrics.features import stream_moments
     from roentgen.metrics.image_set import open_set
 

@@ -89,15 +89,8 @@ def measure(
             except importlib.metadata.PackageNotFoundError:
                 raise UserError(f"the comparison needs {package}: pip install {package}") from None
         with tempfile.TemporaryDirectory() as scratch:
-            measured(
-                Path(scratch),
-                Path(out),
-                real=None if real is None else Path(real),
-                generated=None if generated is None else Path(generated),
-                images=images,
-                seed=seed,
-                batch_size=batch_size,
-            )
+            folders = [None if given is None else Path(given) for given in (real, generated)]
+            measured(Path(scratch), Path(out), folders, images=images, seed=seed, batch_size=batch_size)
         result = out
     text = table(read_result(Path(result)))
     print(text)
@@ -107,9 +100,10 @@ def measure(
 
 
 def measured(
-    scratch: Path, out: Path, *, real: Path | None, generated: Path | None, images: int, seed: int, batch_size: int
+    scratch: Path, out: Path, folders: Sequence[Path | None], *, images: int, seed: int, batch_size: int
 ) -> None:
-    """Everything, to the result file ``out``."""
+    """Everything, to ``out``; ``folders`` are of real and generated images, None for those of the sample."""
+    real, generated = folders
     if real is None or generated is None:
         real, generated = scratch / "real", scratch / "generated"
         make_images(real, generated, images, seed=seed)
@@ -142,35 +136,16 @@ def measured(
     large = [row for row, each in enumerate(pictures) if min(each.shape[1:]) // 2 >= MIN_SIDE]
     halved = [float(pair_ms_ssim(half(pictures[row]), pairs).mean()) for row in large]
 
+    spread = [float(each.mean(axis=1).std(ddof=1)) for each in (scores, likeness)]
     agreement: list[dict[str, Any]] = [
-        {"figure": "FID, torchxrayvision features", "script": fid_theirs, "ours": fid_ours},
-        {"figure": "MS-SSIM within a prompt, mean", "script": float(scores.mean()), "ours": float(likeness.mean())},
-        {
-            "figure": "MS-SSIM within a prompt, sd over prompts",
-            "script": float(scores.mean(axis=1).std(ddof=1)),
-            "ours": float(likeness.mean(axis=1).std(ddof=1)),
-        },
+        {"figure": figure, "script": script, "ours": mine, "difference": abs(mine - script) / abs(script)}
+        for figure, script, mine in (
+            ("FID, torchxrayvision features", fid_theirs, fid_ours),
+            ("MS-SSIM within a prompt, mean", float(scores.mean()), float(likeness.mean())),
+            ("MS-SSIM within a prompt, sd over prompts", spread[0], spread[1]),
+        )
     ]
-    for row in agreement:
-        row["difference"] = abs(row["ours"] - row["script"]) / abs(row["script"])
     count = len(files["real"])
-    orders = cut_orders(ours["xrv"], count // 2, seed)
-    changes = [
-        {
-            "change": "torchvision before 0.17: no antialiasing in the resize to 224 (`xrv-2022`)",
-            **moved(distance(ours["xrv-2022"]), fid_ours),
-        },
-        {
-            "change": "aspect kept: centre crop of the image itself, not squashed to 299 x 299 (`xrv-native`)",
-            **moved(distance(ours["xrv-native"]), fid_ours),
-        },
-        {
-            "change": f"file list cut to the first {count // 2} of {count}: mean of {ORDERS} random orders",
-            **moved(float(np.mean(orders)), fid_ours),
-        },
-        {"change": "the lowest of these orders", **moved(min(orders), fid_ours)},
-        {"change": "the highest of these orders", **moved(max(orders), fid_ours)},
-    ]
     sizes = {
         "full": float(likeness[large].mean()) if large else float("nan"),
         "half": float(np.mean(halved)) if large else float("nan"),
@@ -199,7 +174,7 @@ def measured(
             "largest_feature_difference": float(
                 max(np.abs(theirs[name] - ours["xrv"][name]).max() / np.abs(theirs[name]).max() for name in files)
             ),
-            "changes": changes,
+            "changes": changed_figures(ours, count, seed),
             "ms_ssim_by_size": sizes,
             "weights": words,
             "packages": {name: importlib.metadata.version(name) for name in (*PACKAGES, "torchvision", "scipy")},
@@ -211,8 +186,20 @@ def distance(features: dict[str, Features]) -> float:
     return float(frechet.feature_distance(features["generated"], features["real"]))
 
 
-def moved(value: float, usual: float) -> dict[str, float]:
-    return {"fid": value, "relative": value / usual - 1}
+def changed_figures(ours: dict[str, dict[str, Features]], count: int, seed: int) -> list[dict[str, Any]]:
+    """The distance after each change of the chain or of the list of files, and how far that moves it."""
+    usual = distance(ours["xrv"])
+    orders = cut_orders(ours["xrv"], count // 2, seed)
+    found = {
+        "torchvision before 0.17: no antialiasing in the resize to 224 (`xrv-2022`)": distance(ours["xrv-2022"]),
+        "aspect kept: centre crop of the image itself, not squashed to 299 x 299 (`xrv-native`)": distance(
+            ours["xrv-native"]
+        ),
+        f"file list cut to the first {count // 2} of {count}: mean of {ORDERS} random orders": float(np.mean(orders)),
+        "the lowest of these orders": min(orders),
+        "the highest of these orders": max(orders),
+    }
+    return [{"change": change, "fid": value, "relative": value / usual - 1} for change, value in found.items()]
 
 
 def half(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -260,14 +247,9 @@ def roentgens_features(files: Sequence[Path], weights: Path, batch_size: int) ->
 
     with torch.inference_mode():
         found = fid.get_files_features(
-            l_files=[str(path) for path in files],
-            model=network,
-            mode="clean",
-            batch_size=batch_size,
-            num_workers=0,
-            device=torch.device("cpu"),
-            verbose=False,
-        )
+            l_files=[str(path) for path in files], model=network, mode="clean", batch_size=batch_size,
+            num_workers=0, device=torch.device("cpu"), verbose=False,
+        )  # fmt: skip
     return np.asarray(found, dtype=np.float32)
 
 

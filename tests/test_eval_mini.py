@@ -20,7 +20,7 @@ from roentgen.generators import generate as generation
 from roentgen.generators.diffusion.sampling import Sampling
 from roentgen.images import save_image
 from roentgen.metrics import suite
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.result import KEYS
 from roentgen.synthesis import folder
 

@@ -17,6 +17,7 @@ from roentgen.errors import UserError
 from roentgen.images import read_image, resize_center_crop
 from roentgen.metrics import extractors
 from roentgen.metrics.distribution import frechet
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.extractors import load_extractor
 from roentgen.models.classifier import SHIPPED, load_classifier
 from roentgen.reports.finding_net import load_net
@@ -279,7 +280,7 @@ def test_a_processor_that_does_not_crop(tmp_path: Path) -> None:
         shapes.append(tuple(batch.shape))
         return {"features": batch.mean((1, 2, 3), keepdim=False)[:, None]}
 
-    extractor = extractors.Extractor(
+    extractor = Extractor(
         "x", "as it is", 1, "0", ("features",), (), "cpu", lambda i: i[None].astype(np.float32), forward
     )
     images = greys()

@@ -18,7 +18,7 @@ from roentgen.errors import UserError
 from roentgen.images import read_image
 from roentgen.metrics import features
 from roentgen.metrics.distribution import frechet
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.features import extract, stream_moments
 from roentgen.metrics.image_set import ImageSet, open_set
 

@@ -17,7 +17,7 @@ from recipe import load_script
 from roentgen import errors
 from roentgen.experiments.sensitivity import damages, noise, results, samples, scores
 from roentgen.metrics import neighbours
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.memorisation import damage
 from roentgen.metrics.result import KEYS
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 
 from roentgen.errors import UserError
 from roentgen.prompts.vocabulary import FINDINGS
 
-Uncertain = Literal["blank", "0", "1"]
+Uncertain = Annotated[Literal["blank", "0", "1"], "what a label of -1 becomes"]
 NO_FINDING = "No Finding"
 
 CHEXPERT_14: dict[str, str] = {

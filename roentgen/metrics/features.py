@@ -24,7 +24,7 @@ from roentgen.errors import UserError
 from roentgen.files import files_sha256
 from roentgen.images import read_image
 from roentgen.metrics.distribution.frechet import Moments, MomentsBuilder
-from roentgen.metrics.extractors import BATCH, Extractor
+from roentgen.metrics.extractor import BATCH, Extractor
 from roentgen.metrics.image_set import ImageSet, drop_bad
 
 Floats = NDArray[np.float32]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.features import Features
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.noticed import Noticed

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet, look
 from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, bound, measure
 from roentgen.metrics.noticed import BLUR, NOISE, Noticed

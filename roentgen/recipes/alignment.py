@@ -50,6 +50,7 @@ from roentgen.models.dual_encoder import (
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
 from roentgen.provenance import command_line, portable
 from roentgen.recipes import CONFIGS
+from roentgen.training.loop import steps
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import cosine_rate
 
@@ -135,20 +136,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     optimizer = torch.optim.AdamW(heads.parameters(), lr=s.rate, weight_decay=s.weight_decay)
     info: dict[str, Any] = {**widths, "hashes": hashes, "training_images": len(train)}
 
-    seen, best = 0, -1.0
+    best = -1.0
     running: list[torch.Tensor] = []
-    bar = tqdm(total=s.pairs, unit="pair", file=sys.stderr)
-    while seen < s.pairs:
-        number = seen // s.batch_size
-        chosen = batch_indices(weights, len(train), size=s.batch_size, seed=s.seed, batch=number)
-        generator = batch_generator(s.seed, number, 3)
+    for step in steps(0, s.pairs, batch_size=s.batch_size, show=True, unit="pair"):
+        chosen = batch_indices(weights, len(train), size=s.batch_size, seed=s.seed, batch=step.number)
+        generator = batch_generator(s.seed, step.number, 3)
         version = torch.randint(s.texts, (s.batch_size,), generator=generator)
         rows, text_rows = chosen.numpy(), (chosen + version * len(train)).numpy()
         x = inputs[chosen]
         x = x + s.noise * heads.image_scale * torch.randn(x.shape, generator=generator)
         true = torch.from_numpy(describes(known[rows], said[text_rows]))
         for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(seen, peak=s.rate, warmup=10 * s.batch_size, total=s.pairs, floor=0.01)
+            group["lr"] = cosine_rate(step.before, peak=s.rate, warmup=10 * s.batch_size, total=s.pairs, floor=0.01)
         heads.train()
         loss = contrastive_loss(
             heads.image_vectors(x),
@@ -159,11 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        seen += s.batch_size
+        seen = step.images
         running.append(loss.detach())
-        bar.update(s.batch_size)
 
-        if seen % s.eval_every < s.batch_size or seen >= s.pairs:
+        if step.due(s.eval_every):
             heads.eval()
             with torch.inference_mode():
                 v = heads.image_vectors(val_inputs).double().numpy()
@@ -180,7 +178,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 best = share
                 info |= {"pairs": seen, "val_beats": beats, "seconds": round(time.perf_counter() - began)}
                 save_heads(s.out, heads, info)
-    bar.close()
     result = measure(s, val, images["val"], val_texts, val_true)
     if (s.out / "README.md").is_file():
         replace_between_markers(s.out / "README.md", "alignment", report(result))

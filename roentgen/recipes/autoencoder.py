@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ import numpy as np
 import pandas as pd
 import torch
 from diffusers import AutoencoderKL
-from tqdm import tqdm
 
 from roentgen import config as cfg
 from roentgen.config import as_dict, parse_settings, require
@@ -39,9 +37,10 @@ from roentgen.models.loading import load_vae
 from roentgen.provenance import portable
 from roentgen.recipes import CONFIGS
 from roentgen.training.checkpoints import Checkpoints
+from roentgen.training.loop import steps
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import EMA, cosine_rate
-from roentgen.training.setup import make_accelerator
+from roentgen.training.setup import make_accelerator, share_of_batch
 from roentgen.training.trackers import Log, Trackers
 
 
@@ -133,9 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--consistency-weight and --latent-noise need --encoder pca or start",
     )
     accelerator = make_accelerator(precision=s.precision, trackers=s.trackers)
-    require(s.batch_size % accelerator.num_processes == 0, "--batch-size must be a multiple of the processes")
-    local = s.batch_size // accelerator.num_processes
-    mine = slice(accelerator.process_index * local, (accelerator.process_index + 1) * local)
+    mine = share_of_batch(accelerator, s.batch_size)
 
     # Data: images that hold detail at full size may be drawn more often than those that were stored smaller.
     table = read_manifest(s.manifest, splits=["train", "val"], allow_empty_text=True)
@@ -194,12 +191,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     started, images_then = time.perf_counter(), images
     running: list[torch.Tensor] = []
-    bar = tqdm(total=end, initial=images, unit="img", file=sys.stderr, disable=not accelerator.is_main_process)
-    while images < end:
+    for step in steps(images, end, batch_size=s.batch_size, show=accelerator.is_main_process):
         # The batch: what it holds depends on the seed and its number alone.
-        number = images // s.batch_size
-        chosen = batch_indices(weights, len(train), size=s.batch_size, seed=s.seed, batch=number)
-        generator = batch_generator(s.seed, number)
+        chosen = batch_indices(weights, len(train), size=s.batch_size, seed=s.seed, batch=step.number)
+        generator = batch_generator(s.seed, step.number)
         picked = R.random_crops(torch.from_numpy(np.asarray(data.pixels[chosen.numpy()])), s.crop, generator)
         noise = torch.randn(s.batch_size, s.latent_channels, s.crop // factor, s.crop // factor, generator=generator)
         degraded = (torch.rand(s.batch_size, generator=generator) < s.degrade) & ~low_resolution[chosen]
@@ -214,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = torch.where(degraded_here, R.blur_by_two(target), target)
 
         # One step: reconstruction plus a light pull of the posterior towards N(0, 1).
-        rate = cosine_rate(images, peak=s.rate, warmup=s.warmup, total=s.images, floor=0.02)
+        rate = cosine_rate(step.before, peak=s.rate, warmup=s.warmup, total=s.images, floor=0.02)
         for group in optimizer.param_groups:
             group["lr"] = rate
         # A frozen encoder is its projection: cheaper than running it, and the same to bf16 precision.
@@ -247,30 +242,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         optimizer.zero_grad()
         if critic is not None:
             parts.update(critic.learn(rate))
-        images += s.batch_size
+        images = step.images
         ema.update(images, s.batch_size)
         running.append(error.detach().mean())
-        bar.update(s.batch_size)
 
-        done = images >= end
-        if log is not None and (done or images % s.log_every < s.batch_size):
+        if log is not None and step.due(s.log_every):
             level = torch.stack(running).mean().item()
             require(
                 math.isfinite(level), f"loss is not finite at image {images}; the last checkpoint in {s.out} is good"
             )
             speed = (images - images_then) / (time.perf_counter() - started)
-            bar.set_postfix_str(f"error {level:.4f}, {speed:.1f} img/s")
             others = "".join(f", {name} {float(value):.4f}" for name, value in parts.items())
             print(f"{images} images, error {level:.4f}{others}, rate {rate:.2e}, {speed:.1f} images/s", flush=True)
             log.add_scalar("train/error", level, images)
             log.add_scalar("train/images_per_second", speed, images)
             running.clear()
         # Before the pictures: whatever happens to them, the training is kept.
-        if log is not None and (done or images % s.checkpoint_every < s.batch_size):
+        if log is not None and step.due(s.checkpoint_every):
             state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
             judges = critic.state_dict() if critic is not None else {}
             checkpoints.save(images, {**state, "critic": judges, "settings": settings})
-        if log is not None and (done or images % s.sample_every < s.batch_size):
+        if log is not None and step.due(s.sample_every):
             ema.swap()
             before, after = reconstruct(vae, held_out.pixels[:16], accelerator.device, s.precision)
             ema.swap()
@@ -281,7 +273,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             marks = {"synthetic": "true", "note": "real above, reconstruction below"}
             name = s.out / "samples" / f"{images:08d}.png"
             save_image(grid, name, format="png", provenance=marks, overwrite=True)
-    bar.close()
 
     # The finished autoencoder: averaged weights, latents whitened over training images.
     if accelerator.is_main_process:

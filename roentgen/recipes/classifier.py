@@ -11,7 +11,6 @@ the validation with the best macro AUROC).
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from roentgen.config import (
     BatchSize,
@@ -45,9 +43,10 @@ from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import auroc
 from roentgen.models.classifier import HalvesNet, inside_part, noisy_or_loss, save_classifier
 from roentgen.recipes import CONFIGS
+from roentgen.training.loop import steps
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import cosine_rate
-from roentgen.training.setup import make_accelerator
+from roentgen.training.setup import make_accelerator, share_of_batch
 from roentgen.training.trackers import Log, Trackers
 
 
@@ -85,9 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="roentgen train classifier", about=__doc__, configs=CONFIGS)
     inside_part([], s.part, "--part")  # a wrong one is said before anything is read
     accelerator = make_accelerator(precision=s.precision, trackers=s.trackers)
-    require(s.batch_size % accelerator.num_processes == 0, "--batch-size must be a multiple of the processes")
-    local = s.batch_size // accelerator.num_processes
-    mine = slice(accelerator.process_index * local, (accelerator.process_index + 1) * local)
+    mine = share_of_batch(accelerator, s.batch_size)
 
     # Data: unknown labels (blank) carry no loss; patients outside the part are not seen at all.
     table = read_manifest(s.manifest, splits=["train", "val"], allow_empty_text=True)
@@ -129,20 +126,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     log = Log(s.trackers, s.out, as_dict(s)) if accelerator.is_main_process else None
 
-    images, best, began = 0, -1.0, time.perf_counter()
+    best, began = -1.0, time.perf_counter()
     running: list[torch.Tensor] = []
-    bar = tqdm(total=s.images, unit="img", file=sys.stderr, disable=not accelerator.is_main_process)
-    while images < s.images:
-        number = images // s.batch_size
-        chosen = batch_indices(None, len(train), size=s.batch_size, seed=s.seed, batch=number)
-        generator = batch_generator(s.seed, number)
+    for step in steps(0, s.images, batch_size=s.batch_size, show=accelerator.is_main_process):
+        chosen = batch_indices(None, len(train), size=s.batch_size, seed=s.seed, batch=step.number)
+        generator = batch_generator(s.seed, step.number)
         x = augment(to_autoencoder(inputs[chosen.numpy()]), generator)[mine].to(accelerator.device)
         y = labels[chosen][mine].to(accelerator.device)
         known = ~y.isnan()
         target = y.nan_to_num(0.0) * (1 - s.label_smoothing) + 0.5 * s.label_smoothing
 
         for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(images, peak=s.rate, warmup=2_000, total=s.images, floor=0.01)
+            group["lr"] = cosine_rate(step.before, peak=s.rate, warmup=2_000, total=s.images, floor=0.01)
         model.train()
         with accelerator.autocast():
             logits, sides = model(x.contiguous(memory_format=torch.channels_last))
@@ -157,11 +152,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         accelerator.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        images += s.batch_size
+        images = step.images
         running.append(loss.detach())
-        bar.update(s.batch_size)
 
-        if images % s.eval_every < s.batch_size or images >= s.images:
+        if step.due(s.eval_every):
             net.eval()
             if accelerator.is_main_process:
                 scores = predict(net, val_inputs, accelerator.device)
@@ -193,7 +187,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                             "seconds": round(time.perf_counter() - began),
                         },
                     )
-    bar.close()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         print(json.dumps({"validation_macro_auroc": best}), flush=True)

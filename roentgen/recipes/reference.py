@@ -28,7 +28,8 @@ from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import file_sha256, require_writable, sha256
 from roentgen.metrics.diversity.repeats import difference_hash
-from roentgen.metrics.extractors import Extractor, classifier_extractor
+from roentgen.metrics.extractor import Extractor
+from roentgen.metrics.extractors import classifier_extractor
 from roentgen.metrics.neighbours import thumbnails
 from roentgen.models.classifier import inside_part, load_classifier
 from roentgen.prompts import labels_from_row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from roentgen.config import BatchSize, Count, CountFromZero, Pixels, Range, Rate, Weight, require
 from roentgen.data.images import ImageSource
@@ -19,9 +17,10 @@ from roentgen.generators.masked.tokenizer import MOST_CODES, use
 from roentgen.images import to_autoencoder
 from roentgen.models.autoencoder.losses import pyramid_l1, random_crops
 from roentgen.training.checkpoints import Checkpoints
+from roentgen.training.loop import steps
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import cosine_rate
-from roentgen.training.setup import make_accelerator
+from roentgen.training.setup import make_accelerator, share_of_batch
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,7 @@ def train_vqgan(v: Vq, source: ImageSource, out: Path, *, seed: int, settings: d
     require(v.crop % factor == 0, f"--vq.crop {v.crop}: must be a multiple of {factor}")
     require(v.crop <= source.size, f"--vq.crop {v.crop}: must be at most --size {source.size}")
     accelerator = make_accelerator(precision=v.precision)
-    require(v.batch_size % accelerator.num_processes == 0, "--vq.batch-size must be a multiple of the processes")
-    local = v.batch_size // accelerator.num_processes
-    mine = slice(accelerator.process_index * local, (accelerator.process_index + 1) * local)
+    mine = share_of_batch(accelerator, v.batch_size, "--vq.batch-size")
     torch.manual_seed(seed)
     inner, critic = build(v, source.size), V.Patches()
     nn.init.normal_(inner.quantize.embedding.weight, std=1.0)  # as the latents' spread, not 1 / codes
@@ -97,16 +94,14 @@ def train_vqgan(v: Vq, source: ImageSource, out: Path, *, seed: int, settings: d
         accelerator.print(f"continuing at {images} images")
     weights = torch.from_numpy(source.table["weight"].to_numpy(float)) if "weight" in source.table else None
     told: list[float] = []
-    bar = tqdm(total=end, initial=images, unit="img", file=sys.stderr, disable=not accelerator.is_main_process)
-    while images < end:
-        number = images // v.batch_size
-        chosen = batch_indices(weights, len(source.table), size=v.batch_size, seed=seed, batch=number)
+    for step in steps(images, end, batch_size=v.batch_size, show=accelerator.is_main_process):
+        chosen = batch_indices(weights, len(source.table), size=v.batch_size, seed=seed, batch=step.number)
         pixels = torch.from_numpy(source.read_many(chosen.numpy()))
-        crops = random_crops(pixels, v.crop, batch_generator(seed, number))
+        crops = random_crops(pixels, v.crop, batch_generator(seed, step.number))
         x = to_autoencoder(crops[mine]).to(accelerator.device)
         for group in (*optimizer.param_groups, *against.param_groups):
-            group["lr"] = cosine_rate(images, peak=v.rate, warmup=v.warmup, total=v.images, floor=0.02)
-        judged = v.adversary > 0 and images >= v.adversary_from
+            group["lr"] = cosine_rate(step.before, peak=v.rate, warmup=v.warmup, total=v.images, floor=0.02)
+        judged = v.adversary > 0 and step.before >= v.adversary_from
 
         with accelerator.autocast():
             output, code_loss, codes, latents = network(x)
@@ -125,7 +120,7 @@ def train_vqgan(v: Vq, source: ImageSource, out: Path, *, seed: int, settings: d
             accelerator.backward(V.hinge(critic_(x), critic_(output.detach())))
             against.step()
             against.zero_grad()
-        images += v.batch_size
+        images = step.images
         # Every process sees all codes and latents, so that all revive the same ones.
         all_codes, all_latents = accelerator.gather(codes), accelerator.gather(latents)
         revived = V.revive(
@@ -133,9 +128,7 @@ def train_vqgan(v: Vq, source: ImageSource, out: Path, *, seed: int, settings: d
             after=v.revive_after, seed=seed,
         )  # fmt: skip
         told.append(float(error.detach()))
-        bar.update(v.batch_size)
-        done = images >= end
-        if accelerator.is_main_process and (done or images % v.log_every < v.batch_size):
+        if accelerator.is_main_process and step.due(v.log_every):
             require(bool(np.isfinite(told).all()), f"the loss is not finite at image {images}; lower --vq.rate")
             share, perplexity = use(all_codes.cpu(), v.codes)
             print(
@@ -144,12 +137,11 @@ def train_vqgan(v: Vq, source: ImageSource, out: Path, *, seed: int, settings: d
                 flush=True,
             )
             told.clear()
-        if accelerator.is_main_process and (done or images % v.checkpoint_every < v.batch_size):
+        if accelerator.is_main_process and step.due(v.checkpoint_every):
             state = {
                 "model": inner.state_dict(), "critic": critic.state_dict(), "optimizer": optimizer.state_dict(),
                 "against": against.state_dict(), "last_used": last_used, "settings": settings,
             }  # fmt: skip
             checkpoints.save(images, state)
-    bar.close()
     accelerator.wait_for_everyone()
     return inner.cpu().eval().requires_grad_(False)

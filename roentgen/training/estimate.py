@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -131,29 +131,45 @@ def estimate(
         with_gradients=accumulate > 1,
     )
     operations, peak = _walked(net, walk, dtype, checkpointing=gradient_checkpointing)
-    gradients = _size(trained)
     if latents_online:
         peak = max(peak, encoding_peak(meta_copy(vae, False), batch_per_device, latent_shape, dtype))
     resident = [net, *([encoder] if text_online or learns_text else []), *([vae] if latents_online or decodes else [])]
-    memory = {
+    memory = _memory(resident, trained, peak, optimizer=optimizer, ema=ema, shared=processes > 1)
+    states = math.prod(text_shape) * encoder.config.hidden_size
+    disk = {
+        "latents": 0 if latents_online else images * 2 * math.prod(latent_shape) * 2,  # mean and deviation, float16
+        "text states": 0 if text_online or learns_text else (images if texts is None else texts) * states * 2,
+        f"{KEPT_CHECKPOINTS} checkpoints and one being written": (KEPT_CHECKPOINTS + 1) * _checkpoint(memory),
+        "pipeline": sum(map(_module_size, (net, encoder, vae))),
+    }
+    return Estimate(_present(memory), _present(disk), operations // batch_per_device)
+
+
+def _memory(
+    resident: Sequence[nn.Module],
+    trained: Sequence[nn.Parameter],
+    peak: int,
+    *,
+    optimizer: str,
+    ema: bool,
+    shared: bool,
+) -> dict[str, int]:
+    """Bytes by item, at the worst moment of a step, of which activations alone take ``peak``."""
+    gradients = _size(trained)
+    return {
         "weights": sum(map(_module_size, resident)),
         "gradients": gradients,
         "optimiser": sum(_moments(p.numel(), optimizer) for p in trained),
         "average (EMA)": gradients if ema else 0,
         # While gradients fill up, activations go: the worst moment needs less than both sums.
         "activations beyond the gradients' room": max(0, peak - gradients),
-        "gradient exchange (DDP)": gradients if processes > 1 else 0,
+        "gradient exchange (DDP)": gradients if shared else 0,
     }
-    # Of the weights, a checkpoint has the trained ones.
-    kept = gradients + memory["optimiser"] + memory["average (EMA)"]
-    states = math.prod(text_shape) * encoder.config.hidden_size
-    disk = {
-        "latents": 0 if latents_online else images * 2 * math.prod(latent_shape) * 2,  # mean and deviation, float16
-        "text states": 0 if text_online or learns_text else (images if texts is None else texts) * states * 2,
-        f"{KEPT_CHECKPOINTS} checkpoints and one being written": (KEPT_CHECKPOINTS + 1) * kept,
-        "pipeline": sum(map(_module_size, (net, encoder, vae))),
-    }
-    return Estimate(_present(memory), _present(disk), operations // batch_per_device)
+
+
+def _checkpoint(memory: Mapping[str, int]) -> int:
+    """Bytes of a checkpoint, which has of the weights the trained ones: as large as their gradients."""
+    return memory["gradients"] + memory["optimiser"] + memory["average (EMA)"]
 
 
 def _walked(net: Any, walk: Callable[[], int], dtype: torch.dtype, *, checkpointing: bool) -> tuple[int, int]:

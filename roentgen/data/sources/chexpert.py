@@ -99,8 +99,6 @@ def read_chexpert(
     Args:
         root: the folder of ``train.csv`` and ``valid.csv``, or the folder above it; of the full-size release the folder
             of its batches.
-        uncertain: what a label of -1 becomes.
-        missing: stop, or drop the row, when an image file is not there.
         val_share: share of the train patients for ``val``; unused where the official test set is there.
         seed: of that split.
 
@@ -188,7 +186,6 @@ def chexpert_rows(
     Args:
         table: text cells; ``split`` says train, valid or test.
         counts: what is odd is added here.
-        uncertain: what a label of -1 becomes.
         val_share, seed: of the split of train patients; see the module's text.
         source: name of the collection.
         path: file to name in messages.
@@ -249,8 +246,6 @@ def read_chexpert_plus(
         labels: JSON lines of CheXbert's labels; None: one of ``PLUS_LABELS`` below ``root``, and without it the
             findings are blank.
         section: names of ``PLUS_SECTIONS``.
-        uncertain: what a label of -1 becomes.
-        missing: stop, or drop the row, when an image file is not there.
         val_share: share of the train patients for ``val``.
         seed: of that split.
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 
@@ -19,11 +19,18 @@ from roentgen.errors import UserError
 from roentgen.files import sha256
 from roentgen.prompts.vocabulary import FINDINGS
 
-Missing = Literal["error", "drop"]
+Missing = Annotated[Literal["error", "drop"], "stop, or drop the row, when an image file is not there"]
 SIDED = tuple(name for name, finding in FINDINGS.items() if finding.can_have_side)
 SPLIT_WORDS = {"validate": "val", "valid": "val", "validation": "val", "training": "train", "testing": "test"}
 AGE_UNITS = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}  # to the year, of DICOM's ages
 CHUNK = 1000  # paths that one thread looks at in one go
+
+
+def check_root(root: str | Path, advice: str) -> Path:
+    """``root`` as an absolute path; UserError with ``advice`` where it is no folder."""
+    if not Path(root).is_dir():
+        raise UserError(f"--root {root} is not a folder; {advice}")
+    return Path(root).absolute()
 
 
 def find_table(root: Path, names: Sequence[str], *, below: str = "") -> Path:
@@ -34,8 +41,7 @@ def find_table(root: Path, names: Sequence[str], *, below: str = "") -> Path:
     Raises:
         UserError: when ``root`` is no folder, or it holds none or, in several folders below, more than one.
     """
-    if not root.is_dir():
-        raise UserError(f"--root {root} is not a folder; name the folder of the collection")
+    check_root(root, "name the folder of the collection")
     for folders in ([root], sorted(root.glob(below)) if below else []):
         for name in names:
             found = [folder / end for folder in folders for end in (name, f"{name}.gz") if (folder / end).is_file()]

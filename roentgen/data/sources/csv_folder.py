@@ -12,11 +12,12 @@ import pandas as pd
 
 from roentgen.config import ShareBelowOne
 from roentgen.data.assemble import typed_labels
-from roentgen.data.labels import CHEXPERT_14
+from roentgen.data.labels import CHEXPERT_14, Uncertain
 from roentgen.data.manifest import SIDE_SUFFIX, VIEWS, simple_name
 from roentgen.data.sources.common import (
     SPLIT_WORDS,
     are_files,
+    check_root,
     check_shares,
     finding_map,
     hashed_splits,
@@ -46,7 +47,7 @@ def read_csv(
     finding_columns: dict[str, str] | None = None,
     column: dict[str, str] | None = None,
     other_views: Literal["error", "drop"] = "error",
-    uncertain: Literal["blank", "0", "1"] = "blank",
+    uncertain: Uncertain = "blank",
     val_share: ShareBelowOne = 0.1,
     test_share: ShareBelowOne = 0.1,
     source_name: str = "",
@@ -75,11 +76,8 @@ def read_csv(
             the user's column. ``findings`` is a column that lists them ("Effusion|Mass"): what it names in any row was
             looked for in all, so it is 0 where a row does not list it, and unknown where the cell is blank.
         other_views: stop at a view other than PA, AP or blank, or drop the row.
-        uncertain: what a finding of -1 becomes.
-        val_share: share of patients for ``val``.
-        test_share: share of patients for ``test``.
-        source_name: name of the collection, written to every row.
-        licence: its licence, written to every row.
+        val_share, test_share: share of the patients for that split.
+        source_name, licence: of the collection, written to every row.
         seed: of the random split.
 
     Returns:
@@ -88,67 +86,27 @@ def read_csv(
     Raises:
         UserError: when a file, column or image is missing, a value is not a manifest's, or a share is impossible.
     """
-    root, csv = Path(root).absolute(), Path(csv)
-    if not root.is_dir():
-        raise UserError(f"--root {root} is not a folder; name the folder of images")
+    root, csv = check_root(root, "name the folder of images"), Path(csv)
     check_shares(val_share, test_share)
     given = _given_columns(
         column or {},
         {"image": image_column, "text": text_column, "patient": patient_column, "split": split_column}
         | {"view": view_column, "sex": sex_column, "age": age_column},
     )
-    users = read_table(csv, optional=None, name=f"--csv {csv}", fix="name a file with a header and one row an image")
-    for flag, name in given.items():
-        if name not in users.columns:
-            flag = f"--{flag}-column" if flag in COLUMNS and flag not in (column or {}) else f"--column, {flag}"
-            raise UserError(f"{flag}: {csv} has no column {name!r}; it has {', '.join(users.columns)}")
-    blank = pd.Series("", index=users.index)
-
-    def cells(what: str) -> pd.Series:
-        return users[given[what]] if what in given else blank
-
-    images = cells("image")
-    if (images == "").any():
-        row = int((images == "").to_numpy().argmax()) + 1
-        raise UserError(f"{csv}, row {row}: the column {given['image']!r} is empty; fill it")
-    patients = cells("patient") if "patient" in given else images
-    if "split" in given:
-        splits = cells("split").str.lower().replace(SPLIT_WORDS)
-    else:
-        splits = hashed_splits(patients, val_share, test_share, seed=seed)
-    table = pd.DataFrame(
-        {
-            "image": _with_endings([str(root / image) for image in images]),
-            "text": cells("text").str.split().str.join(" "),
-            "patient_id": patients,
-            "split": splits,
-            "view": cells("view").str.upper(),
-            "sex": [SEX_WORDS.get(sex.lower(), sex) for sex in cells("sex")],
-            "age": _ages(cells("age")),
-            "source": source_name,
-            "licence": licence,
-        },
-        dtype=str,
-    )
+    users = _users_table(csv, given, column or {})
+    table = _manifest_cells(users, given, root)
+    if "split" not in given:
+        table["split"] = hashed_splits(table["patient_id"], val_share, test_share, seed=seed)
+    table[["source", "licence"]] = source_name, licence
     counts: Counter[str] = Counter()
     if "findings" in given:
         table = pd.concat([table, _listed(users[given["findings"]], counts)], axis=1)
     named = (finding_columns or {}) | {name: what for what, name in given.items() if what in FINDINGS}
     others = [name for name in users.columns if name != given.get("findings")]
-    for name, finding in finding_map(others, named, csv=csv).items():
-        table[finding] = users[name].mask(users[name].isin(UNCERTAIN), "" if uncertain == "blank" else uncertain)
-    for finding in FINDINGS:
-        if finding + SIDE_SUFFIX in users.columns:
-            table[finding + SIDE_SUFFIX] = users[finding + SIDE_SUFFIX].str.lower()
-    missing = [image for image, there in zip(table["image"], are_files(table["image"]), strict=True) if not there]
-    if missing:
-        raise UserError(
-            f"{len(missing)} image file(s) of {csv} are not below --root, the first is {missing[0]}; "
-            f"mend --root or --image-column"
-        )
+    _add_findings(table, users, finding_map(others, named, csv=csv), "" if uncertain == "blank" else uncertain)
+    _check_files(table["image"].tolist(), csv)
     if "patient" not in given:
-        message = "no --patient-column: each image counts as a patient, so one person may be in two splits"
-        print(message, file=sys.stderr)
+        print("no --patient-column: each image counts as a patient; one may be in two splits", file=sys.stderr)
     if other_views == "drop":
         kept = table["view"].isin([*VIEWS, ""])
         counts["images of views other than PA and AP"] = int((~kept).sum())
@@ -165,6 +123,58 @@ def _given_columns(column: dict[str, str], flags: dict[str, str | None]) -> dict
         if name is not None and column.get(what, name) != name:
             raise UserError(f"--column and --{what}-column name two columns for {what}; leave one out")
     return {"image": "image"} | {what: name for what, name in flags.items() if name is not None} | column
+
+
+def _users_table(csv: Path, given: dict[str, str], column: dict[str, str]) -> pd.DataFrame:
+    """The user's CSV; UserError where it lacks a column that is ``given`` or a cell of the images' column."""
+    users = read_table(csv, optional=None, name=f"--csv {csv}", fix="name a file with a header and one row an image")
+    for flag, name in given.items():
+        if name not in users.columns:
+            flag = f"--{flag}-column" if flag in COLUMNS and flag not in column else f"--column, {flag}"
+            raise UserError(f"{flag}: {csv} has no column {name!r}; it has {', '.join(users.columns)}")
+    empty = (users[given["image"]] == "").to_numpy()
+    if empty.any():
+        raise UserError(f"{csv}, row {int(empty.argmax()) + 1}: the column {given['image']!r} is empty; fill it")
+    return users
+
+
+def _manifest_cells(users: pd.DataFrame, given: dict[str, str], root: Path) -> pd.DataFrame:
+    """The manifest's columns but source, licence and findings; without a patient column each image is a patient."""
+    blank = pd.Series("", index=users.index)
+
+    def cells(what: str) -> pd.Series:
+        return users[given[what]] if what in given else blank
+
+    return pd.DataFrame(
+        {
+            "image": _with_endings([str(root / image) for image in cells("image")]),
+            "text": cells("text").str.split().str.join(" "),
+            "patient_id": cells("patient" if "patient" in given else "image"),
+            "split": cells("split").str.lower().replace(SPLIT_WORDS),
+            "view": cells("view").str.upper(),
+            "sex": [SEX_WORDS.get(sex.lower(), sex) for sex in cells("sex")],
+            "age": _ages(cells("age")),
+        },
+        dtype=str,
+    )
+
+
+def _add_findings(table: pd.DataFrame, users: pd.DataFrame, named: dict[str, str], uncertain: str) -> None:
+    """Findings and their sides, as the user's columns have them; ``uncertain`` is what -1 becomes."""
+    for name, finding in named.items():
+        table[finding] = users[name].mask(users[name].isin(UNCERTAIN), uncertain)
+    for side in (finding + SIDE_SUFFIX for finding in FINDINGS):
+        if side in users.columns:
+            table[side] = users[side].str.lower()
+
+
+def _check_files(images: list[str], csv: Path) -> None:
+    missing = [image for image, there in zip(images, are_files(images), strict=True) if not there]
+    if missing:
+        raise UserError(
+            f"{len(missing)} image file(s) of {csv} are not below --root, the first is {missing[0]}; "
+            f"fix --root or --image-column"
+        )
 
 
 def _with_endings(images: list[str]) -> list[str]:

@@ -54,6 +54,7 @@ from roentgen.data.sections import clean_text, pick_text
 from roentgen.data.sources.common import (
     SPLIT_WORDS,
     ages,
+    check_root,
     check_shares,
     drop_rows,
     finding_map,
@@ -117,14 +118,11 @@ def read_dicom_folder(
         text_column: column of the report.
         section: sections to take, see ``sections.pick_text``; ("report",) takes the whole report, cleaned.
         split_column: column of the split; None: at random by patient.
-        uncertain: what a finding of -1 becomes.
         pseudonymise: replace ``patient_id``.
         salt: key of the pseudonyms, at least 8 characters; None: random.
-        val_share: share of the patients for ``val``.
-        test_share: share of the patients for ``test``.
+        val_share, test_share: share of the patients for that split.
         seed: of the random split.
-        source_name: name of the collection.
-        licence: its licence.
+        source_name, licence: of the collection, written to every row.
 
     Returns:
         The table, ``image`` absolute, folder by folder in the order of the names; and counts of what was left out.
@@ -133,15 +131,10 @@ def read_dicom_folder(
         UserError: naming the flag, file or column that is wrong.
     """
     check_shares(val_share, test_share)
-    if salt is not None and not pseudonymise:
-        raise UserError("--salt has no use without --pseudonymise; add it or leave --salt out")
-    if salt is not None and len(salt) < SHORTEST_SALT:
-        raise UserError(f"--salt has {len(salt)} characters; take a secret of at least {SHORTEST_SALT}")
+    check_salt(salt, pseudonymise)
     if not section:
         raise UserError("--section is empty; name sections such as impression, or report for the whole report")
-    root, csv = Path(root).absolute(), Path(csv)
-    if not root.is_dir():
-        raise UserError(f"--root {root} is not a folder; name the folder of the DICOM files")
+    root, csv = check_root(root, "name the folder of the DICOM files"), Path(csv)
     key = key_column or join
     texts = report_table(csv, key=key, report=text_column, split=split_column, path_keys=join == "path")
     counts: Counter[str] = Counter()
@@ -150,23 +143,10 @@ def read_dicom_folder(
     if table.empty:
         said = ", ".join(f"{count} {what}" for what, count in counts.items())
         raise UserError(f"--root {root} has no frontal chest radiograph in DICOM ({said}); name another folder")
-    if join == "path":
-        table["key"] = [Path(image).relative_to(root).as_posix() for image in table["image"]]
-    else:
-        table["key"] = table[join]
-    known = table["key"].isin(texts["key"])
-    if not known.any():
-        raise UserError(
-            f"no image has a report: the first image's {join} is {table['key'].iloc[0]!r}, the first {key!r} of "
-            f"{csv} is {texts['key'].iloc[0]!r}; choose others by --join and --key-column"
-        )
-    unused = int((~texts["key"].isin(table["key"])).sum())
-    if unused:
-        counts["reports without a frontal image"] += unused
-    table = drop_rows(table, ~known, counts, "images without a report")
-    copies = table["SOPInstanceUID"].duplicated() & (table["SOPInstanceUID"] != "")
-    table = drop_rows(table, copies, counts, "second copies of an image")
-    table = table.merge(texts, on="key", how="left")
+    by_path = [Path(image).relative_to(root).as_posix() for image in table["image"]]
+    table["key"] = by_path if join == "path" else table[join]
+    advice = f"{key!r} of {csv} is {texts['key'].iloc[0]!r}; choose others by --join and --key-column"
+    table = with_reports(table, texts, counts, f"{join} is {table['key'].iloc[0]!r}, the first {advice}")
     rows = pd.DataFrame(
         {
             "image": table["image"],
@@ -182,24 +162,48 @@ def read_dicom_folder(
     blank = int((rows["text"] == "").sum())
     if blank:
         counts[f"images kept whose report has no {' or '.join(section)}"] += blank
-    if split_column is None:
-        rows["split"] = hashed_splits(rows["patient_id"], val_share, test_share, seed=seed)
-    else:
-        rows["split"] = table["split"]
+    drawn = split_column is None
+    rows["split"] = hashed_splits(rows["patient_id"], val_share, test_share, seed=seed) if drawn else table["split"]
     for column, finding in finding_map(list(texts.columns), None, csv=csv).items():
         rows[finding] = label_column(table[column], uncertain, path=csv)
     if pseudonymise:
-        key_bytes = (salt or secrets.token_hex()).encode()
-        names = {patient: pseudonym(patient, key_bytes) for patient in rows["patient_id"].unique()}
-        rows["patient_id"] = rows["patient_id"].map(names)
-        held = sum(bool(identifiers(text)) for text in rows["text"])
-        print(
-            "--pseudonymise: patient_id is a keyed hash; file names, the DICOM files' own headers and the report texts "
-            f"are as they were, and {held:,} of {len(rows):,} texts seem to hold a name, number or date "
-            "(`roentgen data check` lists them)",
-            file=sys.stderr,
-        )
+        replace_patients(rows, (salt or secrets.token_hex()).encode())
     return manifest_columns(rows), counts
+
+
+def check_salt(salt: str | None, pseudonymise: bool) -> None:
+    """UserError for a key of pseudonyms that is not used or too short."""
+    if salt is not None and not pseudonymise:
+        raise UserError("--salt has no use without --pseudonymise; add it or leave --salt out")
+    if salt is not None and len(salt) < SHORTEST_SALT:
+        raise UserError(f"--salt has {len(salt)} characters; take a secret of at least {SHORTEST_SALT}")
+
+
+def with_reports(table: pd.DataFrame, texts: pd.DataFrame, counts: Counter[str], first: str) -> pd.DataFrame:
+    """Images joined to their reports by the column ``key``; UserError, which says ``first``, where none has one."""
+    known = table["key"].isin(texts["key"])
+    if not known.any():
+        raise UserError(f"no image has a report: the first image's {first}")
+    unused = int((~texts["key"].isin(table["key"])).sum())
+    if unused:
+        counts["reports without a frontal image"] += unused
+    table = drop_rows(table, ~known, counts, "images without a report")
+    copies = table["SOPInstanceUID"].duplicated() & (table["SOPInstanceUID"] != "")
+    table = drop_rows(table, copies, counts, "second copies of an image")
+    return table.merge(texts, on="key", how="left")
+
+
+def replace_patients(rows: pd.DataFrame, key: bytes) -> None:
+    """Put pseudonyms into ``patient_id``, and say what stays as it was."""
+    names = {patient: pseudonym(patient, key) for patient in rows["patient_id"].unique()}
+    rows["patient_id"] = rows["patient_id"].map(names)
+    held = sum(bool(identifiers(text)) for text in rows["text"])
+    print(
+        "--pseudonymise: patient_id is a keyed hash; file names, the DICOM files' own headers and the report texts "
+        f"are as they were, and {held:,} of {len(rows):,} texts seem to hold a name, number or date "
+        "(`roentgen data check` lists them)",
+        file=sys.stderr,
+    )
 
 
 def pseudonym(patient: str, key: bytes) -> str:

@@ -94,8 +94,6 @@ def read_mimic(
         split: the published split, or RoentGen's by patient folder.
         labels: which labeller's table to read: chexpert, negbio or none.
         patients: MIMIC-IV's ``patients.csv.gz`` for sex and age.
-        uncertain: what the label -1 becomes.
-        missing: what to do when an image of the tables is not on the disk.
         val_share: for "roentgen": share of the training patients that become ``val``.
         limit: keep only the first so many patients by hash.
         seed: of that hash and of ``val``.

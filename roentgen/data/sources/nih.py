@@ -69,7 +69,6 @@ def read_nih(
 
     Args:
         root: the folder of the table, the two lists and the images.
-        missing: stop, or drop the row, when an image file is not there.
         val_share: share of the patients of ``train_val_list.txt`` for ``val``.
         seed: of that split.
 

@@ -39,6 +39,7 @@ from roentgen.data.sections import clean_text
 from roentgen.data.sources.common import (
     Missing,
     are_files,
+    check_root,
     check_shares,
     hashed_split,
     keep_present,
@@ -178,7 +179,6 @@ def read_openi(
         reports: the archive or folder of the reports; None: found below ``root``, else torchxrayvision's copy.
         views: Kaggle's ``indiana_projections.csv`` (uid, filename, projection); None: torchxrayvision's tables.
         section: the first of these sections that is not blank is the text.
-        missing: what to do when an image that a report names is not below ``root``.
         val_share, test_share, seed: of the random split by report.
 
     Returns:
@@ -188,9 +188,7 @@ def read_openi(
         UserError: naming the flag or file that is wrong.
     """
     check_shares(val_share, test_share)
-    root = Path(root).absolute()
-    if not root.is_dir():
-        raise UserError(f"--root {root} is not a folder; name the folder of Open-i's images")
+    root = check_root(root, "name the folder of Open-i's images")
     unknown = [name for name in section if name not in SECTIONS]
     if unknown:
         raise UserError(f"--section {unknown[0]!r} does not exist in Open-i; choose from {', '.join(SECTIONS)}")

@@ -98,7 +98,6 @@ def read_padchest(
         text: "labels" leaves ``text`` "", "report" gives the Spanish report.
         labelled_by: which reports to take.
         images: folder of the images.
-        missing: stop, or drop the row, when an image file is not there.
         val_share: share of the patients for ``val``.
         test_share: share of the patients for ``test``.
         seed: of the split.

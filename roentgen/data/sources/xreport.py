@@ -18,6 +18,7 @@ from roentgen.data.sections import clean_text
 from roentgen.data.sources.common import (
     Missing,
     are_files,
+    check_root,
     check_shares,
     hashed_splits,
     keep_present,
@@ -47,7 +48,6 @@ def read_xreport(
     Args:
         root: folder of the images.
         csv: the CSV file.
-        missing: what to do when an id has no image below ``root``.
         val_share, test_share, seed: of the random split by image.
         source_name, licence: of the collection, written to every row.
 
@@ -58,9 +58,7 @@ def read_xreport(
         UserError: when the CSV, a column or an image is missing, an id is there twice or fits two images.
     """
     check_shares(val_share, test_share)
-    root = Path(root).absolute()
-    if not root.is_dir():
-        raise UserError(f"--root {root} is not a folder; name the folder of images")
+    root = check_root(root, "name the folder of images")
     name, rows = _read(Path(csv))
     twice = rows[name][rows[name].duplicated()]
     if len(twice):

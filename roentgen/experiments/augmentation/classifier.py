@@ -21,7 +21,8 @@ from roentgen.errors import UserError, install
 from roentgen.files import user_path
 from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import macro_auroc
-from roentgen.metrics.extractors import XRV_WEIGHTS, loading_weights, require_file
+from roentgen.metrics.extractor import loading_weights, require_file
+from roentgen.metrics.extractors import XRV_WEIGHTS
 from roentgen.training.order import Order, batch_generator
 from roentgen.training.schedule import cosine_rate
 

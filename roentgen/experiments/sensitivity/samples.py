@@ -20,7 +20,7 @@ from roentgen.files import sha256
 from roentgen.metrics import neighbours
 from roentgen.metrics.adherence.laterality import LEFT, RIGHT
 from roentgen.metrics.diversity import repeats as duplicates
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.memorisation import damage
 from roentgen.metrics.pairing import kind_of
 from roentgen.prompts import labels_from_row

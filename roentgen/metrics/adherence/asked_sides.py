@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.metrics.adherence.laterality import LEFT, RIGHT, SideAccuracy, brightness_asymmetry, side_accuracy
 from roentgen.metrics.adherence.probes import SIDED, Probe, probes_of
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.reading import PIXELS, pixels

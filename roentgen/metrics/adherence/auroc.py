@@ -17,7 +17,7 @@ from roentgen.metrics.adherence.scored import (
     shown,
     with_bounds,
 )
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, measure
 from roentgen.metrics.noticed import LABELS, Noticed
 from roentgen.metrics.reconstruction import rows_of_originals

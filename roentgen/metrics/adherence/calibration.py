@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics.adherence.scored import MIN_CASES, ScoredImages, judged
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import NOTHING, ByFinding, EvaluationInputs, Result, Unavailable, bound, measure
 from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, percentile_interval, wilson_interval
 

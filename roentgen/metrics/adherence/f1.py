@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics.adherence.scored import MIN_CASES, ScoredImages, adherence, ceiling, judged, with_bounds
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import VALIDATION, ByFinding, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.statistics import Floats
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.metrics.adherence.auroc import auroc
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.noticed import FLIP, Noticed

@@ -14,7 +14,7 @@ import pandas as pd
 
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.images import read_image
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.reading import labels_of

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import NOTHING, EvaluationInputs, Result
 from roentgen.metrics.reading import labels_of
 from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, known_mean, percentile_interval

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from roentgen.metrics.adherence.auroc import auroc, weighted_auroc
 from roentgen.metrics.adherence.probes import LITTLE, MUCH, SEVERITIES, probes_of
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.memorisation.damage import blur
 from roentgen.metrics.reading import PIXELS, pixels

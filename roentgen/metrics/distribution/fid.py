@@ -21,7 +21,7 @@ from roentgen.metrics.distribution.pairs import (
     per_finding,
     real_halves,
 )
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import NOTHING, ByFinding, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.noticed import COLLAPSE, LOOKS, Noticed
 from roentgen.metrics.reading import labels_of

@@ -6,7 +6,7 @@ from typing import Any
 
 from roentgen.metrics.distribution import kernel
 from roentgen.metrics.distribution.pairs import UNSTABLE, Pair, against_real, pair_result
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import EvaluationInputs, Result, measure
 from roentgen.metrics.noticed import COLLAPSE, LOOKS, Noticed
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from roentgen.metrics.distribution.pairs import CACHED, Pair, PairMetric, against_real, pair_result, picked
 from roentgen.metrics.distribution.prdc import Manifolds, manifolds
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import EvaluationInputs, Result, measure
 from roentgen.metrics.noticed import COLLAPSE, LOOKS, ONE_KIND, Noticed
 from roentgen.metrics.statistics import mean_interval

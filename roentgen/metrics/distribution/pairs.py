@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.distribution.prdc import NEIGHBOURS
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import NOTHING, EvaluationInputs, Result, Unavailable
 from roentgen.metrics.reading import one_seed
 from roentgen.metrics.statistics import RESAMPLES, Groups, own_groups

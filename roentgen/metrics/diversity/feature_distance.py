@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics.diversity.grouping import OF_REAL, Figures, Ints, diversity, groups_of, kind_keys, no_group
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import EvaluationInputs, Result, measure
 from roentgen.metrics.reading import prompt_keys
 from roentgen.metrics.statistics import Floats, feature_rows

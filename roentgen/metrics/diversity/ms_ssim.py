@@ -35,7 +35,7 @@ from roentgen.metrics.diversity.grouping import (
     no_group,
     within_groups,
 )
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet, look
 from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, bound, measure
 from roentgen.metrics.noticed import COLLAPSE, ONE_KIND, Noticed

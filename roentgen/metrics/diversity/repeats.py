@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from roentgen.images import read_image
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import EvaluationInputs, Result, measure
 from roentgen.metrics.memorisation.copies import QUANTILE
 from roentgen.metrics.neighbours import MEMORY, Ints, nearest

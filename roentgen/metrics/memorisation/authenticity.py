@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import EvaluationInputs, Result, bound, measure
 from roentgen.metrics.memorisation.nearness import rough_if_few
 from roentgen.metrics.neighbours import nearest

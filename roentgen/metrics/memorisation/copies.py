@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics import neighbours
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import VALIDATION, EvaluationInputs, Result, bound, measure
 from roentgen.metrics.memorisation.nearness import Nearness, nearer_to_train, rough_if_few

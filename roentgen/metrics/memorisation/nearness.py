@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import NOTHING, VALIDATION, EvaluationInputs, Result, bound, measure
 from roentgen.metrics.neighbours import Ints, blocks, nearest
 from roentgen.metrics.noticed import ALL_COPIES, Noticed

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from roentgen.images import read_image, resize_center_crop
 from roentgen.metrics import neighbours
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import EvaluationInputs, Result, measure
 from roentgen.metrics.memorisation import damage
 from roentgen.metrics.memorisation.copies import (

@@ -24,7 +24,7 @@ from roentgen.errors import UserError
 from roentgen.files import sha256
 from roentgen.images import read_image
 from roentgen.metrics.adherence.auroc import weighted_auroc
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, bound, measure
 from roentgen.metrics.neighbours import Ints, nearest

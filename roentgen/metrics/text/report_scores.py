@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from roentgen.files import reason
 from roentgen.images import read_image
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.reading import texts_of

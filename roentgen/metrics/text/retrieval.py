@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import NOTHING, EvaluationInputs, Result, Unavailable, bound, measure
 from roentgen.metrics.reading import labels_of
 from roentgen.metrics.statistics import (

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.images import resize_center_crop
-from roentgen.metrics.extractors import Extractor
+from roentgen.metrics.extractor import Extractor
 from roentgen.prompts import Labels
 from roentgen.synthesis.filters.appearance import Appearance
 
