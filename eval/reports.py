@@ -43,7 +43,7 @@ from roentgen.reports.grounding import boxes_of
 from roentgen.reports.labels import LabelsReporter
 
 CI = "95 % percentile, bootstrap by patient, 1000 resamples"
-TEXT = (*BLEU, "ROUGE-1", "ROUGE-2", "ROUGE-L", "METEOR (exact and stem)")
+TEXT = (*BLEU, "ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum", "METEOR", "CIDEr")
 NORMAL, ALL, RANDOM, NEAREST = "always normal", "every finding", "random report", "nearest training image's report"
 NIH = "NIH ChestX-ray14"
 

@@ -16,6 +16,8 @@ from tiny import write_bert
 
 from roentgen.errors import UserError
 from roentgen.metrics.text import report_scores as t
+from roentgen.metrics.text import wordnet
+from roentgen.metrics.text.cider import cider
 from roentgen.metrics.text.report_scores import Described
 
 CANDIDATES = [
@@ -79,8 +81,40 @@ def test_bleu_agrees_with_torchmetrics() -> None:
 def test_meteor_by_hand() -> None:
     pytest.importorskip("nltk")
     # Equal texts of m words: one chunk, so 1 - 0.5 (1 / m)^3.
-    values = t.meteor(["a b c d", "effusions", "x"], ["a b c d", "effusion", "y"])
+    values = t.meteor(["a b c d", "effusions", "x"], ["a b c d", "effusion", "y"], synonyms=False)
     np.testing.assert_allclose(values, [1 - 0.5 / 64, 0.5, 0.0], atol=1e-12)
+
+
+def test_meteor_knows_the_synonyms_of_wordnets_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nltk")
+    for name in wordnet.FILES:
+        (tmp_path / name).write_text("")
+    head = "  1 in WordNet's files, lines of the licence begin with spaces\n"
+    # Byte where it lies, file, kind, two words with their senses, no pointers, and what it means.
+    synset = f"{len(head):08} 03 n 02 chest 0 thorax 0 000 | part of the body\n"
+    (tmp_path / "data.noun").write_text(head + synset)
+    index = "".join(f"{word} n 1 0 1 0 {len(head):08}\n" for word in ("chest", "thorax"))
+    (tmp_path / "index.noun").write_text(head + index)
+    monkeypatch.setenv(wordnet.HOME, str(tmp_path))
+    one, other = ["left thorax"], ["left chest"]  # NLTK looks up stems, and these are their own
+    assert t.meteor(one, other)[0] > t.meteor(one, other, synonyms=False)[0] > 0
+    wordnet.load_wordnet.cache_clear()
+    (tmp_path / "index.verb").unlink()
+    with pytest.raises(t.NotComputed, match=r"index\.verb"):
+        t.meteor(one, other)
+
+
+def test_cider_by_hand() -> None:
+    """Equal texts have 10; words that all references have weigh nothing; one shared rare word of two by its cosine."""
+    values = cider(["a b c d e", "a x", "a"], ["a b c d e", "a y x", "a z"])
+    # n = 2 to 4 have nothing in common in the second pair, and in n = 1 "a" weighs nothing: x against y and x.
+    np.testing.assert_allclose(values, [10, 10 / 4 / np.sqrt(2), 0], atol=1e-9)
+    assert cider([""], ["left"]).tolist() == [0]
+
+
+def test_rouge_of_sentences_forgives_their_order() -> None:
+    one, other = ["Left effusion seen. The heart is large."], ["The heart is large. Left effusion seen."]
+    assert t.rouge(one, other, "Lsum")[0] == pytest.approx(1) and t.rouge(one, other, "L")[0] < 1
 
 
 @pytest.mark.slow
@@ -106,7 +140,7 @@ def test_every_score_is_there_computed_or_not(monkeypatch: pytest.MonkeyPatch) -
     results = t.text_scores(described, real=Described(REFERENCES, REFERENCES, GROUPS), resamples=50)
     assert set(results) == set(t.SCORES)
     missing = {name for name, result in results.items() if result["details"]["not_computed"]}
-    assert missing == {"METEOR (exact and stem)", "BERTScore", "RadGraph F1", "RaTEScore", t.CHEXBERT}
+    assert missing == {"METEOR", "METEOR (exact and stem)", "BERTScore", "RadGraph F1", "RaTEScore", t.CHEXBERT}
     for name in missing:
         assert np.isnan(results[name]["value"]) and results[name]["n"] == 0
         assert "not computed" in results[name]["warnings"][0]

@@ -4,10 +4,10 @@ The score is that of generator and describer together, so it is read beside the 
 their own texts (ceiling) and beside shuffled prompts (floor; word overlap of two unrelated reports is far above 0).
 
 Words are lower-case runs of letters and digits. BLEU is computed here, as its bootstrap needs the counts of each pair;
-ROUGE is rouge-score's. METEOR is nltk's with exact and stem matches; its synonym stage needs WordNet, which is not
-used, and that is in its name. BERTScore needs the weights of its model only. CheXbert F1, RadGraph F1 and RaTEScore
-come from their own packages and weights. What cannot be computed is in the result with its reason: nothing is skipped
-in silence.
+ROUGE is rouge-score's. METEOR is nltk's: whole where WordNet's files are there, and of exact and stem matches alone,
+which need no files. CIDEr weighs n-grams by scikit-learn's counts. BERTScore needs the weights of its model only.
+CheXbert F1, RadGraph F1 and RaTEScore come from their own packages and weights. What cannot be computed is in the
+result with its reason: nothing is skipped in silence.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -40,6 +41,8 @@ from roentgen.metrics.statistics import (
     ratio_estimate,
     resampled_means,
 )
+from roentgen.metrics.text.cider import cider
+from roentgen.metrics.text.wordnet import WordNetMissing, load_wordnet
 from roentgen.models import hub, loading
 from roentgen.prompts.vocabulary import words
 from roentgen.provenance import portable
@@ -89,11 +92,15 @@ def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 def rouge(candidates: Sequence[str], references: Sequence[str], kind: str) -> Floats:
     """ROUGE F1 (N,) of pairs (Lin 2004), by rouge-score: ``kind`` "1" or "2" for n-grams, "L" for the longest common
-    subsequence."""
+    subsequence of the texts, "Lsum" for those of their sentences."""
     _need("rouge_score", "rouge-score")
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer([f"rouge{kind}"], tokenizer=SimpleNamespace(tokenize=words))
+    if kind == "Lsum":  # it reads a sentence a line
+        candidates, references = (
+            [re.sub(r"(?<=[.!?])\s+", "\n", one) for one in texts] for texts in (candidates, references)
+        )
     pairs = zip(candidates, references, strict=True)
     return np.array([scorer.score(r, c)[f"rouge{kind}"].fmeasure for c, r in pairs], dtype=np.float64)
 
@@ -101,14 +108,22 @@ def rouge(candidates: Sequence[str], references: Sequence[str], kind: str) -> Fl
 # ------------------------------------------------------------------------- scores of other people's making
 
 
-def meteor(candidates: Sequence[str], references: Sequence[str]) -> Floats:
-    """METEOR (N,) (Banerjee & Lavie 2005) of exact and stem matches, by nltk; no synonyms."""
+def meteor(candidates: Sequence[str], references: Sequence[str], *, synonyms: bool = True) -> Floats:
+    """METEOR (N,) (Banerjee & Lavie 2005) by nltk: exact and stem matches and, from WordNet's files, synonyms.
+
+    NLTK looks for synonyms of stems, so that "large", whose stem is "larg", has none; other tools' figures differ.
+    """
     _need("nltk", "nltk")
     from nltk.translate.meteor_score import single_meteor_score
 
-    no_wordnet: Any = SimpleNamespace(synsets=lambda word: [])  # where METEOR looks for synonyms
+    wordnet: Any = SimpleNamespace(synsets=lambda word: [])  # where METEOR looks for synonyms
+    if synonyms:
+        try:
+            wordnet = load_wordnet()
+        except WordNetMissing as error:
+            raise NotComputed(str(error)) from None
     pairs = zip(candidates, references, strict=True)
-    return np.array([single_meteor_score(words(r), words(c), wordnet=no_wordnet) for c, r in pairs])
+    return np.array([single_meteor_score(words(r), words(c), wordnet=wordnet) for c, r in pairs])
 
 
 def bert_score(
@@ -232,7 +247,10 @@ PAIRWISE: dict[str, Callable[[Sequence[str], Sequence[str]], Floats]] = {
     "ROUGE-1": lambda c, r: rouge(c, r, "1"),
     "ROUGE-2": lambda c, r: rouge(c, r, "2"),
     "ROUGE-L": lambda c, r: rouge(c, r, "L"),
-    "METEOR (exact and stem)": meteor,
+    "ROUGE-Lsum": lambda c, r: rouge(c, r, "Lsum"),
+    "METEOR": meteor,
+    "METEOR (exact and stem)": lambda c, r: meteor(c, r, synonyms=False),
+    "CIDEr": cider,
     "BERTScore": bert_score,
     "RadGraph F1": radgraph_f1,
     "RaTEScore": rate_score,
