@@ -132,7 +132,7 @@ def export(s: Export) -> int:
     folder = None if s.out is None else user_path(s.out)
     who, where = this_process(s.device)
     if s.ray is not None:
-        from roentgen.synthesis.ray_cluster import require_ray
+        from roentgen.cluster import require_ray
 
         require_ray(s.ray)
         if who.world > 1:

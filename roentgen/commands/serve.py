@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from roentgen.config import BatchSize, Count, CountFromZero, PathOrName, Range
 from roentgen.errors import UserError, install
+
+if TYPE_CHECKING:
+    from roentgen.serving.catalogue import Catalogue
 
 Port = Annotated[int, Range(0, 65_535)]
 Milliseconds = Annotated[int, Range(0, 10_000)]
@@ -20,6 +24,7 @@ class Serve:
 
         roentgen serve --open
         roentgen serve --host 0.0.0.0 --keys keys.txt --tls-cert cert.pem --tls-key key.pem
+        roentgen serve --ray auto --replicas 4
 
     What is served:
         model: Models that make images, as of `roentgen generate`; the first answers where a request names none.
@@ -45,6 +50,8 @@ class Serve:
         keep: Generated images that stay fetchable by their address, for an hour.
 
     Machine:
+        ray: Compute on replicas behind Ray Serve: a cluster's address, auto (the one that this machine is of) or local.
+        replicas: Replicas, with --ray (default: one for each GPU of the cluster, or CPU where it has none).
         batch_size: Images computed at once, of any requests; changes no image.
         gather_ms: How long the first request of a batch waits for others.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -69,6 +76,8 @@ class Serve:
     max_pixels: Count = 30_000_000
     max_seconds: Count = 300
     keep: CountFromZero = 256
+    ray: str | None = None
+    replicas: Count | None = None
     batch_size: BatchSize = 8
     gather_ms: Milliseconds = 10
     device: str = "auto"
@@ -93,6 +102,12 @@ def serve(s: Serve) -> int:
         raise UserError(f"roentgen serve needs {error.name}, which is not installed; {install('serve')}") from None
     from roentgen.serving.settings import Limits, Options
 
+    if s.replicas is not None and s.ray is None:
+        raise UserError(f"--replicas {s.replicas}: is for --ray; without it this process computes")
+    if s.ray is not None:
+        from roentgen.cluster import require_ray
+
+        require_ray(s.ray)
     limits = Limits(
         images=s.max_images,
         prompt=s.max_prompt,
@@ -108,12 +123,21 @@ def serve(s: Serve) -> int:
     hosts = frozenset(("127.0.0.1", "localhost", "::1", s.host)) if launch.is_loopback(s.host) else frozenset()
     options = Options(limits, s.batch_size, s.gather_ms / 1000, hosts, s.log_prompts)
     address = launch.Address(s.host, s.port, tls)
-    with launch.bind(address) as listener:
-
-        def load() -> launch.Catalogue:
-            from roentgen.serving import catalogue
-
-            return catalogue.load(s.model, s.reporter, device=s.device, dtype=s.dtype, compile=s.compile)
-
-        launch.launch(address, load, options, known, listener=listener, open_page=s.open)
+    with launch.bind(address) as listener, ExitStack() as cluster:
+        launch.launch(address, lambda: _load(s, cluster), options, known, listener=listener, open_page=s.open)
     return 0
+
+
+def _load(s: Serve, cluster: ExitStack) -> Catalogue:
+    """The models; with ``ray`` they compute on a cluster until ``cluster`` is closed."""
+    from roentgen.serving import catalogue
+
+    how: dict[str, Any] = {"dtype": s.dtype, "compile": s.compile}
+    if s.ray is None:
+        return catalogue.load(s.model, s.reporter, device=s.device, **how)
+    from roentgen.serving.replicas import Wish, spread
+
+    here = catalogue.load(s.model, s.reporter, device="cpu", dtype=s.dtype)  # for the checks of requests
+    hashes = {name: model.info.hash for name, model in here.generators.items()}
+    wish = Wish(s.model, s.reporter, s.device, hashes=hashes, **how)
+    return cluster.enter_context(spread(here, s.ray, wish, s.replicas))

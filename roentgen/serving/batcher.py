@@ -1,13 +1,15 @@
 """The micro-batcher: images that wait, of any request, are computed together where they may share a batch.
 
-One thread computes, so that models never compete for the processor. Every image has its own seed, and the generators
-promise that it depends on model, text, seed and sampling alone: neighbours in a batch change nothing.
+One thread computes, so that models never compete for the processor; there is one for each replica where models compute
+on a cluster. Every image has its own seed, and the generators promise that it depends on model, text, seed and sampling
+alone: neighbours in a batch change nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -74,10 +76,10 @@ class _Item:
 
 
 class Batcher:
-    """Takes requests, computes them batch by batch in its own thread.
+    """Takes requests, computes them batch by batch in threads of its own.
 
-    batch_size: images computed at once, at most. queue: images that may wait. gather: seconds that the first image of
-    a batch waits for others. measured: called with the size of each batch.
+    batch_size: images of a batch, at most. queue: images that may wait. gather: seconds that the first image of a batch
+    waits for others. workers: batches computed at the same time. measured: called with the size of each batch.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Batcher:
         batch_size: int,
         queue: int,
         gather: float = 0.0,
+        workers: int = 1,
         measured: Callable[[int], object] = lambda size: None,
     ) -> None:
         self._batch_size, self._longest, self._gather, self._measured = batch_size, queue, gather, measured
@@ -93,8 +96,10 @@ class Batcher:
         self._tickets: list[Ticket] = []
         self._changed = threading.Condition()
         self._stopping = self._closed = False
-        self._thread = threading.Thread(target=self._work, name="batcher", daemon=True)
-        self._thread.start()
+        self._idle = 0
+        self._threads = [threading.Thread(target=self._work, name="batcher", daemon=True) for _ in range(workers)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
@@ -160,7 +165,9 @@ class Batcher:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join(timeout)
+        until = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
 
     def _drop(self, ticket: Ticket) -> None:
         self._waiting = deque(item for item in self._waiting if item.ticket is not ticket)
@@ -175,18 +182,25 @@ class Batcher:
             self._compute(batch)
 
     def _next(self) -> list[_Item]:
-        """The images of the next batch: the one that waits longest, and others that may share it; empty at the end."""
+        """The images of the next batch: the one that waits longest, and others that may share it; empty at the end.
+
+        Idle threads share what waits, so that none takes all while another has nothing to do.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            if self._waiting and self._gather and not self._stopping:
-                self._changed.wait_for(lambda: self._fitting() >= self._batch_size or self._stopping, self._gather)
-            if not self._waiting:
-                return [] if self._closed else self._next()
+            self._idle += 1
+            while not self._waiting:
+                if self._closed:
+                    return []
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._gather and not self._stopping:
+                    self._changed.wait_for(lambda: self._fitting() >= self._batch_size or self._stopping, self._gather)
+            size = min(self._batch_size, -(-self._fitting() // self._idle))
             key = self._waiting[0].key
-            batch = [item for item in self._waiting if item.key == key][: self._batch_size]
+            batch = [item for item in self._waiting if item.key == key][:size]
             self._waiting = deque(item for item in self._waiting if item not in batch)
             for item in batch:
                 item.ticket.begun = True
+            self._idle -= 1
             return batch
 
     def _fitting(self) -> int:
@@ -197,7 +211,8 @@ class Batcher:
             if all(item.ticket.cancelled for item in batch):
                 raise _Abandoned
             for item in batch:
-                item.ticket.done += share / len(batch)
+                with self._changed:  # another thread may compute another image of the same request
+                    item.ticket.done += share / len(batch)
                 item.ticket.notify(Event())
 
         delivered = 0

@@ -16,12 +16,13 @@ from roentgen.serving.failures import Failure
 class Catalogue:
     """Loaded models by name, the first of each is the one that answers where a request names none.
 
-    reporters may be empty; ``no_reporter`` then says why.
+    reporters may be empty; ``no_reporter`` then says why. workers: batches that can be computed at the same time.
     """
 
     generators: Mapping[str, Generator]
     reporters: Mapping[str, Any] = field(default_factory=dict)
     no_reporter: str = "this server was started without a reporter; start it with --reporter NAME"
+    workers: int = 1
 
     def generator(self, name: str | None) -> tuple[str, Generator]:
         """The generator that a request asks for by name or hash, with its name; 404 where there is none."""

@@ -73,6 +73,7 @@ class Service:
             batch_size=options.batch_size,
             queue=options.limits.queue,
             gather=options.gather,
+            workers=catalogue.workers,
             measured=self.meters.batches.observe,
         )
         self._reading = asyncio.Lock()

@@ -7,12 +7,12 @@ one made alone. Each worker loads the model once.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from roentgen.errors import UserError, install
+from roentgen.cluster import connect
+from roentgen.errors import UserError
 from roentgen.files import reason
 from roentgen.synthesis.draws import Draw, Tally, draw
 from roentgen.synthesis.engine import Shard
@@ -39,12 +39,6 @@ class Recipe:
     settings: Mapping[str, str]
 
 
-def require_ray(address: str) -> None:
-    """UserError where Ray is not installed; nothing is imported."""
-    if importlib.util.find_spec("ray") is None:
-        raise UserError(f"--ray {address}: Ray is not installed; {install('ray')}")
-
-
 class Cluster:
     """A connection to a Ray cluster that draws shards; a context, which ends it.
 
@@ -54,17 +48,7 @@ class Cluster:
     """
 
     def __init__(self, address: str, recipe: Recipe) -> None:
-        require_ray(address)
-        import ray
-
-        try:
-            ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-        except Exception as error:  # ConnectionError, ValueError, TimeoutError: by what is wrong with the address
-            raise UserError(
-                f"--ray {address}: no cluster answers ({reason(error)}); start one with `ray start --head`, or pass "
-                "--ray local"
-            ) from error
-        self.ray: Any = ray
+        self.ray = connect(address)
         self.recipe = recipe
         self.gpus = 1 if recipe.device.startswith("cuda") else 0
 

@@ -1,0 +1,37 @@
+"""A Ray cluster: whether Ray is there, and the way into it. Ray itself is imported late; needs the extra ``ray``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+from roentgen.errors import UserError, install
+from roentgen.files import reason
+
+
+def require_ray(address: str) -> None:
+    """UserError where Ray is not installed; nothing is imported."""
+    if importlib.util.find_spec("ray") is None:
+        raise UserError(f"--ray {address}: Ray is not installed; {install('ray')}")
+
+
+def connect(address: str) -> Any:
+    """The module ``ray``, connected; end it with its ``shutdown()``.
+
+    Raises:
+        UserError: Ray is not installed, or no cluster answers at ``address`` ("auto": the one that this machine is of,
+            "local": one of this machine's own for this run).
+    """
+    require_ray(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what runs here is told to nobody
+    import ray
+
+    try:
+        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+    except Exception as error:  # ConnectionError, ValueError, TimeoutError: by what is wrong with the address
+        raise UserError(
+            f"--ray {address}: no cluster answers ({reason(error)}); start one with `ray start --head`, or pass "
+            "--ray local"
+        ) from error
+    return ray
