@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from roentgen.commands.generate import bar_of, check_paths, check_writable, destination, dumps, slug
 from roentgen.config import Count, Guidance, PathOrName, Positional, Range, Seed, Share, Short, Steps
 from roentgen.errors import UserError
 from roentgen.files import user_path
 
+if TYPE_CHECKING:
+    from roentgen.generators.base import Generator
+    from roentgen.generators.edit import Edited
+
 Strength = Annotated[float, Range(0, 1, above=True)]
 
 
-def edit(
-    words: Annotated[tuple[str, ...], Positional()] = (),
-    remove: str = "",
-    lung: Literal["left", "right"] | None = None,
-    box: tuple[Share, ...] = (),
-    mask: Path | None = None,
-    strength: Strength = 0.7,
-    invert: bool = True,
-    detail: bool = True,
-    num_images: Annotated[Count, Short("-n")] = 1,
-    seed: Seed = 0,
-    model: PathOrName = "mini",
-    lora: Path | None = None,
-    steps: Steps | None = None,
-    guidance: Guidance = 5.0,
-    sampler: str | None = None,
-    negative_prompt: str = "",
-    out: Annotated[Path, Short("-o")] = Path("out"),
-    format: str | None = None,
-    strip: bool = False,
-    overwrite: bool = False,
-    json: bool = False,
-    device: str = "auto",
-    dtype: str = "auto",
-) -> int:
+@dataclass(frozen=True)
+class Edit:
     """Change what an X-ray shows by a text, and nothing else; prints one path a line.
 
         roentgen edit chest.png "left pleural effusion" --lung left --strip --out out
@@ -78,51 +61,90 @@ def edit(
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto (float16 on a CUDA GPU, else float32), float32, float16 or bfloat16.
     """
+
+    words: Annotated[tuple[str, ...], Positional()] = ()
+    remove: str = ""
+    lung: Literal["left", "right"] | None = None
+    box: tuple[Share, ...] = ()
+    mask: Path | None = None
+    strength: Strength = 0.7
+    invert: bool = True
+    detail: bool = True
+    num_images: Annotated[Count, Short("-n")] = 1
+    seed: Seed = 0
+    model: PathOrName = "mini"
+    lora: Path | None = None
+    steps: Steps | None = None
+    guidance: Guidance = 5.0
+    sampler: str | None = None
+    negative_prompt: str = ""
+    out: Annotated[Path, Short("-o")] = Path("out")
+    format: str | None = None
+    strip: bool = False
+    overwrite: bool = False
+    json: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+def edit(s: Edit) -> int:
+    """Change an image; see ``Edit``."""
     from roentgen import images
     from roentgen.generators import edit as editing
     from roentgen.generators import generate as generation
-    from roentgen.generators.base import Editing
 
-    source, text = _image_and_text(words)
+    source, text = _image_and_text(s.words)
     pixels = images.read_image(source)
-    region = _region(pixels.shape, lung, box, mask)
+    region = _region(pixels.shape, s.lung, s.box, s.mask)
     for warning in editing.warnings_of(pixels):
         print(f"roentgen: warning: {source}: {warning}; the model knows frontal chest X-rays only", file=sys.stderr)
-    generation.check_settings(num_images=num_images, seed=seed, steps=steps, guidance=guidance, sampler=sampler)
-    kind, folder, file = destination(out, format, num_images)
-    name = f"{slug(source.stem)}_{slug(text or f'no {remove}')}"
-    paths = [file or folder / f"{name}_{seed + index}{images.FORMATS[kind]}" for index in range(num_images)]
-    strips = [path.with_name(f"{path.stem}_strip.png") for path in paths] if strip else []
-    check_paths(paths + strips, overwrite)
+    generation.check_settings(
+        num_images=s.num_images, seed=s.seed, steps=s.steps, guidance=s.guidance, sampler=s.sampler
+    )
+    kind, folder, file = destination(s.out, s.format, s.num_images)
+    name = f"{slug(source.stem)}_{slug(text or f'no {s.remove}')}"
+    paths = [file or folder / f"{name}_{s.seed + index}{images.FORMATS[kind]}" for index in range(s.num_images)]
+    strips = [path.with_name(f"{path.stem}_strip.png") for path in paths] if s.strip else []
+    check_paths(paths + strips, s.overwrite)
     check_writable(folder)
 
-    loaded = generation.load_model(model, device=device, dtype=dtype, lora=lora)
-    edits = editing.edit(
+    loaded = generation.load_model(s.model, device=s.device, dtype=s.dtype, lora=s.lora)
+    edits = _edits(s, loaded, source, text, region, lambda share: bar.update(min(share, bar.total - bar.n)))
+    unknown = generation.warn_unknown_words(loaded, [each for each in (text, s.remove) if each])
+    with bar_of(s.num_images) as bar:
+        for index, (path, made) in enumerate(zip(paths, edits, strict=True)):
+            images.save_image(made.image, path, format=kind, provenance=made.provenance, overwrite=s.overwrite)
+            print(_line(path, made, unknown) if s.json else path, flush=True)
+            if s.strip:
+                images.save_image(
+                    made.strip(), strips[index], format="png", provenance=made.provenance, overwrite=s.overwrite
+                )
+                print(dumps({"path": str(strips[index]), "strip": True}) if s.json else strips[index], flush=True)
+    return 0
+
+
+def _edits(
+    s: Edit, loaded: Generator, source: Path, text: str, region: Any, on_step: Callable[[float], object]
+) -> Iterator[Edited]:
+    """The edits that are asked for, checked now and made one by one."""
+    from roentgen.generators.base import Editing
+    from roentgen.generators.edit import edit as begin
+
+    return begin(
         loaded,
         source,
         text,
-        remove=remove,
+        remove=s.remove,
         region=region,
-        editing=Editing(strength, invert, detail),
-        seed=seed,
-        num_images=num_images,
-        on_step=lambda share: bar.update(min(share, bar.total - bar.n)),
-        steps=steps,
-        guidance=guidance,
-        sampler=sampler,
-        negative_prompt=negative_prompt,
+        editing=Editing(s.strength, s.invert, s.detail),
+        seed=s.seed,
+        num_images=s.num_images,
+        on_step=on_step,
+        steps=s.steps,
+        guidance=s.guidance,
+        sampler=s.sampler,
+        negative_prompt=s.negative_prompt,
     )
-    unknown = generation.warn_unknown_words(loaded, [each for each in (text, remove) if each])
-    with bar_of(num_images) as bar:
-        for index, (path, made) in enumerate(zip(paths, edits, strict=True)):
-            images.save_image(made.image, path, format=kind, provenance=made.provenance, overwrite=overwrite)
-            print(_line(path, made, unknown) if json else path, flush=True)
-            if strip:
-                images.save_image(
-                    made.strip(), strips[index], format="png", provenance=made.provenance, overwrite=overwrite
-                )
-                print(dumps({"path": str(strips[index]), "strip": True}) if json else strips[index], flush=True)
-    return 0
 
 
 def _image_and_text(words: tuple[str, ...]) -> tuple[Path, str]:

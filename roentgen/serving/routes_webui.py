@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import anyio.to_thread
@@ -45,7 +46,33 @@ def router(service: Service) -> APIRouter:
     chosen: dict[str, str] = {}  # the model that each holder of a key has set in its options
 
     def current(request: Request) -> str:
-        return chosen.get(request.scope.get("holder", ""), next(iter(service.catalogue.generators)))
+        return chosen.get(_holder(request), next(iter(service.catalogue.generators)))
+
+    _add_images(routes, service, current)
+    _add_work(routes, service)
+    _add_lists(routes, service, current)
+
+    @routes.get("/options", summary="The model in use")
+    async def options(request: Request) -> dict[str, Any]:
+        return {"sd_model_checkpoint": _model(service, current(request))["title"]}
+
+    @routes.post("/options", summary="Choose the model in use, for this key")
+    async def set_options(request: Request, options: dict[str, Any]) -> dict[str, Any]:
+        wanted = options.get("sd_model_checkpoint")
+        if wanted is not None:
+            chosen[_holder(request)] = service.catalogue.generator(str(wanted))[0]
+        return {}
+
+    return routes
+
+
+def _holder(request: Request) -> str:
+    """Whose key the request has."""
+    return str(request.scope.get("holder", ""))
+
+
+def _add_images(routes: APIRouter, service: Service, current: Callable[[Request], str]) -> None:
+    """Routes that make images, and the one that reads what an image says of itself."""
 
     def wanted(request: Request, asked: WebRequest) -> tuple[Asked, dict[str, Any]]:
         wished = (asked.override_settings or {}).get("sd_model_checkpoint")
@@ -69,9 +96,17 @@ def router(service: Service) -> APIRouter:
         change = await anyio.to_thread.run_sync(lambda: _change(asked, service.options.limits.pixels))
         return await answer(request, await service.begin_edit(request, ours, change, KIND), asked, used)
 
+    @routes.post("/png-info", summary="What a PNG says of how it was made")
+    async def png_info(asked: PngInfoRequest) -> Response:
+        return Reply(await anyio.to_thread.run_sync(lambda: _png_info(asked.image)))
+
+
+def _add_work(routes: APIRouter, service: Service) -> None:
+    """Routes about what is being made."""
+
     @routes.get("/progress", summary="How far the requests of this key are")
     async def progress(request: Request) -> dict[str, Any]:
-        tickets = service.batcher.tickets(request.scope.get("holder", ""), KIND)
+        tickets = service.batcher.tickets(_holder(request), KIND)
         images = sum(len(ticket.seeds) for ticket in tickets)
         done = min(sum(ticket.done for ticket in tickets), images)
         state = {
@@ -85,10 +120,14 @@ def router(service: Service) -> APIRouter:
     @routes.post("/interrupt", summary="End the requests of this key; they answer with what is finished")
     @routes.post("/skip", summary="The same")
     async def interrupt(request: Request) -> dict[str, Any]:
-        for ticket in service.batcher.tickets(request.scope.get("holder", ""), KIND):
+        for ticket in service.batcher.tickets(_holder(request), KIND):
             service.batcher.cancel(ticket)
             ticket.notify(Event(error=Interrupted()))
         return {}
+
+
+def _add_lists(routes: APIRouter, service: Service, current: Callable[[Request], str]) -> None:
+    """Routes that say what there is to choose from."""
 
     @routes.get("/samplers", summary="Names of samplers")
     async def samplers(request: Request) -> list[dict[str, Any]]:
@@ -104,17 +143,6 @@ def router(service: Service) -> APIRouter:
     async def models() -> list[dict[str, Any]]:
         return [_model(service, name) for name in service.catalogue.generators]
 
-    @routes.get("/options", summary="The model in use")
-    async def options(request: Request) -> dict[str, Any]:
-        return {"sd_model_checkpoint": _model(service, current(request))["title"]}
-
-    @routes.post("/options", summary="Choose the model in use, for this key")
-    async def set_options(request: Request, options: dict[str, Any]) -> dict[str, Any]:
-        wanted = options.get("sd_model_checkpoint")
-        if wanted is not None:
-            chosen[request.scope.get("holder", "")] = service.catalogue.generator(str(wanted))[0]
-        return {}
-
     @routes.get("/scripts", summary="There are none")
     async def scripts() -> dict[str, list[str]]:
         return {"txt2img": [], "img2img": []}
@@ -123,12 +151,6 @@ def router(service: Service) -> APIRouter:
     @routes.get("/loras", summary="There are none")
     async def none() -> list[str]:
         return []
-
-    @routes.post("/png-info", summary="What a PNG says of how it was made")
-    async def png_info(asked: PngInfoRequest) -> Response:
-        return Reply(await anyio.to_thread.run_sync(lambda: _png_info(asked.image)))
-
-    return routes
 
 
 async def _finished(service: Service, making: Making, request: Request) -> list[Sample]:
