@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from masked import Tiny, make_tiny
 from recipe import ROOT, good, part, refused
 from tiny import write_bert
@@ -61,6 +63,23 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiny: Tiny, whole: Path, tmp_
     one, other = transformer(whole), transformer(tmp_path)
     assert set(one) == set(other) and all(np.array_equal(one[key], other[key]) for key in one)
     assert "rate" in refused(*flags, "--rate", 0.5, name="masked")
+
+
+def test_a_plateau_lowers_the_rate_and_is_continued(tiny: Tiny, tmp_path: Path) -> None:
+    def last(out: Path) -> dict[str, Any]:
+        state: dict[str, Any] = torch.load(max((out / "checkpoints").iterdir()), weights_only=False)["plateau"]
+        return state
+
+    flags = (*tiny.flags, "--schedule", "plateau", "--rate", 1e-9, "--images", 112)  # too low to become any better
+    good(*flags, "--out", tmp_path / "whole", name="masked")
+    assert last(tmp_path / "whole")["factor"] == pytest.approx(0.1)
+    cut = (*flags, "--out", tmp_path / "cut")
+    good(*cut, "--until", 52, name="masked")  # between two validations
+    assert last(tmp_path / "cut")["factor"] == 1.0
+    good(*cut, name="masked")
+    assert last(tmp_path / "cut") == last(tmp_path / "whole")
+    one, other = transformer(tmp_path / "whole"), transformer(tmp_path / "cut")
+    assert all(np.array_equal(one[key], other[key]) for key in one)
 
 
 @pytest.mark.slow
@@ -155,7 +174,6 @@ def test_a_transformer_learns_and_draws_on_a_vqgan(tiny: Tiny, vqgan: Path, tmp_
 
 
 def test_dead_codes_start_anew_and_a_collapse_is_told() -> None:
-    import torch
 
     from roentgen.errors import UserError
     from roentgen.generators.masked.vqgan import check_use, revive

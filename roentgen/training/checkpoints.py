@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from roentgen.config import require
 from roentgen.errors import UserError
 from roentgen.files import clean, open_atomic, regular, write_atomic
-from roentgen.training.schedule import EMA
+from roentgen.training.schedule import EMA, Plateau
 
 # Settings of a checkpoint that are hashes, in words.
 HASHES = {
@@ -181,6 +181,7 @@ class RunState:
         ema: the weight average.
         settings: what must not change between a run and its continuation, by dotted name.
         free: further names that a checkpoint may hold and that may change.
+        plateau: of a learning rate that follows the validation error.
     """
 
     def __init__(
@@ -193,9 +194,11 @@ class RunState:
         ema: EMA,
         settings: dict[str, Any],
         free: frozenset[str],
+        plateau: Plateau | None = None,
     ) -> None:
         self.checkpoints = checkpoints
         self.accelerator = accelerator
+        self.plateau = plateau
         self.network = network
         self.optimizer = optimizer
         self.ema = ema
@@ -223,6 +226,8 @@ class RunState:
             self.ema.load_state_dict(saved["ema"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
+        if self.plateau is not None:
+            self.plateau.load_state_dict(saved["plateau"])
         threads, now = saved.get("threads"), torch.get_num_threads()
         if threads not in (None, now) and self.accelerator.device.type == "cpu" and self.accelerator.is_main_process:
             print(
@@ -236,10 +241,11 @@ class RunState:
 
     def save(self, images: int) -> None:
         """A checkpoint at ``images`` images seen."""
+        plateau = {} if self.plateau is None else {"plateau": self.plateau.state_dict()}
         if self.sharded:
             self.checkpoints.save_sharded(
                 images,
-                {"settings": self.settings, "processes": self.accelerator.num_processes},
+                {"settings": self.settings, "processes": self.accelerator.num_processes, **plateau},
                 write=self._write_shards,
                 main=self.accelerator.is_main_process,
                 wait=self.accelerator.wait_for_everyone,
@@ -253,6 +259,7 @@ class RunState:
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "settings": self.settings,
                 "threads": torch.get_num_threads(),
+                **plateau,
             }
             self.checkpoints.save(images, state)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from roentgen.config import as_dict, flat
+from roentgen.config import as_dict, flat, require
 from roentgen.generators.base import Generator, Sampling
 from roentgen.training.batches import Batch, BatchMaker
 from roentgen.training.checkpoints import Checkpoints, RunState
 from roentgen.training.loader import Prefetcher
 from roentgen.training.progress import Clock, Validated, draw_grid, finite_means, validation_error
-from roentgen.training.schedule import EMA, SCHEDULES
+from roentgen.training.schedule import EMA, SCHEDULES, Plateau
 from roentgen.training.shared import SharedRecipe, SharedRun, TrainingData
 from roentgen.training.trackers import Log
 
@@ -86,12 +86,18 @@ class Loop:
         recipe, run = self.recipe, self.run
         self.settings = {**flat(as_dict(recipe)), "data": self.data.key, "start": self.start}
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        require(
+            recipe.schedule != "plateau" or len(self.data.val_rows) > 0,
+            f"--schedule plateau: --manifest {run.manifest} has no `val` images whose error it could follow",
+        )
+        self.plateau = Plateau() if recipe.schedule == "plateau" else None
         network = self.objective.network
         self.objective.network, self.optimizer = self.accelerator.prepare(network, self.optimizer)
         self.ema = EMA([self.objective.network], halflife=recipe.ema_halflife)
         self.state = RunState(
             Checkpoints(run.out / "checkpoints"), self.accelerator, network=network, optimizer=self.optimizer,
             ema=self.ema, settings=self.settings, free=frozenset(as_dict(run)),
+            plateau=self.plateau,
         )  # fmt: skip
         self.images = self.state.restore()
         self.end = min(recipe.images, run.until or recipe.images)
@@ -132,18 +138,22 @@ class Loop:
                     accelerator, running, fed, self.data.source.table, self.state.checkpoints, self.ema
                 )
                 self._tell(log, dict(zip(losses._fields, means, strict=True)), clock.lap(step.images))
+            validate = validate and len(self.data.val_rows) > 0
+            if validate and self.plateau is not None:  # what the next steps depend on belongs into the checkpoint
+                with self._evaluating():
+                    error = self._validate(log)
+                if step.images % run.validate_every < size:  # not where a run was cut short
+                    self.plateau.read(error)
+                validate = False
             if save:  # before anything that the run could do without
                 self.state.save(step.images)
             if validate or (sample and not sharded):
-                self.ema.swap()
-                self.module.eval()
-                if validate and len(self.data.val_rows):
-                    self._validate(log)
-                if sample and on_main and not sharded:
-                    path = run.out / "samples" / f"{step.images:09d}.png"
-                    draw_grid(model.on(accelerator.device), run.prompts, sampling, path)
-                self.module.train()
-                self.ema.swap()
+                with self._evaluating():
+                    if validate:
+                        self._validate(log)
+                    if sample and on_main and not sharded:
+                        path = run.out / "samples" / f"{step.images:09d}.png"
+                        draw_grid(model.on(accelerator.device), run.prompts, sampling, path)
             if tell or save or validate or sample:
                 clock.pause()
         return clock
@@ -153,9 +163,19 @@ class Loop:
         self.ema.swap()
         return self.state.full_weights(self.objective.network)
 
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """In evaluation mode, with averaged weights."""
+        self.ema.swap()
+        self.module.eval()
+        yield
+        self.module.train()
+        self.ema.swap()
+
     def _set_rates(self, images: int) -> None:
+        factor = 1.0 if self.plateau is None else self.plateau.factor
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = SCHEDULES[self.recipe.schedule](
+            group["lr"] = factor * SCHEDULES[self.recipe.schedule](
                 images, peak=peak, warmup=self.recipe.warmup, total=self.recipe.images, floor=0.02
             )
 
@@ -167,8 +187,9 @@ class Loop:
             for name, value in {**means, "images_per_second": rate}.items():
                 log.add_scalar(f"train/{name}", value, self.images)
 
-    def _validate(self, log: Log | None) -> None:
+    def _validate(self, log: Log | None) -> float:
         error = validation_error(self.objective, self.maker, self.data.val_rows, self.accelerator)
         if log is not None:
             print(f"{self.images} images, validation error {error:.4f}", flush=True)
             log.add_scalar("val/error", error, self.images)
+        return error

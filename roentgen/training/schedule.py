@@ -23,7 +23,36 @@ def constant_rate(images: int, *, peak: float, warmup: int, total: int, floor: f
     return peak * (images + 1) / (warmup + 1) if images < warmup else peak
 
 
-SCHEDULES: dict[str, Callable[..., float]] = {"cosine": cosine_rate, "constant": constant_rate}
+# That of a plateau is constant but for the factor of ``Plateau``.
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "cosine": cosine_rate, "constant": constant_rate, "plateau": constant_rate
+}  # fmt: skip
+
+
+class Plateau:
+    """``factor`` on the learning rate, lowered by PyTorch's ReduceLROnPlateau, with its own settings: to a tenth after
+    more than ten validation errors without a new best."""
+
+    def __init__(self) -> None:
+        # Rates are set from the images seen; an optimizer of nothing holds the factor on them.
+        self._holder = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        self._watch = torch.optim.lr_scheduler.ReduceLROnPlateau(self._holder)
+
+    @property
+    def factor(self) -> float:
+        """By which the learning rate is multiplied."""
+        return float(self._holder.param_groups[0]["lr"])
+
+    def read(self, error: float) -> None:
+        """Take note of a validation error."""
+        self._watch.step(error)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"factor": self.factor, "watch": self._watch.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._holder.param_groups[0]["lr"] = state["factor"]
+        self._watch.load_state_dict(state["watch"])
 
 
 def local_part(parameter: Tensor) -> Tensor:

@@ -42,7 +42,10 @@ class SharedRecipe:
     text_chunks: TextChunks = None
     images: Annotated[cfg.Count, cfg.Short("-n"), "length of the learning-rate schedule"] = 10_000
     batch_size: BatchSize = 16
-    schedule: Annotated[Literal["cosine", "constant"], "cosine or constant, after the warm-up"] = "cosine"
+    schedule: Annotated[
+        Literal["cosine", "constant", "plateau"],
+        "after the warm-up: cosine, constant, or a tenth whenever ten validations in a row were no better",
+    ] = "cosine"
     warmup: WarmUp = 500
     optimizer: Annotated[Literal["adamw", "adamw8bit"], "adamw, or adamw8bit (bitsandbytes, on a GPU)"] = "adamw"
     caption_dropout: Annotated[cfg.ShareBelowOne, "share of empty texts, for classifier-free guidance"] = 0.1
