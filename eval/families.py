@@ -1,20 +1,26 @@
 """The families of generators side by side: quality and images a second of the shipped models by number of steps.
 
     python eval/families.py --manifest MANIFEST --out eval/results/families
-    python eval/families.py --measure speed --out eval/results/families
+    python eval/families.py --measure speed --timed 4 --out eval/results/families
     python eval/families.py --measure none --out eval/results/families --update docs/families.md \\
         --plot docs/families.svg
 
 Quality: prompts composed from the labels of the split's images, the same prompts and as many seeds for every setting;
 macro AUROC of what was asked for under the shipped classifier, and Frechet distance in its features to the split's real
-images. Speed: images a second on this machine's CPU, nothing else running. Writes ``OUT/quality.json`` and
-``OUT/speed.json``; images are kept in ``--work``, so that a run that was stopped goes on.
+images. Speed: images a second on this machine's CPU, and processor seconds an image, which depend less on what runs
+beside it; the settings take turns, so that all meet the same load. Memory: the most that `roentgen generate` held.
+Writes ``OUT/quality.json`` and ``OUT/speed.json``; images are kept in ``--work``, so that a run that was stopped goes
+on.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +45,7 @@ from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, read_result, write_result
 from roentgen.metrics.statistics import cluster_weights, percentile_interval
 from roentgen.models.classifier import SHIPPED, load_classifier
+from roentgen.models.hub import MINI
 from roentgen.provenance import command_line, portable
 from roentgen.synthesis.folder import Job, generated_images
 
@@ -159,24 +166,34 @@ def distance_of(
 
 
 def speed(s: Settings) -> None:
-    """Images a second of every setting, to ``OUT/speed.json``."""
+    """Images a second of every setting, and the memory of every model, to ``OUT/speed.json``."""
     import torch
 
-    curve, models = [], {}
-    for name, steps in settings_of(s.models):
-        model = models[name] = models.get(name) or load_model(name, device="cpu")
-        list(generate(model, "left pleural effusion", steps=steps))  # warm
-        rates = []
-        for repeat in range(s.repeats):
-            started = time.perf_counter()
+    chosen = settings_of(s.models)
+    models = {name: load_model(name, device="cpu") for name, _ in chosen}
+    measured: dict[tuple[str, int], list[tuple[float, float]]] = {setting: [] for setting in chosen}
+    for repeat in range(-1, s.repeats):  # the first is to get warm
+        for name, steps in chosen:
+            before = time.perf_counter(), time.process_time()
+            count = 1 if repeat < 0 else s.timed
             made = generate(
-                model, "left pleural effusion", num_images=s.timed, seed=repeat * s.timed, steps=steps,
+                models[name], "left pleural effusion", num_images=count, seed=max(0, repeat) * s.timed, steps=steps,
                 batch_size=s.batch_size,
             )  # fmt: skip
-            rates.append(sum(1 for _ in made) / (time.perf_counter() - started))
-        point = {"model": portable(name), "hash": model.info.hash, "steps": steps, "values": rates}
-        curve.append(point | {"images_per_second": float(np.median(rates))})
-        print(f"{name} {steps}: {np.median(rates):.2f} images/s", flush=True)
+            assert sum(1 for _ in made) == count
+            if repeat >= 0:
+                spent = time.perf_counter() - before[0], time.process_time() - before[1]
+                measured[name, steps].append((spent[0] / count, spent[1] / count))
+    curve = []
+    for (name, steps), values in measured.items():
+        wall, own = (float(np.median(column)) for column in zip(*values, strict=True))
+        curve.append({
+            "model": portable(name), "hash": models[name].info.hash, "steps": steps, "values": values,
+            "images_per_second": 1 / wall, "processor_seconds": own,
+        })  # fmt: skip
+        print(f"{name} {steps}: {1 / wall:.2f} images/s, {own:.2f} processor seconds an image", flush=True)
+    memory = {portable(name): peak_memory(name, s.timed) for name in models}
+    print(", ".join(f"{name}: {size:.0f} MB" for name, size in memory.items()))
     context = Context(
         extractor="none", resize="none", seed=0, model={},
         settings={key: portable(value) for key, value in as_dict(s).items()} | {"threads": torch.get_num_threads()},
@@ -185,21 +202,37 @@ def speed(s: Settings) -> None:
     write_result(
         s.out / "speed.json", metric="families: images a second by steps", value=float(len(curve)),
         ci=(float("nan"), float("nan")), ci_method="none: a count of settings", n=s.timed * s.repeats, context=context,
-        details={"curve": curve},
+        details={"curve": curve, "memory_mb": memory, "busy_cores": os.getloadavg()[0]},
     )  # fmt: skip
+
+
+def peak_memory(model: str, images: int) -> float:
+    """The most memory in MB that a process of ``roentgen generate`` held for ``images`` images of ``model``."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["generate", "left pleural effusion", "--model", model, "--num-images", str(images), "--device", "cpu"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "roentgen", *words, "--out", str(Path(folder) / "out")],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        _, status, use = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    require(process.returncode == 0, f"--models {model}: roentgen generate failed with it; try it by itself")
+    return use.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def table(good: Mapping[str, Any], fast: Mapping[str, Any]) -> str:
     """Markdown of both results."""
-    rates = {(p["model"], p["steps"]): p["images_per_second"] for p in fast["details"]["curve"]}
-    head = ["model", "steps", "images/s", "AUROC", "FID"]
+    timed = {(p["model"], p["steps"]): p for p in fast["details"]["curve"]}
+    head = ["model", "steps", "images/s", "processor seconds an image", "AUROC", "FID"]
     rows = []
     for p in good["details"]["curve"]:
-        rate = rates.get((p["model"], p["steps"]))
-        shown = "not measured" if rate is None else f"{rate:.2f}"
+        point = timed.get((p["model"], p["steps"]))
+        missing = ["not measured"] * 2
+        shown = missing if point is None else [f"{point[k]:.2f}" for k in ("images_per_second", "processor_seconds")]
         rows.append(
-            [f"`{p['model']}`", str(p["steps"]), shown, figure(p["auroc"], digits=3), figure(p["fid"], digits=1)]
+            [f"`{p['model']}`", str(p["steps"]), *shown, figure(p["auroc"], digits=3), figure(p["fid"], digits=1)]
         )
+    memory = ", ".join(f"`{name}` {size:.0f} MB" for name, size in fast["details"]["memory_mb"].items())
     names = ", ".join(good["details"]["curve"][0]["findings"]) or "no finding: too few cases of each"
     return "\n".join(
         [
@@ -208,11 +241,27 @@ def table(good: Mapping[str, Any], fast: Mapping[str, Any]) -> str:
             f"{good['n']} prompts of `{good['settings']['split']}`, the same in every row; macro AUROC "
             f"over {names}; Frechet distance in the shipped classifier's features to {good['details']['real_n']} real "
             f"images, to be compared within this table only. Images a second: median of {fast['settings']['repeats']} "
-            f"timings of {fast['settings']['timed']} images on {fast['settings']['threads']} CPU threads.",
+            f"timings of {fast['settings']['timed']} images on {fast['settings']['threads']} CPU threads, a mean of "
+            f"{fast['details']['busy_cores']:.1f} processes running. Memory of `roentgen generate` at most: {memory}.",
+            "",
+            trained(),
             "",
             f"Made by `{good['command']}` and `{fast['command']}`.",
         ]
     )
+
+
+def trained() -> str:
+    """Markdown: training of the shipped models, from their ``training.json``."""
+    rows = []
+    for name in ("mini", "mini-masked"):
+        folder = MINI.parent / name
+        stages = json.loads((folder / "training.json").read_text())["stages"]
+        for stage in stages:
+            seconds = stage.get("seconds")
+            took = "not recorded" if seconds is None else f"{seconds / 60:,.0f} min"
+            rows.append([f"`{name}`", str(stage["stage"]), f"{stage['images']:,}", took])
+    return markdown(["model", "stage of training", "images seen", "time"], rows)
 
 
 def plot(good: Mapping[str, Any], fast: Mapping[str, Any]) -> str:
@@ -222,22 +271,22 @@ def plot(good: Mapping[str, Any], fast: Mapping[str, Any]) -> str:
 
     from roentgen.metrics.report.plots import COLOURS, LINES, MARKERS, STYLE
 
-    rates = {(p["model"], p["steps"]): p["images_per_second"] for p in fast["details"]["curve"]}
+    spent = {(p["model"], p["steps"]): p["processor_seconds"] for p in fast["details"]["curve"]}
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         drawing = Figure(figsize=(7.2, 3.2), layout="constrained")
         panels = drawing.subplots(1, 2)
         for axes, key, words in zip(panels, ("auroc", "fid"), ("macro AUROC", "Fréchet distance"), strict=True):
             for number, name in enumerate(dict.fromkeys(p["model"] for p in good["details"]["curve"])):
-                points = [p for p in good["details"]["curve"] if p["model"] == name and (name, p["steps"]) in rates]
-                x = [1 / rates[name, p["steps"]] for p in points]
+                points = [p for p in good["details"]["curve"] if p["model"] == name and (name, p["steps"]) in spent]
+                x = [spent[name, p["steps"]] for p in points]
                 y = [p[key]["value"] for p in points]
                 style: Any = {"marker": MARKERS[number], "linestyle": LINES[number], "color": COLOURS[number]}
                 axes.plot(x, y, label=name if key == "auroc" else None, markersize=4, **style)
                 for where, height, p in zip(x, y, points, strict=True):
                     if height is not None:
                         axes.annotate(str(p["steps"]), (where, height), fontsize=7)
-            axes.set_xlabel("seconds an image (figures: steps)")
+            axes.set_xlabel("processor seconds an image (figures: steps)")
             axes.set_ylabel(words)
         drawing.legend(loc="outside upper center", ncols=4, fontsize=8)
         drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

@@ -42,6 +42,9 @@ class Settings:
     steps: Annotated[Steps | None, "default sampling steps; left out, the pipeline's own"] = None
     guidance: Annotated[Guidance | None, "default guidance scale; left out, the pipeline's own"] = None
     sampler: Annotated[str | None, "default sampler, one of the family's; left out, the pipeline's own"] = None
+    sampling: Annotated[
+        dict[str, Any] | None, "further defaults of sampling, of the family's own, such as '{temperature: 0.8}'"
+    ] = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,10 +78,11 @@ def ship(model: Any, s: Settings) -> int:
     missing += ["images_seen (or pass --images-seen)"] if s.images_seen is None and "images_seen" not in facts else []
     require(not missing, f"--pipeline {s.pipeline}: its roentgen.json does not say {', '.join(missing)}")
     chosen = {key: value for key in ("steps", "guidance", "sampler") if (value := getattr(s, key)) is not None}
+    model_defaults = {**facts["defaults"], **chosen, **(s.sampling or {})}
     facts = {
         **({"family": facts["family"]} if "family" in facts else {}),
         "name": facts["name"], "version": s.version, "licence": s.licence, **facts,
-        "images_seen": s.images_seen or facts["images_seen"], "defaults": {**facts["defaults"], **chosen},
+        "images_seen": s.images_seen or facts["images_seen"], "defaults": model_defaults,
     }  # fmt: skip
     kept = {p.name: p.read_bytes() for p in (*s.out.glob("*.md"), *s.out.glob("training.json"))}
     model.save(s.out, facts, dtype=torch.float16)

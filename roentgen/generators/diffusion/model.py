@@ -377,7 +377,7 @@ class Diffusion:
         """The autoencoder with its encoder, which sampling is loaded without."""
         if not isinstance(self.vae, Autoencoder):
             return self.vae
-        return loading.load_vae(self.info.folder / "vae").to(self.info.device, self.dtype)
+        return loading.load_vae(self.info.folder / "vae").type(self.dtype).to(self.info.device)
 
 
 def lengthen(states: Tensor, length: int) -> Tensor:

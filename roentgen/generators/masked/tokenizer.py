@@ -141,7 +141,8 @@ class ImageTokenizer:
         if latents_key(autoencoder) != said["latents"]:
             where = "mini of this version of roentgen" if borrowed else str(folder)
             raise UserError(f"{folder / 'codes'}: made for another autoencoder than that of {where}; {ADVICE}")
-        return cls(autoencoder.to(dtype), centres, borrowed)
+        # Not `to`: diffusers prints what it keeps in float32 then, which is nothing.
+        return cls(autoencoder.type(dtype), centres, borrowed)
 
     def save(self, folder: Path) -> None:
         """Write ``codes/``, and the autoencoder unless it is borrowed, into ``folder``."""
