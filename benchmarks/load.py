@@ -7,6 +7,9 @@ Each command runs alone, beside one and two processes that never rest, and four 
 part of the cores for each process: a command that took ``u`` seconds of processor time alone, on ``c`` cores among
 ``n`` processes, should take ``u * n / c`` seconds, and never less than alone. Without the policy OpenMP takes as many
 threads as there are logical processors, and they spin while they wait.
+
+What a loop of matrix products on one thread takes under the same load is the floor: where logical processors share a
+physical core, or memory, even a program without any threads of its own is slowed by its neighbour.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -36,10 +39,15 @@ NAME = "load"
 GOAL = 1.5
 ON = "from roentgen.__main__ import main; import sys; sys.exit(main())"
 OFF = f"from roentgen import threads; threads.settle = lambda *_: None; {ON}"
-POLICIES = {"threads settled": ON, "left to OpenMP": OFF}
+SETTLED, UNSETTLED = "threads settled", "left to OpenMP"
+POLICIES = {SETTLED: ON, UNSETTLED: OFF}
+FLOOR = "a loop of matrix products, one thread"
+LOOP = "import torch; torch.set_num_threads(1); a = torch.zeros(1024, 1024)\nfor _ in range(200): a @ a"
 BUSY = "while True: pass"
 # Scenario -> processes beside that never rest, commands at once.
 SCENARIOS = {"alone": (0, 1), "beside one busy process": (1, 1), "beside two": (2, 1), "four at once": (0, 4)}
+# Command -> policy -> scenario -> wall and processor seconds of each run.
+Found = dict[str, dict[str, dict[str, list[list[float]]]]]
 
 
 def commands(scratch: Path) -> dict[str, list[str]]:
@@ -49,20 +57,23 @@ def commands(scratch: Path) -> dict[str, list[str]]:
     return {
         "generate, one image": ["generate", "cardiomegaly", "--out", "OUT"],
         "export, 8 images": ["export", "--prompts", str(prompts), "--out", "OUT", "--filter", "none"],
+        FLOOR: [],
     }
 
 
 def measure(
-    *, out: str | None = None, result: str | None = None, update: str | None = None, repeats: int = 1, only: str = ""
-) -> int:
+    *, out: str | None = None, result: str | None = None, update: str | None = None, repeats: int = 1, only: str = "",
+    unsettled: str = "",
+) -> int:  # fmt: skip
     """Time commands beside other work, and print a table.
 
     Args:
         out: JSON file for the result.
         result: Measure nothing, take this JSON file of an earlier run.
         update: Document in which the region results:load is replaced by the table.
-        repeats: Runs of each; the table shows medians.
+        repeats: Runs of each with threads settled; the table shows medians. Left to OpenMP each runs once.
         only: Leave out commands whose name does not begin with this.
+        unsettled: Leave threads to OpenMP in the commands whose name begins with this (some take minutes).
     """
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: must be at least 1")
@@ -71,7 +82,7 @@ def measure(
     if result is None and out is None:
         raise UserError("--out is missing; name a JSON file for the result")
     if result is None:
-        measured(Path(str(out)), repeats=repeats, only=only)
+        measured(Path(str(out)), repeats=repeats, only=only, unsettled=unsettled)
     lines = as_table(read_result(Path(str(result or out))))
     print(lines)
     if update is not None:
@@ -79,40 +90,50 @@ def measure(
     return 0
 
 
-def measured(out: Path, *, repeats: int, only: str) -> None:
-    """Run everything and write the result."""
-    found: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
+def measured(out: Path, *, repeats: int, only: str, unsettled: str) -> None:
+    """Run everything; the result is written after each round, so that what was measured stays."""
+    found: Found = {}
     with tempfile.TemporaryDirectory() as scratch:
         chosen = {name: words for name, words in commands(Path(scratch)).items() if name.startswith(only)}
         if not chosen:
             known = ", ".join(commands(Path(scratch)))
             raise UserError(f"--only {only}: no command begins like that; they are {known}")
-        for words in chosen.values():  # the file cache
-            together(OFF, words, busy=0, count=1)
+        for words in filter(None, chosen.values()):  # the file cache
+            together(ON, words, busy=0, count=1)
+        free = [name for name in chosen if name != FLOOR and name.startswith(unsettled)]
         around = Surroundings()
-        bar = tqdm(total=repeats * len(chosen) * len(POLICIES) * len(SCENARIOS), desc="runs", file=sys.stderr)
-        for _ in range(repeats):
-            for name, words in chosen.items():
-                for policy, code in POLICIES.items():
-                    for scenario, (busy, count) in SCENARIOS.items():
-                        runs = together(code, words, busy=busy, count=count)
-                        place = found.setdefault(name, {}).setdefault(policy, {})
-                        place.setdefault(scenario, []).append([max(each) for each in zip(*runs, strict=True)])
-                        bar.update()
+        bar = tqdm(total=(repeats * len(chosen) + len(free)) * len(SCENARIOS), desc="runs", file=sys.stderr)
+        for number in range(repeats):
+            rounds = [(name, SETTLED) for name in chosen]
+            rounds += [(name, UNSETTLED) for name in free] if number == 0 else []
+            for name, policy in rounds:
+                code = LOOP if name == FLOOR else POLICIES[policy]
+                for scenario, (busy, count) in SCENARIOS.items():
+                    bar.set_postfix_str(f"{name}, {policy}, {scenario}")
+                    runs = together(code, chosen[name], busy=busy, count=count)
+                    place = found.setdefault(name, {}).setdefault(policy, {})
+                    place.setdefault(scenario, []).append([max(each) for each in zip(*runs, strict=True)])
+                    bar.update()
+            settings = {"repeats": number + 1, "only": only, "unsettled": unsettled}
+            store(out, found, settings, around.facts())
         bar.close()
-        conditions = around.facts()
+
+
+def store(out: Path, found: Found, settings: Mapping[str, Any], conditions: Mapping[str, Any]) -> None:
+    """Write the result of what is ``found`` so far."""
     rows = list(rated(found))
-    worst = max(row["ratio"] for row in rows if row["policy"] == next(iter(POLICIES)))
-    missed = [f"{r['command']}, {r['scenario']}: {r['ratio']:.2f}" for r in rows if r["ratio"] > GOAL and r["settled"]]
+    own = [row for row in rows if row["settled"] and row["command"] != FLOOR] or rows
+    worst = max(row["ratio"] for row in own)
+    missed = [f"{row['command']}, {row['scenario']}: {row['ratio']:.2f}" for row in own if row["ratio"] > GOAL]
+    flags = " ".join(f"--{key} {value}" for key, value in settings.items() if value)
     context = Context(
-        extractor="wall clock", resize="none", seed=0, settings={"repeats": repeats, "only": only},
-        model={"name": "mini"}, inputs={}, git=git_state(ROOT),
-        command=f"python benchmarks/load.py --repeats {repeats}",
+        extractor="wall clock", resize="none", seed=0, settings=dict(settings), model={"name": "mini"}, inputs={},
+        git=git_state(ROOT), command=f"python benchmarks/load.py {flags}",
     )  # fmt: skip
     write_result(
         out, metric="largest time over the fair share, threads settled", value=worst, ci=(worst, worst),
         ci_method="none: the largest of all", n=len(rows), context=context, goal=f"at most {GOAL}", warnings=missed,
-        details={"rows": rows, "cores": threads.cores(), "cpu": processor(), "conditions": conditions},
+        details={"rows": rows, "cores": threads.cores(), "cpu": processor(), "conditions": dict(conditions)},
     )  # fmt: skip
 
 
@@ -144,13 +165,13 @@ def together(code: str, words: Sequence[str], *, busy: int, count: int) -> list[
     return runs
 
 
-def rated(found: Mapping[str, Mapping[str, Mapping[str, Sequence[Sequence[float]]]]]) -> Any:
+def rated(found: Found) -> Iterator[dict[str, Any]]:
     """A row a command, policy and scenario: seconds, and how many times the fair share that is.
 
     The share is worked out from the command alone with its threads settled, for both policies.
     """
     for name, policies in found.items():
-        alone = next(iter(policies.values()))["alone"]
+        alone = policies[SETTLED]["alone"]
         wall, used = (statistics.median(run[part] for run in alone) for part in (0, 1))
         for policy, scenarios in policies.items():
             for scenario, runs in scenarios.items():
@@ -159,7 +180,7 @@ def rated(found: Mapping[str, Mapping[str, Mapping[str, Sequence[Sequence[float]
                 if busy + count == 1:
                     fair = wall
                 seconds = statistics.median(run[0] for run in runs)
-                row = {"command": name, "policy": policy, "settled": policy == next(iter(POLICIES))}
+                row = {"command": name, "policy": policy, "settled": policy == SETTLED, "n": len(runs)}
                 yield row | {"scenario": scenario, "seconds": seconds, "fair": fair, "ratio": seconds / fair}
 
 
@@ -169,16 +190,17 @@ def as_table(result: Mapping[str, Any]) -> str:
     by = {(row["command"], row["scenario"], row["policy"]): row for row in details["rows"]}
     rows = []
     for command, scenario in dict.fromkeys((row["command"], row["scenario"]) for row in details["rows"]):
-        cells = [by[command, scenario, policy] for policy in POLICIES]
-        shown = [f"{cell['seconds']:.1f} ({cell['ratio']:.1f})" for cell in cells]
-        rows.append([command, scenario, f"{cells[0]['fair']:.1f}", *shown])
+        cells = [by.get((command, scenario, policy)) for policy in POLICIES]
+        shown = [f"{cell['seconds']:.1f} ({cell['ratio']:.2f})" if cell else "–" for cell in cells]
+        rows.append([command, scenario, f"{by[command, scenario, SETTLED]['fair']:.1f}", *shown])
     return "\n".join(
         [
             table(["command", "other work", "fair share (s)", *(f"{policy} (s)" for policy in POLICIES)], rows),
             "",
             f"Brackets: times the fair share; the goal is {GOAL}. `mini` on {details['cores']} cores of "
             f"{details['cpu']}; torch {result['versions']['torch']}; medians of {result['settings']['repeats']} "
-            f"run(s), of four at once the slowest.{in_words(details['conditions'])} Made by `{result['command']}`.",
+            f"run(s), left to OpenMP one run, of four at once the slowest.{in_words(details['conditions'])} "
+            f"Made by `{result['command']}`.",
         ]
     )
 

@@ -47,8 +47,11 @@ def test_times_are_held_against_the_fair_share(
     assert [rows[name, True]["fair"] for name in bench.SCENARIOS] == [4.0, 5.0, 7.5, 10.0]
     assert rows["beside one busy process", True]["ratio"] == 8 / 5
     assert rows["four at once", False]["ratio"] == 2.0
-    assert "| generate, one image | beside one busy process | 5.0 | 8.0 (1.6) | 20.0 (4.0) |" in page.read_text()
+    assert "| generate, one image | beside one busy process | 5.0 | 8.0 (1.60) | 20.0 (4.00) |" in page.read_text()
     assert read_result(out)["warnings"] and read_result(out)["value"] == 8 / 5
+    assert bench.main(["--out", str(out), "--unsettled", "export"]) == 0
+    kinds = {(row["command"], row["settled"]) for row in read_result(out)["details"]["rows"]}
+    assert len(kinds) == 4 and (bench.FLOOR, True) in kinds and ("export, 8 images", False) in kinds
 
 
 def test_commands_run_beside_busy_ones_and_those_end(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
