@@ -70,6 +70,8 @@ class Surroundings:
     QUIET = 0.2  # cores of others that a quiet machine may show: its own housekeeping
 
     def __init__(self) -> None:
+        # Now, not at the end: a benchmark may rewrite its own result, which git keeps, while it runs.
+        self._modified = git_state(ROOT)["modified"]
         self._start = time.perf_counter(), _machine_seconds(), _own_seconds()
 
     def facts(self) -> dict[str, Any]:
@@ -80,11 +82,10 @@ class Surroundings:
         others = None
         if machine is not None and now is not None:
             others = max(0.0, round(((now - machine) - (_own_seconds() - own)) / max(passed, 1e-9), 2))
-        modified = git_state(ROOT)["modified"]
         return {
             "others": others,
             "quiet": None if others is None else others <= self.QUIET,
-            "tree": {True: "modified", False: "clean", None: "unknown"}[modified],
+            "tree": {True: "modified", False: "clean", None: "unknown"}[self._modified],
         }
 
 
