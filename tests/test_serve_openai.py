@@ -126,3 +126,18 @@ def test_what_is_no_json_is_refused(server: Running) -> None:
             f"{server.url}/v1/images/generations", content=content, headers={"content-type": "application/json"}
         )
         assert reply.status_code == 400 and reply.json()["error"]["message"]
+
+
+def test_words_have_maps_of_their_own(server: Running, tiny_model: Any) -> None:
+    """Each word's map is that of the library, from its lowest share to its highest; mistakes are named."""
+    from roentgen.generators.generate import word_maps
+
+    wanted = word_maps(tiny_model, PROMPT, 3, steps=2)
+    reply = httpx.post(f"{server.url}/v1/images/words", json={"prompt": PROMPT, "seed": 3, "steps": 2}).json()
+    assert [one["word"] for one in reply["words"]] == list(wanted) and reply["seed"] == 3
+    for one in reply["words"]:
+        grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(one["b64_json"]))).convert("L"), dtype=np.float32)
+        shares = one["low"] + grey / 255 * (one["high"] - one["low"])
+        assert np.abs(shares - wanted[one["word"]]).max() < 0.01
+    for bad in ({"prompt": "123"}, {"prompt": PROMPT, "steps": 0}, {"prompt": "left " * 300}):
+        assert httpx.post(f"{server.url}/v1/images/words", json=bad).status_code == 400

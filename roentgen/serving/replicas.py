@@ -23,7 +23,7 @@ import numpy as np
 from roentgen.cluster import connect, require_ray
 from roentgen.errors import UserError, install
 from roentgen.files import reason
-from roentgen.generators.base import Editing, Editor, Edits, Generator, Sampling
+from roentgen.generators.base import Attentive, Editing, Editor, Edits, Generator, Sampling
 from roentgen.serving import catalogue
 from roentgen.serving.catalogue import Catalogue
 
@@ -118,7 +118,8 @@ class Replica:
         return {name: (model.info.device, model.info.dtype) for name, model in self.catalogue.generators.items()}
 
     async def compute(self, kind: str, name: str, *words: Any) -> AsyncIterator[Any]:
-        """A batch by a model's ``sample`` or ``edit``: shares of the work as floats, and each result as it is ready."""
+        """A batch by a model's ``sample``, ``edit`` or ``word_maps``: shares of the work as floats, and each result, in
+        a tuple, as it is ready."""
         model: Any = self.catalogue.generators[name]
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Any]()
         left = threading.Event()
@@ -130,8 +131,11 @@ class Replica:
 
         def work() -> None:
             try:
-                for made in (model.edit if kind == "edit" else model.sample)(*words, tell):
-                    tell((made,))
+                if kind == "word_maps":
+                    tell((model.word_maps(*words),))
+                else:
+                    for made in (model.edit if kind == "edit" else model.sample)(*words, tell):
+                        tell((made,))
                 tell(DONE)
             except _Left:
                 pass
@@ -248,9 +252,21 @@ class RemoteEditor(Remote):
         return self.calls.compute(on_step, "edit", self.info.name, batch, sampling, editing)
 
 
+class RemoteAttentive(RemoteEditor):
+    """The same of a family that edits, and says where it looked words up."""
+
+    def word_maps(self, text: str, seed: int, sampling: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        made: tuple[np.ndarray, dict[str, np.ndarray]] = next(
+            self.calls.compute(None, "word_maps", self.info.name, text, seed, sampling)
+        )
+        return made
+
+
 def remote(model: Generator, calls: Calls, place: tuple[str, str]) -> Remote:
     """``model``, computing on the replicas; ``place`` is the device and dtype there."""
-    return (RemoteEditor if isinstance(model, Editor) else Remote)(model, calls, place)
+    if isinstance(model, Editor):
+        return (RemoteAttentive if isinstance(model, Attentive) else RemoteEditor)(model, calls, place)
+    return Remote(model, calls, place)
 
 
 class RemoteReporter:

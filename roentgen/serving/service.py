@@ -14,6 +14,7 @@ from fastapi import Request
 
 from roentgen.generators.base import Editing, Generator, Sample, check_seed, check_text
 from roentgen.generators.edit import edit
+from roentgen.generators.generate import attentive
 from roentgen.serving.batcher import Batcher, Busy, Event, Stopping, Ticket
 from roentgen.serving.catalogue import Catalogue, settings_of_family
 from roentgen.serving.failures import Failure, log
@@ -127,6 +128,28 @@ class Service:
             return Sample(made.image, made.prompt, made.seed, index, made.provenance)
 
         return self._queue(request, name, asked.prompt, seeds, kind, make=make)
+
+    async def begin_words(self, request: Request, asked: Asked, kind: str) -> tuple[Making, dict[str, Any]]:
+        """The same for one image and where its words were looked up: the map of each word, once the image is there."""
+        seeds = self._seeds(asked)
+        name, model = self.catalogue.generator(asked.model)
+        maps: dict[str, Any] = {}
+
+        def check() -> Any:
+            check_text(asked.prompt)
+            check_seed(seeds[0])
+            _check_settings(asked.settings, model)
+            model.check(asked.prompt)
+            return attentive(model), model.sampling(**asked.settings)
+
+        watched, sampling = await anyio.to_thread.run_sync(check)
+
+        def make(index: int, on_step: Callable[[float], object]) -> Sample:
+            image, found = watched.word_maps(asked.prompt, seeds[0], sampling)
+            maps.update(found)
+            return Sample(image, asked.prompt, seeds[0], index, {})
+
+        return self._queue(request, name, asked.prompt, seeds, kind, make=make), maps
 
     def _seeds(self, asked: Asked) -> range:
         """Seeds of the images; Failure where a request asks for more than the limits allow."""

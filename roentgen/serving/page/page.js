@@ -69,7 +69,7 @@ function fill(card, image) {
   picture.alt = `${SYNTHETIC}: chest X-ray of "${image.prompt}"`;
   picture.src = image.src;
   button.append(picture);
-  button.addEventListener("click", () => openViewer(image, choices.reporters, edit));
+  button.addEventListener("click", () => openViewer(image, choices, edit));
   const caption = document.createElement("figcaption");
   const mark = document.createElement("b");
   mark.textContent = SYNTHETIC;

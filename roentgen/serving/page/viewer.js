@@ -11,13 +11,15 @@ let shown = null; // the image: its event, pixels, words' heat by word, report
 let view = { ...START };
 let edit = () => {}; // what to do with an edit of the image that is shown
 
-async function greyOf(url) {
+// Grey levels of a picture, at another size if given.
+async function greyOf(url, wide, high) {
   const image = new Image();
   image.src = url;
   await image.decode();
-  const area = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
+  const area = new OffscreenCanvas(wide || image.naturalWidth, high || image.naturalHeight);
   const pen = area.getContext("2d", { willReadFrequently: true });
-  pen.drawImage(image, 0, 0);
+  pen.imageSmoothingQuality = "high";
+  pen.drawImage(image, 0, 0, area.width, area.height);
   const { data, width, height } = pen.getImageData(0, 0, area.width, area.height);
   const grey = new Uint8Array(width * height);
   for (let i = 0; i < grey.length; i += 1) grey[i] = data[4 * i];
@@ -90,7 +92,7 @@ function bodyOf(event, prompt) {
 }
 
 // How much each pixel changes when the word is left out: |with - without|, in [0, 1].
-async function heatOf(image, index) {
+async function differenceOf(image, index) {
   const words = image.prompt.split(/\s+/);
   const rest = words.filter((_, number) => number !== index).join(" ");
   let other = null;
@@ -103,22 +105,42 @@ async function heatOf(image, index) {
   return changes.map((value) => Math.min(0.85, value / most));
 }
 
+// Where the model looked the word up while it made the image: its share of the attention, in [0, 0.85].
+async function attentionOf(image, index) {
+  image.looked ??= (await (await call("/v1/images/words", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(bodyOf(image.event, image.prompt)),
+  })).json()).words;
+  const said = image.prompt.split(/\s+/)[index].toLowerCase().match(/[\p{L}\p{N}]+(?:['-][\p{L}\p{N}]+)*/u);
+  const found = image.looked.find(({ word }) => word === said?.[0]);
+  if (!found) throw new Error("The model reads nothing there.");
+  const { width, height } = image.pixels;
+  const { grey } = await greyOf(`data:image/png;base64,${found.b64_json}`, width, height);
+  return Float32Array.from(grey, (value) => 0.85 * (value / 255) ** 1.5);
+}
+
 async function light(index, button) {
   const image = shown;
-  const word = image.word === index ? null : index;
+  const kind = $("lighting").value;
+  const word = image.word === `${kind} ${index}` ? null : `${kind} ${index}`;
   $("viewer-message").textContent = "";
   try {
     if (word !== null && !image.heats.has(word)) {
       button.disabled = true;
-      image.heats.set(word, await heatOf(image, word));
+      image.heats.set(word, await (kind === "looked" ? attentionOf : differenceOf)(image, index));
     }
     image.word = word;
   } catch (error) {
     $("viewer-message").textContent = error.message;
   }
   button.disabled = false;
-  if (shown !== image) return;
-  [...$("words").children].forEach((one, number) => one.setAttribute("aria-pressed", String(number === image.word)));
+  if (shown === image) showWord();
+}
+
+function showWord() {
+  const pressed = shown.word === null ? -1 : Number(shown.word.split(" ")[1]);
+  [...$("words").children].forEach((one, number) => one.setAttribute("aria-pressed", String(number === pressed)));
   draw();
 }
 
@@ -155,7 +177,7 @@ function showReport() {
   }));
 }
 
-export async function openViewer(image, reporters, onEdit) {
+export async function openViewer(image, { models, reporters }, onEdit) {
   edit = onEdit;
   shown = Object.assign(image, { heats: image.heats || new Map(), word: image.word ?? null });
   const { event, prompt } = image;
@@ -163,6 +185,9 @@ export async function openViewer(image, reporters, onEdit) {
   $("viewer-message").textContent = "";
   $("report-box").hidden = !reporters.length;
   $("words-box").hidden = Boolean(event.settings.edited);
+  const looks = Boolean(models.find(({ name }) => name === event.model)?.words);
+  $("lighting").options[0].disabled = !looks;
+  if (!looks) $("lighting").value = "differs";
   $("boxes").checked = Boolean(image.report);
   const facts = {
     prompt, seed: event.seed, model: `${event.model} (${event.model_hash})`, ...event.settings, synthetic: "true",
@@ -178,7 +203,6 @@ export async function openViewer(image, reporters, onEdit) {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = word;
-    button.setAttribute("aria-pressed", String(index === shown.word));
     button.addEventListener("click", () => light(index, button));
     return button;
   }));
@@ -186,6 +210,7 @@ export async function openViewer(image, reporters, onEdit) {
     $(id).href = place(event.url, ending);
     $(id).download = `synthetic-${event.seed}.${ending}`;
   }
+  showWord();
   showReport();
   dialog.showModal();
   image.pixels ??= await greyOf(image.src);
@@ -198,6 +223,10 @@ for (const name of ["window", "level", "zoom"]) {
 $("reset").addEventListener("click", () => set({ ...START }));
 $("close").addEventListener("click", () => dialog.close());
 $("boxes").addEventListener("change", readIt);
+$("lighting").addEventListener("change", () => {
+  shown.word = null;
+  showWord();
+});
 $("edit").addEventListener("click", async () => {
   const form = new FormData();
   form.set("image", await (await fetch(shown.src)).blob(), "image.png");
