@@ -18,7 +18,7 @@ from roentgen.metrics.adherence import calibration, round_trip
 from roentgen.metrics.memorisation.reidentification import load_siamese
 from roentgen.metrics.report.replicates import write_replicates
 from roentgen.prompts import statement
-from roentgen.reports import Info, Report
+from roentgen.reports import Finding, Info, Report
 
 Run = Callable[..., tuple[int, str, str]]
 SIAMESE = '''
@@ -244,10 +244,12 @@ class Looker:
             half = image.shape[1] // 2
             bases = image[image.shape[0] // 2 :].astype(float)
             difference = bases[:, half:].mean() - bases[:, :half].mean()
-            text = "The lungs are clear."
+            text, found = "The lungs are clear.", tuple[Finding, ...]()
             if abs(difference) > 5:  # the image's right half is the patient's left
                 text = statement("Effusion", side="left" if difference > 0 else "right")
-            reports.append(Report((), text))
+                box = (0.5, 0.5, 1.0, 1.0) if difference > 0 else (0.0, 0.5, 0.5, 1.0)
+                found = (Finding(text, "Effusion", boxes=(box,)),)
+            reports.append(Report(found, text))
         return reports
 
 
@@ -261,5 +263,7 @@ def test_the_round_trip_reads_back_what_was_asked_for(
     found = result(tmp_path, "round_trip")
     assert found["value"] == 1 and found["details"]["ceiling"]["value"] == 1
     assert found["details"]["floor"]["value"] < 0.9
+    places = [found["details"][key] for key in ("places", "places_of_real_images", "places_of_shuffled_prompts")]
+    assert [one["value"] for one in places[:2]] == [1, 1] and places[0]["n"] > 0 and places[2]["value"] < 0.9
     assert found["details"]["sides"]["value"] == 1 and found["details"]["findings"][0]["finding"] == "Effusion"
     assert found["extractor"] == "reporter looker"

@@ -207,8 +207,8 @@ def test_nothing_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="4 texts, 3 references"):
         Described(CANDIDATES, REFERENCES[:3], GROUPS)
-    with pytest.raises(ValueError, match="unknown score 'CIDEr'"):
-        t.text_scores(Described(CANDIDATES, REFERENCES, GROUPS), scores=["CIDEr"])
+    with pytest.raises(ValueError, match="unknown score 'SPICE'"):
+        t.text_scores(Described(CANDIDATES, REFERENCES, GROUPS), scores=["SPICE"])
 
 
 def write_describer(folder: Path) -> Path:

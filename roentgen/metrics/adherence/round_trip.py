@@ -1,4 +1,4 @@
-"""The round trip: prompt -> image -> report -> labels and sides, against what the prompt said.
+"""The round trip: prompt -> image -> report -> labels, sides and places, against what the prompt said.
 
 A generator is judged by a reporter that reads its images as it would read a patient's. Its figure is that of generator
 and reporter together, so it stands between the same reporter on real images (ceiling) and on shuffled prompts (floor).
@@ -18,11 +18,11 @@ from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.reading import labels_of
-from roentgen.metrics.statistics import Floats
+from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, ratio_estimate
 from roentgen.metrics.text.clinical import LEAST, clinical_scores, distinct_share, read_labels, read_sides, side_scores
 from roentgen.prompts import NO_FINDING
 from roentgen.provenance import portable
-from roentgen.reports import MINI_REPORT, Reporter, load_reporter
+from roentgen.reports import MINI_REPORT, Report, Reporter, load_reporter
 
 BATCH = 16
 
@@ -36,13 +36,29 @@ def by_reporter(inputs: EvaluationInputs) -> tuple[str, str]:
     return str(portable(f"reporter {reporter_name(inputs)}")), "the reporter's own: squashed to its square"
 
 
-def texts_by(reporter: Reporter, images: ImageSet) -> list[str]:
-    """The reporter's text of each image."""
-    texts: list[str] = []
+def reports_by(reporter: Reporter, images: ImageSet) -> list[Report]:
+    """The reporter's report of each image."""
+    reports: list[Report] = []
     for start in range(0, len(images), BATCH):
-        pixels = [read_image(path) for path in images.paths[start : start + BATCH]]
-        texts += [report.text for report in reporter.report_many(pixels)]
-    return texts
+        reports += reporter.report_many([read_image(path) for path in images.paths[start : start + BATCH]])
+    return reports
+
+
+def place_scores(
+    reports: Sequence[Report], findings: Sequence[str], sides: Sequence[Sequence[str]], groups: Sequence[object],
+    *, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Of findings of a known left or right that a report places: share whose box with most weight, the first, has its
+    middle in that half of the image, which is the patient's other hand. By chance it is about a half."""
+    hits, placed = np.zeros(len(reports)), np.zeros(len(reports))
+    for row, report in enumerate(reports):
+        boxes = {one.label: one.boxes[0] for one in report.findings if one.present and one.boxes}
+        for name, side in zip(findings, sides[row], strict=True):
+            if side in ("left", "right") and name in boxes:
+                x1, _, x2, _ = boxes[name]
+                placed[row] += 1
+                hits[row] += (x1 + x2 > 1) == (side == "left")
+    return ratio_estimate(hits, placed, cluster_weights(list(groups), RESAMPLES, seed)) | {"n": int(placed.sum())}
 
 
 def sides_of(table: pd.DataFrame, findings: Sequence[str]) -> list[list[str]]:
@@ -70,16 +86,17 @@ def measure_round_trip(inputs: EvaluationInputs, extractor: Extractor) -> Result
             read_labels(texts, findings), truth, findings, groups, resamples=inputs.resamples, seed=inputs.seed
         )
 
-    said, groups = texts_by(reporter, inputs.synthetic), inputs.bootstrap_groups
+    groups, patients = inputs.bootstrap_groups, inputs.real.patients
+    reports, others = reports_by(reporter, inputs.synthetic), reports_by(reporter, inputs.real)
+    said, seen = ([report.text for report in each] for each in (reports, others))
     found = scored(said, mine, groups)
     order = np.random.default_rng(inputs.seed).permutation(len(mine))
     floor = scored(said, mine[order], groups)["macro"]
-    seen = texts_by(reporter, inputs.real)
     real = None
     if (np.minimum((theirs == 1).sum(0), (theirs == 0).sum(0)) >= LEAST).any():
-        real = scored(seen, theirs, inputs.real.patients)
-    sides = side_scores(read_sides(said, findings), sides_of(inputs.synthetic.table, findings), groups)
-    real_sides = side_scores(read_sides(seen, findings), sides_of(inputs.real.table, findings), inputs.real.patients)
+        real = scored(seen, theirs, patients)
+    asked, true = (sides_of(one.table, findings) for one in (inputs.synthetic, inputs.real))
+    shuffled = [asked[row] for row in order]
     beside = {row["finding"]: row for row in real["findings"]} if real is not None else {}
     rows = [
         row | {"n": row["positives"] + row["negatives"], "ceiling": beside.get(row["finding"])}
@@ -93,7 +110,13 @@ def measure_round_trip(inputs: EvaluationInputs, extractor: Extractor) -> Result
         ceiling=None if real is None else real["macro"] | {"what": "real images and their labels"},
         notes=inputs.notes,
         details={
-            "findings": rows, "micro": found["micro"], "sides": sides, "sides_of_real_images": real_sides,
+            "findings": rows, "micro": found["micro"],
+            "sides": side_scores(read_sides(said, findings), asked, groups),
+            "sides_of_shuffled_prompts": side_scores(read_sides(said, findings), shuffled, groups),
+            "sides_of_real_images": side_scores(read_sides(seen, findings), true, patients),
+            "places": place_scores(reports, findings, asked, groups),
+            "places_of_shuffled_prompts": place_scores(reports, findings, shuffled, groups),
+            "places_of_real_images": place_scores(others, findings, true, patients),
             "distinct_reports": distinct_share(said), "reporter": reporter.info.name, "hash": reporter.info.hash,
         },
     )  # fmt: skip
