@@ -415,3 +415,29 @@ def test_more_of_the_network_can_be_trained(trained: Path) -> None:
     begun = load_net(trained / "whole", fold=False)[0].state_dict()  # of the same seed, with 11 blocks frozen
     assert torch.equal(state["features.blocks.8.narrow.0.weight"], begun["features.blocks.8.narrow.0.weight"])
     assert not torch.equal(state["features.blocks.9.narrow.0.weight"], begun["features.blocks.9.narrow.0.weight"])
+
+
+# ----------------------------------------------------------------------------------------------- int8
+
+
+def test_int8_reads_as_float_does_but_for_rounding(trained: Path) -> None:
+    from roentgen.reports.quantised import quantise, weight_bytes
+
+    reporter = load_reporter(str(trained / "whole"))
+    assert isinstance(reporter, LabelsReporter)
+    small = quantise(reporter)
+    assert isinstance(small, LabelsReporter) and weight_bytes(small) < 0.5 * weight_bytes(reporter)
+    images = [read_image(trained / f"{n}.png") for n in range(36, 48)]
+    one, other = reporter.predict(images), small.predict(images)
+    assert 0 < np.abs(one.image - other.image).max() < 0.1
+    assert np.abs(one.maps - other.maps).max() < 0.15
+    with pytest.raises(UserError, match="--int8"):
+        quantise(type("Other", (), {"info": reporter.info})())
+
+
+def test_the_command_reads_in_int8(trained: Path, run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    words = ["report", trained / "40.png", "--model", trained / "whole", "--json", "--int8"]
+    code, out, err = run_cli(*words)
+    assert code == 0 and json.loads(out)["path"].endswith("40.png"), err
+    code, _, err = run_cli(*words, "--device", "cuda")
+    assert code == 2 and "--int8" in err

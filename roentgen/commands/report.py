@@ -45,6 +45,7 @@ def report(
     lateral_image: Path | None = None,
     batch_size: BatchSize = 8,
     device: str = "auto",
+    int8: bool = False,
 ) -> int:
     """Read chest X-rays: prints each report, and writes findings with their boxes, text and pictures to --out.
 
@@ -75,6 +76,7 @@ def report(
     Machine:
         batch_size: Images computed at once.
         device: auto, cpu, cuda, cuda:N or mps.
+        int8: Compute in 8-bit integers, on the CPU: less memory, and a little is lost (docs/reports.md).
     """
     for one in format:
         if one not in FORMATS:
@@ -82,9 +84,8 @@ def report(
     studies = find_images(image)
     if out is not None:
         _check_out(out, studies, format, overwrite)
-    from roentgen.devices import pick_device
     from roentgen.images import read_image
-    from roentgen.reports import Context, load_reporter
+    from roentgen.reports import Context
 
     context = Context(
         indication=indication,
@@ -94,20 +95,12 @@ def report(
         prior_image=None if prior_image is None else read_image(prior_image),
         lateral_image=None if lateral_image is None else read_image(lateral_image),
     )
-    reporter = load_reporter(model, device=pick_device(device), places=places)
+    reporter = _reporter(model, places, device, int8)
     lines: list[str] = []
     for start in range(0, len(studies), batch_size):
-        part = studies[start : start + batch_size]
-        pixels: list[Image] = []
-        failed: UserError | None = None
-        for study in part:  # what was read before a bad file is reported first
-            try:
-                pixels.append(read_image(study.path))
-            except UserError as error:
-                failed = error
-                break
+        part, pixels, failed = _read(studies[start : start + batch_size])
         reports = reporter.report_many(pixels, [context] * len(pixels))
-        for study, shown, found in zip(part, pixels, reports, strict=False):
+        for study, shown, found in zip(part, pixels, reports, strict=True):
             line = dumps(record(study.path, shown, found, reporter))
             lines.append(line)
             print(line if json else _shown(study.path, found, many=len(studies) > 1), flush=True)
@@ -118,6 +111,32 @@ def report(
         if failed is not None:
             raise failed
     return 0
+
+
+def _reporter(model: str, places: str | None, device: str, int8: bool) -> Reporter:
+    from roentgen.devices import pick_device
+    from roentgen.reports import load_reporter
+
+    if not int8:
+        return load_reporter(model, device=pick_device(device), places=places)
+    from roentgen.reports.quantised import quantise
+
+    if device not in ("auto", "cpu"):
+        raise UserError(f"--int8 is for processors; leave --device {device} out, or --int8")
+    return quantise(load_reporter(model, device="cpu", places=places))
+
+
+def _read(studies: Sequence[Study]) -> tuple[Sequence[Study], list[Image], UserError | None]:
+    """Studies whose image can be read, up to the first that cannot: what came before it is reported first."""
+    from roentgen.images import read_image
+
+    pixels: list[Image] = []
+    for study in studies:
+        try:
+            pixels.append(read_image(study.path))
+        except UserError as error:
+            return studies[: len(pixels)], pixels, error
+    return studies, pixels, None
 
 
 def find_images(paths: Sequence[Path]) -> list[Study]:

@@ -1,0 +1,168 @@
+"""What int8 costs and brings: a reporter and its int8 copy read the same images in one run, turn by turn.
+
+    python eval/int8.py --manifest MANIFEST --boxes METADATA.csv ... --documents docs/reports.md
+
+Writes int8.json under OUT: seconds an image, bytes of weights, clinical F1 and the pointing game of both, and how far
+they agree; and its table into the documents.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+
+from roentgen import errors, threads
+from roentgen.config import BatchSize, Count, PathOrName, Seed, as_dict, parse_settings, require
+from roentgen.data.boxes import read_boxes
+from roentgen.data.manifest import finding_columns, read_manifest
+from roentgen.files import file_sha256, require_writable
+from roentgen.images import read_image
+from roentgen.metrics.report.tables import figure, fill
+from roentgen.metrics.report.tables import table as markdown
+from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.text import clinical, grounding
+from roentgen.prompts import NO_FINDING
+from roentgen.provenance import portable
+from roentgen.reports import Report, load_reporter
+from roentgen.reports.boxes import iou
+from roentgen.reports.quantised import quantise, weight_bytes
+
+KINDS = ("float32", "int8")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the measurement."""
+
+    manifest: Annotated[Path, "manifest with images of the split"]
+    boxes: Annotated[tuple[Path, ...], "tables of boxes; images that have some are read first"] = ()
+    model: Annotated[PathOrName, "reporter: mini-report, a folder or hub id"] = "mini-report"
+    out: Annotated[Path, "folder for the result"] = Path("eval/results/reports")
+    split: Annotated[Literal["test", "val"], "which images; nothing is chosen by them"] = "test"
+    images: Annotated[Count, "at most so many"] = 300
+    documents: Annotated[tuple[Path, ...], "Markdown files with <!-- results:reports-int8 --> to fill"] = ()
+    seed: Annotated[Seed, "of draws and of the bootstrap"] = 0
+    batch_size: Annotated[BatchSize, "images read at a time"] = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    threads.settle()
+    s = parse_settings(Settings, argv, prog="eval/int8.py", about=__doc__)
+    require_writable(s.out, "--out")
+    table = read_manifest(s.manifest, splits=[s.split], allow_empty_text=True)
+    boxes = read_boxes(s.boxes) if s.boxes else {}
+    boxed = table["image"].isin(list(boxes))
+    order = np.random.default_rng(s.seed).permutation(len(table))
+    table = table.iloc[sorted(order, key=lambda row: not boxed.iloc[row])[: s.images]]
+    reporter = load_reporter(s.model)
+    names = list(reporter.info.findings) or [name for name in finding_columns(table) if name != NO_FINDING]
+    truth, patients = table[names].to_numpy(float), table["patient_id"].tolist()
+    truth[np.isnan(truth) & (table[NO_FINDING].to_numpy(float) == 1)[:, None]] = 0
+    enough = np.minimum((truth == 1).sum(0), (truth == 0).sum(0)) >= clinical.LEAST
+    require(bool(enough.any()), f"--images {s.images}: no finding has {clinical.LEAST} images with and without it")
+    pair = dict(zip(KINDS, (reporter, quantise(reporter)), strict=True))
+    said, seconds = read_in_turn(pair, table["image"].tolist(), s.batch_size)
+    rows: dict[str, Any] = {}
+    for kind, reports in said.items():
+        labels = clinical.read_labels([report.text for report in reports], names)
+        scores = clinical.clinical_scores(labels, truth, names, patients, seed=s.seed)
+        rows[kind] = {"macro": scores["macro"], "micro": scores["micro"], "seconds": seconds[kind]}
+        rows[kind]["weight_bytes"] = weight_bytes(pair[kind])
+        cases = [
+            grounding.Case(tuple(found), tuple(true), patient)
+            for report, image, patient in zip(reports, table["image"], patients, strict=True)
+            for found, true in _asked(report, boxes.get(image, ()))
+        ]
+        if cases:
+            rows[kind]["pointing"] = grounding.grounding_scores(cases, seed=s.seed)["pointing"] | {"n": len(cases)}
+    details = {"kinds": rows, "agreement": agreement(said["float32"], said["int8"]), "threads": torch.get_num_threads()}
+    faster = seconds["float32"] / seconds["int8"]
+    context = Context(
+        extractor=f"{reporter.info.kind} reporter {reporter.info.name}, {reporter.info.hash}",
+        resize="squashed to the reporter's square", seed=s.seed,
+        settings={key: portable(value) for key, value in as_dict(s).items() if key not in ("boxes", "documents")},
+        model={"name": reporter.info.name, "hash": reporter.info.hash},
+        inputs={"manifest": {"name": s.manifest.name, "sha256": file_sha256(s.manifest)}},
+        command="python eval/int8.py --manifest MANIFEST --boxes METADATA.csv ...",
+    )  # fmt: skip
+    write_result(
+        s.out / "int8.json", metric="times as fast in int8 as in float32", value=faster,
+        ci=(float("nan"), float("nan")), ci_method="none: one run, both in turn", n=len(table), context=context,
+        warnings=["measured beside other work on the machine, which both share"], details=details,
+    )  # fmt: skip
+    for document in s.documents:
+        fill(document, {"reports-int8": tables(s.out)})
+    print(f"{faster:.2f} times as fast, {details['agreement']}")
+    return 0
+
+
+def read_in_turn(
+    pair: dict[str, Any], paths: Sequence[str], batch: int
+) -> tuple[dict[str, list[Report]], dict[str, float]]:
+    """Reports of both, and the median seconds an image; each batch is read by both before the next, decoding apart."""
+    said: dict[str, list[Report]] = {kind: [] for kind in pair}
+    times: dict[str, list[float]] = {kind: [] for kind in pair}
+    for number, start in enumerate(range(0, len(paths), batch)):
+        pixels = [read_image(path) for path in paths[start : start + batch]]
+        kinds = list(pair)[:: 1 if number % 2 else -1]
+        for kind in kinds:
+            began = time.perf_counter()
+            said[kind] += pair[kind].report_many(pixels)
+            times[kind].append((time.perf_counter() - began) / len(pixels))
+    return said, {kind: float(np.median(values[1:] or values)) for kind, values in times.items()}
+
+
+def _asked(report: Report, entries: Sequence[tuple[str, Sequence[float]]]) -> list[tuple[Any, Any]]:
+    """The boxes that a report gives each finding which has true ones."""
+    true: dict[str, list[tuple[float, ...]]] = {}
+    for label, (x, y, width, height) in entries:
+        true.setdefault(label, []).append((x, y, x + width, y + height))
+    found = {one.label: one.boxes for one in report.findings if one.present}
+    return [(found.get(label, ()), boxes) for label, boxes in true.items()]
+
+
+def agreement(one: Sequence[Report], other: Sequence[Report]) -> dict[str, float]:
+    """How alike two reporters' reports are: texts that are equal, findings that both name, and their boxes' overlap."""
+    same, both, either, moved, overlaps = 0, 0, 0, [], []
+    for mine, theirs in zip(one, other, strict=True):
+        same += mine.text == theirs.text
+        left, right = ({f.label: f for f in report.findings if f.present} for report in (mine, theirs))
+        both, either = both + len(left.keys() & right.keys()), either + len(left.keys() | right.keys())
+        for name in left.keys() & right.keys():
+            first, second = left[name], right[name]
+            if first.probability is not None and second.probability is not None:
+                moved.append(abs(first.probability - second.probability))
+            if first.boxes and second.boxes:
+                overlaps.append(iou(first.boxes[0], second.boxes[0]))
+    return {
+        "equal_texts": same / len(one),
+        "findings_of_both": both / either if either else 1.0,
+        "mean_change_of_probability": float(np.mean(moved)) if moved else float("nan"),
+        "mean_iou_of_first_boxes": float(np.mean(overlaps)) if overlaps else float("nan"),
+    }
+
+
+def tables(out: Path) -> str:
+    """The Markdown table of the result in ``out``."""
+    kinds = read_result(out / "int8.json")["details"]["kinds"]
+    return markdown(
+        ["numbers", "ms an image", "weights, MB", "macro F1", "pointing game, reported boxes"],
+        [
+            [
+                kind, f"{1000 * row['seconds']:.0f}", f"{row['weight_bytes'] / 1e6:.1f}", figure(row["macro"]),
+                figure(row["pointing"], count=True) if "pointing" in row else "–",
+            ]
+            for kind, row in kinds.items()
+        ],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="eval/int8.py"))
