@@ -1,6 +1,6 @@
 """What the version before wrote opens with this one: a fine-tuned folder, a run that goes on, LoRA, export, evaluation.
 
-``tests/data/before`` was made by the commit before the recipes moved into the package, from ``base``, a tiny pipeline:
+``tests/files/before`` was made by the commit before the recipes moved into the package, from ``base``, a tiny pipeline:
 ``run`` is a run of train/finetune.py after 8 of 16 images, ``tuned`` its result where nothing interrupted it.
 """
 
@@ -16,7 +16,7 @@ from recipe import few_rows, good, part
 from roentgen import generate, load_model
 from roentgen.images import read_image, read_provenance
 
-BEFORE = Path(__file__).parent / "data" / "before"
+BEFORE = Path(__file__).parent / "files" / "before"
 FLAGS = [
     *("--images", 16, "--batch_size", 4, "--precision", "no", "--steps", 2, "--sample_every", 10**6, "--log_every", 4),
     *("--warmup", 4, "--rate", 1e-3, "--text_rate", 1e-3, "--composed", 0.5),

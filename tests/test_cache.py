@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from damaged import damage
+from pictures import write_manifest
 from PIL import Image
 from safetensors.numpy import load_file, save
-from test_shards import damage
-from test_sources import write_manifest
 from torch import Tensor
 
 from roentgen import cache

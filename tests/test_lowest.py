@@ -1,6 +1,6 @@
 """A fine-tune and an adapter, as this version writes them, give the same picture with every allowed version of others.
 
-`tests/data/lowest/` was made by ``python tests/test_lowest.py``; continuous integration runs this file with the lowest
+`tests/files/lowest/` was made by ``python tests/test_lowest.py``; continuous integration runs this file with the lowest
 versions of pyproject.toml as well.
 """
 
@@ -16,7 +16,7 @@ import pytest
 from roentgen import generate, load_model
 from roentgen.images import read_image
 
-DATA = Path(__file__).parent / "data" / "lowest"
+DATA = Path(__file__).parent / "files" / "lowest"
 PROMPT = "left pleural effusion"
 
 

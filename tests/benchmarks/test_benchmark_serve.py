@@ -1,0 +1,60 @@
+"""benchmarks/serve.py: its load, its table, its mistakes. The servers themselves are tested elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from roentgen.errors import UserError
+from roentgen.metrics.result import read_result
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = ROOT / "benchmarks" / "results" / "serve-cpu.json"
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_serve", ROOT / "benchmarks" / "serve.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_load_asks_for_every_image_once(bench: ModuleType) -> None:
+    asked: list[int] = []
+    together = threading.Barrier(3)
+
+    def ask(url: str, number: int) -> tuple[np.ndarray, float]:
+        together.wait(30)  # three at once, or this never ends
+        asked.append(number)
+        return np.zeros((2, 2)), 1.0 + number
+
+    found = bench.load("", ask, 3, 9)
+    assert sorted(asked) == list(range(9)) and found["p50"] == 5.0 and found["p95"] == pytest.approx(8.6)
+
+
+def test_a_failed_request_is_no_figure(bench: ModuleType) -> None:
+    def ask(url: str, number: int) -> Any:
+        raise SystemExit  # a thread that ends so says nothing
+
+    with pytest.raises(UserError, match="failed"):
+        bench.load("", ask, 2, 4)
+
+
+@pytest.mark.parametrize("flags", [["--clients", "1,4", "--out", "x"], ["--clients", "8,a", "--out", "x"], []])
+def test_mistakes_are_told_before_anything_is_started(bench: ModuleType, flags: list[str]) -> None:
+    with pytest.raises(UserError, match=r"--clients|--out"):
+        bench.main(flags)
+
+
+def test_the_documents_tables_are_those_of_the_result_file(bench: ModuleType) -> None:
+    page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    between = page.split("<!-- results:serve -->")[1].split("<!-- /results:serve -->")[0].strip()
+    assert between == bench.table(read_result(RESULT))

@@ -1,0 +1,209 @@
+"""benchmarks/generate.py: its arithmetic, its table, its mistakes, and one run for real."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from roentgen.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks" / "generate.py"
+PAGE = "before\n<!-- results:speed -->\nstale\n<!-- /results:speed -->\nafter\n"
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_generate", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def result(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Path) -> dict[str, Any]:
+    """A result from made-up times: ours 2 s and 1 s an image, theirs 8 s and 3 s an image."""
+    commands = []
+
+    def made_up(command: Any, images: int) -> tuple[float, float]:
+        line = command(images, Path("folder"))
+        commands.append(line)
+        ours = "roentgen" in line
+        return (1.0 + images, 0.5 * images) if ours else (5.0 + 3 * images, 2.0)
+
+    def no_sets(*_: object) -> dict[str, Any]:
+        arm = {"dtype": "float32", "seconds_per_image": {"median": 0.5}, "memory": {"median": 1.5}, "ratio": 2.0}
+        arms = {name: {**arm, "difference": 0.25} for name in bench.ARMS}
+        del arms[bench.ROENTGEN]["difference"]
+        return {"short": 2, "long": 4, "batch": 16, "published": bench.PUBLISHED, "arms": arms}
+
+    monkeypatch.setattr(bench, "data_sets", no_sets)
+    monkeypatch.setattr(bench, "timed_images", made_up)
+    monkeypatch.setattr(bench, "timed", lambda command: (0.25, 0.1))
+    found = bench.measured(str(tiny_pipeline), steps=None, guidance=2.5, sampler=None, repeats=2, helps=3,
+                           short=2, long=4)  # fmt: skip
+    assert len(commands) == 2 * 1 + 2 * 2 * 2  # a warm-up each, then short and long for both, twice
+    return found
+
+
+def test_arithmetic(result: dict[str, Any]) -> None:
+    assert result["roentgen"]["cold"]["median"] == 2.0
+    assert result["roentgen"]["further"]["median"] == 1.0
+    assert result["roentgen"]["memory"]["median"] == 2.5  # of the longer run
+    assert result["diffusers"]["further"] == {"median": 3, "min": 3, "max": 3, "n": 2, "values": [3, 3]}
+    assert result["ratio"] == {"cold": 4.0, "further": 3.0, "memory": 0.8}
+
+
+def test_both_sides_get_the_same_settings(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Path
+) -> None:
+    lines: dict[str, list[str]] = {}
+
+    def keep(command: Any, images: int) -> tuple[float, float]:
+        line = command(images, Path("folder"))
+        lines["ours" if "roentgen" in line else "theirs"] = line
+        return float(images), 1.0
+
+    monkeypatch.setattr(bench, "timed_images", keep)
+    monkeypatch.setattr(bench, "timed", lambda command: (0.25, 0.1))
+    monkeypatch.setattr(bench, "data_sets", lambda *_: {})
+    bench.measured(str(tiny_pipeline), steps=7, guidance=None, sampler="ddim", repeats=1, helps=1, short=2, long=4)
+    ours = dict(zip(lines["ours"][5::2], lines["ours"][6::2], strict=True))
+    theirs = json.loads(lines["theirs"][-1])
+    assert (ours["--steps"], ours["--guidance"], ours["--sampler"]) == (
+        "7",
+        "3.0",
+        "ddim",
+    )  # 3.0: the model's
+    assert (theirs["steps"], theirs["guidance"], theirs["scheduler"][0]) == (7, 3.0, "DDIMScheduler")
+    assert ours["--model"] == theirs["model"] == str(tiny_pipeline)
+
+
+def test_data_sets(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Made-up times: 10 s and 1 s an image for ours, 2 s an image for batches, 9 s for the published sampling."""
+    from PIL import Image
+
+    jobs: dict[str, list[Any]] = {}
+
+    def made_up(command: list[str]) -> tuple[float, float]:
+        ours = "export" in command
+        if ours:
+            flags = dict(zip(command[4::2], command[5::2], strict=True))
+            texts = Path(flags["--prompts"]).read_text().splitlines()
+            out, name = Path(flags["--out"]), flags["--dtype"]
+            (out / "images").mkdir(parents=True)
+            lines = [f'images/{n}.png,"{text}",{n + 40}' for n, text in enumerate(texts)]
+            (out / "manifest.csv").write_text("\n".join(["image,text,seed", *lines]) + "\n")
+            cost = 1
+        else:
+            job = json.loads(command[-1])
+            texts, out, name = job["prompts"], Path(job["out"]), f"{job['dtype']} {job['batch']} {job['steps']}"
+            assert job["seeds"] == [n + 40 for n in range(len(texts))]
+            cost = 9 if job["steps"] == 75 else 2
+        jobs.setdefault(name, []).append(texts)
+        for number in range(len(texts)):
+            where = out / "images" if ours else out
+            Image.new("L", (4, 4), number + (3 if ours else 0)).save(where / f"{number}.png")
+        return 10.0 + cost * len(texts), 1.0
+
+    monkeypatch.setattr(bench, "timed", made_up)
+    settings = {"steps": 10, "guidance": 4.0, "sampler": "unipc"}
+    found = bench.data_sets(tmp_path / "model", settings, 2, 2, 6)["arms"]
+    assert {name: arm["ratio"] for name, arm in found.items()} == {
+        "roentgen export": 1.0,
+        "roentgen export, float32": 1.0,
+        "diffusers, a call a prompt": 2.0,
+        "diffusers, batches": 2.0,
+        "diffusers, batches, bfloat16": 2.0,
+        "diffusers, RoentGen's sampling": 9.0,
+    }
+    assert found["roentgen export"]["difference"] == 3.0 and found["diffusers, batches, bfloat16"]["difference"] == 0.0
+    assert "difference" not in found["diffusers, RoentGen's sampling"]
+    texts = bench.prompts(6)
+    assert jobs["auto"] == jobs["float32 16 10"] == [texts[:2], texts, texts[:2], texts]
+    assert jobs["float32 16 75"] == [texts[:2], texts[:4]] * 2
+
+
+def test_result_names_conditions_and_no_host(result: dict[str, Any]) -> None:
+    assert set(result["machine"]) == {"cpu", "cores"}
+    assert {"torch", "diffusers", "python"} <= set(result["versions"])
+    assert result["settings"]["steps"] == 3 and result["settings"]["guidance"] == 2.5
+    assert result["model"] == "tiny" and len(result["model_hash"]) == 16
+
+
+def test_table_and_region(bench: ModuleType, result: dict[str, Any], tmp_path: Path) -> None:
+    page, stored = tmp_path / "page.md", tmp_path / "result.json"
+    page.write_text(PAGE)
+    stored.write_text(json.dumps(result))
+    assert bench.main(["--result", str(stored), "--update", str(page)]) == 0
+    text = page.read_text()
+    assert "| one image, cold start (s) | 2.0 | 8.0 | 4.00 |" in text and "stale" not in text
+    assert text.startswith("before\n<!-- results:speed -->\n\n| |")
+    assert text.endswith("\n<!-- /results:speed -->\nafter\n")
+    assert bench.main(["--result", str(stored), "--update", str(page)]) == 0
+    assert page.read_text() == text  # a second time changes nothing
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--repeats", "0"], "--repeats"),
+        (["--short", "8", "--long", "8"], "--short 8 --long 8"),
+        (["--long", "100000"], "--long 100000"),
+        (["--model", "minni"], "did you mean mini"),
+        (["--model", "sd-1.5"], "on this disk"),
+        (["--result", "nowhere.json"], "nowhere.json"),
+        (["--update", "nowhere.md"], "nowhere.md"),
+        (["--model", "TINY", "--sampler", "euler"], "--sampler euler"),
+    ],
+)
+def test_mistakes(bench: ModuleType, flags: list[str], words: str, tiny_pipeline: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        bench.main([str(tiny_pipeline) if flag == "TINY" else flag for flag in flags])
+
+
+def test_memory_is_that_of_the_child() -> None:
+    code = f"""
+import runpy, sys
+timed = runpy.run_path({str(SCRIPT)!r})["timed"]
+large = timed([sys.executable, "-c", "b = bytearray(300_000_000); b[::4096] = b[::4096]"])[1]
+small = timed([sys.executable, "-c", "pass"])[1]
+print(large, small, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    large, small, heavy = done.stdout.split()
+    assert 0.3 < float(large) < 0.4
+    assert float(small) < 0.1  # neither the largest child so far nor this process
+    assert heavy == "False"
+
+
+def test_a_failed_command_is_no_measurement(bench: ModuleType) -> None:
+    with pytest.raises(RuntimeError, match="the reason"):
+        bench.timed([sys.executable, "-c", "raise SystemExit('the reason')"])
+    with pytest.raises(RuntimeError, match="0 written"):
+        bench.timed_images(lambda images, folder: [sys.executable, "-c", "pass"], 1)
+
+
+@pytest.mark.slow
+def test_for_real(tmp_path: Path, make_pipeline: Callable[..., Path]) -> None:
+    tiny_pipeline = make_pipeline(tmp_path / "tiny", window=77)  # as the prompts of data sets are long
+    page, out = tmp_path / "page.md", tmp_path / "results" / "speed.json"
+    page.write_text(PAGE)
+    flags = f"--model {tiny_pipeline} --repeats 1 --helps 1 --short 1 --long 2 --out {out} --update {page}".split()
+    done = subprocess.run([sys.executable, str(SCRIPT), *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    for side in ("roentgen", "diffusers"):
+        assert found[side]["cold"]["median"] > 0.5 and 0.1 < found[side]["memory"]["median"] < 8
+    assert page.read_text().count("| each further image (s) |") == 1
+    arms = found["sets"]["arms"]
+    assert arms["roentgen export, float32"]["difference"] < 0.05 and len(arms) == 6

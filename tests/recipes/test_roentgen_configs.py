@@ -1,0 +1,186 @@
+"""train/configs/roentgen: the rows of RoentGen's study, each read, dry-run and trained 20 steps from tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "train" / "configs" / "roentgen"
+SAMPLE = ROOT / "data" / "sample" / "manifest.csv"
+CONFIGS = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+GRID = {
+    f"unet-{encoder}-{state}_{steps}-steps_{rate}": (encoder, state == "trained", steps, float(rate))
+    for encoder, state, steps, rate in product(
+        ("clip", "radbert", "sapbert"), ("frozen", "trained"), (1_000, 12_500, 60_000), ("5e-5", "1e-4")
+    )
+}
+STEPS, BATCH = 20, 2
+
+# One process imports once and runs every configuration; a failure is told by its name and does not stop the others.
+DRIVER = """
+import json, sys, traceback
+from contextlib import redirect_stdout
+from io import StringIO
+from accelerate.state import AcceleratorState, GradientState
+from roentgen.errors import UserError
+from roentgen.recipes import finetune
+
+results = open(sys.argv[2], "w")
+for name, argv in json.load(open(sys.argv[1])).items():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    said, failure = StringIO(), None
+    try:
+        with redirect_stdout(said):
+            code = finetune.main(argv)
+    except (Exception, SystemExit) as error:
+        code, failure = 1, f"{type(error).__name__}: {error}"
+        if not isinstance(error, UserError):
+            failure += "\\n" + traceback.format_exc()
+    results.write(json.dumps({"name": name, "code": code, "failure": failure, "said": said.getvalue()}) + "\\n")
+    results.flush()
+"""
+
+
+def read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(CONFIGS[name].read_text())
+    return found
+
+
+def test_files_are_the_grid() -> None:
+    assert set(CONFIGS) == {*GRID, "roentgen-v2"}
+    assert len(GRID) == 36
+
+
+@pytest.mark.parametrize("name", GRID)
+def test_row_says_what_its_name_says(name: str) -> None:
+    encoder, trained, steps, rate = GRID[name]
+    row = read(name)
+    assert row["name"] == name and row["model"] == "sd-1.4" and row["text_encoder"] == encoder
+    assert row["train"] == {"unet": True, "text_encoder": trained}
+    assert row["batch_size"] == 256 and row["images"] == 256 * steps and row["rate"] == rate
+    assert row.get("text_rate") == (rate if trained else None)
+    assert ("text_window" in row) == (encoder != "clip")
+    assert row["images"] % row["checkpoint_every"] == 0 and row["warmup"] < row["images"]
+    assert (row["sampler"], row["steps"], row["guidance"]) == ("pndm", 75, 4.0)
+    first = CONFIGS[name].read_text().splitlines()[0]
+    for word in (
+        encoder,
+        "frozen" if not trained else "trained",
+        f"{steps / 1000:g}k",
+        f"{rate:.0e}".replace("-0", "-"),
+    ):
+        assert word in first.lower()
+
+
+def test_rows_differ_in_nothing_else() -> None:
+    """Once encoder, training, length, rate and what follows from them are taken away, one configuration is left."""
+    own = {"name", "text_encoder", "text_window", "text_states", "train", "images", "rate", "text_rate"}
+    own |= {"checkpoint_every", "validate_every", "sample_every"}
+    common = {json.dumps({k: v for k, v in read(name).items() if k not in own}, sort_keys=True) for name in GRID}
+    assert len(common) == 1
+
+
+def test_table_lists_every_row() -> None:
+    page = (FOLDER / "README.md").read_text()
+    assert [name for name in CONFIGS if f"`{name}.yaml`" not in page] == []
+
+
+@pytest.fixture(scope="module")
+def tiny(make_pipeline: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A three-channel CLIP pipeline, a BERT, and a manifest of 24 training and 8 validation images."""
+    import pandas as pd
+    from tiny import write_bert
+
+    folder = tmp_path_factory.mktemp("tiny")
+    table = pd.read_csv(SAMPLE, dtype=str, keep_default_na=False)
+    table["image"] = [str(SAMPLE.parent / name) for name in table["image"]]
+    rows = pd.concat([table[table["split"] == "train"][:24], table[table["split"] == "val"][:8]])
+    rows.to_csv(folder / "manifest.csv", index=False)
+    return {
+        "model": make_pipeline(folder / "model", channels=3, window=77, prediction="epsilon"),
+        "bert": write_bert(folder / "bert", window=128),
+        "manifest": folder / "manifest.csv",
+        "folder": folder,
+    }
+
+
+def run(tiny: dict[str, Path], label: str, *flags: object) -> dict[str, dict[str, Any]]:
+    """Every configuration with ``flags``; what each came to, by name."""
+    jobs = {}
+    for name, path in CONFIGS.items():
+        clip = read(name)["text_encoder"] == "clip"
+        given = {"--config": path, "--model": tiny["model"], "--manifest": tiny["manifest"]}
+        given |= {"--out": tiny["folder"] / label / name, "--text_encoder": "clip" if clip else tiny["bert"]}
+        jobs[name] = [str(word) for pair in given.items() for word in pair] + [str(flag) for flag in flags]
+    plan, results = tiny["folder"] / f"{label}.json", tiny["folder"] / f"{label}.jsonl"
+    plan.write_text(json.dumps(jobs))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(plan), str(results)],
+        env=environment | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {each["name"]: each for each in map(json.loads, results.read_text().splitlines())}
+
+
+@pytest.fixture(scope="module")
+def dry(tiny: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    return run(tiny, "dry", "--dry-run")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    return run(tiny, "runs", "--images", STEPS * BATCH, "--batch_size", BATCH, "--accumulate", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_dry_run(name: str, dry: dict[str, dict[str, Any]], tiny: dict[str, Path]) -> None:
+    assert dry[name]["failure"] is None and dry[name]["code"] == 0
+    said, row = dry[name]["said"], read(name)
+    assert f"{row['images']} images to see" in said and f"{row['images'] // 256} steps of 256" in said
+    for word in ("epochs", "are cut", "M trained", "memory", "disk", "hours"):
+        assert word in said
+    assert not (tiny["folder"] / "dry" / name).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_twenty_steps(name: str, trained: dict[str, dict[str, Any]], tiny: dict[str, Path]) -> None:
+    assert trained[name]["failure"] is None and trained[name]["code"] == 0
+    out, row = tiny["folder"] / "runs" / name, read(name)
+    assert json.loads((out / "training.json").read_text())["images"] == STEPS * BATCH
+    start = tiny["model"] / "text_encoder" if row["text_encoder"] == "clip" else tiny["bert"]
+    assert differs(out / "pipeline" / "unet", tiny["model"] / "unet")
+    assert differs(out / "pipeline" / "text_encoder", start) == row["train"]["text_encoder"]
+    assert not differs(out / "pipeline" / "vae", tiny["model"] / "vae")
+    defaults = json.loads((out / "pipeline" / "roentgen.json").read_text())["defaults"]
+    assert defaults == {"steps": row["steps"], "guidance": row["guidance"], "sampler": "pndm"}
+
+
+def differs(one: Path, other: Path) -> bool:
+    """Whether two modules on disk have different weights."""
+    import torch
+    from safetensors.torch import load_file
+
+    first, second = (
+        # What is saved has the prefix that every version of transformers knows; what transformers 5 writes has none.
+        {k.removeprefix("text_model."): v for f in folder.glob("*.safetensors") for k, v in load_file(f).items()}
+        for folder in (one, other)
+    )
+    assert first and set(first) <= set(second)  # a BERT pooler, which nothing uses, may be left out
+    return any(not torch.equal(first[key], second[key]) for key in first)
