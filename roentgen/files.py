@@ -132,6 +132,8 @@ def new_folder(path: Path, *, advice: str = "choose another --out") -> Iterator[
     temporary: Path | None = None
     if path.name in ("", ".."):  # the current one, or one around it
         raise UserError(f"{str(path)!r} holds what you work in, and cannot be replaced; {advice}")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is no folder; {advice}")
     old = path.with_name(f"{path.name}.old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ the harness of ``fuzz/`` found."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,15 @@ def test_links_among_what_is_published(tmp_path: Path, target: str) -> None:
 def test_a_folder_one_works_in_is_not_replaced(name: str) -> None:
     with pytest.raises(UserError, match="replaced"), new_folder(Path(name)):
         pass
+
+
+def test_no_folder_takes_the_place_of_a_file_or_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("file", "pipe"):
+        with pytest.raises(UserError, match=name), new_folder(tmp_path / name):
+            pass
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_types_have_the_users_names() -> None:

@@ -19,6 +19,7 @@ HEADERS: dict[str, tuple[str, ...]] = {
         *("impression", "impressions", "conclusion", "conclusions", "opinion", "final impression"),
         *("provisional findings impression", "overall impression", "preliminary impression"),
         *("impression and plan", "impression/plan", "radiological diagnosis", "radiologic diagnosis"),
+        *("interpretation", "interpretations"),
     ),
     "findings": (
         *("findings", "finding", "radiographic findings", "radiological findings", "imaging findings"),
@@ -87,12 +88,13 @@ _VIEW_WORD = (
 )
 _JOIN = r"[ \t]*(?:[/&+]|\band\b)[ \t]*"
 _WORDS = r"(?-i:[A-Z][A-Za-z]*(?:[ -][A-Z][A-Za-z]*){0,2})"  # of a heading that is not known by name
-_NAMED = rf"(?:{_alternatives()})(?:\(s\))?"
+_NAMED = rf"(?:{_alternatives()})(?:[ \t]?\(s\))?"
+_TAIL = r"(?:[ \t]+(?:as[ \t]+follows|in[ \t]+brief|(?:as[ \t]+)?compared[ \t]+(?:with|to)[ \t]+prior(?:[ \t]+\w+)?))"
 _COLON = r"(?=[ \t*_]{0,3}:)"
 _HEADER = re.compile(
     rf"(?<![A-Za-z0-9/&-])(?P<name>{_NAMED}(?:{_JOIN}{_WORDS}(?:\(s\))?)+{_COLON}"
-    rf"|{_NAMED}(?:(?:{_JOIN}|[ \t]*,[ \t]*){_NAMED})*)(?![A-Za-z])"
-    rf"(?:(?:[ \t,]+(?:of|for|on|in))?(?:[ \t,/&()-]+{_VIEW_WORD}){{1,9}}\)?{_COLON})?"
+    rf"|{_NAMED}(?:(?:{_JOIN}|[ \t]*,[ \t]*|[ \t]-[ \t]){_NAMED})*)(?![A-Za-z])"
+    rf"(?:(?:[ \t,]+(?:of|for|on|in))?(?:[ \t,/&()-]+{_VIEW_WORD}){{1,9}}\)?{_COLON}|{_TAIL}{_COLON})?"
     r"(?P<note>[ \t]*\((?!s\))[^()\n]{1,40}\))?(?P<mark>[ \t*_]{0,3}:|[ \t]*[-–—](?=[ \t\n])|(?=\s|$))",
     re.IGNORECASE,
 )
@@ -160,8 +162,8 @@ def _starts(text: str) -> list[tuple[int, int, str]]:
 
 def _parts(written: str) -> list[str]:
     """The names that a heading joins, lower case and without plural notes; one where it is a name as a whole."""
-    key = re.sub(r"[ \t]+", " ", written.lower().replace("(s)", ""))
-    return [key] if key in _NAME else [part.strip() for part in re.split(rf"{_JOIN}|,", key)]
+    key = re.sub(r"[ \t]+", " ", re.sub(r"[ \t]?\(s\)", "", written.lower()))
+    return [key] if key in _NAME else [part.strip() for part in re.split(rf"{_JOIN}|,|[ \t]-[ \t]", key)]
 
 
 def _section(written: str) -> str:
