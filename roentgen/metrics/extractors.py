@@ -198,6 +198,8 @@ def fused(net: torch.nn.Module) -> torch.nn.Module:
 
 XRV_CLASSES = ("torchxrayvision.models.", "torch.nn.", "torchvision.models.")
 XRV_WEIGHTS = "densenet121-res224-all"
+XRV_SHA256 = "56524913dd16a906422e8d8b66a7a5c46be1d82eb7ac012d8103776f1aa68899"
+"""Of its file of release v1, 28,382,008 bytes. The package publishes no sums; many who use the file do, and agree."""
 XRV_SIDE = 224
 XRV_CHAINS = {
     "xrv": "to 299 x 299 without regard to the aspect, antialiased bicubic by PIL in float32, clipped to [0, 255]; "
@@ -209,6 +211,27 @@ XRV_CHAINS = {
 }
 
 
+def xrv_net(who: str, *, missing: str, instead: str = "", folder: Path | None = None) -> tuple[Any, Path]:
+    """torchxrayvision's DenseNet-121 for inference, and its file; UserError, which begins with ``who``, without it.
+
+    The package unpickles a whole network, not tensors alone: from its own cache only the published file is taken, and
+    from a ``folder`` one that names nothing but parts of networks.
+    """
+    try:
+        import torchxrayvision as xrv
+    except ImportError:
+        raise UserError(f"{who} needs torchxrayvision: {install('eval')}") from None
+    url = str(xrv.models.model_urls[XRV_WEIGHTS]["weights_url"])
+    file = (user_path("~/.torchxrayvision/models_data") if folder is None else folder) / url.rpartition("/")[2]
+    require_file(file, url, f"{who}: {missing}", instead)
+    if folder is None and file_sha256(file) != XRV_SHA256:
+        raise UserError(f"{who}: {file} is not the published file (its SHA-256 differs); fetch {url} again")
+    check_pickle(file, XRV_CLASSES, who)
+    with loading_weights(f"{who}: {file}", url):
+        net = xrv.models.DenseNet(weights=XRV_WEIGHTS, cache_dir=str(file.parent)).eval().requires_grad_(False)
+    return net, file
+
+
 def xrv_extractor(chain: str = "xrv", *, folder: Path | None = None, device: str = "cpu") -> Extractor:
     """torchxrayvision's DenseNet-121 (``densenet121-res224-all``): 1024 features and 18 findings.
 
@@ -218,16 +241,7 @@ def xrv_extractor(chain: str = "xrv", *, folder: Path | None = None, device: str
         folder: where the weights lie; None: torchxrayvision's own ~/.torchxrayvision/models_data.
         device: of the network.
     """
-    try:
-        import torchxrayvision as xrv
-    except ImportError:
-        raise UserError(f"extractor {chain} needs torchxrayvision: {install('eval')}") from None
-    url = str(xrv.models.model_urls[XRV_WEIGHTS]["weights_url"])
-    file = (user_path("~/.torchxrayvision/models_data") if folder is None else folder) / url.rpartition("/")[2]
-    require_file(file, url, f"extractor {chain}: its weights")
-    check_pickle(file, XRV_CLASSES, f"extractor {chain}")  # the package unpickles a whole network, not tensors alone
-    with loading_weights(f"extractor {chain}: {file}", url):
-        net = xrv.models.DenseNet(weights=XRV_WEIGHTS, cache_dir=str(file.parent)).eval().requires_grad_(False)
+    net, file = xrv_net(f"extractor {chain}", folder=folder, missing="its weights")
     net = net.to(device)
     given = LastInput(net.classifier)
 

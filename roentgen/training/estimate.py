@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from roentgen.errors import UserError
+from roentgen.files import reason
 from roentgen.provenance import processor
 from roentgen.training.meta import Autocast, encoding_peak, meta_copy, training_peak
 
@@ -130,7 +131,12 @@ def estimate(
         dtype=dtype,
         with_gradients=accumulate > 1,
     )
-    operations, peak = _walked(net, walk, dtype, checkpointing=gradient_checkpointing)
+    try:
+        operations, peak = _walked(net, walk, dtype, checkpointing=gradient_checkpointing)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"--model: its networks cannot be run together ({reason(error)}); their config.json files do not fit"
+        ) from error
     if latents_online:
         peak = max(peak, encoding_peak(meta_copy(vae, False), batch_per_device, latent_shape, dtype))
     resident = [net, *([encoder] if text_online or learns_text else []), *([vae] if latents_online or decodes else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -332,16 +333,45 @@ def test_missing_weights_are_one_sentence(
     assert words in str(caught.value) and name in str(caught.value) and "\n" not in str(caught.value)
 
 
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.folder),))
+
+
 def test_inception_weights_run_no_code(tmp_path: Path) -> None:
     pytest.importorskip("torch_fidelity")
-
-    class Evil:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (os.mkdir, (str(tmp_path / "ran"),))
-
-    torch.save({"weight": Evil()}, tmp_path / "weights.pth")
+    torch.save({"weight": Evil(tmp_path / "ran")}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match="cannot be loaded"):
         extractors.inception_extractor(weights=tmp_path / "weights.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("ask", ["extractor", "augmentation"])
+def test_a_cache_of_torchxrayvision_is_the_published_file(
+    ask: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another network of the same class, too, would give other figures under the same name."""
+    from roentgen.experiments.augmentation import classifier
+
+    xrv = pytest.importorskip("torchxrayvision")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = xrv.models.model_urls[extractors.XRV_WEIGHTS]["weights_url"].rpartition("/")[2]
+    file = tmp_path / ".torchxrayvision" / "models_data" / name
+    file.parent.mkdir(parents=True)
+    torch.save(xrv.models.DenseNet(weights=None, num_classes=18), file)
+    make = extractors.xrv_extractor if ask == "extractor" else classifier._xrv_features
+    with pytest.raises(UserError, match="not the published file"):
+        make()
+    # Its sum made that of the published file, a cache that would run code is still refused.
+    torch.save({"weight": Evil(tmp_path / "ran")}, file)
+    monkeypatch.setattr(extractors, "XRV_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
+    with pytest.raises(UserError, match="would run"):
+        make()
     assert not (tmp_path / "ran").exists()
 
 

@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from roentgen.errors import UserError, install
-from roentgen.files import user_path
+from roentgen.errors import UserError
 from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.extractor import loading_weights, require_file
-from roentgen.metrics.extractors import XRV_WEIGHTS
+from roentgen.metrics.extractors import xrv_net
 from roentgen.training.order import Order, batch_generator
 from roentgen.training.schedule import cosine_rate
 
@@ -166,15 +165,8 @@ def _densenet121(findings: int, weights: str) -> nn.Module:
 
 
 def _xrv_features() -> nn.Module:
-    try:
-        import torchxrayvision as xrv
-    except ImportError:
-        raise UserError(f"--weights xrv needs torchxrayvision: {install('eval')}") from None
-    url = str(xrv.models.model_urls[XRV_WEIGHTS]["weights_url"])
-    file = user_path("~/.torchxrayvision/models_data") / url.rpartition("/")[2]
-    require_file(file, url, "--weights xrv: they", NO_WEIGHTS)
-    with loading_weights("--weights xrv: the file", url):
-        features: nn.Module = xrv.models.DenseNet(weights=XRV_WEIGHTS).features
+    net, _ = xrv_net("--weights xrv", missing="they", instead=NO_WEIGHTS)
+    features: nn.Module = net.train().requires_grad_(True).features
     return features
 
 
