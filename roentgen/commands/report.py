@@ -37,6 +37,7 @@ def report(
     format: tuple[str, ...] = ("json", "text", "picture"),
     overwrite: bool = False,
     json: bool = False,
+    words: bool = False,
     indication: str = "",
     technique: str = "",
     comparison: str = "",
@@ -64,6 +65,8 @@ def report(
             (a structured report with regions, for DICOM images); several are allowed.
         overwrite: Replace files that exist.
         json: Print JSON lines instead of text.
+        words: Of images that roentgen generated, also write NAME.words.png to --out: the boxes on the image as its
+            generator's attention to the words of its prompt lights it, a second hint at the places.
 
     Context, for reporters that read it:
         indication: Why the image was taken.
@@ -83,7 +86,14 @@ def report(
             raise UserError(f"--format {one}: unknown format; choose of {', '.join(FORMATS)}")
     studies = find_images(image)
     if out is not None:
-        _check_out(out, studies, format, overwrite)
+        _check_out(out, studies, (*format, *(["words"] if words else [])), overwrite)
+    elif words:
+        raise UserError("--words writes pictures; name their folder with --out")
+    if words:
+        from roentgen.commands.report_words import marks_of
+
+        for study in studies:
+            marks_of(study.path)
     from roentgen.images import read_image
     from roentgen.reports import Context
 
@@ -101,7 +111,8 @@ def report(
         part, pixels, failed = _read(studies[start : start + batch_size])
         reports = reporter.report_many(pixels, [context] * len(pixels))
         for study, shown, found in zip(part, pixels, reports, strict=True):
-            line = dumps(record(study.path, shown, found, reporter))
+            more = {} if not words or out is None else _write_words(out, study, shown, found, reporter=reporter)
+            line = dumps(record(study.path, shown, found, reporter) | more)
             lines.append(line)
             print(line if json else _shown(study.path, found, many=len(studies) > 1), flush=True)
             if out is not None:
@@ -202,7 +213,13 @@ def _shown(path: Path, found: Report, *, many: bool) -> str:
 
 def _files(out: Path, study: Study, format: Sequence[str]) -> dict[str, Path]:
     """Where each format of an image's report goes, but for the common JSON lines."""
-    endings = {"text": ".txt", "picture": ".png", "cxrreportgen": ".cxrreportgen.json", "dicom": ".report.dcm"}
+    endings = {
+        "text": ".txt",
+        "picture": ".png",
+        "words": ".words.png",
+        "cxrreportgen": ".cxrreportgen.json",
+        "dicom": ".report.dcm",
+    }
     return {name: out / f"{study.name}{ending}" for name, ending in endings.items() if name in format}
 
 
@@ -255,6 +272,17 @@ def _write(out: Path, study: Study, image: Image, found: Report, *, reporter: Re
         from roentgen.reports.structured import structured_report
 
         write_atomic(files["dicom"], dicom_bytes(structured_report(study.path, found, reporter.info)))
+
+
+def _write_words(out: Path, study: Study, image: Image, found: Report, *, reporter: Reporter) -> dict[str, Any]:
+    from roentgen.commands.report_words import words_picture
+    from roentgen.files import write_atomic
+    from roentgen.reports.overlay import picture_bytes
+
+    picture, ratios = words_picture(study.path, image, found, title=f"{study.path.name}, by {reporter.info.name}")
+    marks = {"software": "roentgen report", "note": NOTE, "image_is_synthetic": "true", "shows": "words"}
+    write_atomic(_files(out, study, ("words",))["words"], picture_bytes(picture, marks))
+    return {"attention_in_boxes": ratios}
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from roentgen import generate, images
+from roentgen import generate, images, load_model
+from roentgen.commands import report_words
 from roentgen.errors import UserError
 from roentgen.generators.diffusion.attention import _Seen, _sides
 from roentgen.generators.generate import word_maps
+from roentgen.reports import Finding, Report
 
 PROMPT = "Left effusion, no left pneumothorax."
 
@@ -95,3 +97,26 @@ def test_a_map_lights_its_image() -> None:
     shown = images.lit(image, np.array([[0.0, 1.0]], np.float32), dark=0.25)
     assert shown[0, 0] == 50 and shown[0, -1] == 200
     assert (images.lit(image, np.zeros((2, 2), np.float32)) == image).all()
+
+
+def test_a_report_on_a_generated_image_is_lit_by_its_words(run_cli: Any, tiny_pipeline: Path, tmp_path: Path) -> None:
+    code, out, err = run_cli("generate", "left effusion", "--model", tiny_pipeline, "--steps", 2, "-o", tmp_path)
+    assert code == 0, err
+    image = Path(out.strip())
+    found = Report((Finding("Left effusion.", "Effusion", boxes=((0.5, 0.5, 1.0, 1.0),)),), "Left effusion.")
+    with pytest.MonkeyPatch.context() as patch:  # its marks say no path of this machine
+        patch.setattr(report_words, "_model", lambda name: load_model(str(tiny_pipeline), device="cpu"))
+        picture, ratios = report_words.words_picture(image, images.read_image(image), found, title="x")
+    assert picture.mode == "RGB" and 0.3 < ratios["Effusion"] < 3
+    (tmp_path / "plain.png").write_bytes(b"")
+    images.save_image(np.zeros((64, 64), np.uint8), tmp_path / "plain.png", format="png", provenance={}, overwrite=True)
+    code, _, err = run_cli("report", tmp_path / "plain.png", "--words", "-o", tmp_path / "out")
+    assert code == 2 and "--words" in err and "plain.png" in err
+    code, _, err = run_cli("report", image, "--words")
+    assert code == 2 and "--out" in err
+
+
+def test_attention_in_a_box_is_over_that_of_the_image() -> None:
+    map = np.array([[1.0, 1.0], [1.0, 5.0]])
+    assert report_words._inside(map, [(0.5, 0.5, 1.0, 1.0)]) == 2.5
+    assert report_words._inside(map, [(0.0, 0.0, 0.01, 0.01)]) == 0.5  # at least a cell

@@ -31,6 +31,7 @@ HEAVY = (
     "trackers",
     "show_steps",
     "show_words",
+    "words",
     "replicates",
     "suite",
     "image_to_text",
