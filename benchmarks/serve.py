@@ -2,10 +2,11 @@
 
     python benchmarks/serve.py --out benchmarks/results/serve-cpu.json --update docs/serve.md
     python benchmarks/serve.py --result benchmarks/results/serve-cpu.json --update docs/serve.md
+    python benchmarks/serve.py --memory --out benchmarks/results/serve-memory.json --update docs/serve.md
 
 Clients on this machine ask for one image after another, each its own prompt and seed, over the loopback; every server
-is a process of its own, with the same weights and settings. Then faults: clients that leave in the middle, many
-requests while memory is watched, and SIGTERM while requests wait. Everything is bounded in count.
+is a process of its own, with the same weights and settings. Then faults: clients that leave in the middle, and SIGTERM
+while requests wait. ``--memory`` watches memory over many requests. Everything is bounded in count.
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ PEER = Path(__file__).with_name("stock_server.py")
 NAME = "serve"
 ROUTE = "v1/images/generations"
 OURS, ALONE, STOCK = "roentgen serve", "roentgen serve, one image at a time", "stock diffusers behind FastAPI"
+OUR_WORDS = [sys.executable, "-m", "roentgen", "serve", "--port", "0", "--device", "cpu", "--dtype", "float32"]
 COMPARED = 8  # clients at which the goal is set
 GOAL = 1.5
+FIFTHS = 5
 PROMPTS = ("left pleural effusion", "cardiomegaly", "right pneumothorax", "no acute cardiopulmonary process")
 
 
@@ -60,6 +63,7 @@ def measure(
     clients: str = "1,4,8,16",
     images: int = 24,
     requests: int = 500,
+    memory: bool = False,
 ) -> int:
     """Put servers under load, then under faults, and print tables.
 
@@ -69,18 +73,48 @@ def measure(
         update: Document in which the region results:serve is replaced by the tables.
         clients: Numbers of clients at once, with commas; 8 must be among them.
         images: Images of each load, of all its clients together.
-        requests: Requests of one step each over which memory is watched.
+        requests: Requests of one step each, twice, over which memory is watched.
+        memory: Watch memory instead, which needs no idle machine; --update then replaces results:serve-memory.
     """
+    if memory:
+        return _memory_alone(out, result, update, requests)
     if update is not None:
         replace_between_markers(Path(update), NAME, "", write=False)
     if result is None and out is None:
         raise UserError("--out is missing; name a JSON file for the result")
     if result is None:
-        measured(Path(str(out)), _numbers(clients), images, requests)
+        measured(Path(str(out)), _numbers(clients), images)
     lines = table(read_result(Path(str(result or out))))
     print(lines)
     if update is not None:
         replace_between_markers(Path(update), NAME, lines)
+    return 0
+
+
+def _memory_alone(out: str | None, result: str | None, update: str | None, requests: int) -> int:
+    """``measure`` of memory alone."""
+    if update is not None:
+        replace_between_markers(Path(update), f"{NAME}-memory", "", write=False)
+    if result is None and out is None:
+        raise UserError("--out is missing; name a JSON file for the result")
+    if result is None:
+        with started(OUR_WORDS) as (url, process):
+            faults = memory_of(url, process, requests)
+        grown = faults["memory_mb"][-1] - faults["memory_mb"][FIFTHS - 1]
+        write_result(
+            Path(str(out)), metric=f"MB that roentgen serve grows by from request {requests} to {2 * requests}",
+            value=grown, ci=(grown, grown), ci_method="none: one run", n=requests, goal="0", warnings=[],
+            details={"faults": faults, "cores": cores(), "cpu": processor()},
+            context=Context(
+                extractor="resident memory", resize="none", seed=0, settings=settings_of_mini() | {"steps": 1},
+                model={"name": "mini"}, inputs={}, git=git_state(ROOT),
+                command="python benchmarks/serve.py --memory",
+            ),
+        )  # fmt: skip
+    said = memory_in_words(read_result(Path(str(result or out)))["details"]["faults"])
+    print(said)
+    if update is not None:
+        replace_between_markers(Path(update), f"{NAME}-memory", said)
     return 0
 
 
@@ -99,15 +133,14 @@ def settings_of_mini() -> dict[str, Any]:
     return {**asdict(Sampling()), **read_json(MINI / "roentgen.json").get("defaults", {})}
 
 
-def measured(out: Path, clients: Sequence[int], images: int, requests: int) -> None:
+def measured(out: Path, clients: Sequence[int], images: int) -> None:
     """Run everything and write the result; the value is our rate over that of stock diffusers."""
     settings = settings_of_mini()
     job = {"model": str(MINI), **{key: settings[key] for key in ("steps", "guidance")}}
-    words = [sys.executable, "-m", "roentgen", "serve", "--port", "0", "--device", "cpu", "--dtype", "float32"]
     stock = [sys.executable, str(PEER), json.dumps({**job, "scheduler": SAMPLERS[settings["sampler"]]})]
     arms: dict[str, tuple[list[str], Ask]] = {
-        OURS: (words, ask_ours),
-        ALONE: ([*words, "--batch-size", "1"], ask_ours),
+        OURS: (OUR_WORDS, ask_ours),
+        ALONE: ([*OUR_WORDS, "--batch-size", "1"], ask_ours),
         STOCK: (stock, ask_stock),
     }
     around = Surroundings()
@@ -121,8 +154,8 @@ def measured(out: Path, clients: Sequence[int], images: int, requests: int) -> N
                 loads.append({"server": arm, "clients": count, **load(url, ask, count, images)})
                 bar.update()
     bar.close()
-    with started(words) as (url, process):
-        faults = {**leavers(url), **memory(url, process, requests), **stopped(url, process)}
+    with started(OUR_WORDS) as (url, process):
+        faults = {**leavers(url), **stopped(url, process)}
     conditions = around.facts()
     rates = {one["server"]: one["images_per_second"] for one in loads if one["clients"] == COMPARED}
     value = rates[OURS] / rates[STOCK]
@@ -230,15 +263,19 @@ def leavers(url: str, count: int = 10) -> dict[str, Any]:
     return {"leavers": count, "answer_after_leavers_seconds": time.perf_counter() - began}
 
 
-def memory(url: str, process: subprocess.Popen[str], requests: int) -> dict[str, Any]:
-    """Resident memory after a fifth of the requests, when every buffer has been used, and after all of them."""
+def memory_of(url: str, process: subprocess.Popen[str], requests: int) -> dict[str, Any]:
+    """Resident memory in MB after each fifth of ``requests``, and of as many again.
+
+    In the first half every size of batch comes for the first time, and the networks take buffers for it; what grows in
+    the second half is lost.
+    """
     server = psutil.Process(process.pid)
-    fifth = max(1, requests // 5)
-    load(url, lambda address, number: ask_ours(address, number, 1), COMPARED, fifth)
-    before = server.memory_info().rss
-    load(url, lambda address, number: ask_ours(address, number, 1), COMPARED, requests - fifth)
-    after = server.memory_info().rss
-    return {"requests": requests, "memory_before_mb": before / 1e6, "memory_after_mb": after / 1e6}
+    fifth = max(1, requests // FIFTHS)
+    sizes = []
+    for _ in range(2 * FIFTHS):
+        load(url, lambda address, number: ask_ours(address, number, 1), COMPARED, fifth)
+        sizes.append(server.memory_info().rss / 1e6)
+    return {"requests": FIFTHS * fifth, "memory_mb": sizes}
 
 
 def stopped(url: str, process: subprocess.Popen[str], waiting: int = 24) -> dict[str, Any]:
@@ -278,7 +315,6 @@ def table(result: Mapping[str, Any]) -> str:
         for one in details["loads"]
     ]
     faults = details["faults"]
-    grown = faults["memory_after_mb"] - faults["memory_before_mb"]
     answers = ", ".join(f"{count} with {status}" for status, count in sorted(faults["stopped_with"].items()))
     lines += [
         "",
@@ -289,13 +325,20 @@ def table(result: Mapping[str, Any]) -> str:
         f"average.{in_words(details['conditions'])}",
         "",
         f"Faults: after {faults['leavers']} clients that left in the middle of 8 images each, the next one had its "
-        f"image in {faults['answer_after_leavers_seconds']:.1f} s. Over {faults['requests']} requests by {COMPARED} "
-        "clients, "
-        f"memory went from {faults['memory_before_mb']:.0f} MB (after a fifth of them) to "
-        f"{faults['memory_after_mb']:.0f} MB ({grown:+.0f} MB). SIGTERM with 24 requests open: they were answered "
+        f"image in {faults['answer_after_leavers_seconds']:.1f} s. SIGTERM with 24 requests open: they were answered "
         f"{answers}; the exit code was {faults['exit_code']}.",
     ]
     return "\n".join(lines)
+
+
+def memory_in_words(faults: Mapping[str, Any]) -> str:
+    """What ``memory_of`` saw, as a sentence."""
+    held, requests = faults["memory_mb"], faults["requests"]
+    return (
+        f"Memory under {COMPARED} clients: {held[0]:.0f} MB after {requests // FIFTHS} requests, "
+        f"{held[FIFTHS - 1]:.0f} MB after {requests}, {held[-1]:.0f} MB after as many again "
+        f"({held[-1] - held[FIFTHS - 1]:+.0f} MB)."
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -315,7 +315,7 @@ def dicom_dataset(image: np.ndarray, provenance: Mapping[str, str]) -> Any:
 
 def _say_edited(data: Any, by: str) -> None:
     """Correct what is not so of an edited image: the rest of its pixels may be those of a patient."""
-    data.DeidentificationMethod = "New header; the pixels outside the edited region are the source's"
+    data.DeidentificationMethod = "New header; pixels outside the edited region are the source's"
     data.PatientComments = "Edited image: partly synthetic, the rest may be of a patient; not for diagnosis"
     data.StudyDescription = "Edited chest radiograph"
     data.DerivationDescription = long_text(f"Partly synthetic: edited by {by}")[:1024]

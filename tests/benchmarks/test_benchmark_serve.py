@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import threading
 from pathlib import Path
@@ -46,6 +47,17 @@ def test_a_failed_request_is_no_figure(bench: ModuleType) -> None:
 
     with pytest.raises(UserError, match="failed"):
         bench.load("", ask, 2, 4)
+
+
+def test_memory_is_that_of_the_second_half(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = [100.0, 140.0, 150.0, 150.0, 150.0, 150.0, 151.0, 151.0, 151.0, 152.0]
+    monkeypatch.setattr(bench, "started", lambda command: contextlib.nullcontext(("", None)))
+    monkeypatch.setattr(bench, "memory_of", lambda *words: {"requests": 50, "memory_mb": held})
+    assert bench.main(["--memory", "--requests", "50", "--out", str(tmp_path / "m.json")]) == 0
+    assert read_result(tmp_path / "m.json")["value"] == 2.0
+    assert "100 MB after 10 requests, 150 MB after 50" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags", [["--clients", "1,4", "--out", "x"], ["--clients", "8,a", "--out", "x"], []])

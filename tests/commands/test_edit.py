@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
@@ -200,6 +201,8 @@ def test_files_do_not_say_of_nobody(run_cli: Any, film_file: Path, tiny_pipeline
     assert (marks["edited"], marks["synthetic"], marks["prompt"]) == ("true", "true", TEXT)
     assert b"not of a patient" not in out.read_bytes() and b"no person" not in out.read_bytes()
     assert (images.read_image(out.with_name("made_strip.png")).shape[1]) > 3 * 90
+    if ending == "dcm":  # PS3.5 6.2
+        assert max(len(str(one.value)) for one in pydicom.dcmread(out) if one.VR == "LO") <= 64
 
 
 def test_json_line(run_cli: Any, film_file: Path, tiny_pipeline: Path) -> None:
