@@ -91,6 +91,7 @@ class Settings:
     strength: Annotated[Strength, "strength of the edits"] = 0.7
     guidance: Annotated[Guidance, "guidance scale of the edits"] = 5.0
     steps: Annotated[Steps | None, "denoising steps of the whole way (default: the model's)"] = None
+    ablations: Annotated[bool, "edit also with one part left out"] = True
     images: Annotated[Count, "images a task at most"] = 24
     pool: Annotated[Count, "real images among which the nearest is sought"] = 500
     model: Annotated[PathOrName, "name, folder or hub id"] = "mini"
@@ -146,7 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if s.choose:
         return choose(s, model, cases, judged, context)
     rows = []
-    for way, changes in WAYS.items():
+    ways = WAYS if s.ablations else {"edit": WAYS["edit"]}
+    for way, changes in ways.items():
         for case in cases:
             after, outside = edited(model, case, s, **changes)
             rows.append({"way": way, "task": case.task.title, **judged.row(case, after), "outside": int(outside.max())})
@@ -155,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 keep_strip(case, after, judged, s.work)
     for case in cases:
         rows.append({"way": ANEW, "task": case.task.title, **judged.row(case, anew(model, case, s)), "outside": None})
-    means = [mean_row(rows, way) for way in (*WAYS, ANEW)]
+    means = [mean_row(rows, way) for way in (*ways, ANEW)]
     write_result(
         s.out / "edit.json", metric="change of the target finding's probability by an edit", goal="up",
         value=means[0]["gain"], ci=(float("nan"), float("nan")), ci_method="see details", n=means[0]["n"],
