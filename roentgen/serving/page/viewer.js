@@ -62,16 +62,20 @@ function draw() {
   if (!$("boxes").checked) return;
   pen.lineWidth = 2 * devicePixelRatio;
   pen.font = `${14 * devicePixelRatio}px system-ui, sans-serif`;
+  const labels = [];
   for (const { box, finding, text } of shown.report?.grounding || []) {
     const [x, y] = [left + box[0] * width * scale, top + box[1] * height * scale];
     pen.strokeStyle = "#ffd166";
     pen.strokeRect(x, y, (box[2] - box[0]) * width * scale, (box[3] - box[1]) * height * scale);
     const said = finding || text;
-    const wide = pen.measureText(said).width + 8;
+    const [wide, high] = [pen.measureText(said).width + 8, 20 * devicePixelRatio];
+    let line = y; // below the labels that are there already
+    while (labels.some((one) => x < one.x + one.wide && one.x < x + wide && Math.abs(one.line - line) < high)) line += high / 4;
+    labels.push({ x, line, wide });
     pen.fillStyle = "#000c";
-    pen.fillRect(x, y, wide, 20 * devicePixelRatio);
+    pen.fillRect(x, line, wide, high);
     pen.fillStyle = "#ffd166";
-    pen.fillText(said, x + 4, y + 15 * devicePixelRatio);
+    pen.fillText(said, x + 4, line + 15 * devicePixelRatio);
   }
 }
 
