@@ -1,11 +1,12 @@
-"""How time and memory grow with the number of images: data prepare, data check, and moments for FID.
+"""How time and memory grow with the number of images: data prepare, data check, an export, and moments for FID.
 
     python benchmarks/growth.py --out benchmarks/results/growth-cpu.json --update docs/benchmarks.md
     python benchmarks/growth.py --result benchmarks/results/growth-cpu.json --update docs/benchmarks.md
 
 The images are noise of 16 x 16 pixels, each a file of its own, so that what is measured is the work around an image,
 not its decoding; the network behind the moments is a stand-in that gives the pixels. A process of its own does each
-task. benchmarks/export.py has the same for exports, up to a million rows.
+task. Near-duplicates are looked for among random hashes, which is all that the search reads; the export is that of
+benchmarks/export.py, with its search for repeats.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ PREPARE = ("data", "prepare", "csv", "--root", "images", "--csv", "table.csv", "
 TASKS: dict[str, list[str]] = {
     "data prepare": ["-m", "roentgen", *PREPARE, "--patient-column", "patient", "--out", "manifest.csv"],
     "data check": ["-m", "roentgen", "data", "check", "manifest.csv", "--out", "check"],
+    "near-duplicates of data check": [str(Path(__file__).resolve()), "--near", "ROWS"],
+    "export, repeats looked for": [str(Path(__file__).resolve().with_name("export.py")), "--one", "ROWS", "1"],
     "moments for FID": [str(Path(__file__).resolve()), "--moments", "images"],
 }
 
@@ -78,7 +81,8 @@ def measured(out: Path, sizes: Sequence[int]) -> None:
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
             make_images(Path(folder), size)
-            for task, words in TASKS.items():
+            for task, given in TASKS.items():
+                words = [str(size) if word == "ROWS" else word for word in given]
                 line = f"import os, sys; os.chdir({folder!r}); os.execv(sys.executable, {[sys.executable, *words]!r})"
                 seconds, memory = timed([sys.executable, "-c", line])
                 found[task].append({"rows": size, "seconds": seconds, "memory": memory})
@@ -130,6 +134,17 @@ def moments(folder: Path) -> None:
     print(json.dumps({"n": found.n}))
 
 
+def near(rows: int) -> None:
+    """The search for near-duplicates among ``rows`` images with random hashes."""
+    import numpy as np
+
+    from roentgen.data.check import HASH_SIDE, ImageFacts, near_duplicates
+
+    bits = np.random.default_rng(0).integers(0, 256, (rows, HASH_SIDE**2 // 8), dtype=np.uint8)
+    facts = [ImageFacts(digest=str(number), bits=each.tobytes()) for number, each in enumerate(bits)]
+    print(json.dumps({"found": len(near_duplicates(facts))}))
+
+
 def as_table(result: Mapping[str, Any]) -> str:
     """The Markdown table of a result, with its conditions below."""
     details = result["details"]
@@ -152,8 +167,8 @@ def as_table(result: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["--moments"]:
-        moments(Path(words[1]))
+    if words[:1] in (["--moments"], ["--near"]):
+        moments(Path(words[1])) if words[0] == "--moments" else near(int(words[1]))
         return 0
     return measure(**parse_call(measure, words, prog="benchmarks/growth.py"))
 

@@ -37,7 +37,8 @@ MIN_CONTRAST = -0.3
 MAX_COLOUR = 8.0  # mean distance between colour channels, grey levels; JPEG grey stored as RGB has below 2
 HASH_SIDE = 16
 NEAR_BITS = 10  # of 256; see near_duplicates
-NEAR_LIMIT = 20_000  # images; all pairs are compared, so the work grows with the square
+NEAR_LIMIT = 200_000  # images; all pairs are compared, so the work grows with the square
+NEAR_MEMORY = 2**27  # bytes of distances at once
 
 SEVERITY = {
     "image file missing": "error",
@@ -253,15 +254,24 @@ def near_duplicates(facts: list[ImageFacts]) -> list[Problem]:
     rows = [index for index, fact in enumerate(facts) if fact.bits]
     if len(rows) < 2:
         return []
-    words = np.frombuffer(b"".join(facts[row].bits for row in rows), dtype=np.uint64).reshape(len(rows), -1)
+    packed = np.frombuffer(b"".join(facts[row].bits for row in rows), dtype=np.uint8).reshape(len(rows), -1)
+    bits = np.unpackbits(packed, axis=1).astype(np.float32)
+    ones = bits.sum(axis=1)
+    step = max(1, NEAR_MEMORY // (bits.itemsize * len(rows)))
     problems = []
-    for position in range(1, len(rows)):
-        distance = np.bitwise_count(words[:position] ^ words[position]).sum(axis=1)
-        nearest = int(distance.argmin())
-        row, other = rows[position], rows[nearest]
-        if distance[nearest] <= NEAR_BITS and facts[row].digest != facts[other].digest:
-            message = f"like row {other + 1}: {distance[nearest]} of {HASH_SIDE**2} hash bits differ"
-            problems.append(Problem(row + 1, "near-duplicate image", message))
+    for top in range(0, len(rows), step):
+        end = min(top + step, len(rows))
+        # |a - b| = |a| + |b| - 2 a.b of zeros and ones: a product of matrices is exact and by far the fastest way.
+        distance = bits[top:end] @ bits[:end].T
+        distance *= -2
+        distance += ones[top:end, None]
+        distance += ones[:end]
+        distance[np.arange(end) >= np.arange(top, end)[:, None]] = np.inf  # itself, and later ones
+        for position, nearest in zip(range(top, end), distance.argmin(axis=1).tolist(), strict=True):
+            differing, row, other = distance[position - top, nearest], rows[position], rows[nearest]
+            if differing <= NEAR_BITS and facts[row].digest != facts[other].digest:
+                message = f"like row {other + 1}: {differing:.0f} of {HASH_SIDE**2} hash bits differ"
+                problems.append(Problem(row + 1, "near-duplicate image", message))
     return problems
 
 

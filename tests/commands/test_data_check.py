@@ -10,6 +10,7 @@ from PIL import Image
 from trees_b import film
 
 from roentgen.commands.data import check
+from roentgen.data import check as checks
 from roentgen.data.check import (
     MIN_CONTRAST,
     MIN_SYMMETRY,
@@ -64,6 +65,24 @@ def broken_set(folder: Path) -> Path:
     path = folder / "manifest.csv"
     table.to_csv(path, index=False)
     return path
+
+
+def test_near_duplicates_in_blocks_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nearest earlier row, the first of several, however many rows a block has; equal pixels are no near ones."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 256, (40, 32), dtype=np.uint8)
+    bits[20], bits[30], bits[35], bits[12] = bits[3], bits[3], bits[7], bits[7]
+    bits[20, 0] ^= 0b111
+    bits[35, 5] ^= 0xFF
+    facts = [
+        checks.ImageFacts(digest=str(7 if row == 12 else row), bits=each.tobytes()) for row, each in enumerate(bits)
+    ]
+    facts[5] = checks.ImageFacts(digest="black")
+    wanted = [(21, "like row 4: 3 of"), (31, "like row 4: 0 of"), (36, "like row 8: 8 of")]
+    for rows in (1, 7, 1000):
+        monkeypatch.setattr(checks, "NEAR_MEMORY", rows * 4 * 39)
+        found = checks.near_duplicates(facts)
+        assert [(problem.row, problem.message[:16]) for problem in found] == wanted
 
 
 def test_check_lists_every_problem_and_only_those(tmp_path: Path) -> None:
