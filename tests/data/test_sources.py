@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from pictures import write_manifest
 
 from roentgen.data.images import epoch_order, open_source
+from roentgen.data.sources.common import walk
 from roentgen.errors import UserError
 from roentgen.images import read_image, resize_center_crop
 
@@ -81,3 +83,17 @@ def test_the_order_of_a_large_epoch_takes_no_time() -> None:
     finally:
         sys.setprofile(None)
     assert calls[0] < 10_000  # nothing is done a row in Python
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "nowhere", "folder"])
+def test_what_is_no_file_is_no_image(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    path = tmp_path / "b.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("b.png" if kind == "loop" else "c.png")
+    (tmp_path / "link.png").symlink_to("a.png")
+    assert dict(walk(tmp_path))[str(tmp_path)] == ["a.png", "link.png"]

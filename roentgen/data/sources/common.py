@@ -73,16 +73,27 @@ def find_images(root: Path, suffixes: Sequence[str]) -> dict[str, str]:
 
 
 def walk(root: Path) -> Iterable[tuple[str, list[str]]]:
-    """(folder, its file names) below ``root``, sorted; links to folders are followed, each folder once."""
+    """(folder, its file names) below ``root``, sorted; links to folders are followed, each folder once.
+
+    Pipes, devices and links that lead nowhere are no files.
+    """
     seen: set[str] = set()
-    for folder, folders, names in os.walk(Path(root).absolute(), followlinks=True):
+    for folder, folders, _ in os.walk(Path(root).absolute(), followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
         folders.sort()
-        yield folder, sorted(names)
+        with os.scandir(folder) as entries:  # they know their kind, unless they are links
+            yield folder, sorted(entry.name for entry in entries if _is_file(entry))
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to itself, or into a folder that may not be looked into
+        return False
 
 
 def are_files(paths: Sequence[str]) -> list[bool]:
