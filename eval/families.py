@@ -222,16 +222,16 @@ def peak_memory(model: str, images: int) -> float:
 
 def table(good: Mapping[str, Any], fast: Mapping[str, Any]) -> str:
     """Markdown of both results."""
-    timed = {(p["model"], p["steps"]): p for p in fast["details"]["curve"]}
+    judged = {(p["model"], p["steps"]): p for p in good["details"]["curve"]}
     head = ["model", "steps", "images/s", "processor seconds an image", "AUROC", "FID"]
     rows = []
-    for p in good["details"]["curve"]:
-        point = timed.get((p["model"], p["steps"]))
-        missing = ["not measured"] * 2
-        shown = missing if point is None else [f"{point[k]:.2f}" for k in ("images_per_second", "processor_seconds")]
-        rows.append(
-            [f"`{p['model']}`", str(p["steps"]), *shown, figure(p["auroc"], digits=3), figure(p["fid"], digits=1)]
-        )
+    for p in fast["details"]["curve"]:
+        scored = judged.get((p["model"], p["steps"]))
+        shown = ["not measured"] * 2
+        if scored is not None:
+            shown = [figure(scored["auroc"], digits=3), figure(scored["fid"], digits=1)]
+        took = [f"{p['images_per_second']:.2f}", f"{p['processor_seconds']:.2f}"]
+        rows.append([f"`{p['model']}`", str(p["steps"]), *took, *shown])
     memory = ", ".join(f"`{name}` {size:.0f} MB" for name, size in fast["details"]["memory_mb"].items())
     names = ", ".join(good["details"]["curve"][0]["findings"]) or "no finding: too few cases of each"
     return "\n".join(
