@@ -3,7 +3,7 @@
 After DAAM (Tang et al. 2022, arXiv 2210.04885): at every step, in every layer that looks at the text, each place of the
 picture spreads an attention of 1 over the tokens; the maps are brought to the size of the latents and averaged over
 heads, layers and steps. A map says where the network looked a word up, which is a hint at what the word made and no
-proof of it: see docs/reports.md for how often it is right.
+proof of it.
 """
 
 from __future__ import annotations
