@@ -141,7 +141,8 @@ def prepare(
         kept = table["patient_id"].isin(assemble.first_patients(table["patient_id"], limit, seed=seed))
         table = table[kept].reset_index(drop=True)
     if table.empty:
-        raise UserError(f"--root {root}: no image is left for a manifest; mend what the lines above say")
+        why = "fix what the lines above say" if counts else "there is none of this collection; name another folder"
+        raise UserError(f"--root {root}: no image is left for a manifest; {why}")
     table = _with_sides(table, sides)
     if source == "openchest":
         table = assemble.compose_texts(table, seed=seed, max_words=MAX_WORDS)
