@@ -89,7 +89,7 @@ def measure(
             are replaced.
         steps: Denoising steps (default: the model's).
         guidance: Guidance scale (default: the model's).
-        sampler: dpm++, unipc, ddim or pndm (default: the model's).
+        sampler: dpm++, unipc (both also as NAME-karras), ddim or pndm (default: the model's).
         repeats: Runs of each command; the table shows medians.
         helps: Runs of `roentgen --help`; the table shows the fastest.
         short: Images of the shorter data set.

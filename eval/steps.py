@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 from roentgen import errors
 from roentgen.config import Filled, Guidance, Steps, parse_settings
-from roentgen.experiments.sampling import WARNING, Sampler, Study, StudySettings
+from roentgen.experiments.sampling import WARNING, Study, StudySettings
 from roentgen.files import write_atomic
-from roentgen.generators.diffusion.sampling import make_solver
+from roentgen.generators.diffusion.sampling import Sampler, make_solver
 from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.adherence.scored import LEAVE_OUT
 from roentgen.metrics.distribution import frechet

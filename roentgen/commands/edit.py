@@ -47,7 +47,8 @@ class Edit:
         lora: LoRA to merge into the model.
         steps: Denoising steps of the whole way (default: the model's); --strength says how many of them are done.
         guidance: Guidance scale; 1 is none.
-        sampler: dpm++, unipc, ddim or pndm (default: ddim, and the model's with --no-invert).
+        sampler: dpm++, unipc (both also as NAME-karras), ddim or pndm
+            (default: ddim, and the model's with --no-invert).
         negative_prompt: What to steer away from.
 
     Output:

@@ -57,7 +57,8 @@ class Export:
         seed: First seed (default: 0).
         steps: Denoising steps (default: the model's).
         guidance: Guidance scale (default: the model's); lower gives more varied images that show less of the prompt.
-        sampler: dpm++, unipc, ddim or pndm; of masked transformers halton or confidence (default: the model's).
+        sampler: dpm++, unipc (both also as NAME-karras), ddim or pndm; of masked transformers halton or confidence
+            (default: the model's).
         guided_share: Share of the steps that are guided, from the first; the others take half the time, and the image
             differs a little (default: the model's, else 1).
 

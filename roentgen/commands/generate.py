@@ -57,7 +57,8 @@ class Generate:
         steps: Denoising steps (default: the model's).
         guidance: Guidance scale; 1 is none (default: the model's).
         negative_prompt: What to steer away from.
-        sampler: dpm++, unipc, ddim or pndm; of masked transformers halton or confidence (default: the model's).
+        sampler: dpm++, unipc (both also as NAME-karras), ddim or pndm; of masked transformers halton or confidence
+            (default: the model's).
         setting: Further settings of the model's family, such as temperature=1.2 top_k=0.5 of masked transformers
             (docs/families.md).
 

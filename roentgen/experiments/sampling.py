@@ -27,7 +27,6 @@ from roentgen.provenance import command_line, portable
 
 SIDE = 256
 WARNING = "chosen on val; Frechet distances at this n are biased upwards and only comparable in this file"
-Sampler = Literal["dpm++", "unipc", "ddim", "pndm"]
 
 
 @dataclass(frozen=True, kw_only=True)

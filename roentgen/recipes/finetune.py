@@ -29,6 +29,7 @@ from roentgen.generators.diffusion import objective as training
 from roentgen.generators.diffusion.build import TextChoice, start
 from roentgen.generators.diffusion.model import Diffusion
 from roentgen.generators.diffusion.objective import Lora, Loss, Objective, Train
+from roentgen.generators.diffusion.sampling import Sampler
 from roentgen.models.card import model_licence, sources_of, write_card
 from roentgen.models.lora import merge_lora, save_lora
 from roentgen.provenance import portable
@@ -83,7 +84,7 @@ class Run(SharedRun):
     name: Annotated[cfg.Text, "name that the result carries"] = "finetuned"
     gradient_checkpointing: Annotated[bool, "trade time for memory in the U-Net and the text encoder"] = False
     xformers: Annotated[bool, "attention by xformers instead of PyTorch's own"] = False
-    sampler: Annotated[Literal["dpm++", "unipc", "ddim", "pndm"], "as steps"] = "dpm++"
+    sampler: Annotated[Sampler, "as steps"] = "dpm++"
     steps: Annotated[cfg.Steps, "sampling steps of the grid, and default of the saved pipeline"] = 25
     guidance: Annotated[cfg.Guidance, "guidance scale of the grid, and default of the saved pipeline"] = 4.0
 

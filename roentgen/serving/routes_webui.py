@@ -26,7 +26,10 @@ from roentgen.serving.service import Asked, Change, Making, Service, settings_of
 from roentgen.serving.uploads import read_mask, read_upload
 
 KIND = "webui"
-THEIR_NAMES = {"dpm++": "DPM++ 2M", "unipc": "UniPC", "ddim": "DDIM", "pndm": "PLMS"}
+THEIR_NAMES = {
+    "dpm++": "DPM++ 2M", "dpm++-karras": "DPM++ 2M Karras", "unipc": "UniPC", "unipc-karras": "UniPC Karras",
+    "ddim": "DDIM", "pndm": "PLMS",
+}  # fmt: skip
 """How the web UI calls our samplers."""
 SCHEDULERS = ("automatic", "")
 NEUTRAL: dict[str, Any] = {

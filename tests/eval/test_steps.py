@@ -1,4 +1,4 @@
-"""eval/steps.py: which setting becomes the default, and the whole script on a tiny model with a judge that sees."""
+"""eval/steps.py and eval/guidance.py: which setting becomes the default, and the whole script on a tiny model with a judge that sees."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ COMMITTED = ROOT / "eval" / "results" / "mini" / "steps.json"
 @pytest.fixture(scope="module")
 def script() -> Any:
     return load_script("eval/steps.py")
+
+
+@pytest.fixture(scope="module")
+def choice() -> Any:
+    return load_script("eval/guidance.py")
 
 
 def point(sampler: str, steps: int, **changes: Any) -> dict[str, Any]:
@@ -91,7 +96,21 @@ def test_the_shipped_default_is_what_the_committed_curve_gives(script: Any) -> N
     found = script.choose(details["curve"])
     assert {"sampler": found["sampler"], "steps": found["steps"]} == details["chosen"]
     defaults = json.loads((ROOT / "roentgen" / "models" / "mini" / "roentgen.json").read_text())["defaults"]
-    assert {key: defaults[key] for key in ("sampler", "steps")} == details["chosen"]
+    assert defaults["steps"] == details["chosen"]["steps"]
+
+
+def test_the_shipped_sampler_and_guidance_are_what_the_committed_choice_gives(choice: Any) -> None:
+    details = json.loads((COMMITTED.parent / "guidance.json").read_text())["details"]
+    found = choice.choose([point for point in details["curve"] if point["set"] == "generated"])
+    defaults = json.loads((ROOT / "roentgen" / "models" / "mini" / "roentgen.json").read_text())["defaults"]
+    told = {"sampler": found["sampler"], "guidance": found["guidance"], "steps": details["steps"]}
+    assert told == defaults == {"sampler": details["sampler"], "guidance": details["best"], "steps": details["steps"]}
+
+
+def test_evaluate_document_holds_the_committed_choice(choice: Any) -> None:
+    text = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    inside = text.partition("<!-- results:guidance -->")[2].partition("<!-- /results:guidance -->")[0]
+    assert inside.strip() == choice.table(json.loads((COMMITTED.parent / "guidance.json").read_text()))
 
 
 def test_the_document_holds_the_committed_curve(script: Any) -> None:
@@ -218,3 +237,39 @@ def test_what_measuring_needs_is_named(script: Any, tmp_path: Path) -> None:
         script.main([f"--out={tmp_path}"])
     with pytest.raises(errors.UserError, match=r"steps\.json: no such result"):
         script.main([f"--out={tmp_path}", "--measure=false"])
+
+
+# ---------------------------------------------------------------------------------------------- sampler and guidance
+
+
+def setting(sampler: str, auroc: float, distance: float) -> dict[str, Any]:
+    return {"sampler": sampler, "auroc": {"value": auroc}, "frechet_to_val": distance}
+
+
+def test_of_settings_that_adhere_alike_the_nearest_is_chosen(choice: Any) -> None:
+    good, near, far = setting("a", 0.75, 40.0), setting("b", 0.735, 30.0), setting("c", 0.6, 10.0)
+    assert choice.choose([good, near, far])["sampler"] == "b"
+    assert choice.choose([good, setting("b", 0.72, 30.0)])["sampler"] == "a"
+    assert choice.choose([setting("a", float("nan"), 2.0), setting("b", float("nan"), 1.0)])["sampler"] == "b"
+
+
+@pytest.mark.slow
+def test_samplers_and_scales_are_compared_on_the_same_prompts(
+    choice: Any, manifest: Path, tmp_path: Path, make_pipeline: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "load_classifier", lambda path: Judge())
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier" / "model.safetensors").write_bytes(b"weights")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results:guidance -->\n<!-- /results:guidance -->\n")
+    settings = {"model": make_pipeline(tmp_path / "tiny", window=64), "samplers": "[unipc, unipc-karras]"}
+    settings |= {"guidance": "[1, 2]", "steps": 2, "update": page}
+    assert choice.main(flags(manifest, tmp_path, **settings)) == 0
+    found = json.loads((tmp_path / "out" / "guidance.json").read_text())
+    assert set(KEYS) <= set(found) and found["n"] == 12 and str(tmp_path) not in json.dumps(found)
+    curve = found["details"]["curve"]
+    tried = [(p["sampler"], p["guidance"]) for p in curve]
+    assert tried == [("", None), ("unipc", 1), ("unipc", 2), ("unipc-karras", 1), ("unipc-karras", 2)]
+    assert curve[0]["frechet_to_val"] == pytest.approx(0, abs=1e-6) and curve[1]["frechet_to_val"] > 0
+    assert curve[1]["sharpness"] != curve[3]["sharpness"]
+    assert "| unipc-karras" in page.read_text() or "| **unipc-karras**" in page.read_text()

@@ -155,7 +155,7 @@ def test_samplers_step_as_those_of_diffusers(sampler: str, predicts: str) -> Non
 def test_other_settings_of_a_sampler_are_left_to_diffusers() -> None:
     usual = {"beta_schedule": "linear", "clip_sample": False}
     assert solvers.find("unipc", usual) is not None
-    for more in ({"beta_schedule": "squaredcos_cap_v2"}, {"use_karras_sigmas": True}, {"solver_order": 3}):
+    for more in ({"beta_schedule": "squaredcos_cap_v2"}, {"use_exponential_sigmas": True}, {"solver_order": 3}):
         assert solvers.find("unipc", {**usual, **more}) is None
     assert solvers.find("pndm", usual) is None
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from roentgen.config import Guidance, Share, Steps
 from roentgen.errors import UserError
 from roentgen.files import reason
 from roentgen.generators.base import check_text
 
+Sampler = Literal["dpm++", "dpm++-karras", "unipc", "unipc-karras", "ddim", "pndm"]
+DPM = "DPMSolverMultistepScheduler"
+SECOND_ORDER = {"algorithm_type": "dpmsolver++", "solver_order": 2}
 # Name -> (diffusers scheduler, settings that must differ from the model's own scheduler config).
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "unipc": ("UniPCMultistepScheduler", {}),
+    "dpm++": (DPM, {**SECOND_ORDER, "use_karras_sigmas": False}),
+    "dpm++-karras": (DPM, {**SECOND_ORDER, "use_karras_sigmas": True}),
+    "unipc": ("UniPCMultistepScheduler", {"use_karras_sigmas": False}),
+    "unipc-karras": ("UniPCMultistepScheduler", {"use_karras_sigmas": True}),
     # diffusers' default clips the predicted sample to [-1, 1]: right for pixels, wrong for latents.
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
@@ -22,7 +27,9 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 # Prediction types that each scheduler of diffusers computes with.
 PREDICTION_TYPES: dict[str, tuple[str, ...]] = {
     "dpm++": ("epsilon", "v_prediction", "sample", "flow_prediction"),
+    "dpm++-karras": ("epsilon", "v_prediction", "sample"),
     "unipc": ("epsilon", "v_prediction", "sample", "flow_prediction"),
+    "unipc-karras": ("epsilon", "v_prediction", "sample"),
     "ddim": ("epsilon", "v_prediction", "sample"),
     "pndm": ("epsilon", "v_prediction"),
 }
@@ -35,7 +42,8 @@ class Sampling:
     Args:
         steps: denoising steps.
         guidance: guidance scale; 1 is none.
-        sampler: dpm++, unipc, ddim or pndm.
+        sampler: dpm++, unipc, ddim or pndm; dpm++-karras and unipc-karras space their steps by noise level
+            (Karras et al. 2022, arXiv 2206.00364, equation 5).
         negative_prompt: what to steer away from.
         guided_share: share of the steps that are guided, from the first one; the others read the prompt alone, and take
             half the time (Kynkäänniemi et al. 2024, arXiv 2404.07724, guide an interval).

@@ -40,7 +40,10 @@ KNOWN: dict[str, tuple[Any, ...]] = {
     "solver_p": (None,),
     "lambda_min_clipped": (-math.inf,),
     "variance_type": (None, "fixed_small"),
-    **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"), (False,)),
+    **dict.fromkeys(("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"), (False,)),
+    "use_karras_sigmas": (False, True),  # of the ddim here no setting
+    "sigma_min": (None,),
+    "sigma_max": (None,),
     **dict.fromkeys(("use_flow_sigmas", "use_dynamic_shifting"), (False,)),
 }
 
@@ -136,23 +139,48 @@ class DDIM(Solver):
         return following**0.5 * clean + (1 - following) ** 0.5 * noise
 
 
+KARRAS_RHO = 7.0
+"""Karras et al. (2022, arXiv 2206.00364), equation 5: the larger, the more of the steps are at low noise."""
+
+
 class Multistep(Solver):
     """What the solvers of order two share: alphas, sigmas and lambdas at every step, and the last estimates."""
 
     def set_timesteps(self, steps: int, device: Any = None) -> None:
+        if self.config.get("use_karras_sigmas"):
+            self._set_karras(steps, device)
+            return
         super().set_timesteps(steps, device)
         if len(set(self.timesteps.tolist())) < steps:
             raise UserError(
                 f"--steps {steps}: too many for this sampler, with {len(self.abar)} noise levels to tell apart; pass "
                 "fewer, or --sampler ddim"
             )
+        ratios = self._ratios()
+        self._begin(np.interp(self.timesteps.cpu().numpy(), np.arange(len(ratios)), ratios))
+
+    def _ratios(self) -> np.ndarray:
+        """float64: noise over signal at every timestep of training, rising."""
         abar = self.abar.double().clone()
         if self.config.get("rescale_betas_zero_snr"):
             abar[-1] = 2.0**-24  # their lambda is finite
-        ratios = ((1 - abar) / abar).sqrt().numpy()
-        sigmas = np.append(np.interp(self.timesteps.cpu().numpy(), np.arange(len(ratios)), ratios), 0.0)
-        self.alphas: list[float] = (1 / np.sqrt(sigmas**2 + 1)).tolist()
-        self.sigmas: list[float] = (sigmas / np.sqrt(sigmas**2 + 1)).tolist()
+        return np.asarray(((1 - abar) / abar).sqrt().numpy())
+
+    def _set_karras(self, steps: int, device: Any) -> None:
+        """Noise over signal falls evenly in its seventh root; the network is told the timestep nearest to each."""
+        ratios = self._ratios()
+        high, low = ratios[-1] ** (1 / KARRAS_RHO), ratios[0] ** (1 / KARRAS_RHO)
+        levels = (high + np.linspace(0, 1, steps) * (low - high)) ** KARRAS_RHO
+        nearest = np.interp(np.log(levels), np.log(ratios), np.arange(len(ratios))).round().astype(np.int64)
+        self.timesteps = torch.from_numpy(nearest).to(device)
+        self.number = 0
+        self._begin(levels)
+
+    def _begin(self, levels: np.ndarray) -> None:
+        """Alphas and sigmas of the steps from their noise over signal, with the end, 0, behind them."""
+        levels = np.append(levels, 0.0)
+        self.alphas: list[float] = (1 / np.sqrt(levels**2 + 1)).tolist()
+        self.sigmas: list[float] = (levels / np.sqrt(levels**2 + 1)).tolist()
         self.before: Tensor | None = None
 
     def _lambda(self, number: int) -> float:
@@ -214,7 +242,13 @@ class UniPC(Multistep):
         return self._first(n - 1, start, before + a * (self.older - before) / ratio + (first - a) * slope)
 
 
-SOLVERS: dict[str, type[Solver]] = {"dpm++": DPMSolver, "unipc": UniPC, "ddim": DDIM}
+SOLVERS: dict[str, type[Solver]] = {
+    "dpm++": DPMSolver,
+    "dpm++-karras": DPMSolver,
+    "unipc": UniPC,
+    "unipc-karras": UniPC,
+    "ddim": DDIM,
+}
 
 
 def find(sampler: str, config: Mapping[str, Any]) -> Solver | None:
