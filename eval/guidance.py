@@ -29,7 +29,7 @@ from roentgen.metrics.distribution.prdc import manifolds
 from roentgen.metrics.report.tables import figure, replace_between_markers
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import read_result, write_result
-from roentgen.metrics.sharpness import CLIPPED_WHITE, COHERENCE, CONTRAST, band_name, sharpness_of
+from roentgen.metrics.sharpness import CLIPPED_WHITE, COHERENCE, CONTRAST, MIN_SIDE, band_name, sharpness_of
 from roentgen.synthesis.folder import Job, generated_images
 
 NAME = "guidance"
@@ -85,7 +85,7 @@ def measure(s: Settings) -> None:
             "frechet_to_val": frechet.frechet_distance(frechet.moments(seen), moments),
             "density": near.density,
             "coverage": near.coverage,
-            "sharpness": sharpness_of(images),
+            "sharpness": sharpness_of(images) if min(images.shape[1:]) >= MIN_SIDE else None,
         }
 
     curve: list[dict[str, Any]] = [{"sampler": "", "guidance": None, "set": "real", **score(real)}]
@@ -112,6 +112,12 @@ def choose(points: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return min(fit, key=lambda point: float(point["frechet_to_val"]))
 
 
+def sharpness_cells(sharp: Mapping[str, float]) -> list[str]:
+    """Cells of the row of a set of images whose sharpness is ``sharp``."""
+    powers = [f"{sharp[band_name(*band)]:.4f}" for band in BANDS]
+    return [*powers, f"{sharp[COHERENCE]:.3f}", f"{sharp[CONTRAST]:.1f}", f"{sharp[CLIPPED_WHITE]:.2%}"]
+
+
 def table(result: Mapping[str, Any]) -> str:
     """Markdown of every setting beside the real images, with its conditions below."""
     details = result["details"]
@@ -129,10 +135,7 @@ def table(result: Mapping[str, Any]) -> str:
                 "" if real else f"{point['frechet_to_val']:.1f}",
                 "" if real else f"{point['density']:.2f}",
                 "" if real else f"{point['coverage']:.2f}",
-                *(f"{sharp[band_name(*band)]:.4f}" for band in BANDS),
-                f"{sharp[COHERENCE]:.3f}",
-                f"{sharp[CONTRAST]:.1f}",
-                f"{sharp[CLIPPED_WHITE]:.2%}",
+                *(sharpness_cells(sharp) if sharp else [""] * (len(BANDS) + 3)),
             ]
         )
     model, names = result["model"], ", ".join(details["curve"][0]["findings"]) or "none"

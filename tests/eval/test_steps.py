@@ -1,4 +1,4 @@
-"""eval/steps.py and eval/guidance.py: which setting becomes the default, and the whole script on a tiny model with a judge that sees."""
+"""eval/steps.py and eval/guidance.py: which setting becomes the default, and the scripts whole, on a tiny model."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from recipe import load_script
 from roentgen import errors
 from roentgen.experiments import sampling
 from roentgen.metrics.result import KEYS
+from roentgen.metrics.sharpness import sharpness_of
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "eval" / "results" / "mini" / "steps.json"
@@ -253,6 +254,11 @@ def test_of_settings_that_adhere_alike_the_nearest_is_chosen(choice: Any) -> Non
     assert choice.choose([setting("a", float("nan"), 2.0), setting("b", float("nan"), 1.0)])["sampler"] == "b"
 
 
+def test_cells_of_sharpness_are_those_of_the_head(choice: Any) -> None:
+    sharp = sharpness_of(np.random.default_rng(0).integers(0, 255, (1, 128, 128), dtype=np.uint8))
+    assert len(choice.sharpness_cells(sharp)) == len(choice.BANDS) + 3
+
+
 @pytest.mark.slow
 def test_samplers_and_scales_are_compared_on_the_same_prompts(
     choice: Any, manifest: Path, tmp_path: Path, make_pipeline: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
@@ -271,5 +277,6 @@ def test_samplers_and_scales_are_compared_on_the_same_prompts(
     tried = [(p["sampler"], p["guidance"]) for p in curve]
     assert tried == [("", None), ("unipc", 1), ("unipc", 2), ("unipc-karras", 1), ("unipc-karras", 2)]
     assert curve[0]["frechet_to_val"] == pytest.approx(0, abs=1e-6) and curve[1]["frechet_to_val"] > 0
-    assert curve[1]["sharpness"] != curve[3]["sharpness"]
+    assert curve[1]["frechet_to_val"] != curve[3]["frechet_to_val"]
+    assert all(point["sharpness"] is None for point in curve[1:])  # too small for it
     assert "| unipc-karras" in page.read_text() or "| **unipc-karras**" in page.read_text()
