@@ -131,12 +131,7 @@ def estimate(
         dtype=dtype,
         with_gradients=accumulate > 1,
     )
-    try:
-        operations, peak = _walked(net, walk, dtype, checkpointing=gradient_checkpointing)
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"--model: its networks cannot be run together ({reason(error)}); their config.json files do not fit"
-        ) from error
+    operations, peak = _walked(net, walk, dtype, checkpointing=gradient_checkpointing)
     if latents_online:
         peak = max(peak, encoding_peak(meta_copy(vae, False), batch_per_device, latent_shape, dtype))
     resident = [net, *([encoder] if text_online or learns_text else []), *([vae] if latents_online or decodes else [])]
@@ -179,16 +174,21 @@ def _checkpoint(memory: Mapping[str, int]) -> int:
 
 
 def _walked(net: Any, walk: Callable[[], int], dtype: torch.dtype, *, checkpointing: bool) -> tuple[int, int]:
-    """Operations and peak in bytes of one ``walk`` over ``net``."""
-    # Recomputed operations keep the device busy but are none of the model's own, which MFU counts: hence before.
-    net.disable_gradient_checkpointing()
-    with FlopCounterMode(display=False) as counter:
-        peak = walk()
-    if checkpointing:
-        # Blocks are computed again in the backward pass, under an autocast of their own.
-        modes = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), Autocast(dtype)))
-        net.enable_gradient_checkpointing(modes)
-        peak = walk()
+    """Operations and peak in bytes of one ``walk`` over ``net``; UserError if its networks do not fit together."""
+    try:
+        # Recomputed operations keep the device busy but are none of the model's own, which MFU counts: hence before.
+        net.disable_gradient_checkpointing()
+        with FlopCounterMode(display=False) as counter:
+            peak = walk()
+        if checkpointing:
+            # Blocks are computed again in the backward pass, under an autocast of their own.
+            modes = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), Autocast(dtype)))
+            net.enable_gradient_checkpointing(modes)
+            peak = walk()
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"--model: its networks cannot be run together ({reason(error)}); their config.json files do not fit"
+        ) from error
     return counter.get_total_flops(), peak
 
 
