@@ -123,9 +123,7 @@ def prepare(
     from roentgen.data import assemble
     from roentgen.prompts import MAX_WORDS
 
-    target = Path(out) if Path(out).suffix.lower() in (".csv", ".parquet") else Path(out) / "manifest.csv"
-    if target.exists() and not overwrite:
-        raise UserError(f"--out {target} exists; choose another name or add --overwrite")
+    target = _manifest_of(out, overwrite)
     if size is not None and not copy_images:
         raise UserError("--size changes images, so it needs --copy-images; the originals are left as they are")
     if source == "openchest" and blank_text is not None:
@@ -161,6 +159,14 @@ def prepare(
     _say(", ".join(f"{split} {splits.get(split, 0)}" for split in ("train", "val", "test")) + " images")
     print(target)
     return 0
+
+
+def _manifest_of(out: str, overwrite: bool) -> Path:
+    """The manifest that ``--out`` names, itself or by its folder; UserError if it is there and is to stay."""
+    target = Path(out) if Path(out).suffix.lower() in (".csv", ".parquet") else Path(out) / "manifest.csv"
+    if target.exists() and not overwrite:
+        raise UserError(f"--out {target} exists; choose another name or add --overwrite")
+    return target
 
 
 def _say_counts(counts: Mapping[str, int]) -> None:
