@@ -273,7 +273,7 @@ def test_roentgen_commands_parse(words: list[str], monkeypatch: pytest.MonkeyPat
         return
     # It parses for itself: what it calls with the settings is put out of action, or only tells what it would do.
     if name == "train":
-        assert importlib.import_module(f"roentgen.recipes.{rest[0]}") and "--config" in rest
+        assert importlib.import_module(f"roentgen.recipes.{rest[0]}") and {"--config", "--manifest"} & set(rest)
         return
     from roentgen.commands import data
 
