@@ -127,8 +127,6 @@ def measured(
             ]
             for name, each in files.items()
         }
-    fid_theirs = roentgens_fid(theirs["generated"], theirs["real"])
-    fid_ours = distance(ours["xrv"])
     scores = roentgens_ms_ssim(prompts)
     pairs = np.array(list(combinations(range(PER_PROMPT), 2)))
     pictures = [np.stack([read_image(path) for path in each]) for each in prompts]
@@ -140,7 +138,7 @@ def measured(
     agreement: list[dict[str, Any]] = [
         {"figure": figure, "script": script, "ours": mine, "difference": abs(mine - script) / abs(script)}
         for figure, script, mine in (
-            ("FID, torchxrayvision features", fid_theirs, fid_ours),
+            ("FID, torchxrayvision features", roentgens_fid(**theirs), distance(ours["xrv"])),
             ("MS-SSIM within a prompt, mean", float(scores.mean()), float(likeness.mean())),
             ("MS-SSIM within a prompt, sd over prompts", spread[0], spread[1]),
         )
