@@ -29,25 +29,8 @@ class Study:
     name: str
 
 
-def report(
-    image: Annotated[tuple[Path, ...], Positional()] = (),
-    model: PathOrName = "mini-report",
-    places: PathOrName | None = None,
-    out: Annotated[Path | None, Short("-o")] = None,
-    format: tuple[str, ...] = ("json", "text", "picture"),
-    overwrite: bool = False,
-    json: bool = False,
-    words: bool = False,
-    indication: str = "",
-    technique: str = "",
-    comparison: str = "",
-    prior_report: str = "",
-    prior_image: Path | None = None,
-    lateral_image: Path | None = None,
-    batch_size: BatchSize = 8,
-    device: str = "auto",
-    int8: bool = False,
-) -> int:
+@dataclass(frozen=True)
+class Reading:
     """Read chest X-rays: prints each report, and writes findings with their boxes, text and pictures to --out.
 
         roentgen report image.png
@@ -81,15 +64,37 @@ def report(
         device: auto, cpu, cuda, cuda:N or mps.
         int8: Compute in 8-bit integers, on the CPU: less memory, and a little is lost (docs/reports.md).
     """
-    for one in format:
+
+    image: Annotated[tuple[Path, ...], Positional()] = ()
+    model: PathOrName = "mini-report"
+    places: PathOrName | None = None
+    out: Annotated[Path | None, Short("-o")] = None
+    format: tuple[str, ...] = ("json", "text", "picture")
+    overwrite: bool = False
+    json: bool = False
+    words: bool = False
+    indication: str = ""
+    technique: str = ""
+    comparison: str = ""
+    prior_report: str = ""
+    prior_image: Path | None = None
+    lateral_image: Path | None = None
+    batch_size: BatchSize = 8
+    device: str = "auto"
+    int8: bool = False
+
+
+def report(s: Reading) -> int:
+    """Read the images; see ``Reading``."""
+    for one in s.format:
         if one not in FORMATS:
             raise UserError(f"--format {one}: unknown format; choose of {', '.join(FORMATS)}")
-    studies = find_images(image)
-    if out is not None:
-        _check_out(out, studies, (*format, *(["words"] if words else [])), overwrite)
-    elif words:
+    studies = find_images(s.image)
+    if s.out is not None:
+        _check_out(s.out, studies, (*s.format, *(["words"] if s.words else [])), s.overwrite)
+    elif s.words:
         raise UserError("--words writes pictures; name their folder with --out")
-    if words:
+    if s.words:
         from roentgen.commands.report_words import marks_of
 
         for study in studies:
@@ -98,27 +103,27 @@ def report(
     from roentgen.reports import Context
 
     context = Context(
-        indication=indication,
-        technique=technique,
-        comparison=comparison,
-        prior_report=prior_report,
-        prior_image=None if prior_image is None else read_image(prior_image),
-        lateral_image=None if lateral_image is None else read_image(lateral_image),
+        indication=s.indication,
+        technique=s.technique,
+        comparison=s.comparison,
+        prior_report=s.prior_report,
+        prior_image=None if s.prior_image is None else read_image(s.prior_image),
+        lateral_image=None if s.lateral_image is None else read_image(s.lateral_image),
     )
-    reporter = _reporter(model, places, device, int8)
+    reporter = _reporter(s.model, s.places, s.device, s.int8)
     lines: list[str] = []
-    for start in range(0, len(studies), batch_size):
-        part, pixels, failed = _read(studies[start : start + batch_size])
+    for start in range(0, len(studies), s.batch_size):
+        part, pixels, failed = _read(studies[start : start + s.batch_size])
         reports = reporter.report_many(pixels, [context] * len(pixels))
         for study, shown, found in zip(part, pixels, reports, strict=True):
-            more = {} if not words or out is None else _write_words(out, study, shown, found, reporter=reporter)
+            more = {} if not s.words or s.out is None else _write_words(s.out, study, shown, found, reporter=reporter)
             line = dumps(record(study.path, shown, found, reporter) | more)
             lines.append(line)
-            print(line if json else _shown(study.path, found, many=len(studies) > 1), flush=True)
-            if out is not None:
-                _write(out, study, shown, found, reporter=reporter, format=format)
-                if "json" in format:
-                    _write_lines(out / LINES, lines)
+            print(line if s.json else _shown(study.path, found, many=len(studies) > 1), flush=True)
+            if s.out is not None:
+                _write(s.out, study, shown, found, reporter=reporter, format=s.format)
+                if "json" in s.format:
+                    _write_lines(s.out / LINES, lines)
         if failed is not None:
             raise failed
     return 0
