@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from generate import machine, summarised, timed
 from PIL import Image
+from timing import machine, summarised, timed
 from tqdm import tqdm
 
 from roentgen import errors

@@ -17,12 +17,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from timing import machine, summarised, timed, timed_images
 from tqdm import tqdm
 
 from roentgen import errors
@@ -39,7 +36,7 @@ from roentgen.files import read_json, write_atomic
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
 from roentgen.metrics.report.tables import fill
 from roentgen.models import hub, loading
-from roentgen.provenance import Surroundings, git_state, in_words, processor, versions
+from roentgen.provenance import Surroundings, git_state, in_words, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = Path(__file__).with_name("stock_diffusers.py")
@@ -295,49 +292,7 @@ def _grey(folder: Path, number: int) -> NDArray[np.float64]:
     return np.asarray(Image.open(file).convert("L"), dtype=np.float64)
 
 
-# --------------------------------------------------------------------------------------- measuring
-
-
-def summarised(values: list[float]) -> dict[str, Any]:
-    """Median, extremes, number, and the values themselves."""
-    extremes = {"min": min(values), "max": max(values), "n": len(values)}
-    return {"median": statistics.median(values), **extremes, "values": values}
-
-
-def timed_images(command: Callable[[int, Path], list[str]], images: int) -> tuple[float, float]:
-    """Seconds and GB of a command that writes ``images`` pictures; RuntimeError on another number."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = timed(command(images, Path(folder)))
-        written = len(list(Path(folder).glob("*.png")))
-    if written != images:
-        raise RuntimeError(f"{images} images were asked for and {written} written")
-    return found
-
-
-def timed(command: Sequence[str]) -> tuple[float, float]:
-    """Wall seconds and the largest resident set (GB) of a process; RuntimeError if it fails."""
-    # Offline for both sides: neither may spend time on asking the hub about a local folder.
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
-    with tempfile.TemporaryFile() as words:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=words, env=environment)
-        # wait4 gives the memory of this child alone; getrusage(RUSAGE_CHILDREN) is the largest of all so far.
-        # On Linux a child's peak starts at its parent's at the fork, so this process must not import torch.
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            words.seek(0)
-            raise RuntimeError(f"{command[:4]} failed: {words.read().decode(errors='replace')[-2000:]}")
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    return seconds, usage.ru_maxrss * unit / 1e9
-
-
-def machine() -> dict[str, Any]:
-    """CPU model and the cores that this process may use; nothing that names the machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": processor(), "cores": cores}
+# ------------------------------------------------------------------------------------------ tables
 
 
 def table(result: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from generate import timed
+from timing import timed
 from tqdm import tqdm
 
 from roentgen import errors

@@ -16,7 +16,7 @@ ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # it shares a module with generate.py
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # where timing.py is
     spec = importlib.util.spec_from_file_location("benchmark_growth", ROOT / "benchmarks" / "growth.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

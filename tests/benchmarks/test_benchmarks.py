@@ -25,7 +25,9 @@ def bench() -> ModuleType:
     spec = importlib.util.spec_from_file_location("benchmark_generate", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))  # where timing.py is
+        spec.loader.exec_module(module)
     return module
 
 
@@ -174,6 +176,7 @@ def test_mistakes(bench: ModuleType, flags: list[str], words: str, tiny_pipeline
 def test_memory_is_that_of_the_child() -> None:
     code = f"""
 import runpy, sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
 timed = runpy.run_path({str(SCRIPT)!r})["timed"]
 large = timed([sys.executable, "-c", "b = bytearray(300_000_000); b[::4096] = b[::4096]"])[1]
 small = timed([sys.executable, "-c", "pass"])[1]
