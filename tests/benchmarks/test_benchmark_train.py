@@ -25,9 +25,20 @@ def bench() -> ModuleType:
     spec = importlib.util.spec_from_file_location("benchmark_train", ROOT / "benchmarks" / "train.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))  # where train_arms.py and train_table.py are
+        spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def arms(bench: ModuleType) -> ModuleType:
+    return sys.modules[bench.run_arms.__module__]
+
+
+@pytest.fixture(scope="module")
+def tables(bench: ModuleType) -> ModuleType:
+    return sys.modules[bench.summarise.__module__]
 
 
 @pytest.fixture
@@ -37,7 +48,7 @@ def job(bench: ModuleType, make_pipeline: Any, tmp_path: Path) -> Any:
     return bench.Comparison(tmp_path / "work", model, tmp_path / "peer.py", 32, 4, "bf16", 2, "cpu")
 
 
-def made_up(bench: ModuleType, device: str = "NVIDIA H200") -> dict[str, list[list[Any]]]:
+def made_up(arms: ModuleType, device: str = "NVIDIA H200") -> dict[str, list[list[Any]]]:
     """Runs of 2 and 12 steps of 4 images, twice: the peer at 4 images/s (5 with workers), ours at 8 and 16."""
     rates = {"peer": 4.0, "peer-workers": 5.0, "ours-online": 8.0, "ours-cached": 16.0}
     found = {}
@@ -46,17 +57,19 @@ def made_up(bench: ModuleType, device: str = "NVIDIA H200") -> dict[str, list[li
         speed = {"device": device, "data_wait_share": 0.01} if mine else None
 
         def one(steps: int, rate: float = rate, speed: Any = speed, extra: float = 0.0) -> Any:
-            return bench.Run(10 + 4 * steps / rate + extra, 2.0 * steps, int(3e9), speed)
+            return arms.Run(10 + 4 * steps / rate + extra, 2.0 * steps, int(3e9), speed)
 
         found[arm] = [[one(2, extra=30.0 if mine else 0.0)], [one(2), one(12)], [one(2), one(12)]]
     return found
 
 
 @pytest.fixture
-def result(bench: ModuleType, job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(bench, "flops_per_image", lambda job: 10**12)
-    found: dict[str, Any] = bench.summarise(
-        job, made_up(bench), name="tiny", short=2, long=12, out=tmp_path / "train-made.json"
+def result(
+    arms: ModuleType, tables: ModuleType, job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    monkeypatch.setattr(tables, "flops_per_image", lambda job: 10**12)
+    found: dict[str, Any] = tables.summarise(
+        job, made_up(arms), name="tiny", short=2, long=12, out=tmp_path / "train-made.json"
     )
     return found
 
@@ -75,12 +88,14 @@ def test_arithmetic(result: dict[str, Any]) -> None:
     assert cached["mfu"] == pytest.approx(16 * 1e12 / 989e12)
 
 
-def test_goals_that_are_missed_are_said(bench: ModuleType, job: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(bench, "flops_per_image", lambda job: 10**12)
-    runs = made_up(bench, device="some CPU")
+def test_goals_that_are_missed_are_said(
+    arms: ModuleType, tables: ModuleType, job: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(tables, "flops_per_image", lambda job: 10**12)
+    runs = made_up(arms, device="some CPU")
     runs["ours-online"] = [[dataclasses.replace(r, speed=runs["ours-online"][0][0].speed) for r in part]
                            for part in runs["peer"]]  # fmt: skip
-    found = bench.summarise(job, runs, name="tiny", short=2, long=12, out=tmp_path / "r.json")
+    found = tables.summarise(job, runs, name="tiny", short=2, long=12, out=tmp_path / "r.json")
     assert found["warnings"] == ["ours-online: 0.80 times, goal 1.5"]
     assert found["details"]["arms"]["ours-cached"]["mfu"] is None  # no peak is known for that device
 
@@ -112,8 +127,8 @@ def pairs(words: list[str]) -> dict[str, str]:
     return {a: b for a, b in zip(words, [*words[1:], ""], strict=True) if a.startswith("--")}
 
 
-def test_both_sides_do_the_same(bench: ModuleType, job: Any, tmp_path: Path) -> None:
-    commands = {arm: bench.command(job, arm, 10, tmp_path / "out") for arm in bench.ARMS}
+def test_both_sides_do_the_same(arms: ModuleType, job: Any, tmp_path: Path) -> None:
+    commands = {arm: arms.command(job, arm, 10, tmp_path / "out") for arm in arms.ARMS}
     theirs, ours = pairs(commands["peer-workers"]), pairs(commands["ours-online"])
     assert commands["peer"][1] == str(job.peer) and commands["ours-online"][1].endswith("train/finetune.py")
     assert theirs["--pretrained_model_name_or_path"] == ours["--model"] == str(job.model)
@@ -167,8 +182,8 @@ def test_mini_is_what_both_sides_train(bench: ModuleType, tmp_path: Path) -> Non
         torch.testing.assert_close(theirs.decode(means[1]).sample, ours.decode(means[1]).sample)
 
 
-def test_flops_of_a_folder(bench: ModuleType, job: Any) -> None:
-    one = bench.flops_per_image(job)
+def test_flops_of_a_folder(tables: ModuleType, job: Any) -> None:
+    one = tables.flops_per_image(job)
     assert one > 10**6 and isinstance(one, int)
 
 
@@ -192,30 +207,30 @@ def test_one_channel_is_refused(bench: ModuleType, tiny_pipeline: Path) -> None:
         bench.pipeline_resolution(tiny_pipeline)
 
 
-def test_a_failing_side_is_named(bench: ModuleType, job: Any) -> None:
+def test_a_failing_side_is_named(arms: ModuleType, job: Any) -> None:
     job.folder.mkdir()
     job.peer.write_text("import sys; sys.exit('no such flag')")
     with pytest.raises(UserError, match="peer failed with code 1: no such flag"):
-        bench.run(job, "peer", 2)
+        arms.run(job, "peer", 2)
 
 
-def test_watch_sees_children(bench: ModuleType) -> None:
+def test_watch_sees_children(arms: ModuleType) -> None:
     """100 MB in a grandchild counts."""
     inner = "import time; x = bytearray(100_000_000); time.sleep(1.2)"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
     process = subprocess.Popen([sys.executable, "-c", outer])
-    with bench.Watch(process.pid, "cpu") as watch:
+    with arms.Watch(process.pid, "cpu") as watch:
         process.wait()
     assert 100_000_000 < watch.peak < 400_000_000
 
 
 @pytest.mark.slow
-def test_ours_runs_for_real(bench: ModuleType, job: Any) -> None:
+def test_ours_runs_for_real(bench: ModuleType, arms: ModuleType, job: Any) -> None:
     """Both of our arms with tiny weights: training.json says the speed, and the second cached run makes no cache."""
     job.folder.mkdir()
     bench.write_images(job, 24, 32)
     for arm in ("ours-online", "ours-cached"):
-        found = bench.run(job, arm, 6)
+        found = arms.run(job, arm, 6)
         assert found.seconds > 0 and found.cpu > 0 and found.memory > 10**8
         assert found.speed is not None and found.speed["device"]
 
