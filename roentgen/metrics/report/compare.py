@@ -202,6 +202,13 @@ def _unused(name: str, taken: Sequence[str]) -> str:
     return chosen
 
 
+def _size(index: Mapping[str, Any]) -> Any:
+    """Images of the synthetic set; None where a damaged index does not say."""
+    inputs = index.get("inputs")
+    synthetic = inputs.get("synthetic") if isinstance(inputs, dict) else None
+    return synthetic.get("n") if isinstance(synthetic, dict) else None
+
+
 def _differences(evaluations: Sequence[Evaluation]) -> list[str]:
     """What keeps values from being comparable at all."""
     first = evaluations[0]
@@ -210,7 +217,7 @@ def _differences(evaluations: Sequence[Evaluation]) -> list[str]:
         for key, words in (("real", "other real images"), ("version", "another version of roentgen")):
             if first.index["key"].get(key) != other.index["key"].get(key):
                 found.append(f"{other.name} was measured with {words} than {first.name}: its values do not compare")
-        sizes = [(e.index.get("inputs") or {}).get("synthetic", {}).get("n") for e in (first, other)]
+        sizes = [_size(e.index) for e in (first, other)]
         if sizes[0] != sizes[1]:
             found.append(
                 f"{first.name} has {sizes[0]} images and {other.name} {sizes[1]}: Fréchet distances, precision and "
