@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fuzz import harness
+from fuzz.case import Case
 from fuzz.cases import commands, sound_words
-from fuzz.limits import run
+from fuzz.limits import Outcome, run
 from fuzz.world import World
 
 from roentgen.errors import UserError
@@ -55,6 +60,29 @@ def test_limits_notice_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> Non
     tests = str(Path(__file__).parent)
     told = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, check=True)
     assert "memory" in told.stdout
+
+
+def test_a_termination_ends_the_run_with_its_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextlib.contextmanager
+    def empty(_: object) -> Iterator[World]:
+        yield World(tmp_path)
+
+    def terminated(*_: object) -> tuple[Case, Outcome, str]:
+        def ends() -> int:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return 0
+
+        return Case("info", "flags", []), run(ends, prog="roentgen"), ""
+
+    monkeypatch.setattr(harness, "prepared", empty)
+    monkeypatch.setattr(harness, "one", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    assert harness.main(["--inputs", "5", "--json", str(tmp_path / "fuzz.json")]) == 0
+    found = json.loads((tmp_path / "fuzz.json").read_text())
+    assert found["inputs"] == 1 and found["counts"][0]["came_to"] == "done"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_every_command_is_tried(tmp_path: Path) -> None:

@@ -116,11 +116,11 @@ def load_components(
         if plain:
             loaded[name] = load_part(name, folder / name, class_name, dtype)
         if loaded.get(name) is None:
-            loaded[name] = _load_component(folder, name, library, class_name, dtype)
+            loaded[name] = load_component(folder, name, library, class_name, dtype)
     return loaded
 
 
-def _load_component(folder: Path, name: str, library: str, class_name: str, dtype: Any) -> Any:
+def load_component(folder: Path, name: str, library: str, class_name: str, dtype: Any) -> Any:
     """One component by its class's ``from_pretrained``."""
     import torch
     from diffusers.utils import logging as diffusers_logging
@@ -159,7 +159,20 @@ def _load_component(folder: Path, name: str, library: str, class_name: str, dtyp
             f"{folder / name}: {len(missing)} weights of {class_name} are missing (such as {missing[0]})"
             f"{newer if missing[0].startswith('text_model.') else ';'} fetch the model again"
         )
-    return loaded.eval().requires_grad_(False) if isinstance(loaded, torch.nn.Module) else loaded
+    if not isinstance(loaded, torch.nn.Module):
+        return loaded
+    check_filled(loaded, folder / name)
+    return loaded.eval().requires_grad_(False)
+
+
+def check_filled(model: Any, folder: Path) -> None:
+    """UserError if the weights in ``folder`` lack some of ``model``: diffusers leaves those on the meta device, where
+    they have a shape and no numbers, and the first use fails."""
+    empty = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    if empty:
+        raise UserError(
+            f"{folder}: {len(empty)} weights of {type(model).__name__} are missing (such as {empty[0]}); {ADVICE}"
+        )
 
 
 def load_vae(folder: Path) -> Any:
@@ -170,4 +183,5 @@ def load_vae(folder: Path) -> Any:
         vae = AutoencoderKL.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # config, JSON, safetensors and shape errors alike mean a bad folder
         raise UserError(f"{folder}: no autoencoder can be loaded from there ({reason(error)})") from None
+    check_filled(vae, folder)
     return vae.eval().requires_grad_(False)

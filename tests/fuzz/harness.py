@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -104,6 +105,17 @@ def prepared(folder: Path | None = None) -> Iterator[worlds.World]:
             shutil.rmtree(root, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def terminated() -> Iterator[list[int]]:
+    """A list that SIGTERM fills; ``errors.run`` leaves a handler of others alone, so no input takes the signal."""
+    asked: list[int] = []
+    old = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run inputs; 1 where any is a finding."""
     parser = argparse.ArgumentParser(prog="python tests/fuzz", description=__doc__)
@@ -127,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     numbers = range(options.first, options.first + options.inputs) if options.only is None else [options.only]
     done = 0
     times: Counter[str] = Counter()
-    with prepared(options.world) as world:
+    with prepared(options.world) as world, terminated() as asked:
         for number in numbers:
             case, outcome, wrong = one(world, options.seed, number)
             done += 1
@@ -144,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"input {number}: {outcome.seconds:.1f} s: {case.words}"[:400], flush=True)
             if done % 100 == 0:
                 print(f"{done} inputs, {time.process_time() - processor:.0f} s", file=sys.stderr, flush=True)
-            if time.monotonic() - began > options.seconds:
+            if asked or time.monotonic() - began > options.seconds:
                 break
     used = time.process_time() - processor
     print({kind: round(seconds, 1) for kind, seconds in times.most_common()}, file=sys.stderr)

@@ -14,7 +14,7 @@ from roentgen.generators.diffusion.objective import Loss
 from roentgen.generators.diffusion.process import TARGETS, cumulative_alphas, min_snr_weights
 from roentgen.generators.diffusion.text_swap import swap_text_encoder
 from roentgen.generators.generate import load_model
-from roentgen.models.loading import SAFE, load_vae
+from roentgen.models.loading import load_component, load_vae
 from roentgen.models.text_encoders import encode_text_states, keep_layer, load_text_encoder, make_reader
 
 # Linear betas reach almost pure noise at the last step, so that sampling may start from pure noise (Lin et al. 2024,
@@ -123,21 +123,21 @@ def start(
 
 def _new(vae: Path, text: Path, unet: dict[str, Any]) -> tuple[Any, Any, Any, Any, Any]:
     """Autoencoder, U-Net of random weights, text encoder, tokenizer and scheduler."""
+    import torch
     from diffusers import DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
 
     for name in ("tokenizer", "text_encoder"):
         if not (text / name).is_dir():
             raise UserError(f"--text {text}: {name}/ is missing; make it with roentgen train text-encoder")
     autoencoder = _load_vae(vae)
-    encoder = CLIPTextModel.from_pretrained(text / "text_encoder", **SAFE)
+    encoder = load_component(text, "text_encoder", "transformers", "CLIPTextModel", torch.float32)
     channels = autoencoder.config.latent_channels
     own = {"in_channels": channels, "out_channels": channels, "cross_attention_dim": encoder.config.hidden_size}
     try:
         network = UNet2DConditionModel(**{**own, **unet})
     except (TypeError, ValueError) as error:
         raise UserError(f"--unet: {str(error).splitlines()[0]}") from None
-    tokenizer = CLIPTokenizer.from_pretrained(text / "tokenizer", **SAFE)
+    tokenizer = load_component(text, "tokenizer", "transformers", "CLIPTokenizer", torch.float32)
     return autoencoder, network, encoder, tokenizer, DDIMScheduler(**SCHEDULE)
 
 

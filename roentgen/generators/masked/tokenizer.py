@@ -28,7 +28,7 @@ from roentgen.images import to_autoencoder
 from roentgen.models.autoencoder import latents
 from roentgen.models.autoencoder.channels import to_grey
 from roentgen.models.hub import MINI
-from roentgen.models.loading import check_safetensors, load_vae
+from roentgen.models.loading import check_filled, check_safetensors, load_vae
 
 MOST_CODES = 2048  # of a group: whole numbers that the cache's float16 holds exactly
 ADVICE = "make it again with train/tokenizer.py"
@@ -192,6 +192,7 @@ def load_autoencoder(folder: Path) -> Any:
         model = VQModel.from_pretrained(folder / "vq", local_files_only=True)
     except Exception as error:  # see loading.load_vae
         raise UserError(f"{folder / 'vq'}: no VQModel can be loaded from there ({reason(error)})") from None
+    check_filled(model, folder / "vq")
     return model.eval().requires_grad_(False)
 
 
