@@ -33,14 +33,14 @@ LABEL org.opencontainers.image.title="roentgen" \
       org.opencontainers.image.description="Synthetic chest X-rays from text. For research only, not for diagnosis." \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/roentgen /opt/roentgen
-# /work is the user's folder, /models keeps what is fetched from a model hub.
+# /data is the user's folder, /models keeps what is fetched from a model hub.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /models roentgen \
-    && install --directory --owner roentgen --group roentgen /work /models
+    && install --directory --owner roentgen --group roentgen /data /models
 ENV PATH=/opt/roentgen/bin:$PATH \
     HF_HOME=/models \
     PYTHONUNBUFFERED=1
 USER 10001:10001
-WORKDIR /work
+WORKDIR /data
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]

@@ -21,7 +21,7 @@ from roentgen.config import Count, Guidance, Short, Steps, parse_settings, requi
 from roentgen.files import fingerprint
 from roentgen.generators.base import roentgen_json
 from roentgen.generators.diffusion.build import start
-from roentgen.generators.diffusion.sampling import SAMPLERS
+from roentgen.generators.diffusion.sampling import SAMPLERS, stock_scheduler
 from roentgen.generators.generate import load_model
 from roentgen.models.autoencoder.channels import with_channels
 from roentgen.models.loading import load_vae
@@ -70,11 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # betas that end at a signal of 0.006 the two schedules are within 0.6 % of each other.
         parts.scheduler.register_to_config(rescale_betas_zero_snr=False)
     if s.sampler in SAMPLERS:  # what stock diffusers samples with
-        import diffusers
-
-        name, changes = SAMPLERS[s.sampler]
-        stock = getattr(diffusers, name).from_config(parts.scheduler.config, **changes)
-        parts = dataclasses.replace(parts, scheduler=stock)
+        parts = dataclasses.replace(parts, scheduler=stock_scheduler(parts.scheduler.config, s.sampler))
     return ship(parts, s)
 
 

@@ -96,7 +96,7 @@ def make_solver(scheduler: Any, sampler: str, model: str) -> Any:
             f"--model {model}: its scheduler {type(scheduler).__name__} has no noise schedule of betas, from which "
             "every sampler here starts; use a Stable Diffusion 1.x or 2.x pipeline"
         )
-    class_name, changes = SAMPLERS[sampler]
+    changes = SAMPLERS[sampler][1]
     predicts = config.get("prediction_type", "epsilon")
     if predicts not in PREDICTION_TYPES[sampler]:
         fits = [name for name, types in PREDICTION_TYPES.items() if predicts in types]
@@ -112,13 +112,19 @@ def make_solver(scheduler: Any, sampler: str, model: str) -> Any:
         ours = find(sampler, {key: value for key, value in config.items() if key not in usual} | changes)
         if ours is not None:
             return ours
-        import diffusers
-
-        return getattr(diffusers, class_name).from_config(config, **changes)
+        return stock_scheduler(config, sampler, **changes)
     except UserError:
         raise
     except Exception as error:  # a configuration of odd values fails anywhere in it
         raise UserError(f"--model {model}: its scheduler cannot be used ({reason(error)}); fetch it again") from None
+
+
+def stock_scheduler(config: Any, sampler: str, **changes: Any) -> Any:
+    """diffusers' own scheduler of ``sampler``, from a scheduler's configuration with ``changes``."""
+    import diffusers
+
+    class_name, settings = SAMPLERS[sampler]
+    return getattr(diffusers, class_name).from_config(config, **{**settings, **changes})
 
 
 def clean_estimate(solver: Any, latents: Any, output: Any, step: Any) -> Any:

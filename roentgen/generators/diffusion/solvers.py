@@ -140,24 +140,43 @@ class DDIM(Solver):
 
 
 KARRAS_RHO = 7.0
-"""Karras et al. (2022, arXiv 2206.00364), equation 5: the larger, the more of the steps are at low noise."""
+"""The larger, the more of the steps are at low noise."""
+
+
+def karras_levels(ratios: np.ndarray, steps: int) -> np.ndarray:
+    """Noise over signal of each step, falling evenly in its seventh root between the ends of ``ratios`` (Karras et al.
+    2022, arXiv 2206.00364, equation 5)."""
+    high, low = ratios[-1] ** (1 / KARRAS_RHO), ratios[0] ** (1 / KARRAS_RHO)
+    return np.asarray((high + np.linspace(0, 1, steps) * (low - high)) ** KARRAS_RHO)
 
 
 class Multistep(Solver):
     """What the solvers of order two share: alphas, sigmas and lambdas at every step, and the last estimates."""
 
     def set_timesteps(self, steps: int, device: Any = None) -> None:
-        if self.config.get("use_karras_sigmas"):
-            self._set_karras(steps, device)
-            return
         super().set_timesteps(steps, device)
-        if len(set(self.timesteps.tolist())) < steps:
+        ratios = self._ratios()
+        if self.config.get("use_karras_sigmas"):
+            levels = karras_levels(ratios, steps)
+        elif len(set(self.timesteps.tolist())) < steps:
             raise UserError(
                 f"--steps {steps}: too many for this sampler, with {len(self.abar)} noise levels to tell apart; pass "
                 "fewer, or --sampler ddim"
             )
+        else:
+            levels = np.interp(self.timesteps.cpu().numpy(), np.arange(len(ratios)), ratios)
+        levels = np.append(levels, 0.0)
+        self.alphas: list[float] = (1 / np.sqrt(levels**2 + 1)).tolist()
+        self.sigmas: list[float] = (levels / np.sqrt(levels**2 + 1)).tolist()
+        self.before: Tensor | None = None
+
+    def _timesteps(self, steps: int) -> np.ndarray:
+        if not self.config.get("use_karras_sigmas"):
+            return super()._timesteps(steps)
+        # The network is told the timestep of training that is nearest to each noise level.
         ratios = self._ratios()
-        self._begin(np.interp(self.timesteps.cpu().numpy(), np.arange(len(ratios)), ratios))
+        nearest = np.interp(np.log(karras_levels(ratios, steps)), np.log(ratios), np.arange(len(ratios)))
+        return nearest.round().astype(np.int64)
 
     def _ratios(self) -> np.ndarray:
         """float64: noise over signal at every timestep of training, rising."""
@@ -165,23 +184,6 @@ class Multistep(Solver):
         if self.config.get("rescale_betas_zero_snr"):
             abar[-1] = 2.0**-24  # their lambda is finite
         return np.asarray(((1 - abar) / abar).sqrt().numpy())
-
-    def _set_karras(self, steps: int, device: Any) -> None:
-        """Noise over signal falls evenly in its seventh root; the network is told the timestep nearest to each."""
-        ratios = self._ratios()
-        high, low = ratios[-1] ** (1 / KARRAS_RHO), ratios[0] ** (1 / KARRAS_RHO)
-        levels = (high + np.linspace(0, 1, steps) * (low - high)) ** KARRAS_RHO
-        nearest = np.interp(np.log(levels), np.log(ratios), np.arange(len(ratios))).round().astype(np.int64)
-        self.timesteps = torch.from_numpy(nearest).to(device)
-        self.number = 0
-        self._begin(levels)
-
-    def _begin(self, levels: np.ndarray) -> None:
-        """Alphas and sigmas of the steps from their noise over signal, with the end, 0, behind them."""
-        levels = np.append(levels, 0.0)
-        self.alphas: list[float] = (1 / np.sqrt(levels**2 + 1)).tolist()
-        self.sigmas: list[float] = (levels / np.sqrt(levels**2 + 1)).tolist()
-        self.before: Tensor | None = None
 
     def _lambda(self, number: int) -> float:
         sigma = self.sigmas[number]

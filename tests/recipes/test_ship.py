@@ -1,0 +1,29 @@
+"""train ship: what the shipped folder tells stock diffusers of the sampler that was chosen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from roentgen.generators.diffusion.sampling import SAMPLERS
+from roentgen.recipes import ship
+
+
+@pytest.mark.parametrize("sampler", ["unipc-karras", "dpm++", "ddim"])
+def test_stock_diffusers_samples_with_the_chosen_sampler(tiny_pipeline: Path, tmp_path: Path, sampler: str) -> None:
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
+    facts = json.loads((folder / "roentgen.json").read_text())
+    (folder / "roentgen.json").write_text(json.dumps({"images_seen": 1, "defaults": {}, **facts}))
+    before = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    out = tmp_path / "shipped"
+    assert ship.main([f"--pipeline={folder}", f"--out={out}", f"--sampler={sampler}", "--steps=2", "--guidance=1"]) == 0
+    after = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
+    name, changes = SAMPLERS[sampler]
+    assert after["_class_name"] == name and {key: after[key] for key in changes} == changes
+    for key in ("beta_start", "beta_end", "beta_schedule", "prediction_type", "timestep_spacing"):
+        assert after.get(key) == before.get(key, after.get(key))
+    assert json.loads((out / "model_index.json").read_text())["scheduler"] == ["diffusers", name]
+    assert json.loads((out / "roentgen.json").read_text())["defaults"]["sampler"] == sampler
