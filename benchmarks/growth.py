@@ -19,14 +19,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from document import report
 from timing import timed
 from tqdm import tqdm
 
 from roentgen import errors
 from roentgen.config import parse_call
 from roentgen.errors import UserError
-from roentgen.metrics.report.tables import replace_between_markers, table
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.report.tables import table
+from roentgen.metrics.result import Context, write_result
 from roentgen.provenance import Surroundings, git_state, in_words, processor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,17 +54,10 @@ def measure(
         update: Document in which the region results:growth is replaced by the table.
         rows: Sizes, rising, with commas.
     """
-    if update is not None:
-        replace_between_markers(Path(update), NAME, "", write=False)
-    if result is None and out is None:
-        raise UserError("--out is missing; name a JSON file for the result")
-    if result is None:
-        measured(Path(str(out)), _sizes(rows))
-    lines = as_table(read_result(Path(str(result or out))))
-    print(lines)
-    if update is not None:
-        replace_between_markers(Path(update), NAME, lines)
-    return 0
+    return report(
+        NAME, out=out, result=result, update=update, table=as_table,
+        measure=lambda path: measured(path, _sizes(rows)),
+    )  # fmt: skip
 
 
 def _sizes(rows: str) -> list[int]:

@@ -25,13 +25,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from document import report
+from timing import python_path
 from tqdm import tqdm
 
 from roentgen import errors, threads
 from roentgen.config import parse_call
 from roentgen.errors import UserError
-from roentgen.metrics.report.tables import replace_between_markers, table
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.report.tables import table
+from roentgen.metrics.result import Context, write_result
 from roentgen.provenance import Surroundings, git_state, in_words, processor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,17 +79,10 @@ def measure(
     """
     if repeats < 1:
         raise UserError(f"--repeats {repeats}: must be at least 1")
-    if update is not None:  # before minutes of measuring
-        replace_between_markers(Path(update), NAME, "", write=False)
-    if result is None and out is None:
-        raise UserError("--out is missing; name a JSON file for the result")
-    if result is None:
-        measured(Path(str(out)), repeats=repeats, only=only, unsettled=unsettled)
-    lines = as_table(read_result(Path(str(result or out))))
-    print(lines)
-    if update is not None:
-        replace_between_markers(Path(update), NAME, lines)
-    return 0
+    return report(
+        NAME, out=out, result=result, update=update, table=as_table,
+        measure=lambda path: measured(path, repeats=repeats, only=only, unsettled=unsettled),
+    )  # fmt: skip
 
 
 def measured(out: Path, *, repeats: int, only: str, unsettled: str) -> None:
@@ -140,7 +135,7 @@ def store(out: Path, found: Found, settings: Mapping[str, Any], conditions: Mapp
 def together(code: str, words: Sequence[str], *, busy: int, count: int) -> list[tuple[float, float]]:
     """``count`` commands at once beside ``busy`` processes that never rest: wall and processor seconds of each."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MKL_", "KMP_"))}
-    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": python_path()}
     with ExitStack() as stack:
         for _ in range(busy):
             idler = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))

@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from document import report
+
 from roentgen import errors, threads
 from roentgen.config import parse_call
 from roentgen.errors import UserError
-from roentgen.metrics.report.tables import replace_between_markers, table
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.report.tables import table
+from roentgen.metrics.result import Context, write_result
 from roentgen.provenance import Surroundings, git_state, in_words, processor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,24 +49,17 @@ def measure(
         batch: Images at once.
         repeats: Runs of each part; the fastest counts.
     """
-    if update is not None:
-        replace_between_markers(Path(update), NAME, "", write=False)
     if min(batch, repeats) < 1:
         raise UserError("--batch and --repeats must be at least 1")
-    if result is None and out is None:
-        raise UserError("--out is missing; name a JSON file for the result")
-    if result is None:
-        threads.settle()
-        measured(Path(str(out)), model, batch=batch, repeats=repeats)
-    lines = as_table(read_result(Path(str(result or out))))
-    print(lines)
-    if update is not None:
-        replace_between_markers(Path(update), NAME, lines)
-    return 0
+    return report(
+        NAME, out=out, result=result, update=update, table=as_table,
+        measure=lambda path: measured(path, model, batch=batch, repeats=repeats),
+    )  # fmt: skip
 
 
 def measured(out: Path, name: str, *, batch: int, repeats: int) -> None:
     """Time and profile the parts, and write the result."""
+    threads.settle()
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

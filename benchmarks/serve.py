@@ -29,6 +29,7 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
+from document import report
 from PIL import Image
 from tqdm import tqdm
 
@@ -37,8 +38,7 @@ from roentgen.config import parse_call
 from roentgen.errors import UserError
 from roentgen.files import read_json
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
-from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.result import Context, write_result
 from roentgen.models.hub import MINI
 from roentgen.provenance import Surroundings, git_state, in_words, processor
 from roentgen.threads import cores
@@ -76,46 +76,30 @@ def measure(
         requests: Requests of one step each, twice, over which memory is watched.
         memory: Watch memory instead, which needs no idle machine; --update then replaces results:serve-memory.
     """
+    files: dict[str, Any] = {"out": out, "result": result, "update": update}
     if memory:
-        return _memory_alone(out, result, update, requests)
-    if update is not None:
-        replace_between_markers(Path(update), NAME, "", write=False)
-    if result is None and out is None:
-        raise UserError("--out is missing; name a JSON file for the result")
-    if result is None:
-        measured(Path(str(out)), _numbers(clients), images)
-    lines = table(read_result(Path(str(result or out))))
-    print(lines)
-    if update is not None:
-        replace_between_markers(Path(update), NAME, lines)
-    return 0
-
-
-def _memory_alone(out: str | None, result: str | None, update: str | None, requests: int) -> int:
-    """``measure`` of memory alone."""
-    if update is not None:
-        replace_between_markers(Path(update), f"{NAME}-memory", "", write=False)
-    if result is None and out is None:
-        raise UserError("--out is missing; name a JSON file for the result")
-    if result is None:
-        with started(OUR_WORDS) as (url, process):
-            faults = memory_of(url, process, requests)
-        grown = faults["memory_mb"][-1] - faults["memory_mb"][FIFTHS - 1]
-        write_result(
-            Path(str(out)), metric=f"MB that roentgen serve grows by from request {requests} to {2 * requests}",
-            value=grown, ci=(grown, grown), ci_method="none: one run", n=requests, goal="0", warnings=[],
-            details={"faults": faults, "cores": cores(), "cpu": processor()},
-            context=Context(
-                extractor="resident memory", resize="none", seed=0, settings=settings_of_mini() | {"steps": 1},
-                model={"name": "mini"}, inputs={}, git=git_state(ROOT),
-                command="python benchmarks/serve.py --memory",
-            ),
+        return report(
+            f"{NAME}-memory", **files, table=lambda found: memory_in_words(found["details"]["faults"]),
+            measure=lambda path: measured_memory(path, requests),
         )  # fmt: skip
-    said = memory_in_words(read_result(Path(str(result or out)))["details"]["faults"])
-    print(said)
-    if update is not None:
-        replace_between_markers(Path(update), f"{NAME}-memory", said)
-    return 0
+    return report(NAME, **files, table=table, measure=lambda path: measured(path, _numbers(clients), images))
+
+
+def measured_memory(out: Path, requests: int) -> None:
+    """Memory over ``requests`` requests and as many again."""
+    with started(OUR_WORDS) as (url, process):
+        faults = memory_of(url, process, requests)
+    grown = faults["memory_mb"][-1] - faults["memory_mb"][FIFTHS - 1]
+    write_result(
+        out, metric=f"MB that roentgen serve grows by from request {requests} to {2 * requests}",
+        value=grown, ci=(grown, grown), ci_method="none: one run", n=requests, goal="0", warnings=[],
+        details={"faults": faults, "cores": cores(), "cpu": processor()},
+        context=Context(
+            extractor="resident memory", resize="none", seed=0, settings=settings_of_mini() | {"steps": 1},
+            model={"name": "mini"}, inputs={}, git=git_state(ROOT),
+            command="python benchmarks/serve.py --memory",
+        ),
+    )  # fmt: skip
 
 
 def _numbers(clients: str) -> list[int]:

@@ -33,11 +33,15 @@ def timed_images(command: Callable[[int, Path], list[str]], images: int) -> tupl
     return found
 
 
+def python_path() -> str:
+    """PYTHONPATH with this checkout first."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
 def timed(command: Sequence[str]) -> tuple[float, float]:
     """Wall seconds and the largest resident set (GB) of a process; RuntimeError if it fails."""
     # Offline for both sides: neither may spend time on asking the hub about a local folder.
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": python_path()}
     with tempfile.TemporaryFile() as words:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=words, env=environment)

@@ -27,7 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train_arms import ARMS, ROOT, Comparison, last_line, python_path, run_arms
+from timing import python_path
+from train_arms import ARMS, ROOT, Comparison, last_line, run_arms
 from train_table import summarise, table
 
 from roentgen import errors

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from timing import python_path
 from tqdm import tqdm
 
 from roentgen.errors import UserError
@@ -215,11 +216,6 @@ def device_memory() -> int:
     """Bytes in use on the first GPU, whoever uses them."""
     asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
     return int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]) * 2**20
-
-
-def python_path() -> str:
-    """PYTHONPATH with this checkout first."""
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 def last_line(text: str) -> str:

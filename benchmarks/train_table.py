@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import timing
 from train_arms import ARMS, PEER, ROOT, Comparison, Run, command
 
 from roentgen.errors import UserError
@@ -71,7 +72,7 @@ def summarise(
             "flops_per_image": operations,
             "machine": {
                 "device": device,
-                "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+                "cores": timing.machine()["cores"],
                 "threads": os.environ.get("OMP_NUM_THREADS", "one a core"),
             },
             "conditions": dict(conditions or {}) or None,

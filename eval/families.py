@@ -15,7 +15,6 @@ on.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -267,16 +266,11 @@ def trained() -> str:
 
 def plot(good: Mapping[str, Any], fast: Mapping[str, Any]) -> str:
     """SVG: AUROC and Frechet distance against seconds an image, a line a model."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    from roentgen.metrics.report.plots import COLOURS, LINES, MARKERS, STYLE
+    from roentgen.metrics.report.plots import COLOURS, LINES, MARKERS, drawing
 
     spent = {(p["model"], p["steps"]): p["processor_seconds"] for p in fast["details"]["curve"]}
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        drawing = Figure(figsize=(7.2, 3.2), layout="constrained")
-        panels = drawing.subplots(1, 2)
+    with drawing(7.2, 3.2) as (page, buffer):
+        panels = page.subplots(1, 2)
         for axes, key, words in zip(panels, ("auroc", "fid"), ("macro AUROC", "Fréchet distance"), strict=True):
             for number, name in enumerate(dict.fromkeys(p["model"] for p in good["details"]["curve"])):
                 points = [p for p in good["details"]["curve"] if p["model"] == name and (name, p["steps"]) in spent]
@@ -289,8 +283,7 @@ def plot(good: Mapping[str, Any], fast: Mapping[str, Any]) -> str:
                         axes.annotate(str(p["steps"]), (where, height), fontsize=7)
             axes.set_xlabel("processor seconds an image (figures: steps)")
             axes.set_ylabel(words)
-        drawing.legend(loc="outside upper center", ncols=4, fontsize=8)
-        drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        page.legend(loc="outside upper center", ncols=4, fontsize=8)
     return buffer.getvalue()
 
 

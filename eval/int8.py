@@ -35,6 +35,7 @@ from roentgen.reports.boxes import iou
 from roentgen.reports.quantised import quantise, weight_bytes
 
 KINDS = ("float32", "int8")
+REGION = "reports-int8"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     threads.settle()
     s = parse_settings(Settings, argv, prog="eval/int8.py", about=__doc__)
     require_writable(s.out, "--out")
+    for document in s.documents:  # before the hours of work, not after
+        fill(document, {REGION: ""}, write=False)
     table = read_manifest(s.manifest, splits=[s.split], allow_empty_text=True)
     boxes = read_boxes(s.boxes) if s.boxes else {}
     boxed = table["image"].isin(list(boxes))

@@ -1,11 +1,11 @@
-"""Quality against denoising steps, by sampler, on the validation split: the curve from which the default is chosen.
+"""Quality against denoising steps, by sampler, on the validation split: from this curve the default number is chosen.
 
     python eval/steps.py --manifest MANIFEST --classifier roentgen/models/classifier --out eval/results/mini \
         --plot docs/steps.svg
 
 Prompts are composed from the labels of `val` images, never of `test`; every setting gets the same prompts and seeds,
-so differences are paired. The reference is RoentGen's published sampling, PNDM with 75 steps. The default is the
-setting with the fewest network evaluations whose AUROC is not below the reference's by more than chance, whose
+so differences are paired. The reference is RoentGen's published sampling, PNDM with 75 steps. The default is that
+of the setting with the fewest network evaluations whose AUROC is not below the reference's by more than chance, whose
 distance to real images is not above it by more than chance (both intervals of the paired difference reach 0), and whose
 images are done: they differ from the same sampler's with the most steps by at most 1 % of the grey range in the mean.
 Without the last, images that are still hazy pass, since neither of the others is sharp at such an n.

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-# ----------------------------------------------------------------------------------------------- feed
-
 
 def objective_of(model: Any, loss: Any) -> Any:
-    from contextlib import nullcontext
-
     from roentgen.generators.diffusion.objective import Objective, Train
 
     cpu = torch.device("cpu")

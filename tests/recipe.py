@@ -20,12 +20,17 @@ SAMPLE = ROOT / "data" / "sample" / "manifest.csv"
 
 
 def load_script(name: str) -> Any:
-    """A script of the repository, such as eval/steps.py, as a module."""
+    """A script of the repository, such as eval/steps.py, as a module, which finds what stands beside it."""
     spec = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / name)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # settings are read from the module by its name
-    spec.loader.exec_module(module)
+    beside = str((ROOT / name).parent)
+    sys.path.insert(0, beside)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(beside)
     return module
 
 

@@ -17,6 +17,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from recipe import load_script
 
 import roentgen
 from roentgen import cli, errors
@@ -162,12 +163,8 @@ def test_tables_of_the_card_are_filled(name: str) -> None:
     assert re.search(r"\| ?---", region(CARD, name)) and "Not measured" not in region(CARD, name)
 
 
-def test_speed_tables_are_those_of_the_result_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))  # where timing.py is
-    spec = importlib.util.spec_from_file_location("benchmark_generate", ROOT / "benchmarks" / "generate.py")
-    assert spec is not None and spec.loader is not None
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+def test_speed_tables_are_those_of_the_result_file() -> None:
+    bench = load_script("benchmarks/generate.py")
     result = json.loads((ROOT / "benchmarks" / "results" / "generate-cpu.json").read_text())
     assert region(DOCUMENTS["docs/benchmarks.md"], "speed") == region(CARD, "speed") == bench.table(result)
     assert region(README, "speed-summary") == bench.summary_table(result)
@@ -179,11 +176,7 @@ def test_mini_tables_are_those_of_the_result_files() -> None:
 
 
 def test_tables_of_reports_are_those_of_the_result_files() -> None:
-    spec = importlib.util.spec_from_file_location("eval_reports", ROOT / "eval" / "reports.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script  # dataclasses look their module up
-    spec.loader.exec_module(script)
+    script = load_script("eval/reports.py")
     for name, text in script.tables(ROOT / "eval/results/reports").items():
         assert region(DOCUMENTS["docs/reports.md"], name) == text, name
 

@@ -23,7 +23,8 @@ def marks_of(path: Path) -> dict[str, str]:
 
     marks = read_provenance(path)
     missing = [key for key in ("prompt", "seed", "model", "model_hash", "steps", "guidance") if key not in marks]
-    if missing or marks.get("synthetic") != "true":
+    # An edited image and a picture of how one came about carry the same marks, and cannot be made again from them.
+    if missing or marks.get("synthetic") != "true" or "edited" in marks or "shows" in marks:
         raise UserError(f"--words: {path} is no image that roentgen generated alone, with its marks; leave --words out")
     return marks
 
@@ -48,7 +49,8 @@ def words_picture(path: Path, image: Image, found: Report, *, title: str) -> tup
         raise UserError(f"--words: {path} was made by another {marks['model']} than the one on this machine")
     maps = word_maps(
         model, marks["prompt"], int(marks["seed"]), steps=int(marks["steps"]), guidance=float(marks["guidance"]),
-        sampler=marks.get("sampler"), negative_prompt=marks.get("negative_prompt") or None,
+        sampler=marks.get("sampler"), negative_prompt=marks.get("negative_prompt"),
+        guided_share=float(marks.get("guided_share", 1)),
     )  # fmt: skip
     said = [finding for finding in found.findings if finding.present]
     total = _sum(maps, " ".join(finding.text for finding in said))

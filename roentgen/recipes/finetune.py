@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = start_model(recipe, run)
     defaults = {"steps": run.steps, "guidance": run.guidance, "sampler": run.sampler}
     sampling = model.sampling(**defaults)
-    data = read_data(run, model)
+    data = read_data(recipe, run, model)
     rates = (recipe.rate, recipe.text_rate, recipe.decoder_rate)
     groups = training.set_trained(model, recipe.train, recipe.lora, rates=rates)
     if on_main:

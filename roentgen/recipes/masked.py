@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     chosen = {"steps": run.steps, "guidance": run.guidance, **(run.sampling or {})}
     sampling = model.sampling(**chosen)
-    data = read_data(run, model)
+    data = read_data(recipe, run, model)
     if on_main:
         data.describe(recipe, model.reader, accelerator.num_processes)
         describe(model)

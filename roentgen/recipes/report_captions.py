@@ -35,6 +35,7 @@ from roentgen.reports.load import find_reporter
 from roentgen.training.checkpoints import Checkpoints, load_trained_state, trained_state
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import cosine_rate
+from roentgen.training.setup import share_of_batch
 
 FEW_DISTINCT = 0.1  # share of distinct generated texts below which a warning is printed
 BEST = "best.pt"
@@ -59,8 +60,7 @@ def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings:
     step = recipe.batch_size * recipe.accumulate
     total = round(recipe.epochs * len(train)) if recipe.epochs is not None else recipe.images
     total = -(-total // step) * step
-    share = recipe.batch_size // accelerator.num_processes
-    require(share * accelerator.num_processes == recipe.batch_size, "--batch-size must be a multiple of the processes")
+    mine = share_of_batch(accelerator, recipe.batch_size)
     captioner = start_of(recipe, train["text"].tolist())
     ids, mask = tokens_of(captioner, table_texts(train, val), recipe.max_tokens, run.manifest)
     worse = None
@@ -101,7 +101,6 @@ def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings:
     # The loop: each batch is a function of its number alone, so that a run that was stopped goes on as if it had not.
     running: list[Tensor] = []
     bar = tqdm(total=total, initial=images, unit="img", file=sys.stderr, disable=not accelerator.is_main_process)
-    mine = slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
     while images < total and stale < run.patience:
         number = images // recipe.batch_size
         generator = batch_generator(recipe.seed, number)

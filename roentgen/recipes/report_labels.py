@@ -48,6 +48,7 @@ from roentgen.reports.finding_net import (
 from roentgen.reports.labels import SCREEN
 from roentgen.reports.load import find_reporter
 from roentgen.training.checkpoints import Checkpoints, load_trained_state, trained_state
+from roentgen.training.loop import steps
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import EMA, cosine_rate
 
@@ -89,17 +90,17 @@ def train_labels(recipe: Recipe, run: Run, accelerator: Accelerator, settings: d
     log = SummaryWriter(run.out / "log")
     running: list[Tensor] = []
     began = time.perf_counter()
-    bar = tqdm(total=recipe.images, initial=images, unit="img", file=sys.stderr)
-    while images < recipe.images:
-        number = images // recipe.batch_size
-        generator = batch_generator(recipe.seed, number)
-        chosen = batch_indices(weights, len(data.train), size=recipe.batch_size, seed=recipe.seed, batch=number)
+    for step in steps(images, recipe.images, batch_size=recipe.batch_size, show=True):
+        generator = batch_generator(recipe.seed, step.number)
+        chosen = batch_indices(weights, len(data.train), size=recipe.batch_size, seed=recipe.seed, batch=step.number)
         rows = data.train[chosen.numpy()]
         views = torch.randint(r.views, (len(rows),), generator=generator).tolist()
         kept = torch.from_numpy(np.stack([data.stores[v].take([row])[0] for v, row in zip(views, rows, strict=True)]))
         jitters = [jitter_of(data.digests[row], v) for row, v in zip(rows, views, strict=True)]
         for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(images, peak=group["peak"], warmup=recipe.warmup, total=recipe.images, floor=0.01)
+            group["lr"] = cosine_rate(
+                step.before, peak=group["peak"], warmup=recipe.warmup, total=recipe.images, floor=0.01
+            )
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))  # of dropout
         net.train()
         net.features.stem.eval(), net.features.blocks[: r.frozen].eval()
@@ -115,12 +116,11 @@ def train_labels(recipe: Recipe, run: Run, accelerator: Accelerator, settings: d
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        images += recipe.batch_size
+        images = step.images
         ema.update(images, recipe.batch_size)
         running.append(loss.detach())
-        bar.update(recipe.batch_size)
 
-        if images % run.eval_every < recipe.batch_size or images >= recipe.images:
+        if step.due(run.eval_every):
             ema.swap()
             best = _validate(recipe, run, net, data, images=images, best=best, losses=running, began=began, log=log)
             running.clear()
@@ -135,7 +135,6 @@ def train_labels(recipe: Recipe, run: Run, accelerator: Accelerator, settings: d
             if images - best["images"] >= run.patience * run.eval_every:
                 print(f"no better for {run.patience} validations: stopped at {images} images", flush=True)
                 break
-    bar.close()
     return _write(recipe, run, data, best)
 
 

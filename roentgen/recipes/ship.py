@@ -82,6 +82,7 @@ def ship(model: Any, s: Settings) -> int:
     require(not missing, f"--pipeline {s.pipeline}: its roentgen.json does not say {', '.join(missing)}")
     chosen = {key: value for key in ("steps", "guidance", "sampler") if (value := getattr(s, key)) is not None}
     model_defaults = {**facts["defaults"], **chosen, **(s.sampling or {})}
+    model.sampling(**model_defaults)  # a UserError for what it could not be sampled with
     facts = {
         **({"family": facts["family"]} if "family" in facts else {}),
         "name": facts["name"], "version": s.version, "licence": s.licence, **facts,

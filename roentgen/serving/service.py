@@ -77,7 +77,7 @@ class Service:
             workers=catalogue.workers,
             measured=self.meters.batches.observe,
         )
-        self._reading = asyncio.Lock()
+        self._reading = asyncio.Semaphore(catalogue.workers)
         self._readers = 0
 
     # ------------------------------------------------------------------------------------ text to images
@@ -86,16 +86,7 @@ class Service:
         """Check everything and queue it. Failure or UserError where it cannot be done; nothing is queued then."""
         seeds = self._seeds(asked)
         name, model = self.catalogue.generator(asked.model)
-
-        def check() -> Any:
-            check_text(asked.prompt)
-            check_seed(seeds[0], asked.count - 1)
-            _check_settings(asked.settings, model)
-            sampling = model.sampling(**asked.settings)
-            model.check(asked.prompt)
-            return sampling
-
-        sampling = await anyio.to_thread.run_sync(check)
+        sampling = await anyio.to_thread.run_sync(_sampling, asked, seeds, model)
         return self._queue(request, name, asked.prompt, seeds, kind, sampling=sampling)
 
     async def begin_edit(self, request: Request, asked: Asked, change: Change, kind: str) -> Making:
@@ -135,14 +126,8 @@ class Service:
         name, model = self.catalogue.generator(asked.model)
         maps: dict[str, Any] = {}
 
-        def check() -> Any:
-            check_text(asked.prompt)
-            check_seed(seeds[0])
-            _check_settings(asked.settings, model)
-            model.check(asked.prompt)
-            return attentive(model), model.sampling(**asked.settings)
-
-        watched, sampling = await anyio.to_thread.run_sync(check)
+        sampling = await anyio.to_thread.run_sync(_sampling, asked, seeds, model)
+        watched = attentive(model)
 
         def make(index: int, on_step: Callable[[float], object]) -> Sample:
             image, found = watched.word_maps(asked.prompt, seeds[0], sampling)
@@ -225,7 +210,7 @@ class Service:
     # ------------------------------------------------------------------------------------ images to text
 
     async def read(self, name: str | None, images: list[Any], contexts: list[Any]) -> tuple[str, list[Any]]:
-        """Reports of images by a reporter, with its name; one request at a time reads."""
+        """Reports of images by a reporter, with its name; as many requests at a time read as there are workers."""
         known, reporter = self.catalogue.reporter(name)
         if self._readers >= self.options.limits.queue:
             raise Failure(429, "too many images wait to be read; send the request again in a while", retry=5)
@@ -237,6 +222,16 @@ class Service:
             self._readers -= 1
         self.meters.reports.labels(known).inc(len(images))
         return known, reports
+
+
+def _sampling(asked: Asked, seeds: range, model: Generator) -> Any:
+    """The sampling of a request; Failure or UserError where its text, seeds or settings cannot be."""
+    check_text(asked.prompt)
+    check_seed(seeds[0], asked.count - 1)
+    _check_settings(asked.settings, model)
+    sampling = model.sampling(**asked.settings)
+    model.check(asked.prompt)
+    return sampling
 
 
 def _check_settings(settings: Mapping[str, Any], model: Generator) -> None:

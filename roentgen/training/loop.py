@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from roentgen.config import as_dict, flat, require
+from roentgen.config import as_dict, flat
 from roentgen.generators.base import Generator, Sampling
 from roentgen.training.batches import Batch, BatchMaker
 from roentgen.training.checkpoints import Checkpoints, RunState
@@ -32,9 +32,13 @@ class Step(NamedTuple):
     images: int
     last: bool
 
+    def passes(self, every: int) -> bool:
+        """Whether a multiple of so many images is reached by this step."""
+        return self.images % every < self.images - self.before
+
     def due(self, every: int) -> bool:
         """Whether what happens every so many images happens after this step; all of it does after the last."""
-        return self.last or self.images % every < self.images - self.before
+        return self.last or self.passes(every)
 
 
 def steps(images: int, end: int, *, batch_size: int, show: bool, unit: str = "img") -> Iterator[Step]:
@@ -86,10 +90,6 @@ class Loop:
         recipe, run = self.recipe, self.run
         self.settings = {**flat(as_dict(recipe)), "data": self.data.key, "start": self.start}
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
-        require(
-            recipe.schedule != "plateau" or len(self.data.val_rows) > 0,
-            f"--schedule plateau: --manifest {run.manifest} has no `val` images whose error it could follow",
-        )
         self.plateau = Plateau() if recipe.schedule == "plateau" else None
         network = self.objective.network
         self.objective.network, self.optimizer = self.accelerator.prepare(network, self.optimizer)
@@ -139,23 +139,22 @@ class Loop:
                 )
                 self._tell(log, dict(zip(losses._fields, means, strict=True)), clock.lap(step.images))
             validate = validate and len(self.data.val_rows) > 0
-            if validate and self.plateau is not None:  # what the next steps depend on belongs into the checkpoint
-                with self._evaluating():
-                    error = self._validate(log)
-                if step.images % run.validate_every < size:  # not where a run was cut short
-                    self.plateau.read(error)
-                validate = False
-            if save:  # before anything that the run could do without
-                self.state.save(step.images)
-            if validate or (sample and not sharded):
-                with self._evaluating():
-                    if validate:
-                        self._validate(log)
-                    if sample and on_main and not sharded:
-                        path = run.out / "samples" / f"{step.images:09d}.png"
-                        draw_grid(model.on(accelerator.device), run.prompts, sampling, path)
-            if tell or save or validate or sample:
-                clock.pause()
+            with clock.paused():
+                if validate and self.plateau is not None:  # what the next steps depend on belongs into the checkpoint
+                    with self._evaluating():
+                        error = self._validate(log)
+                    if step.passes(run.validate_every):  # not where a run was cut short
+                        self.plateau.read(error)
+                    validate = False
+                if save:  # before anything that the run could do without
+                    self.state.save(step.images)
+                if validate or (sample and not sharded):
+                    with self._evaluating():
+                        if validate:
+                            self._validate(log)
+                        if sample and on_main and not sharded:
+                            path = run.out / "samples" / f"{step.images:09d}.png"
+                            draw_grid(model.on(accelerator.device), run.prompts, sampling, path)
         return clock
 
     def finish(self) -> dict[str, Tensor] | None:

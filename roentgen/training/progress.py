@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,7 +76,7 @@ class Clock:
         self.total = {"seconds": 0.0, "images": 0, "waited": 0.0}
 
     def lap(self, images: int) -> float:
-        """Images a second since the last lap or pause."""
+        """Images a second since the last lap, pauses left out."""
         now = time.perf_counter()
         seconds, made = now - self.then, images - self.images
         if self.warm:
@@ -85,9 +86,12 @@ class Clock:
         self.then, self.images, self.waited, self.warm = now, images, self.batches.waited, True
         return made / max(seconds, 1e-9)
 
-    def pause(self) -> None:
-        """Leave out what happened since the last lap."""
-        self.then, self.waited = time.perf_counter(), self.batches.waited
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time that is spent inside, where no batch is taken."""
+        began = time.perf_counter()
+        yield
+        self.then += time.perf_counter() - began
 
     def summary(self, processes: int) -> dict[str, Any]:
         """For training.json; None where the run was too short to tell."""

@@ -181,7 +181,7 @@ class TrainingData:
             print("text states are not cached: texts composed afresh differ in every epoch")
 
 
-def read_data(run: SharedRun, model: Reads) -> TrainingData:
+def read_data(recipe: SharedRecipe, run: SharedRun, model: Reads) -> TrainingData:
     """The data of a run; UserError, too, for a prompt of the sample grid that ``model`` cannot read."""
     for prompt in run.prompts:
         check_text(prompt, "--prompts")
@@ -189,6 +189,10 @@ def read_data(run: SharedRun, model: Reads) -> TrainingData:
     source = open_source(run.manifest, splits=("train", "val"), size=model.pixels)
     rows, val_rows = (np.flatnonzero(source.table["split"] == split) for split in ("train", "val"))
     require(len(rows) > 0, f"--manifest {run.manifest} needs rows in the split train")
+    require(
+        recipe.schedule != "plateau" or len(val_rows) > 0,
+        f"--schedule plateau: --manifest {run.manifest} has no `val` images whose error it could follow",
+    )
     train = source.table.iloc[rows]
     return TrainingData(
         source, rows, val_rows, batches.manifest_labels(train), model.reader.count(train["text"].tolist())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recipe import load_script
 
 from roentgen.errors import UserError
 from roentgen.metrics.result import read_result
@@ -20,12 +20,8 @@ RESULT = ROOT / "benchmarks" / "results" / "serve-cpu.json"
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_serve", ROOT / "benchmarks" / "serve.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def bench() -> Any:
+    return load_script("benchmarks/serve.py")
 
 
 def test_a_load_asks_for_every_image_once(bench: ModuleType) -> None:

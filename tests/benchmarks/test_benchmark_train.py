@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from recipe import load_script
 
 from roentgen.errors import UserError
 
@@ -21,14 +21,8 @@ PAGE = "a\n<!-- results:train-speed -->\nstale\n<!-- /results:train-speed -->\nb
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_train", ROOT / "benchmarks" / "train.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))  # where train_arms.py and train_table.py are
-        spec.loader.exec_module(module)
-    return module
+def bench() -> Any:
+    return load_script("benchmarks/train.py")
 
 
 @pytest.fixture(scope="module")

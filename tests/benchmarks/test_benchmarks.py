@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from recipe import load_script
 
 from roentgen.errors import UserError
 
@@ -21,14 +21,8 @@ PAGE = "before\n<!-- results:speed -->\nstale\n<!-- /results:speed -->\nafter\n"
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_generate", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPT.parent))  # where timing.py is
-        spec.loader.exec_module(module)
-    return module
+def bench() -> Any:
+    return load_script("benchmarks/generate.py")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from recipe import load_script
 
 from roentgen.errors import UserError
 from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
@@ -20,12 +20,8 @@ COMMITTED = ROOT / "benchmarks" / "results" / "published.json"
 
 
 @pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_published", ROOT / "benchmarks" / "published.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def bench() -> Any:
+    return load_script("benchmarks/published.py")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from roentgen.metrics.memorisation import damage
 from roentgen.metrics.result import KEYS
 
 ROOT = Path(__file__).resolve().parents[2]
-ON_DISK = 64
 
 
 # --------------------------------------------------------------------------------------------------------- damage

@@ -1,4 +1,4 @@
-"""What the recipes are made of: order, schedule, average, checkpoints, fast norms, the encoder, texts, rewards."""
+"""What the recipes are made of: order, schedule, average, prefetcher."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_constant_rate_warms_up_and_stays() -> None:
     assert rates == pytest.approx([0.2, 1.0, 2.0, 2.0, 2.0])
 
 
-# ------------------------------------------------------------------------------- average, checkpoints
+# -------------------------------------------------------------------------------------------- average
 
 
 def test_only_what_is_trained_is_averaged() -> None:

@@ -178,15 +178,16 @@ class MaskedTransformer(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(shape.width)
         self.text_norm = nn.LayerNorm(fit.text)
-        changes = nn.Linear(shape.width, 4 * shape.width)
-        pool = nn.Sequential(nn.Linear(fit.text, shape.width), nn.SiLU(), changes)
-        self.pool = pool if shape.pooled else None
+        self.pool: nn.Sequential | None = None
+        if shape.pooled:
+            first, changes = nn.Linear(fit.text, shape.width), nn.Linear(shape.width, 4 * shape.width)
+            nn.init.zeros_(changes.weight)  # the text scales and shifts nothing at first
+            nn.init.zeros_(changes.bias)
+            self.pool = nn.Sequential(first, nn.SiLU(), changes)
         for block in blocks:  # residual branches begin near nothing
             for last in (block.attention.out, block.reading.out, block.feed.down):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * shape.layers))
                 nn.init.zeros_(last.bias)
-        nn.init.zeros_(changes.weight)  # the text scales and shifts nothing at first
-        nn.init.zeros_(changes.bias)
 
     def forward(self, codes: Tensor, text: Tensor, seen: Tensor, targets: Tensor | None = None) -> Tensor:
         """Features of positions, or with ``targets`` the loss of each masked code.
