@@ -108,6 +108,13 @@ def test_a_report_on_a_generated_image_is_lit_by_its_words(run_cli: Any, tiny_pi
         patch.setattr(report_words, "_model", lambda name: load_model(str(tiny_pipeline), device="cpu"))
         picture, ratios = report_words.words_picture(image, images.read_image(image), found, title="x")
     assert picture.mode == "RGB" and 0.3 < ratios["Effusion"] < 3
+    # What cannot be made again from its marks: pictures of another kind, and edits.
+    for more in ({"shows": "words"}, {"edited": "true"}):
+        other = tmp_path / "other.png"
+        marks = report_words.marks_of(image) | more
+        images.save_image(images.read_image(image), other, format="png", provenance=marks, overwrite=True)
+        with pytest.raises(UserError, match=r"--words: .*other\.png"):
+            report_words.marks_of(other)
     (tmp_path / "plain.png").write_bytes(b"")
     images.save_image(np.zeros((64, 64), np.uint8), tmp_path / "plain.png", format="png", provenance={}, overwrite=True)
     code, _, err = run_cli("report", tmp_path / "plain.png", "--words", "-o", tmp_path / "out")

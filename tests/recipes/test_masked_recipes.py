@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from masked import Tiny, make_tiny
-from recipe import ROOT, good, part, refused
+from recipe import ROOT, few_rows, good, part, refused
 from tiny import write_bert
 
 from roentgen import config as cfg
@@ -63,6 +63,13 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tiny: Tiny, whole: Path, tmp_
     one, other = transformer(whole), transformer(tmp_path)
     assert set(one) == set(other) and all(np.array_equal(one[key], other[key]) for key in one)
     assert "rate" in refused(*flags, "--rate", 0.5, name="masked")
+
+
+def test_a_plateau_without_validation_images_is_refused_before_any_work(tiny: Tiny, tmp_path: Path) -> None:
+    flags = [*tiny.flags]
+    flags[flags.index("--manifest") + 1] = few_rows(tmp_path / "data", train=8, val=0)
+    assert "--schedule plateau" in refused(*flags, "--schedule", "plateau", "--out", tmp_path / "out", name="masked")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_plateau_lowers_the_rate_and_is_continued(tiny: Tiny, tmp_path: Path) -> None:

@@ -8,8 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from roentgen.errors import UserError
 from roentgen.generators.diffusion.sampling import SAMPLERS
 from roentgen.recipes import ship
+
+
+def test_defaults_that_the_model_cannot_be_sampled_with_are_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
+    facts = json.loads((folder / "roentgen.json").read_text())
+    (folder / "roentgen.json").write_text(json.dumps({"images_seen": 1, "defaults": {}, **facts}))
+    for flag in ("--sampler=sharpest", "--sampling={temprature: 0.8}"):
+        with pytest.raises(UserError):
+            ship.main([f"--pipeline={folder}", f"--out={tmp_path / 'out'}", flag])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("sampler", ["unipc-karras", "dpm++", "ddim"])

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from roentgen.errors import UserError
+from roentgen.training import progress
 from roentgen.training.loader import Prefetcher
 from roentgen.training.order import Order, batch_generator, batch_indices
 from roentgen.training.schedule import EMA, SCHEDULES, constant_rate, cosine_rate
@@ -32,6 +33,17 @@ def test_weighted_draws_follow_the_weights_and_the_batch_number_alone() -> None:
     assert 2.5 < (drawn == 2).sum() / (drawn == 0).sum() < 3.6
     again = batch_indices(weights, 3, size=100, seed=0, batch=7)
     assert torch.equal(again, drawn[700:800])
+
+
+def test_the_clock_leaves_pauses_out_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
+    clock = progress.Clock(SimpleNamespace(waited=0.0), torch.device("cpu"), 0)  # type: ignore[arg-type]
+    now = 10.0  # 100 images so far, none of them told yet
+    with clock.paused():
+        now = 70.0
+    now = 75.0
+    assert clock.lap(150) == 10.0
 
 
 def test_streams_of_one_batch_differ() -> None:
