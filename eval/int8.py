@@ -21,7 +21,7 @@ import torch
 from roentgen import errors, threads
 from roentgen.config import BatchSize, Count, PathOrName, Seed, as_dict, parse_settings, require
 from roentgen.data.boxes import read_boxes
-from roentgen.data.manifest import finding_columns, read_manifest
+from roentgen.data.manifest import finding_columns, labels_in, read_manifest
 from roentgen.files import file_sha256, require_writable
 from roentgen.images import read_image
 from roentgen.metrics.report.tables import figure, fill
@@ -66,10 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = table.iloc[sorted(order, key=lambda row: not boxed.iloc[row])[: s.images]]
     reporter = load_reporter(s.model)
     names = list(reporter.info.findings) or [name for name in finding_columns(table) if name != NO_FINDING]
-    truth, patients = table[names].to_numpy(float), table["patient_id"].tolist()
-    truth[np.isnan(truth) & (table[NO_FINDING].to_numpy(float) == 1)[:, None]] = 0
-    enough = np.minimum((truth == 1).sum(0), (truth == 0).sum(0)) >= clinical.LEAST
-    require(bool(enough.any()), f"--images {s.images}: no finding has {clinical.LEAST} images with and without it")
+    truth, patients = labels_in(table, names).astype(float), table["patient_id"].tolist()
+    require(
+        bool(clinical.enough(truth).any()),
+        f"--images {s.images}: no finding has {clinical.LEAST} images with and without it; read more, or give another "
+        "--manifest",
+    )
     pair = dict(zip(KINDS, (reporter, quantise(reporter)), strict=True))
     said, seconds = read_in_turn(pair, table["image"].tolist(), s.batch_size)
     rows: dict[str, Any] = {}

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from roentgen import errors, threads
 from roentgen.config import BatchSize, Count, PathOrName, Seed, as_dict, parse_settings, require
 from roentgen.data.boxes import read_boxes
-from roentgen.data.manifest import finding_columns, read_manifest
+from roentgen.data.manifest import finding_columns, labels_in, read_manifest
 from roentgen.files import file_sha256, require_writable
 from roentgen.images import read_image
 from roentgen.metrics.adherence.round_trip import sides_of
@@ -88,6 +88,10 @@ def measure(s: Settings) -> None:
     boxes = read_boxes(s.boxes) if s.boxes else {}
     reporter = load_reporter(s.model)
     findings = reporter.info.findings or tuple(name for name in finding_columns(table) if name != NO_FINDING)
+    require(
+        bool(clinical.enough(labels_in(test, findings)).any()),
+        f"--manifest {s.manifest}: no finding has {clinical.LEAST} images of {s.split} with and without it; give more",
+    )
     public = dataclasses.replace(s, boxes=tuple(Path(*path.parts[-2:]) for path in s.boxes))  # not whose disk it is
     context = Context(
         extractor=f"{reporter.info.kind} reporter {reporter.info.name}, {reporter.info.hash}",
@@ -170,34 +174,26 @@ def without_looking(
     }
 
 
-def truth_of(test: pd.DataFrame, findings: Sequence[str]) -> np.ndarray:
-    """Labels (N, F) in {0, 1, NaN}; an image that is known to have no finding has none of them."""
-    labels = np.stack(
-        [test[name].to_numpy(float) if name in test else np.full(len(test), np.nan) for name in findings], axis=1
-    )
-    normal = test[NO_FINDING].to_numpy(float) == 1 if NO_FINDING in test else np.zeros(len(test), bool)
-    labels[np.isnan(labels) & normal[:, None]] = 0
-    return labels
-
-
 def write_clinical(
     s: Settings, test: pd.DataFrame, said: Mapping[str, list[str]], names: Sequence[str], context: Context
 ) -> None:
     """Findings and sides read off each text, against the labels of the images."""
     findings, patients = list(names), test["patient_id"].tolist()
-    truth = truth_of(test, findings)
-    normal = [None if np.isnan(v) else bool(v) for v in test[NO_FINDING].to_numpy(float)]
-    adults = (test["source"] == NIH).to_numpy()
+    truth = labels_in(test, findings).astype(float)
+    normal = [None if np.isnan(v) else bool(v) for v in labels_in(test, [NO_FINDING])[:, 0]]
+    adults = (test["source"] == NIH).to_numpy() if "source" in test else np.zeros(len(test), bool)
     rows, draws = {}, {}
     for name, texts in said.items():
         labels = clinical.read_labels(texts, findings)
         found = clinical.clinical_scores(labels, truth, findings, patients, seed=s.seed)
         draws[name] = found.pop("draws")
-        nih = clinical.clinical_scores(
-            labels[adults], truth[adults], findings, [p for p, keep in zip(patients, adults, strict=True) if keep]
-        )
+        nih = None
+        if clinical.enough(truth[adults]).any():
+            nih = clinical.clinical_scores(
+                labels[adults], truth[adults], findings, [p for p, keep in zip(patients, adults, strict=True) if keep]
+            )
         rows[name] = found | {
-            "nih_only": {"macro": nih["macro"], "micro": nih["micro"]},
+            "nih_only": nih and {"macro": nih["macro"], "micro": nih["micro"]},
             "sides": clinical.side_scores(clinical.read_sides(texts, findings), sides_of(test, findings), patients),
             "normal": clinical.normal_and_abnormal(texts, normal),
             "distinct": clinical.distinct_share(texts),
@@ -279,7 +275,7 @@ def write_grounding(
         } | {"training_boxes": len(usual)}
     require(bool(rows), f"--boxes: no finding that {reporter.info.name} places has boxes on images of {s.split}")
     findings = list(reporter.info.findings)
-    labels = truth_of(test, findings)
+    labels = labels_in(test, findings).astype(float)
     radfact = grounding.radfact(
         [{f.label: f.boxes for f in report.findings if f.present and f.label} for report in reports],
         [
@@ -322,9 +318,10 @@ def tables(out: Path) -> dict[str, str]:
          "abnormal called abnormal", "distinct reports"],
         [
             [
-                name, figure(row["macro"]), figure(row["micro"]), figure(row["nih_only"]["macro"]),
-                figure(row["sides"]), _share(row["normal"]["normal_called_normal"]),
-                _share(row["normal"]["abnormal_called_abnormal"]), _share(row["distinct"]),
+                name, figure(row["macro"]), figure(row["micro"]),
+                figure(row["nih_only"] and row["nih_only"]["macro"]), figure(row["sides"]),
+                _share(row["normal"]["normal_called_normal"]), _share(row["normal"]["abnormal_called_abnormal"]),
+                _share(row["distinct"]),
             ]
             for name, row in reporters.items()
         ],

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 from roentgen.files import reason, regular, write_atomic
-from roentgen.prompts import FINDINGS
+from roentgen.prompts import FINDINGS, NO_FINDING
 
 REQUIRED = ("image", "text", "patient_id", "split")
 OPTIONAL = ("view", "sex", "age", "source", "licence")
@@ -188,6 +188,19 @@ def simple_name(name: str) -> str:
 def finding_columns(table: pd.DataFrame) -> list[str]:
     """The finding columns that the table has, in the vocabulary's order."""
     return [name for name in FINDINGS if name in table.columns]
+
+
+def labels_in(table: pd.DataFrame, findings: Sequence[str]) -> NDArray[np.float32]:
+    """Labels (N, F) in {0, 1, NaN} of ``findings``, NaN where the table has no column or does not say.
+
+    An image that is known to have no finding has none of them.
+    """
+    nothing = np.full(len(table), np.nan, dtype=np.float32)
+    columns = [table[f].to_numpy(np.float32, na_value=np.nan) if f in table else nothing for f in findings]
+    labels = np.stack(columns, axis=1) if columns else np.zeros((len(table), 0), np.float32)
+    if NO_FINDING in table:
+        labels[np.isnan(labels) & (table[NO_FINDING].to_numpy(np.float32, na_value=np.nan) == 1)[:, None]] = 0
+    return labels
 
 
 def side_columns(table: pd.DataFrame) -> list[str]:

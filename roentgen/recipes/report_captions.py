@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,23 +17,21 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from roentgen.config import require
 from roentgen.data.manifest import read_manifest
-from roentgen.errors import UserError
-from roentgen.files import require_writable
+from roentgen.errors import install
 from roentgen.images import from_autoencoder, read_image, to_autoencoder
 from roentgen.metrics.text.report_scores import bleu_counts, corpus_bleu, rouge
 from roentgen.recipes.classifier import augment
+from roentgen.recipes.report_models import choose_trained, start_of, with_adapters, write_reporter
 from roentgen.recipes.report_reward import Critic, agreement, preference_loss, read_preferences
-from roentgen.recipes.report_settings import STARTS, Recipe, Run
+from roentgen.recipes.report_settings import Recipe, Run
 from roentgen.recipes.report_words import text_loss, tokens_of
-from roentgen.reports import xreport
-from roentgen.reports.captioners import Captioner, open_captioner, plain_pixels, write_texts
+from roentgen.reports.captioners import Captioner, write_texts
 from roentgen.reports.finding_net import squash
-from roentgen.reports.load import find_reporter
 from roentgen.training.checkpoints import Checkpoints, load_trained_state, trained_state
+from roentgen.training.loop import Step, steps
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import cosine_rate
 from roentgen.training.setup import share_of_batch
@@ -41,31 +40,39 @@ FEW_DISTINCT = 0.1  # share of distinct generated texts below which a warning is
 BEST = "best.pt"
 
 
+@dataclass(frozen=True)
+class _Data:
+    """train, val: their tables. ids, mask (N, L): tokens of train's texts, then of val's. worse: tokens and mask of the
+    reports that train's are preferred to, with ``--preferences``."""
+
+    train: pd.DataFrame
+    val: pd.DataFrame
+    ids: Tensor
+    mask: Tensor
+    worse: tuple[Tensor, Tensor] | None
+
+    @property
+    def validation(self) -> tuple[Tensor, Tensor]:
+        """Tokens and mask of the validation texts."""
+        return self.ids[len(self.train) :], self.mask[len(self.train) :]
+
+
+@dataclass
+class _Progress:
+    """images seen; best: the lowest goal so far; stale: validations since then."""
+
+    images: int = 0
+    best: float = float("inf")
+    stale: int = 0
+
+
 def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings: dict[str, Any]) -> int:
     """Train and write the reporter; ``settings`` are what a checkpoint must have been made with."""
-    table = read_manifest(run.manifest, splits=["train", "val"])
-    train, val = (table[table["split"] == split].reset_index(drop=True) for split in ("train", "val"))
-    require(len(train) > 0 and len(val) > 0, f"--manifest {run.manifest}: needs images of the splits train and val")
-    if recipe.sample < 1:
-        train = train.sample(frac=recipe.sample, random_state=recipe.seed).reset_index(drop=True)
-        require(len(train) > 0, f"--sample {recipe.sample:g}: leaves no training image; use more")
-    if run.preferences is not None:
-        require(not recipe.reward, "--preferences and --reward: one at a time")
-        train = read_preferences(run.preferences)
-    require(
-        run.preferences is not None or train["text"].nunique() > 1,
-        f"--manifest {run.manifest}: all {len(train)} training texts are the same, so there is nothing to learn; "
-        "prepare it again with texts",
-    )
-    step = recipe.batch_size * recipe.accumulate
-    total = round(recipe.epochs * len(train)) if recipe.epochs is not None else recipe.images
-    total = -(-total // step) * step
-    mine = share_of_batch(accelerator, recipe.batch_size)
+    _require_scorers(recipe)
+    train, val = _tables(recipe, run)
     captioner = start_of(recipe, train["text"].tolist())
-    ids, mask = tokens_of(captioner, table_texts(train, val), recipe.max_tokens, run.manifest)
-    worse = None
-    if run.preferences is not None:
-        worse = tokens_of(captioner, train["worse"].tolist(), recipe.max_tokens, run.preferences)
+    data = _tokens(captioner, recipe, run, train, val)
+    total = _length(recipe, len(train))
     trained = choose_trained(captioner, recipe)
     accelerator.print(
         f"{len(train)} training images, {len(val)} for validation; {recipe.arch} with {trained:,} trained weights; "
@@ -75,197 +82,201 @@ def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings:
     if run.dry_run:
         return 0
     torch.manual_seed(recipe.seed)
-    model = with_adapters(captioner.model, recipe.lora_rank) if recipe.lora_rank else captioner.model
-    captioner = dataclasses.replace(captioner, model=model)
-    start = None
-    if recipe.reward or worse is not None:  # both are held near the model as it was
-        start = copy.deepcopy(model).eval().requires_grad_(False).to(accelerator.device)
-    critic = Critic(captioner, start, recipe.kl, recipe.max_tokens) if recipe.reward else None
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.rate or 0.0, weight_decay=recipe.weight_decay)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    checkpoints = Checkpoints(run.out / "checkpoints")
-    checkpoints.tidy()
-    images, best, stale = 0, float("inf"), 0
-    saved = checkpoints.latest()
-    if saved is not None:
-        checkpoints.check_same(saved["settings"], settings, free=frozenset())
-        checkpoints.load_into(saved, model, load_trained_state)
-        optimizer.load_state_dict(saved["optimizer"])
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(saved["scaler"])
-        images, best, stale = saved["images"], saved["best"], saved["stale"]
-        accelerator.print(f"continuing at {images} images", flush=True)
-    log = SummaryWriter(run.out / "log") if accelerator.is_main_process else None
-
-    # The loop: each batch is a function of its number alone, so that a run that was stopped goes on as if it had not.
-    running: list[Tensor] = []
-    bar = tqdm(total=total, initial=images, unit="img", file=sys.stderr, disable=not accelerator.is_main_process)
-    while images < total and stale < run.patience:
-        number = images // recipe.batch_size
-        generator = batch_generator(recipe.seed, number)
-        rows = batch_indices(None, len(train), size=recipe.batch_size, seed=recipe.seed, batch=number)[mine]
-        pixels = squares(train["image"].iloc[rows.numpy()], captioner.size)
-        if recipe.augment:
-            pixels = from_autoencoder(augment(to_autoencoder(pixels), generator))
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)) + accelerator.process_index)  # dropout
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(images, peak=recipe.rate or 0.0, warmup=recipe.warmup, total=total, floor=0.01)
-        prepared.train()
-        inputs = captioner.pixels(list(pixels)).to(accelerator.device)
-        with accelerator.accumulate(prepared), accelerator.autocast():
-            if critic is not None:
-                loss = critic.loss(prepared, inputs, [train["text"].iloc[int(row)] for row in rows], generator)
-            elif worse is not None:
-                losing = (worse[0][rows], worse[1][rows])
-                loss = preference_loss(
-                    captioner,
-                    prepared,
-                    start,
-                    pixels=inputs,
-                    better=(ids[rows], mask[rows]),
-                    worse=losing,
-                    beta=recipe.beta,
-                )
-            else:
-                loss = text_loss(captioner, prepared, inputs, ids[rows], mask[rows])
-            accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-        images += recipe.batch_size
-        running.append(loss.detach())
-        bar.update(recipe.batch_size)
-
-        ends = images % step == 0  # a checkpoint lies between optimiser steps only
-        if ends and (images // run.eval_every > (images - step) // run.eval_every or images >= total):
-            mean = torch.stack(running).mean().item()
-            require(np.isfinite(mean), f"the loss is not finite after {images} images; lower --rate")
-            running.clear()
-            error = validation_loss(captioner, val, ids[len(train) :], mask[len(train) :], accelerator.device)
-            scores = written(captioner, val[: run.validate], run, recipe.max_tokens - 1)
-            # What is to fall: the loss; with a reward the disagreement. With preferences the last weights are taken.
-            goal = error if start is None else 1 - scores["agreement"] if critic is not None else -float(images)
-            stale = 0 if goal < best else stale + 1
-            if accelerator.is_main_process:
-                print(
-                    f"{images} images, loss {mean:.4f}, validation loss {error:.4f}, "
-                    + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()),
-                    flush=True,
-                )
-                if log is not None:
-                    for name, value in {"train/loss": mean, "val/loss": error, **scores}.items():
-                        log.add_scalar(name, value, images)
-                if stale == 0:
-                    torch.save(trained_state(model), checkpoints.folder.parent / BEST)
-                checkpoints.save(
-                    images,
-                    {
-                        "model": trained_state(model), "optimizer": optimizer.state_dict(), "best": min(best, goal),
-                        "stale": stale, "settings": settings,
-                        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
-                    },
-                )  # fmt: skip
-            best = min(best, goal)
-            accelerator.wait_for_everyone()
-    bar.close()
-    if stale >= run.patience:
-        accelerator.print(f"no better for {run.patience} validations: stopped at {images} images", flush=True)
+    if recipe.lora_rank:
+        captioner = dataclasses.replace(captioner, model=with_adapters(captioner.model, recipe.lora_rank))
+    training = _Training(recipe, run, accelerator, settings, captioner=captioner, data=data, total=total)
+    training.restore()
+    training.train()
     if accelerator.is_main_process:
-        load_trained_state(model, torch.load(run.out / BEST, map_location="cpu", weights_only=True))
+        load_trained_state(captioner.model, torch.load(run.out / BEST, map_location="cpu", weights_only=True))
         write_reporter(captioner, recipe, run)
-        print(json.dumps({"best": best}), flush=True)
+        print(json.dumps({"best": training.progress.best}), flush=True)
         print(run.out)
     return 0
 
 
-def table_texts(train: pd.DataFrame, val: pd.DataFrame) -> list[str]:
-    """Texts of training images, then of validation images."""
-    return [*train["text"], *val["text"]]
+# ------------------------------------------------------------------------------------- before the training
 
 
-# ---------------------------------------------------------------------------------------- what is trained
-
-
-def start_of(recipe: Recipe, texts: Sequence[str]) -> Captioner:
-    """The model that training starts from; UserError where it is not there or of another architecture."""
-    if recipe.arch == "xreport":
-        values = dataclasses.asdict(recipe.xreport)
-        tokenizer: Any
-        if recipe.xreport.tokenizer == "words":
-            tokenizer = xreport.make_tokenizer(texts)
-        else:
-            tokenizer = _tokenizer(recipe.xreport.tokenizer)
-        torch.manual_seed(recipe.seed)
-        model = xreport.build(values, tokenizer, max_tokens=recipe.max_tokens, flag="--xreport.image-encoder")
-        return Captioner("xreport", model, tokenizer, recipe.xreport.image_shape, plain_pixels)
-    name = recipe.model or STARTS.get(recipe.arch)
-    require(name is not None, "--model: --arch encoder-decoder has no base of its own; give a folder or hub id")
-    captioner = open_captioner(find_reporter(str(name)))
-    require(
-        captioner.arch == recipe.arch,
-        f"--model {name}: is of the architecture {captioner.arch}; use --arch {captioner.arch} or another model",
-    )
-    return captioner
-
-
-def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    from roentgen.models import hub, loading
-
-    folder = hub.local(name)
-    require(
-        folder is not None,
-        f"--xreport.tokenizer {name}: not on this disk; where there is a network run `hf download {name} --include "
-        "'*.json' '*.txt' --local-dir FOLDER`, then give the folder; `words` makes one from the training texts",
-    )
-    made = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
-    missing = [kind for kind in ("cls", "sep", "pad") if getattr(made, f"{kind}_token_id") is None]
-    require(not missing, f"--xreport.tokenizer {name}: has no {', '.join(missing)} token; use a BERT-like tokenizer")
-    return made
-
-
-def choose_trained(captioner: Captioner, recipe: Recipe) -> int:
-    """Say which weights are trained; returns how many."""
-    model = captioner.model
-    if captioner.arch != "xreport":  # whose pretrained encoder is frozen already, and stays so
-        model.requires_grad_(True)
-    if recipe.freeze_encoder:
-        encoder = encoder_of(captioner)
-        encoder.requires_grad_(False)
-        layers = [
-            module
-            for name, module in encoder.named_modules()
-            if name.rpartition(".")[2].isdecimal() and "layer" in name.rpartition(".")[0].rpartition(".")[2]
-        ]
+def _require_scorers(recipe: Recipe) -> None:
+    for module, package in (("sacrebleu", "sacrebleu"), ("rouge_score", "rouge-score")):
         require(
-            recipe.unfreeze_layers <= len(layers),
-            f"--unfreeze-layers {recipe.unfreeze_layers}: the image encoder has {len(layers)} layers",
+            importlib.util.find_spec(module) is not None,
+            f"--arch {recipe.arch}: written reports are scored by {package}, which is not installed; {install('eval')}",
         )
-        for layer in layers[len(layers) - recipe.unfreeze_layers :]:
-            layer.requires_grad_(True)
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def encoder_of(captioner: Captioner) -> Any:
-    """The part of the model that sees."""
-    if captioner.arch == "git":
-        return captioner.model.git.image_encoder
-    return captioner.model.vision_model if captioner.arch == "blip" else captioner.model.encoder
-
-
-def with_adapters(model: Any, rank: int) -> Any:
-    """``model`` with LoRA (Hu et al. 2022) beside every linear layer of its attention; only they are trained."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    names = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "qkv")
-    wanted = sorted(
-        {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.split(".")[-1] in names}
+def _tables(recipe: Recipe, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Training and validation images with their texts; with ``--preferences`` the training images are those rated."""
+    table = read_manifest(run.manifest, splits=["train", "val"])
+    train, val = (table[table["split"] == split].reset_index(drop=True) for split in ("train", "val"))
+    require(len(train) > 0 and len(val) > 0, f"--manifest {run.manifest}: needs images of the splits train and val")
+    if recipe.sample < 1:
+        train = train.sample(frac=recipe.sample, random_state=recipe.seed).reset_index(drop=True)
+        require(len(train) > 0, f"--sample {recipe.sample:g}: leaves no training image; use more")
+    if run.preferences is not None:
+        require(not recipe.reward, "--preferences and --reward: one at a time")
+        return read_preferences(run.preferences), val
+    require(
+        train["text"].nunique() > 1,
+        f"--manifest {run.manifest}: all {len(train)} training texts are the same, so there is nothing to learn; "
+        "prepare it again with texts",
     )
-    require(bool(wanted), "--lora-rank: this model has no attention layers that adapters fit; use 0")
-    return inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=wanted), model)
+    return train, val
+
+
+def _tokens(captioner: Captioner, recipe: Recipe, run: Run, train: pd.DataFrame, val: pd.DataFrame) -> _Data:
+    ids, mask = tokens_of(captioner, [*train["text"], *val["text"]], recipe.max_tokens, run.manifest)
+    worse = None
+    if run.preferences is not None:
+        worse = tokens_of(captioner, train["worse"].tolist(), recipe.max_tokens, run.preferences)
+    return _Data(train, val, ids, mask, worse)
+
+
+def _length(recipe: Recipe, count: int) -> int:
+    """Images to see: whole optimiser steps."""
+    step = recipe.batch_size * recipe.accumulate
+    total = round(recipe.epochs * count) if recipe.epochs is not None else recipe.images
+    return -(-total // step) * step
+
+
+# ---------------------------------------------------------------------------------------------- the training
+
+
+class _Training:
+    """A captioner in training: the model that accelerate has wrapped, its optimiser, and how far it is.
+
+    ``start``: the model as it was, near which rewards and preferences hold it; else None.
+    """
+
+    def __init__(
+        self, recipe: Recipe, run: Run, accelerator: Accelerator, settings: dict[str, Any], *, captioner: Captioner,
+        data: _Data, total: int,
+    ) -> None:  # fmt: skip
+        self.recipe, self.run, self.accelerator, self.settings = recipe, run, accelerator, settings
+        self.captioner, self.data, self.total = captioner, data, total
+        self.model = captioner.model
+        self.start = None
+        if recipe.reward or data.worse is not None:
+            self.start = copy.deepcopy(self.model).eval().requires_grad_(False).to(accelerator.device)
+        self.critic = Critic(captioner, self.start, recipe.kl, recipe.max_tokens) if recipe.reward else None
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(self.parameters, lr=recipe.rate or 0.0, weight_decay=recipe.weight_decay)
+        self.prepared, self.optimizer = accelerator.prepare(self.model, optimizer)
+        self.checkpoints = Checkpoints(run.out / "checkpoints")
+        self.progress = _Progress()
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint, if there is one."""
+        self.checkpoints.tidy()
+        saved = self.checkpoints.latest()
+        if saved is None:
+            return
+        self.checkpoints.check_same(saved["settings"], self.settings, free=frozenset())
+        self.checkpoints.load_into(saved, self.model, load_trained_state)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        self.progress = _Progress(saved["images"], saved["best"], saved["stale"])
+        self.accelerator.print(f"continuing at {saved['images']} images", flush=True)
+
+    def train(self) -> None:
+        """Train to the end, or until nothing has become better for as long as ``--patience`` says."""
+        recipe, run, progress = self.recipe, self.run, self.progress
+        main = self.accelerator.is_main_process
+        log = SummaryWriter(run.out / "log") if main else None
+        whole = recipe.batch_size * recipe.accumulate
+        running: list[Tensor] = []
+        end = self.total if progress.stale < run.patience else progress.images
+        for step in steps(progress.images, end, batch_size=recipe.batch_size, show=main):
+            running.append(self._step(step))
+            progress.images = step.images
+            # A checkpoint lies between optimiser steps only.
+            reached = Step(step.number, step.images - whole, step.images, step.last)
+            if step.images % whole == 0 and reached.due(run.eval_every):
+                mean = torch.stack(running).mean().item()
+                require(np.isfinite(mean), f"the loss is not finite after {step.images} images; lower --rate")
+                running.clear()
+                self._validate(mean, log)
+                if progress.stale >= run.patience:
+                    break
+        if progress.stale >= run.patience:
+            self.accelerator.print(
+                f"no better for {run.patience} validations: stopped at {progress.images} images", flush=True
+            )
+
+    def _step(self, step: Step) -> Tensor:
+        """One forward and backward pass. Each batch is a function of its number alone, so that a run that was stopped
+        goes on as if it had not."""
+        recipe, accelerator, train = self.recipe, self.accelerator, self.data.train
+        generator = batch_generator(recipe.seed, step.number)
+        rows = batch_indices(None, len(train), size=recipe.batch_size, seed=recipe.seed, batch=step.number)
+        rows = rows[share_of_batch(accelerator, recipe.batch_size)]
+        pixels = squares(train["image"].iloc[rows.numpy()], self.captioner.size)
+        if recipe.augment:
+            pixels = from_autoencoder(augment(to_autoencoder(pixels), generator))
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)) + accelerator.process_index)  # dropout
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine_rate(
+                step.before, peak=recipe.rate or 0.0, warmup=recipe.warmup, total=self.total, floor=0.01
+            )
+        self.prepared.train()
+        inputs = self.captioner.pixels(list(pixels)).to(accelerator.device)
+        with accelerator.accumulate(self.prepared), accelerator.autocast():
+            loss = self._loss(inputs, rows, generator)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(self.parameters, 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss.detach()
+
+    def _loss(self, inputs: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Of a batch: by reward, by preference, or of the next word."""
+        data, captioner = self.data, self.captioner
+        better = (data.ids[rows], data.mask[rows])
+        if self.critic is not None:
+            references = [data.train["text"].iloc[int(row)] for row in rows]
+            return self.critic.loss(self.prepared, inputs, references, generator)
+        if data.worse is not None:
+            worse = (data.worse[0][rows], data.worse[1][rows])
+            return preference_loss(
+                captioner, self.prepared, self.start, pixels=inputs, better=better, worse=worse, beta=self.recipe.beta
+            )
+        return text_loss(captioner, self.prepared, inputs, *better)
+
+    def _validate(self, mean: float, log: SummaryWriter | None) -> None:
+        """Measure, say it, keep the weights if they are the best, and save; ``mean`` is the training loss since."""
+        run, val, progress = self.run, self.data.val, self.progress
+        error = validation_loss(self.captioner, val, *self.data.validation, self.accelerator.device)
+        scores = written(self.captioner, val[: run.validate], run, self.recipe.max_tokens - 1)
+        # What is to fall: the loss; with a reward the disagreement. With preferences the last weights are taken.
+        goal = error
+        if self.start is not None:
+            goal = 1 - scores["agreement"] if self.critic is not None else -float(progress.images)
+        progress.stale = 0 if goal < progress.best else progress.stale + 1
+        progress.best = min(progress.best, goal)
+        if self.accelerator.is_main_process:
+            said = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            print(f"{progress.images} images, loss {mean:.4f}, validation loss {error:.4f}, {said}", flush=True)
+            if log is not None:
+                for name, value in {"train/loss": mean, "val/loss": error, **scores}.items():
+                    log.add_scalar(name, value, progress.images)
+            if progress.stale == 0:
+                torch.save(trained_state(self.model), run.out / BEST)
+            self._save()
+        self.accelerator.wait_for_everyone()
+
+    def _save(self) -> None:
+        scaler = self.accelerator.scaler
+        self.checkpoints.save(
+            self.progress.images,
+            {
+                "model": trained_state(self.model), "optimizer": self.optimizer.state_dict(),
+                "best": self.progress.best, "stale": self.progress.stale, "settings": self.settings,
+                "scaler": scaler.state_dict() if scaler is not None else {},
+            },
+        )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ loss and texts
@@ -315,34 +326,3 @@ def written(captioner: Captioner, val: pd.DataFrame, run: Run, longest: int) -> 
         "agreement": float(np.mean([agreement(*pair) for pair in zip(texts, references, strict=True)])),
         "distinct": distinct,
     }
-
-
-def write_reporter(captioner: Captioner, recipe: Recipe, run: Run) -> None:
-    """Write the folder that ``roentgen report --model`` reads; adapters are merged into the weights."""
-    model = captioner.model
-    if recipe.lora_rank:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        for name, module in list(model.named_modules()):
-            if isinstance(module, BaseTunerLayer):
-                module.merge()
-                parent, _, last = name.rpartition(".")
-                setattr(model.get_submodule(parent), last, module.get_base_layer())
-    model.eval().to("cpu")
-    settings = model.generation_config
-    settings.max_new_tokens, settings.max_length = recipe.max_tokens - 1, None
-    settings.num_beams, settings.no_repeat_ngram_size = run.beams, run.no_repeat or None
-    try:
-        if recipe.arch == "xreport":
-            values = dataclasses.asdict(recipe.xreport)
-            xreport.save(run.out, model, captioner.tokenizer, values=values, max_tokens=recipe.max_tokens)
-            return
-        require_writable(run.out, "--out")
-        if recipe.arch == "encoder-decoder" and model.config.decoder_start_token_id is None:
-            start = captioner.tokenizer.cls_token_id or captioner.tokenizer.bos_token_id
-            model.config.decoder_start_token_id = settings.decoder_start_token_id = start
-        model.save_pretrained(run.out)
-        captioner.tokenizer.save_pretrained(run.out)
-        captioner.processor.save_pretrained(run.out)
-    except OSError as error:
-        raise UserError(f"--out {run.out}: cannot be written ({error.strerror}); choose another folder") from None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roentgen.data.boxes import Corner
-from roentgen.data.manifest import SEVERITY_SUFFIX, SIDE_SUFFIX
+from roentgen.data.manifest import SEVERITY_SUFFIX, SIDE_SUFFIX, labels_in
 from roentgen.data.sources.openchest import BOXED_AS_OPACITY, OPACITY
 from roentgen.models.classifier import noisy_or_loss
 from roentgen.prompts import FINDINGS, NO_FINDING
@@ -60,10 +60,9 @@ def read_targets(
     An image that is known to have no finding has none of them. Boxes of lung opacities are those of infiltration,
     consolidation and pneumonia as well where the image has these, since they are what readers were asked to box.
     """
-    labels = table[list(findings)].to_numpy(dtype=np.float32, na_value=np.nan, copy=True)
+    labels = labels_in(table, findings)
     column = table[NO_FINDING] if NO_FINDING in table else pd.Series(np.nan, index=table.index)
     known_normal = column.to_numpy(dtype=np.float32, na_value=np.nan, copy=True)
-    labels[np.isnan(labels) & (known_normal == 1)[:, None]] = 0
     places = []
     for row, image in enumerate(table["image"]):
         mine: dict[int, tuple[Box, ...]] = {}

@@ -69,6 +69,15 @@ def test_bleu_by_hand() -> None:
     assert t.corpus_bleu(t.bleu_counts(["a b c d e"], ["a b c d e"]))[0] == pytest.approx(1)
 
 
+def test_bleu_is_sacrebleus() -> None:
+    sacrebleu = pytest.importorskip("sacrebleu")
+    totals = t.bleu_counts(CANDIDATES, REFERENCES).sum(axis=0, keepdims=True)
+    for order in (1, 2, 3, 4):
+        scorer = sacrebleu.BLEU(tokenize="none", smooth_method="none", max_ngram_order=order)
+        expected = scorer.corpus_score(plain(CANDIDATES), [plain(REFERENCES)]).score / 100
+        assert t.corpus_bleu(totals, order)[0] == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.slow
 def test_bleu_agrees_with_torchmetrics() -> None:
     text = pytest.importorskip("torchmetrics.functional.text")

@@ -19,7 +19,15 @@ from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.reading import labels_of
 from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, ratio_estimate
-from roentgen.metrics.text.clinical import LEAST, clinical_scores, distinct_share, read_labels, read_sides, side_scores
+from roentgen.metrics.text.clinical import (
+    LEAST,
+    clinical_scores,
+    distinct_share,
+    enough,
+    read_labels,
+    read_sides,
+    side_scores,
+)
 from roentgen.prompts import NO_FINDING
 from roentgen.provenance import portable
 from roentgen.reports import MINI_REPORT, Report, Reporter, load_reporter
@@ -77,8 +85,7 @@ def measure_round_trip(inputs: EvaluationInputs, extractor: Extractor) -> Result
     known = set(reporter.info.findings)
     findings = [f for f in inputs.real.findings if f != NO_FINDING and (not known or f in known)]
     mine, theirs = labels_of(inputs, findings)
-    enough = np.minimum((mine == 1).sum(0), (mine == 0).sum(0)) >= LEAST
-    if not enough.any():
+    if not enough(mine).any():
         raise Unavailable(f"no finding has {LEAST} prompts with and without it that {reporter.info.name} can name")
 
     def scored(texts: Sequence[str], truth: Floats, groups: Sequence[object]) -> dict[str, Any]:
@@ -93,7 +100,7 @@ def measure_round_trip(inputs: EvaluationInputs, extractor: Extractor) -> Result
     order = np.random.default_rng(inputs.seed).permutation(len(mine))
     floor = scored(said, mine[order], groups)["macro"]
     real = None
-    if (np.minimum((theirs == 1).sum(0), (theirs == 0).sum(0)) >= LEAST).any():
+    if enough(theirs).any():
         real = scored(seen, theirs, patients)
     asked, true = (sides_of(one.table, findings) for one in (inputs.synthetic, inputs.real))
     shuffled = [asked[row] for row in order]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, percentile_interval, ratio_estimate
 from roentgen.prompts import NO_FINDING, parse
@@ -54,6 +55,11 @@ def _f1(hits: Floats, false: Floats, missed: Floats) -> Floats:
     return np.asarray(np.divide(2 * hits, below, out=np.zeros_like(below), where=below > 0))
 
 
+def enough(truth: Floats, least: int = LEAST) -> NDArray[np.bool_]:
+    """Which findings (F,) have ``least`` images with and ``least`` without them, by ``truth`` (N, F)."""
+    return np.asarray(np.minimum((truth == 1).sum(0), (truth == 0).sum(0)) >= least)
+
+
 def clinical_scores(
     said: Floats,
     truth: Floats,
@@ -84,7 +90,7 @@ def clinical_scores(
     counts, draws = f1_draws(said, truth, one), f1_draws(said, truth, many)
     value, spread = _f1(*counts)[0], _f1(*draws)
     positives, negatives = (truth == 1).sum(0), (truth == 0).sum(0)
-    usable = np.minimum(positives, negatives) >= least
+    usable = enough(truth, least)
     if not usable.any():
         raise ValueError(f"no finding has {least} cases with and without it")
     rows = [

@@ -3,9 +3,9 @@
 The score is that of generator and describer together, so it is read beside the same describer on real images with
 their own texts (ceiling) and beside shuffled prompts (floor; word overlap of two unrelated reports is far above 0).
 
-Words are lower-case runs of letters and digits. BLEU is computed here, as its bootstrap needs the counts of each pair;
-ROUGE is rouge-score's. METEOR is nltk's: whole where WordNet's files are there, and of exact and stem matches alone,
-which need no files. CIDEr weighs n-grams by scikit-learn's counts. BERTScore needs the weights of its model only.
+Words are lower-case runs of letters and digits. BLEU is sacrebleu's, from the counts of each pair, which the bootstrap
+draws; ROUGE is rouge-score's. METEOR is nltk's: whole where WordNet's files are there, and of exact and stem matches
+alone, which need no files. CIDEr weighs n-grams by scikit-learn's counts. BERTScore needs its model's weights only.
 CheXbert F1, RadGraph F1 and RaTEScore come from their own packages and weights. What cannot be computed is in the
 result with its reason: nothing is skipped in silence.
 """
@@ -17,7 +17,6 @@ import importlib.util
 import math
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,30 +63,32 @@ class NotComputed(Exception):
 
 
 def bleu_counts(candidates: Sequence[str], references: Sequence[str]) -> Floats:
-    """Counts (N, 2 + 2 * 4) that BLEU is made of: lengths of both, then matches and n-grams for n = 1 to 4."""
+    """sacrebleu's counts (N, 2 + 2 * 4) that BLEU is made of: lengths of both, then matches and n-grams, n = 1 to 4."""
+    _need("sacrebleu", "sacrebleu")
+    from sacrebleu.metrics import BLEU as Scorer
+
+    # Our words are its tokens; the order, of which it warns for single sentences, does not touch the counts.
+    scorer = Scorer(tokenize="none", smooth_method="none", effective_order=True, max_ngram_order=BLEU_ORDER)
     rows = []
     for candidate, reference in zip(candidates, references, strict=True):
-        mine, theirs = words(candidate), words(reference)
-        row = [len(mine), len(theirs)]
-        for n in range(1, BLEU_ORDER + 1):
-            one, other = _ngrams(mine, n), _ngrams(theirs, n)
-            row += [(one & other).total(), one.total()]
-        rows.append(row)
+        one = scorer.sentence_score(" ".join(words(candidate)), [" ".join(words(reference))])
+        grams = [count for pair in zip(one.counts, one.totals, strict=True) for count in pair]
+        rows.append([one.sys_len, one.ref_len, *grams])
     return np.array(rows, dtype=np.float64).reshape(-1, 2 + 2 * BLEU_ORDER)
 
 
 def corpus_bleu(totals: Floats, order: int = BLEU_ORDER) -> Floats:
-    """BLEU (B,) up to ``order`` of summed ``bleu_counts`` (B, 10) (Papineni et al. 2002, section 2.3), no smoothing."""
-    hits, grams = totals[:, 2::2][:, :order], totals[:, 3::2][:, :order]
-    usable = (hits > 0).all(axis=1)
-    logs = np.log(np.where(hits > 0, hits, 1) / np.where(grams > 0, grams, 1)).mean(axis=1)
-    length = np.maximum(totals[:, 0], 1)
-    brevity = np.minimum(1 - totals[:, 1] / length, 0)
-    return np.where(usable, np.exp(logs + brevity), 0.0)
+    """sacrebleu's BLEU (B,) from 0 to 1 up to ``order``, of summed ``bleu_counts`` (B, 10); no smoothing."""
+    _need("sacrebleu", "sacrebleu")
+    from sacrebleu.metrics import BLEU as Scorer
 
-
-def _ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+    values = []
+    for row in totals:
+        lengths, hits, grams = row[:2], row[2::2][:order].tolist(), row[3::2][:order].tolist()
+        found = Scorer.compute_bleu(hits, grams, *map(round, lengths), smooth_method="none", max_ngram_order=order)
+        # Where the texts are too short for an order, it stops there; without smoothing there is no BLEU of that order.
+        values.append(found.score / 100 if all(hits) else 0.0)
+    return np.array(values, dtype=np.float64)
 
 
 def rouge(candidates: Sequence[str], references: Sequence[str], kind: str) -> Floats:
@@ -213,6 +214,11 @@ def rate_score(candidates: Sequence[str], references: Sequence[str]) -> Floats:
     return np.array(scorer.compute_score(list(candidates), list(references)), dtype=np.float64)
 
 
+def _cider(candidates: Sequence[str], references: Sequence[str]) -> Floats:
+    _need("sklearn", "scikit-learn")
+    return cider(candidates, references)
+
+
 def _need(module: str, package: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise NotComputed(f"the package {package} is not installed; run `pip install {package}`")
@@ -250,7 +256,7 @@ PAIRWISE: dict[str, Callable[[Sequence[str], Sequence[str]], Floats]] = {
     "ROUGE-Lsum": lambda c, r: rouge(c, r, "Lsum"),
     "METEOR": meteor,
     "METEOR (exact and stem)": lambda c, r: meteor(c, r, synonyms=False),
-    "CIDEr": cider,
+    "CIDEr": _cider,
     "BERTScore": bert_score,
     "RadGraph F1": radgraph_f1,
     "RaTEScore": rate_score,
