@@ -45,6 +45,11 @@ class Gallery:
             raise Failure(404, "no such image: it is kept for a while only; ask for b64_json, or generate it again")
         return encode_image(sample.image, kind, sample.provenance), MEDIA[kind]
 
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._kept.clear()
+
     def _pixels(self) -> int:
         return sum(sample.image.size for _, sample in self._kept.values())
 

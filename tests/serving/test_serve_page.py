@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import time
@@ -9,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from server import running
+from PIL import Image
+from server import Running, running
 from test_serve_clients import Reader
 
+from roentgen import generate as sample
 from roentgen.images import read_provenance
 from roentgen.serving.catalogue import Catalogue
 from roentgen.serving.keys import VARIABLE, load_keys
@@ -60,16 +64,17 @@ def catalogue(tiny_model: Any) -> Catalogue:
 
 
 @pytest.fixture(scope="module")
-def url(catalogue: Catalogue) -> Iterator[str]:
-    with running(catalogue) as server:
-        yield server.url
+def server(catalogue: Catalogue) -> Iterator[Running]:
+    with running(catalogue) as one:
+        yield one
 
 
 @pytest.fixture
-def page(browser: Any, url: str) -> Iterator[Any]:
+def page(browser: Any, server: Running) -> Iterator[Any]:
     """The page, opened; whatever it says on the console as an error, or asks of another server, fails the test."""
     context = browser.new_context(viewport={"width": 1200, "height": 800}, accept_downloads=True)
     page = context.new_page()
+    url = server.url
     wrong: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -177,6 +182,113 @@ def test_edit_an_image(page: Any) -> None:
     page.locator(".card button").first.click()
     api.expect(page.locator("#provenance")).to_contain_text("edited")
     api.expect(page.locator("#words-box")).to_be_hidden()
+
+
+def grey_levels(page: Any, selector: str) -> np.ndarray:
+    """What the browser has painted there, uint8 (H, W)."""
+    return np.array(Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("L"))
+
+
+def test_a_card_is_never_black(page: Any, tiny_model: Any) -> None:
+    """Neither while its picture is on the way nor when it has just come, of an edit as of an image."""
+    waits: list[bool] = []
+
+    def slowly(route: Any) -> None:
+        page.wait_for_timeout(600)
+        waits.append(page.locator(".waiting").count() == 1 and grey_levels(page, ".card >> nth=0").mean() > 20)
+        route.continue_()
+
+    page.route("**/v1/images/files/*.png", slowly)
+    generate(page, PROMPT)
+    api.expect(page.locator(".card img")).to_have_count(1, timeout=60_000)
+    wanted = next(sample(tiny_model, PROMPT, seed=3)).image.mean()
+    for count in (1, 2):
+        api.expect(page.locator(".card img")).to_have_count(count, timeout=60_000)
+        assert abs(grey_levels(page, ".card img >> nth=0").mean() - wanted) < 25
+        if count == 1:
+            page.locator(".card button").click()
+            page.click("#edit")
+    assert waits == [True, True]
+
+
+def test_history_survives_a_reload_until_it_is_cleared(page: Any, server: Running, tmp_path: Path) -> None:
+    page.check("#compare")
+    page.fill("#prompt2", "no acute process")
+    page.fill("#guidance", "3.5")
+    generate(page, PROMPT, count=2)
+    made(page, 4)
+    api.expect(page.locator("#go")).to_be_enabled()
+    page.uncheck("#compare")
+    generate(page, "pneumonia", seed=9)
+    made(page, 5)
+    api.expect(page.locator("#status")).to_contain_text("1 image.")
+    seen = page.evaluate(PIXELS)
+    page.reload()
+    made(page, 5)
+    assert page.evaluate(PIXELS) == seen and len(set(seen)) == 5
+    group = page.locator(".group").nth(1)
+    api.expect(group.locator("h3")).to_contain_text(f"{PROMPT}  |  no acute process")
+    group.get_by_role("button", name="Use again").click()
+    for field, value in {"prompt2": "no acute process", "guidance": "3.5", "seed": "3", "count": "2"}.items():
+        api.expect(page.locator(f"#{field}")).to_have_value(value)
+    server.service.gallery.clear()  # its pictures are kept by the browser, not by the server
+    page.reload()
+    page.locator(".card button").first.click()
+    api.expect(page.locator("#provenance")).to_contain_text("tiny")
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name="Download PNG").click()
+    waiting.value.save_as(tmp_path / "kept.png")
+    assert read_provenance(tmp_path / "kept.png")["prompt"] == "pneumonia"
+    page.get_by_role("link", name="Download DICOM").click()
+    api.expect(page.locator("#viewer-message")).to_contain_text("forgotten")
+    page.click("#edit")  # the browser sends it back to be edited
+    made(page, 6)
+    api.expect(page.locator("#go")).to_be_enabled()
+    page.locator(".group").nth(2).get_by_role("button", name="Remove").click()
+    api.expect(page.locator(".card")).to_have_count(2)
+    page.reload()
+    made(page, 2)
+    page.click("#clear")
+    api.expect(page.locator(".card")).to_have_count(0)
+    page.reload()
+    api.expect(page.locator("#empty")).to_be_visible()
+    api.expect(page.locator("#history")).to_be_hidden()
+    assert page.locator(".group").count() == 0
+
+
+PIXELS = """() => [...document.querySelectorAll(".card img")].map((image) => {
+  const [width, height] = [image.naturalWidth, image.naturalHeight];
+  const area = Object.assign(document.createElement("canvas"), { width, height });
+  area.getContext("2d").drawImage(image, 0, 0);
+  return area.toDataURL();
+})"""
+# Three groups of two pictures where there is room for three pictures; gives how many are left of each.
+ROOM = """async () => {
+  const { all, keep } = await import("/page/history.js");
+  const picture = new Blob([new Uint8Array(1000)]);
+  for (const prompt of ["a", "b", "c"]) {
+    const images = [0, 1].map((place) => ({ event: { seed: place }, prompt, place, picture }));
+    await keep({ prompts: [prompt], about: { seed: 0 }, count: 2, images }, 3500);
+  }
+  return (await all()).map(({ prompts, images }) => [prompts[0], images.filter((one) => one.picture).length]);
+}"""
+
+
+def test_history_beyond_its_room_loses_the_oldest_pictures(page: Any) -> None:
+    assert page.evaluate(ROOM) == [["a", 0], ["b", 0], ["c", 2]]
+    page.reload()
+    api.expect(page.locator(".group")).to_have_count(3)
+    api.expect(page.locator(".group").nth(2)).to_contain_text("Not kept")
+
+
+def test_browser_that_stores_nothing(page: Any) -> None:
+    blocked = "{ get() { throw new DOMException('blocked', 'SecurityError'); } }"
+    page.add_init_script(f"Object.defineProperty(window, 'indexedDB', {blocked})")
+    page.reload()
+    generate(page, PROMPT)
+    made(page, 1)
+    api.expect(page.locator("#kept")).to_contain_text("as long as this tab")
+    api.expect(page.locator("#status")).to_contain_text("1 image.")
 
 
 @pytest.mark.parametrize(("link", "ending"), [("Download PNG", ".png"), ("Download DICOM", ".dcm")])

@@ -1,12 +1,11 @@
-// The form, the images as they arrive, and what was made before.
+// The form: prompts and settings to images as they arrive.
 
-import { call, key, place, setKey, stream } from "/page/api.js";
+import { call, key, setKey, stream } from "/page/api.js";
+import { begin, start } from "/page/results.js";
 import { suggest } from "/page/suggest.js";
 import { openViewer } from "/page/viewer.js";
 
 const $ = (id) => document.getElementById(id);
-const SYNTHETIC = "Synthetic, research only";
-const MOST_GROUPS = 40;
 
 let choices = { models: [], reporters: [], suggestions: [], limits: { images: 16 } };
 let running = null;
@@ -50,63 +49,22 @@ function wanted(prompt, seed) {
   return body;
 }
 
-function cardOf() {
-  const card = document.createElement("figure");
-  card.className = "card";
-  const waiting = document.createElement("div");
-  waiting.className = "waiting";
-  const caption = document.createElement("figcaption");
-  caption.textContent = "waiting";
-  card.append(waiting, caption);
-  return card;
+// Prompts and settings of a group, back in the form.
+function useAgain(prompts, about) {
+  $("prompt").value = prompts[0];
+  $("prompt2").value = prompts[1] || "";
+  $("compare").checked = prompts.length > 1;
+  showSecond();
+  for (const field of ["seed", "guidance", "steps"]) $(field).value = about[field] ?? "";
+  $("count").value = about.n;
+  if (choices.models.some(({ name }) => name === about.model)) $("model").value = about.model;
+  showDefaults();
+  $("prompt").focus();
 }
 
-function fill(card, image) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.setAttribute("aria-label", `Open: ${image.prompt}, seed ${image.event.seed}`);
-  const picture = document.createElement("img");
-  picture.alt = `${SYNTHETIC}: chest X-ray of "${image.prompt}"`;
-  picture.src = image.src;
-  button.append(picture);
-  button.addEventListener("click", () => openViewer(image, choices, edit));
-  const caption = document.createElement("figcaption");
-  const mark = document.createElement("b");
-  mark.textContent = SYNTHETIC;
-  caption.append(mark, `seed ${image.event.seed}`);
-  card.replaceChildren(button, caption);
-}
-
-// A new group on top of the others: a heading, a way back to the form, one card an image, pairs side by side.
-function groupOf(prompts, body) {
-  const group = document.createElement("article");
-  group.className = "group";
-  const heading = document.createElement("h3");
-  const facts = document.createElement("small");
-  facts.textContent = ` seed ${body.seed}, ${body.model || ""}`;
-  heading.append(prompts.join("  |  "), facts);
-  const again = document.createElement("button");
-  again.type = "button";
-  again.textContent = "Use again";
-  again.addEventListener("click", () => {
-    $("prompt").value = prompts[0];
-    $("prompt2").value = prompts[1] || "";
-    $("compare").checked = prompts.length > 1;
-    $("second").hidden = prompts.length < 2;
-    for (const field of ["seed", "guidance", "steps"]) $(field).value = body[field] ?? "";
-    $("count").value = body.n;
-    $("prompt").focus();
-  });
-  const pictures = document.createElement("div");
-  pictures.className = "pictures";
-  if (prompts.length > 1) pictures.style.gridTemplateColumns = "repeat(2, minmax(0, 18rem))";
-  const cards = Array.from({ length: body.n * prompts.length }, cardOf);
-  pictures.append(...cards);
-  group.append(heading, pictures, again);
-  $("empty")?.remove();
-  $("results").prepend(group);
-  while ($("results").children.length > MOST_GROUPS) $("results").lastChild.remove();
-  return { group, cards };
+function showSecond() {
+  $("second").hidden = !$("compare").checked;
+  $("prompt2").required = $("compare").checked;
 }
 
 async function generate() {
@@ -127,10 +85,10 @@ async function edit(form) {
 async function run(prompts, bodies, about) {
   running = new AbortController();
   const { signal } = running;
-  const { group, cards } = groupOf(prompts, about);
+  const group = begin(prompts, about);
   const shares = prompts.map(() => 0);
   const warnings = new Set();
-  let arrived = 0;
+  const arriving = [];
   say("", "Generating ...");
   $("go").disabled = true;
   $("stop").hidden = $("progress").hidden = false;
@@ -139,16 +97,16 @@ async function run(prompts, bodies, about) {
     if (event.type === "image_generation.progress") {
       shares[row] = event.share;
     } else if (event.type === "image_generation.completed") {
-      fill(cards[event.index * prompts.length + row], { event, prompt: prompts[row], src: place(event.url) });
-      arrived += 1;
+      arriving.push(group.add(event, row));
       event.warnings.forEach((one) => warnings.add(one));
     }
     $("progress").value = shares.reduce((sum, share) => sum + share, 0) / shares.length;
   }, signal);
-  const ends = await Promise.allSettled(bodies.map(follow));
-  const failed = ends.find(({ status }) => status === "rejected");
-  cards.filter((card) => card.querySelector(".waiting")).forEach((card) => card.remove());
-  if (!arrived) group.remove();
+  const made = await Promise.allSettled(bodies.map(follow));
+  const shown = await Promise.allSettled(arriving);
+  const failed = [...made, ...shown].find(({ status }) => status === "rejected");
+  const arrived = shown.filter(({ status }) => status === "fulfilled").length;
+  group.end();
   $("go").disabled = false;
   $("stop").hidden = $("progress").hidden = true;
   running = null;
@@ -162,10 +120,7 @@ $("form").addEventListener("submit", (event) => {
 });
 $("stop").addEventListener("click", () => running?.abort());
 $("model").addEventListener("change", showDefaults);
-$("compare").addEventListener("change", () => {
-  $("second").hidden = !$("compare").checked;
-  $("prompt2").required = $("compare").checked;
-});
+$("compare").addEventListener("change", showSecond);
 $("key").value = key();
 $("key").addEventListener("change", () => {
   setKey($("key").value.trim());
@@ -179,4 +134,5 @@ for (const id of ["prompt", "prompt2"]) {
     $("form").requestSubmit();
   });
 }
+start({ open: (image) => openViewer(image, choices, edit), again: useAgain });
 loadChoices();

@@ -155,7 +155,7 @@ async function readIt() {
     $("boxes").disabled = true;
     try {
       const form = new FormData();
-      form.append("image", await (await fetch(image.src)).blob(), "image.png");
+      form.append("image", image.picture, "image.png");
       image.report = await (await call("/v1/report", { method: "POST", body: form })).json();
     } catch (error) {
       $("boxes").checked = false;
@@ -210,10 +210,9 @@ export async function openViewer(image, { models, reporters }, onEdit) {
     button.addEventListener("click", () => light(index, button));
     return button;
   }));
-  for (const [id, ending] of [["png", "png"], ["dcm", "dcm"]]) {
-    $(id).href = place(event.url, ending);
-    $(id).download = `synthetic-${event.seed}.${ending}`;
-  }
+  $("png").href = image.src;
+  $("dcm").href = place(event.url, "dcm");
+  for (const [id, ending] of [["png", "png"], ["dcm", "dcm"]]) $(id).download = `synthetic-${event.seed}.${ending}`;
   showWord();
   showReport();
   dialog.showModal();
@@ -231,9 +230,9 @@ $("lighting").addEventListener("change", () => {
   shown.word = null;
   showWord();
 });
-$("edit").addEventListener("click", async () => {
+$("edit").addEventListener("click", () => {
   const form = new FormData();
-  form.set("image", await (await fetch(shown.src)).blob(), "image.png");
+  form.set("image", shown.picture, "image.png");
   form.set("prompt", $("edit-text").value.trim());
   form.set("model", shown.event.model);
   form.set("seed", shown.event.seed);
@@ -241,6 +240,22 @@ $("edit").addEventListener("click", async () => {
   if ($("lung").value) form.set("lung", $("lung").value);
   dialog.close();
   edit(form);
+});
+// The server keeps an image for a while only: ask before a file is offered that is its refusal.
+$("dcm").addEventListener("click", async (event) => {
+  if ($("dcm").href.startsWith("blob:")) return;
+  event.preventDefault();
+  const image = shown;
+  $("viewer-message").textContent = "";
+  try {
+    image.dicom ??= URL.createObjectURL(await (await call($("dcm").getAttribute("href"))).blob());
+    if (shown !== image) return;
+    $("dcm").href = image.dicom;
+    $("dcm").click();
+  } catch (error) {
+    $("viewer-message").textContent = error.status === 404
+      ? "The server has forgotten this image; press Use again and Generate for a DICOM file." : error.message;
+  }
 });
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 window.addEventListener("resize", draw);
