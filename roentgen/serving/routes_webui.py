@@ -26,12 +26,10 @@ from roentgen.serving.service import Asked, Change, Making, Service, settings_of
 from roentgen.serving.uploads import read_mask, read_upload
 
 KIND = "webui"
-THEIR_NAMES = {
-    "dpm++": "DPM++ 2M", "dpm++-karras": "DPM++ 2M Karras", "unipc": "UniPC", "unipc-karras": "UniPC Karras",
-    "ddim": "DDIM", "pndm": "PLMS",
-}  # fmt: skip
+THEIR_NAMES = {"dpm++": "DPM++ 2M", "unipc": "UniPC", "ddim": "DDIM", "pndm": "PLMS"}
 """How the web UI calls our samplers."""
-SCHEDULERS = ("automatic", "")
+SCHEDULES = {"uniform": "", "karras": "-karras"}
+"""Its names of how steps are spaced, with the ending of our samplers that do so; ``automatic`` is the model's own."""
 NEUTRAL: dict[str, Any] = {
     "enable_hr": False, "restore_faces": False, "tiling": False, "subseed_strength": 0, "script_name": None,
     "styles": [], "seed_resize_from_h": 0, "seed_resize_from_w": 0, "alwayson_scripts": {},
@@ -135,12 +133,15 @@ def _add_lists(routes: APIRouter, service: Service, current: Callable[[Request],
     @routes.get("/samplers", summary="Names of samplers")
     async def samplers(request: Request) -> list[dict[str, Any]]:
         _, model = service.catalogue.generator(current(request))
-        names = [name for name in SAMPLERS if _takes(model, name)]
+        names = [name for name in SAMPLERS if _takes(model, name) and _schedule(name) == "uniform"]
         return [{"name": THEIR_NAMES.get(name, name), "aliases": [name], "options": {}} for name in names]
 
     @routes.get("/schedulers", summary="Names of schedules")
-    async def schedulers() -> list[dict[str, Any]]:
-        return [{"name": "automatic", "label": "Automatic", "aliases": None}]
+    async def schedulers(request: Request) -> list[dict[str, Any]]:
+        _, model = service.catalogue.generator(current(request))
+        known = {_schedule(name) for name in SAMPLERS if _takes(model, name)}
+        names = ["automatic", *(name for name in SCHEDULES if name in known)]
+        return [{"name": name, "label": name.capitalize(), "aliases": None} for name in names]
 
     @routes.get("/sd-models", summary="Models")
     async def models() -> list[dict[str, Any]]:
@@ -179,14 +180,7 @@ def _change(asked: WebEditRequest, pixels: int) -> Change:
 
 def _settings(model: Generator, asked: WebRequest) -> tuple[dict[str, Any], dict[str, Any]]:
     """Our settings of a request, and what is used instead of what was asked for."""
-    used: dict[str, Any] = {}
-    ours = {their.lower(): name for name, their in THEIR_NAMES.items()} | {name: name for name in SAMPLERS}
-    said = asked.sampler_name or asked.sampler_index
-    sampler = ours.get(said.lower()) if said else None
-    if said and not _takes(model, sampler):
-        sampler, used["sampler_name"] = None, getattr(model.sampling(), "sampler", None)
-    if asked.scheduler and asked.scheduler.lower() not in SCHEDULERS:
-        used["scheduler"] = "automatic"
+    sampler, used = _sampler(model, asked)
     for key, value in NEUTRAL.items():
         if (asked.model_extra or {}).get(key, value) not in (value, None, {}, []):
             used[key] = value
@@ -196,6 +190,57 @@ def _settings(model: Generator, asked: WebRequest) -> tuple[dict[str, Any], dict
     known = settings_of_family(model)
     used |= {key: None for key in settings if key not in known}
     return {key: value for key, value in settings.items() if key in known}, used
+
+
+def _sampler(model: Generator, asked: WebRequest) -> tuple[str | None, dict[str, Any]]:
+    """Our sampler of a request's sampler and schedule, and what is used instead of the two.
+
+    Without a schedule it is the model's own where that is of the same sampler. As in the web UI, a name that ends in a
+    schedule ("DPM++ 2M Karras") has its way.
+    """
+    used: dict[str, Any] = {}
+    usual = getattr(model.sampling(), "sampler", None)
+    name = asked.sampler_name or asked.sampler_index
+    sampler = _ours(name) if name else usual
+    if not _takes(model, sampler):
+        sampler = usual
+        if name:
+            used["sampler_name"] = usual and _theirs(usual)
+    if sampler is None:
+        return None, used
+    plain = sampler.removesuffix(SCHEDULES["karras"])
+    wish = (asked.scheduler or "automatic").lower()
+    if sampler == plain or not name or used:
+        if wish in SCHEDULES:
+            sampler = plain + SCHEDULES[wish]
+        elif usual and plain == usual.removesuffix(SCHEDULES["karras"]):
+            sampler = usual
+        if not _takes(model, sampler):
+            sampler = plain
+    if wish not in ("automatic", _schedule(sampler)):
+        used["scheduler"] = _schedule(sampler)
+    return sampler, used
+
+
+def _ours(name: str) -> str | None:
+    """Our name of a sampler of theirs, with the schedule that it may end in; None where there is none."""
+    known = {their.lower(): ours for ours, their in THEIR_NAMES.items()} | {name: name for name in SAMPLERS}
+    name = name.lower()
+    for schedule, ending in SCHEDULES.items():
+        plain = known.get(name.removesuffix(f" {schedule}"))
+        if name.endswith(f" {schedule}") and plain:
+            return plain + ending
+    return known.get(name)
+
+
+def _theirs(sampler: str) -> str:
+    plain = sampler.removesuffix(SCHEDULES["karras"])
+    return THEIR_NAMES.get(plain, plain)
+
+
+def _schedule(sampler: str) -> str:
+    """Their name of how one of our samplers spaces its steps."""
+    return "karras" if sampler.endswith(SCHEDULES["karras"]) else "uniform"
 
 
 def _takes(model: Generator, sampler: str | None) -> bool:
@@ -222,7 +267,8 @@ def _reply(making: Making, asked: WebRequest, samples: list[Sample], used: dict[
         "all_seeds": [sample.seed for sample in samples],
         "width": width,
         "height": height,
-        "sampler_name": THEIR_NAMES.get(marks.get("sampler", ""), marks.get("sampler")),
+        "sampler_name": _theirs(marks["sampler"]) if "sampler" in marks else None,
+        "scheduler": _schedule(marks["sampler"]) if "sampler" in marks else None,
         "cfg_scale": float(marks["guidance"]) if "guidance" in marks else asked.cfg_scale,
         "steps": int(marks["steps"]) if "steps" in marks else asked.steps,
         "batch_size": asked.batch_size,
@@ -243,7 +289,8 @@ def infotext(marks: dict[str, str], size: str) -> str:
     negative = f"\nNegative prompt: {marks['negative_prompt']}" if marks.get("negative_prompt") else ""
     fields = {
         "Steps": marks.get("steps"),
-        "Sampler": THEIR_NAMES.get(marks.get("sampler", ""), marks.get("sampler")),
+        "Sampler": _theirs(marks["sampler"]) if "sampler" in marks else None,
+        "Schedule type": _schedule(marks["sampler"]).capitalize() if "sampler" in marks else None,
         "CFG scale": marks.get("guidance"),
         "Seed": marks.get("seed"),
         "Size": size,

@@ -78,13 +78,51 @@ def test_txt2img_with_all_the_clients_keys(client: webuiapi.WebUIApi, tiny_model
 def test_what_is_not_known_is_answered_with_what_was_used(client: webuiapi.WebUIApi) -> None:
     result = client.txt2img(prompt=PROMPT, steps=2, enable_hr=True, styles=["film"])  # its default is Euler a
     used = result.info["used_instead"]
-    assert used["sampler_name"] == "dpm++" and used["enable_hr"] is False and used["styles"] == []
+    assert used["sampler_name"] == "DPM++ 2M" and used["enable_hr"] is False and used["styles"] == []
     assert result.info["seed"] >= 0
+
+
+# Sampler and schedule that are asked for; ours that is taken; what is used instead.
+SCHEDULED = [
+    ("DPM++ 2M", "karras", "dpm++-karras", {}),
+    ("DPM++ 2M", "Karras", "dpm++-karras", {}),
+    ("DPM++ 2M Karras", "automatic", "dpm++-karras", {}),
+    ("DPM++ 2M Karras", "uniform", "dpm++-karras", {"scheduler": "karras"}),
+    ("UniPC", "uniform", "unipc", {}),
+    ("UniPC", "exponential", "unipc", {"scheduler": "uniform"}),
+    ("DDIM", "karras", "ddim", {"scheduler": "uniform"}),
+    ("Euler a", "karras", "dpm++-karras", {"sampler_name": "DPM++ 2M"}),
+    ("Euler a Karras", "automatic", "dpm++", {"sampler_name": "DPM++ 2M"}),
+    ("dpm++-karras", "automatic", "dpm++-karras", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "scheduler", "ours", "instead"), SCHEDULED)
+def test_scheduler(
+    client: webuiapi.WebUIApi, tiny_model: Any, name: str, scheduler: str, ours: str, instead: dict[str, str]
+) -> None:
+    asked = {"prompt": PROMPT, "seed": 3, "steps": 4, "cfg_scale": 2}
+    result = client.txt2img(**asked, sampler_name=name, scheduler=scheduler)
+    (wanted,) = generate(tiny_model, PROMPT, seed=3, steps=4, guidance=2.0, sampler=ours)
+    assert np.array_equal(np.array(result.image), wanted.image)
+    used = {key: value for key, value in result.info["used_instead"].items() if key not in ("width", "height")}
+    assert used == instead
+    schedule = "karras" if ours.endswith("-karras") else "uniform"
+    assert result.info["scheduler"] == schedule and result.info["sampler_name"] in ("DPM++ 2M", "UniPC", "DDIM")
+    assert f"Schedule type: {schedule.capitalize()}" in result.info["infotexts"][0]
+
+
+def test_automatic_schedule_is_the_models_own(server: Running, tiny_model: Any) -> None:
+    model = replace(tiny_model, info=replace(tiny_model.info, defaults={"sampler": "unipc-karras"}))
+    with running(Catalogue({"tiny": model})) as one:
+        client = webuiapi.WebUIApi(baseurl=f"{one.url}/sdapi/v1")
+        for name, schedule in {"UniPC": "karras", "DPM++ 2M": "uniform", "": "karras"}.items():
+            assert client.txt2img(prompt=PROMPT, steps=2, sampler_name=name).info["scheduler"] == schedule
 
 
 def test_lists_and_the_chosen_model(client: webuiapi.WebUIApi) -> None:
     assert "DPM++ 2M" in client.util_get_sampler_names() and client.get_scripts() == {"txt2img": [], "img2img": []}
-    assert client.util_get_scheduler_names() == ["automatic"]
+    assert client.util_get_scheduler_names() == ["automatic", "karras", "uniform"]
     titles = client.util_get_model_names()
     assert len(titles) == 2 and client.util_get_current_model().startswith("tiny")
     client.util_set_model("other")
