@@ -191,7 +191,7 @@ class Objective:
         """The network's prediction (n, C, h, w) float32, and the decoded latents where the decoder is trained."""
         with self.autocast():
             output, pictures = self.network(
-                xt.contiguous(memory_format=torch.channels_last),
+                xt,
                 batch.draws["t"],
                 self.condition(batch.text),
                 batch.used,
