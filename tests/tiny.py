@@ -152,3 +152,15 @@ def write_roberta(folder: Path, width: int = 16, window: int = 24) -> Path:
     )
     RobertaModel(config).save_pretrained(folder)
     return folder
+
+
+def write_whole_clip(folder: Path) -> Path:
+    """A CLIPModel with tokenizer and image processor."""
+    write_clip_text(folder, whole=True)
+    settings = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 8},
+        "crop_size": {"height": 8, "width": 8},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder

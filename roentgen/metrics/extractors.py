@@ -289,7 +289,11 @@ def hub_extractor(model: str, *, name: str | None = None, device: str = "cpu") -
     from transformers import AutoImageProcessor, AutoModel
 
     processor = _from_hub(AutoImageProcessor, model, name or model)
-    net = _from_hub(AutoModel, model, name or model)
+    net, said = _from_hub(AutoModel, model, name or model, output_loading_info=True)
+    text = ("text_model.", "text_projection.", "logit_scale")
+    loading.nothing_missing(net, said, f"extractor {name or model}", unused=("pooler.", *text))
+    if any(key.startswith("pooler.") for key in said["missing_keys"]):  # as in files of classifiers
+        net.pooler = None
     # Only the text tower of a model that has one needs tokens.
     embed = net.get_image_features if hasattr(net, "get_image_features") else net
     net = net.eval().requires_grad_(False).to(device)
@@ -322,8 +326,8 @@ def hub_extractor(model: str, *, name: str | None = None, device: str = "cpu") -
     )
 
 
-def _from_hub(loader: Any, model: str, name: str) -> Any:
-    """``loader.from_pretrained(model)``: this disk first, then the network; one sentence if neither has it."""
+def _from_hub(loader: Any, model: str, name: str, **options: Any) -> Any:
+    """``loader.from_pretrained(model, ...)``: this disk first, then the network; one sentence if neither has it."""
     folder = hub.local(model)
     try:
         folder = folder or hub.fetch(model, hub.model_files)
@@ -333,7 +337,7 @@ def _from_hub(loader: Any, model: str, name: str) -> Any:
             f"`hf download {model}` where there is a network and copy the Hugging Face cache here, or give its folder"
         ) from None
     with loading_weights(f"extractor {name}: {folder}", model):  # config, weight and processor errors alike
-        return loader.from_pretrained(folder, **loading.SAFE)
+        return loader.from_pretrained(folder, **loading.SAFE, **options)
 
 
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {

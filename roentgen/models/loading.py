@@ -142,27 +142,38 @@ def load_component(folder: Path, name: str, library: str, class_name: str, dtype
         options["torch_dtype" if library == "diffusers" else "dtype"] = dtype
     if class_name in POOLED:
         options["add_pooling_layer"] = False
-    missing: list[str] = []
+    found: tuple[Any, Any] | None = None
     try:
         if name == "text_encoder" and library == "transformers":
-            loaded, info = component.from_pretrained(folder / name, output_loading_info=True, **options)
-            missing = sorted(info["missing_keys"])
+            found = component.from_pretrained(folder / name, output_loading_info=True, **options)
         else:
             loaded = component.from_pretrained(folder / name, **options)
     except Exception as error:  # config, JSON, safetensors and shape errors alike mean a bad component
         raise UserError(
             f"{folder / name}: cannot be loaded as {class_name} ({reason(error)}); fetch the model again"
         ) from error
-    if missing:  # transformers would go on with random numbers
-        newer = "; transformers 5.6 and newer write it so: `pip install --upgrade transformers`, or"
-        raise UserError(
-            f"{folder / name}: {len(missing)} weights of {class_name} are missing (such as {missing[0]})"
-            f"{newer if missing[0].startswith('text_model.') else ';'} fetch the model again"
-        )
+    if found is not None:
+        loaded = nothing_missing(*found, str(folder / name))
     if not isinstance(loaded, torch.nn.Module):
         return loaded
     check_filled(loaded, folder / name)
     return loaded.eval().requires_grad_(False)
+
+
+def nothing_missing(model: Any, info: Any, who: str, *, unused: tuple[str, ...] = ()) -> Any:
+    """``model`` of transformers, loaded with ``output_loading_info``, whose ``info`` says what the file lacked.
+
+    transformers would go on with random numbers there: UserError, which begins with ``who``, unless the names of all
+    that is missing begin with one of ``unused``.
+    """
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(unused))
+    if missing:
+        newer = "transformers 5.6 and newer write it so: `pip install --upgrade transformers`, or "
+        raise UserError(
+            f"{who}: {len(missing)} weights of {type(model).__name__} are missing (such as {missing[0]}): they are of "
+            f"another architecture, or cut short; {newer if missing[0].startswith('text_model.') else ''}{ADVICE}"
+        )
+    return model
 
 
 def check_filled(model: Any, folder: Path) -> None:

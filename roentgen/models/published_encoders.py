@@ -70,12 +70,13 @@ def load_clip(name: str, folder: Path, *, device: str = "cpu") -> FunctionEncode
     try:
         processor = CLIPImageProcessor.from_pretrained(folder, **loading.SAFE)
         tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
-        model = CLIPModel.from_pretrained(folder, variant=variant, **loading.SAFE).float().eval().to(device)
+        loaded: Any = CLIPModel.from_pretrained(folder, variant=variant, output_loading_info=True, **loading.SAFE)
     except Exception as error:  # config, tokenizer, image processor and weight errors alike mean a bad folder
         raise UserError(
             f"--dual-encoder {name}: {folder} cannot be loaded as a CLIPModel ({reason(error)}); it needs "
             "config.json, weights, tokenizer and preprocessor_config.json"
         ) from error
+    model = loading.nothing_missing(*loaded, f"--dual-encoder {name}").float().eval().to(device)
     window = int(model.config.text_config.max_position_embeddings)
 
     def encode_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -111,12 +112,14 @@ def load_biovil_t(name: str, folder: Path | None, *, device: str = "cpu") -> Fun
             pretrained_model_path=folder / BIOVIL_T_WEIGHTS,
         )
         tokenizer = CXRBertTokenizer.from_pretrained(folder, local_files_only=True)
-        text_model = CXRBertModel.from_pretrained(folder, local_files_only=True)
+        loaded: Any = CXRBertModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except Exception as error:  # pickle, config and shape errors alike mean files that are not whole
         raise UserError(
             f"--dual-encoder {name}: {folder} cannot be loaded ({reason(error)}); it needs {files}"
         ) from error
-    image_model, text_model = image_model.eval().to(device), text_model.eval().to(device)
+    # Nothing here reads the head that guesses masked words.
+    text_model = loading.nothing_missing(*loaded, f"--dual-encoder {name}", unused=("cls.",)).eval().to(device)
+    image_model = image_model.eval().to(device)
     transform = create_chest_xray_transform_for_inference(resize=512, center_crop_size=448)
 
     def encode_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:

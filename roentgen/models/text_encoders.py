@@ -166,18 +166,13 @@ def _load_encoder(folder: Path, family: Family, values: dict[str, Any]) -> Any:
     options = {} if family is _CLIP else {"add_pooling_layer": False}
     try:
         config = getattr(transformers, family.config).from_dict(settings)
-        encoder, found = getattr(transformers, family.model).from_pretrained(
+        found = getattr(transformers, family.model).from_pretrained(
             folder, config=config, output_loading_info=True, variant=hub.weights(folder).variant,
             **loading.SAFE, **options,
         )  # fmt: skip
     except Exception as error:  # config, pickle, safetensors and shape errors alike mean a bad folder
         raise UserError(f"{folder}: cannot be loaded as {family.model} ({reason(error)})") from error
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{folder}: {len(missing)} weights of {family.model} are not in the file (such as {missing[0]}); "
-            "it is another model, or damaged: fetch it again"
-        )
+    encoder = loading.nothing_missing(*found, str(folder))
     if family is not _CLIP:
         encoder.config.use_attention_mask = True
     return encoder.float().eval()

@@ -60,17 +60,12 @@ def open_captioner(folder: Path, *, flag: str = "--model") -> Captioner:
         processor = AutoImageProcessor.from_pretrained(folder, **loading.SAFE)
         tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **loading.SAFE)
-        model, info = loaded
     except Exception as error:  # config, tokenizer, processor and weight errors alike mean a bad folder
         raise UserError(
             f"{flag} {folder}: cannot be loaded as an image-to-text model ({reason(error)}); it needs config.json, "
             "weights, preprocessor_config.json and the tokenizer's files"
         ) from error
-    if info["missing_keys"]:  # transformers would go on with random numbers
-        raise UserError(
-            f"{flag} {folder}: {len(info['missing_keys'])} weights are missing (such as "
-            f"{sorted(info['missing_keys'])[0]}): they are of another architecture, or cut short"
-        )
+    model = loading.nothing_missing(*loaded, f"{flag} {folder}")
     try:
         pixels = by_processor(processor)
         pixels([np.zeros((64, 64), np.uint8)])

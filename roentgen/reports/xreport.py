@@ -134,9 +134,11 @@ def _backbone(name: str, flag: str) -> PreTrainedModel:
             "(config.json and model.safetensors), then give the folder; `convolutional` needs none"
         )
     try:
-        model: PreTrainedModel = AutoModel.from_pretrained(folder, **loading.SAFE)
+        loaded: Any = AutoModel.from_pretrained(folder, output_loading_info=True, **loading.SAFE)
     except Exception as error:  # config and weight errors alike mean a bad folder
         raise UserError(f"{flag} {name}: no vision transformer can be loaded there ({reason(error)})") from None
+    # Files of classifiers have no pooler, and nothing here reads one.
+    model: PreTrainedModel = loading.nothing_missing(*loaded, f"{flag} {name}", unused=("pooler.",))
     return model.eval().requires_grad_(False)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from recipe import few_rows
-from tiny import write_clip_text
+from tiny import write_whole_clip
 
 from roentgen import errors
 from roentgen.errors import UserError
@@ -144,17 +144,6 @@ def test_heads_of_another_classifier_are_refused(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ other ones
 
 
-def write_whole_clip(folder: Path) -> Path:
-    write_clip_text(folder, whole=True)
-    settings = {
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"shortest_edge": 8},
-        "crop_size": {"height": 8, "width": 8},
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    return folder
-
-
 def test_any_clip(tmp_path: Path, grey: np.ndarray) -> None:
     from transformers import CLIPModel
 
@@ -210,9 +199,9 @@ def test_named_encoders_call_their_packages(tmp_path: Path, monkeypatch: pytest.
             return out
 
         @classmethod
-        def from_pretrained(cls, folder: Path, local_files_only: bool) -> Net:
-            assert local_files_only
-            return cls()
+        def from_pretrained(cls, folder: Path, local_files_only: bool, output_loading_info: bool) -> Any:
+            assert local_files_only and output_loading_info
+            return cls(), {"missing_keys": {"cls.predictions.bias"}}
 
         def get_projected_text_embeddings(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             return torch.ones(len(input_ids), 3)

@@ -203,7 +203,7 @@ def test_other_models(tmp_path, bert, clip):
     refuses(r"config\.json is of type 't5'; text encoders of the types BERT, RoBERTa and CLIP", folder)
 
     (folder / "config.json").write_text(json.dumps({**values, "num_hidden_layers": 3}))
-    refuses(r"16 weights of BertModel are not in the file \(such as encoder\.layer\.2", folder)
+    refuses(r"16 weights of BertModel are missing \(such as encoder\.layer\.2", folder)
 
     (folder / "config.json").write_text(json.dumps({**values, "hidden_size": 32}))
     refuses(r"t5: cannot be loaded as BertModel", folder)

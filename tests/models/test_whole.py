@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+import reporters
+from tiny import write_whole_clip
 
 from roentgen import load_model
 from roentgen.errors import UserError
 from roentgen.generators.diffusion.build import _new
 from roentgen.generators.masked.tokenizer import load_autoencoder
+from roentgen.metrics.extractors import load_extractor
+from roentgen.models.dual_encoder import load_dual_encoder
 from roentgen.models.loading import check_folder, load_components, load_vae
+from roentgen.recipes.report_settings import XreportRecipe
+from roentgen.reports import xreport
+from roentgen.reports.captioners import open_captioner
 
 
 def without(file: Path, part: str) -> None:
@@ -60,3 +69,53 @@ def test_a_tokenizer_of_images(tmp_path: Path) -> None:
     without(tmp_path / "vq" / "diffusion_pytorch_model.safetensors", "conv_out")
     with pytest.raises(UserError, match=str(tmp_path / "vq")):
         load_autoencoder(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["vision_model.encoder.layers.0.mlp", "text_model.embeddings", "visual_projection"])
+def test_an_encoder_of_images_and_texts(tmp_path: Path, part: str) -> None:
+    folder = write_whole_clip(tmp_path / "clip")
+    assert load_dual_encoder(str(folder))
+    without(folder / "model.safetensors", part)
+    with pytest.raises(UserError, match=f"--dual-encoder {folder}: .* missing"):
+        load_dual_encoder(str(folder))
+
+
+def write_vit(folder: Path) -> Path:
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ViTModel(ViTConfig(image_size=32, patch_size=16, **sizes)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def test_an_image_encoder_to_begin_with(tmp_path: Path) -> None:
+    folder = write_vit(tmp_path / "vit")
+    without(folder / "model.safetensors", "pooler")  # a file of a classifier; nothing here reads it
+    values = {**asdict(XreportRecipe()), "image_encoder": str(folder), "image_shape": 32}
+    words = reporters.tokenizer(tmp_path / "words")
+    assert xreport.build(values, words, max_tokens=20, flag="--image-encoder")
+    without(folder / "model.safetensors", "patch_embeddings")
+    with pytest.raises(UserError, match=f"--image-encoder {folder}: .* missing"):
+        xreport.build(values, words, max_tokens=20, flag="--image-encoder")
+
+
+def test_a_network_of_features(tmp_path: Path) -> None:
+    folder = write_vit(tmp_path / "vit")
+    image = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    pooled = load_extractor(str(folder))([image])["features"]
+    without(folder / "model.safetensors", "pooler")
+    one, other = (load_extractor(str(folder))([image])["features"] for _ in range(2))
+    assert np.array_equal(one, other) and not np.allclose(
+        one, pooled
+    )  # the mean of the last states, not random numbers
+    without(folder / "model.safetensors", "layernorm_before")
+    with pytest.raises(UserError, match=r"extractor .*vit.* missing"):
+        load_extractor(str(folder))
+
+
+def test_a_reporter_of_transformers(tmp_path: Path) -> None:
+    folder = reporters.git(tmp_path / "git")
+    without(folder / "model.safetensors", "visual_projection")
+    with pytest.raises(UserError, match=f"{folder}: .* missing"):
+        open_captioner(folder)
