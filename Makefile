@@ -7,11 +7,12 @@ SEED ?= 3
 DEMO ?= out/demo.png
 VENV := .venv
 PY := $(VENV)/bin/python
+LOWEST := .venv-lowest
 
 # Recipes read it from the environment, so that quotes in a prompt stay what they are.
 export PROMPT
 
-.PHONY: help demo install install-dev test test-fast check docs benchmarks clean
+.PHONY: help demo install install-dev test test-fast test-lowest check docs benchmarks clean
 
 help:
 	@echo 'make install      make $(VENV) and install roentgen in it'
@@ -19,10 +20,11 @@ help:
 	@echo 'make install-dev  install, with what tests and documentation need'
 	@echo 'make test         install-dev, then run all tests that need no GPU'
 	@echo 'make test-fast    the same without the slow ones'
+	@echo 'make test-lowest  the lowest versions that pyproject.toml allows, in $(LOWEST), and the tests that hold them'
 	@echo 'make check        install-dev, then ruff and mypy'
 	@echo 'make docs         install-dev, then build the documentation into site/'
 	@echo 'make benchmarks   install-dev, then time everything that docs/benchmarks.md shows: two hours, idle machine'
-	@echo 'make clean        remove $(VENV)'
+	@echo 'make clean        remove $(VENV) and $(LOWEST)'
 
 demo: $(VENV)/.installed
 	@path=$$($(PY) -m roentgen generate "$$PROMPT" --seed $(SEED) --out "$(DEMO)" --overwrite) && \
@@ -43,6 +45,23 @@ test: $(VENV)/.installed-dev
 
 test-fast: $(VENV)/.installed-dev
 	$(PYTEST) -m "not gpu and not slow"
+
+# What other people's programs and versions read: the card's snippet, a fine-tune and an adapter with equal pictures, key
+# names, missing tensors, a trained text encoder beside the base one, features and distances of other packages.
+test-lowest: $(LOWEST)/.installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest tests/test_lowest.py tests/models/test_portable.py \
+		tests/models/test_whole.py tests/recipes/test_recipe_guards.py tests/metrics/test_distribution.py \
+		tests/metrics/test_extractors.py
+
+# Here and not in `dev`, which wants tools in their newest versions.
+$(LOWEST)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { \
+		echo "the lowest versions need Python 3.11 or 3.12: make test-lowest PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --quiet uv
+	$(LOWEST)/bin/python -m uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct \
+		--editable '.[eval]' 'pytest>=8' 'prdc>=0.2'
+	@touch $@
 
 check: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
@@ -74,4 +93,4 @@ $(VENV)/bin/pip:
 	$(PYTHON) -m venv --clear $(VENV)
 
 clean:
-	rm -rf $(VENV) site
+	rm -rf $(VENV) $(LOWEST) site

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -95,20 +94,13 @@ def test_merging_without_processes_is_the_same() -> None:
     assert frechet.merge_across_processes(own) is own
 
 
-@pytest.mark.slow
-def test_trace_root_is_fast_and_right() -> None:
-    """2048 dimensions, one thread's worth of work: at least 10 times faster than scipy, to 1e-6."""
+def test_trace_root_is_right() -> None:
+    """How much faster than scipy it is, at 2048 dimensions: benchmarks/eval.py."""
     linalg = pytest.importorskip("scipy.linalg")
-    a = frechet.moments(draws(2600, 2048))
-    b = frechet.moments(draws(2600, 2048, scale=1.5, seed=1))
-    product = a.covariance @ b.covariance
-    start = time.process_time()
-    ours = frechet.trace_root(a, b)
-    middle = time.process_time()
-    theirs = np.trace(linalg.sqrtm(product)).real
-    end = time.process_time()
-    assert ours == pytest.approx(theirs, rel=1e-6)
-    assert end - middle > 5 * (middle - start)  # alone on the machine it is above 10: benchmarks/eval.py
+    a = frechet.moments(draws(500, 384))
+    b = frechet.moments(draws(500, 384, scale=1.5, seed=1))
+    theirs = np.trace(linalg.sqrtm(a.covariance @ b.covariance)).real
+    assert frechet.trace_root(a, b) == pytest.approx(theirs, rel=1e-6)
 
 
 def test_interval_draws_patients_whole() -> None:

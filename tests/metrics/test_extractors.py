@@ -95,6 +95,7 @@ def torch_fidelity_features(file: Path, images: list[np.ndarray]) -> np.ndarray:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
+    net.eval()  # before 0.4 the network comes as it is trained
     rows = []
     for image in images:
         rgb = np.asarray(Image.fromarray(image).convert("RGB")).transpose(2, 0, 1).copy()

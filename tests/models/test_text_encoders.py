@@ -210,7 +210,7 @@ def test_other_models(tmp_path, bert, clip):
 
     shutil.copy(clip / "model.safetensors", folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(values))
-    refuses(r"weights of BertModel are not in the file", folder)
+    refuses(r"weights of BertModel are missing", folder)
 
 
 def test_tokenizer_and_encoder_must_belong_together(bert, clip):

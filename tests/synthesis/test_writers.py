@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import re
 import shutil
@@ -309,6 +310,25 @@ def test_readers_of_series_find_one_image_a_folder(whole):
         names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
         assert len(names) == len(list(folder.iterdir())) == 1
         assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(names))[0], record.image)
+
+
+def test_monai_opens_images_and_studies(whole):
+    """By the manifest, as its dictionary transforms take it: pictures by PIL, DICOM by pydicom and, if there, ITK."""
+    transforms = pytest.importorskip("monai.transforms")
+    table = read_manifest(whole / "manifest.csv")[["image", "text"]].to_dict("records")
+    index = read_manifest(whole / "dicom" / "index.csv")[["image", "text"]].to_dict("records")
+    readers = {"PILReader": table, "PydicomReader": index}
+    if importlib.util.find_spec("itk"):
+        readers["ITKReader"] = index
+    for reader, rows in readers.items():
+        load = transforms.Compose(
+            [transforms.LoadImaged(keys="image", reader=reader), transforms.EnsureChannelFirstd(keys="image")]
+        )
+        assert len(rows) == len(RECORDS)
+        for row, record in zip(load(rows), RECORDS, strict=True):
+            pixels = np.asarray(row["image"])  # MONAI's first axis in space is x
+            assert row["text"] == record.row.prompt
+            assert np.array_equal(pixels.reshape(pixels.shape[1:3]).T, record.image), reader
 
 
 def test_dicom_values_respect_their_vr(tmp_path):
