@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from roentgen import errors
 from roentgen.config import parse_call
+from roentgen.data.near import search_of
 from roentgen.errors import UserError
 from roentgen.metrics.report.tables import table
 from roentgen.metrics.result import Context, write_result
@@ -34,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NAME = "growth"
 SIDE = 64
 PREPARE = ("data", "prepare", "csv", "--root", "images", "--csv", "table.csv", "--text-column", "text")
+WAYS = {"pairs": "all pairs are compared", "index": "above 50,000 an index (faiss)", "none": "not looked for"}
 TASKS: dict[str, list[str]] = {
     "data prepare": ["-m", "roentgen", *PREPARE, "--patient-column", "patient", "--out", "manifest.csv"],
     "data check": ["-m", "roentgen", "data", "check", "manifest.csv", "--out", "check"],
@@ -91,7 +93,8 @@ def measured(out: Path, sizes: Sequence[int]) -> None:
     write_result(
         out, metric="largest growth of memory from the smallest set to the largest", value=growth, ci=(growth, growth),
         ci_method="none: one run each", n=sizes[-1], context=context,
-        details={"tasks": found, "cpu": processor(), "conditions": around.facts()},
+        details={"tasks": found, "cpu": processor(), "conditions": around.facts(),
+                 "near_search": [search_of(size) for size in sizes]},
     )  # fmt: skip
 
 
@@ -153,6 +156,7 @@ def as_table(result: Mapping[str, Any]) -> str:
         [
             table(["task", "images", "seconds", "ms for each image more", "largest resident set (GB)"], rows),
             "",
+            f"Near-duplicates: {', '.join(WAYS[way] for way in dict.fromkeys(details['near_search']))}. "
             f"Noise of {SIDE} x {SIDE} pixels, on {details['cpu']}; one run each."
             f"{in_words(details['conditions'])} Made by `{result['command']}`.",
         ]

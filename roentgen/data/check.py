@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from roentgen.data import near
 from roentgen.data.assemble import map_images
 from roentgen.data.manifest import (
     CORE,
@@ -25,7 +26,7 @@ from roentgen.data.manifest import (
     side_columns,
 )
 from roentgen.data.text_statistics import text_line, text_notes, text_problems, text_tables
-from roentgen.errors import UserError
+from roentgen.errors import UserError, install
 from roentgen.files import sha256
 from roentgen.images import read_image
 
@@ -37,9 +38,12 @@ MIN_CONTRAST = -0.3
 MAX_COLOUR = 8.0  # mean distance between colour channels, grey levels; JPEG grey stored as RGB has below 2
 HASH_SIDE = 16
 NEAR_BITS = 10  # of 256; see near_duplicates
-NEAR_LIMIT = 200_000  # images; all pairs are compared, so the work grows with the square
-NEAR_MEMORY = 2**27  # bytes of distances at once
 
+NEAR_NOTES = {
+    "index": "near-duplicates were looked for with an index (faiss), which finds what comparing all pairs finds",
+    "pairs": f"near-duplicates were looked for by comparing all pairs; an index is faster: {install('near')}",
+    "none": f"near-duplicates were not looked for: more than {near.LIMIT:,} images want an index: {install('near')}",
+}
 SEVERITY = {
     "image file missing": "error",
     "unreadable image": "error",
@@ -126,10 +130,11 @@ def check_manifest(path: Path, *, max_words: int = 60, tokenizer: Path | None = 
     problems += duplicates(facts, table["split"].tolist())
 
     report = Report(path, table.assign(image=images), facts)
-    if len(table) <= NEAR_LIMIT:
+    search = near.search_of(len(facts))
+    if search != "none":
         problems += near_duplicates(facts)
-    else:
-        report.notes.append(f"near-duplicates were not looked for: more than {NEAR_LIMIT:,} images")
+    if len(facts) > near.INDEXED:
+        report.notes.append(NEAR_NOTES[search])
     report.notes += text_notes(table)
     known = {*CORE, *finding_columns(table), *side_columns(table)}
     extra = [column for column in table.columns if column not in known]
@@ -254,24 +259,14 @@ def near_duplicates(facts: list[ImageFacts]) -> list[Problem]:
     rows = [index for index, fact in enumerate(facts) if fact.bits]
     if len(rows) < 2:
         return []
-    packed = np.frombuffer(b"".join(facts[row].bits for row in rows), dtype=np.uint8).reshape(len(rows), -1)
-    bits = np.unpackbits(packed, axis=1).astype(np.float32)
-    ones = bits.sum(axis=1)
-    step = max(1, NEAR_MEMORY // (bits.itemsize * len(rows)))
+    packed = np.frombuffer(b"".join(facts[row].bits for row in rows), dtype=np.uint8).reshape(-1, HASH_SIDE**2 // 8)
+    nearest, differing = near.nearest_earlier(packed, NEAR_BITS, search=near.search_of(len(facts)))
     problems = []
-    for top in range(0, len(rows), step):
-        end = min(top + step, len(rows))
-        # |a - b| = |a| + |b| - 2 a.b of zeros and ones: a product of matrices is exact and by far the fastest way.
-        distance = bits[top:end] @ bits[:end].T
-        distance *= -2
-        distance += ones[top:end, None]
-        distance += ones[:end]
-        distance[np.arange(end) >= np.arange(top, end)[:, None]] = np.inf  # itself, and later ones
-        for position, nearest in zip(range(top, end), distance.argmin(axis=1).tolist(), strict=True):
-            differing, row, other = distance[position - top, nearest], rows[position], rows[nearest]
-            if differing <= NEAR_BITS and facts[row].digest != facts[other].digest:
-                message = f"like row {other + 1}: {differing:.0f} of {HASH_SIDE**2} hash bits differ"
-                problems.append(Problem(row + 1, "near-duplicate image", message))
+    for position in np.flatnonzero(nearest >= 0).tolist():
+        row, other = rows[position], rows[nearest[position]]
+        if facts[row].digest != facts[other].digest:
+            message = f"like row {other + 1}: {differing[position]} of {HASH_SIDE**2} hash bits differ"
+            problems.append(Problem(row + 1, "near-duplicate image", message))
     return problems
 
 

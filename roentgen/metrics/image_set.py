@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,9 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.table)
 
-    @property
+    @cached_property
     def paths(self) -> list[Path]:
+        """Made once: whoever asks for one after the other would else make all of them each time."""
         return [Path(image) for image in self.table["image"]]
 
     @property

@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if prepare_for_sharding(accelerator, recipe.batch_size // accelerator.num_processes // run.accumulate):
         model.vae.to(memory_format=torch.contiguous_format)
         accelerator.print("no sample grids are drawn in this run: no process holds the whole model")
-    elif device.type == "cuda":  # FSDP takes contiguous weights only; on CPUs AdamW copies all others, and nothing gains
+    elif device.type == "cuda":  # FSDP takes contiguous weights only; on CPUs AdamW copies all others for no gain
         model.unet.to(memory_format=torch.channels_last)
     objective = model.objective = Objective(
         model, recipe.loss, recipe.train, device=device, precision=recipe.precision, latents_online=latents is None,

@@ -11,6 +11,7 @@ from trees_b import film
 
 from roentgen.commands.data import check
 from roentgen.data import check as checks
+from roentgen.data import near
 from roentgen.data.check import (
     MIN_CONTRAST,
     MIN_SYMMETRY,
@@ -67,8 +68,12 @@ def broken_set(folder: Path) -> Path:
     return path
 
 
-def test_near_duplicates_in_blocks_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("search", ["pairs", "index"])
+def test_near_duplicates_in_blocks_are_those_of_all_pairs(search: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The nearest earlier row, the first of several, however many rows a block has; equal pixels are no near ones."""
+    if search == "index":
+        pytest.importorskip("faiss")
+    monkeypatch.setattr(near, "search_of", lambda count: search)
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 256, (40, 32), dtype=np.uint8)
     bits[20], bits[30], bits[35], bits[12] = bits[3], bits[3], bits[7], bits[7]
@@ -80,9 +85,45 @@ def test_near_duplicates_in_blocks_are_those_of_all_pairs(monkeypatch: pytest.Mo
     facts[5] = checks.ImageFacts(digest="black")
     wanted = [(21, "like row 4: 3 of"), (31, "like row 4: 0 of"), (36, "like row 8: 8 of")]
     for rows in (1, 7, 1000):
-        monkeypatch.setattr(checks, "NEAR_MEMORY", rows * 4 * 39)
+        monkeypatch.setattr(near, "MEMORY", rows * 4 * 39)
+        monkeypatch.setattr(near, "BLOCK", rows)
         found = checks.near_duplicates(facts)
         assert [(problem.row, problem.message[:16]) for problem in found] == wanted
+
+
+def test_index_finds_what_all_pairs_find() -> None:
+    """Up to the last bit of the limit, and the first of several that are as near."""
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(1)
+    bits = np.unpackbits(rng.integers(0, 256, (300, 32), dtype=np.uint8), axis=1)[rng.integers(0, 300, 3000)]
+    bits ^= rng.random(bits.shape) < rng.uniform(0, 0.1, (len(bits), 1))
+    packed = np.packbits(bits, axis=1)
+    by_pairs, by_index = (near.nearest_earlier(packed, 10, search=search) for search in ("pairs", "index"))
+    assert set(range(11)) <= set(by_pairs[1].tolist())
+    np.testing.assert_array_equal(by_index, by_pairs)
+
+
+@pytest.mark.parametrize(
+    ("installed", "count", "search"),
+    [(True, 50_000, "pairs"), (True, 50_001, "index"), (True, 10**6, "index"), (False, 50_001, "pairs"),
+     (False, 200_000, "pairs"), (False, 200_001, "none")],
+)  # fmt: skip
+def test_large_sets_are_searched_with_an_index_where_there_is_one(
+    installed: bool, count: int, search: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: installed or None)
+    assert near.search_of(count) == search
+
+
+def test_the_report_says_how_a_large_set_was_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = broken_set(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(near, "INDEXED", 3)
+    assert any("all pairs" in note and "[near]" in note for note in check_manifest(path).notes)
+    monkeypatch.setattr(near, "LIMIT", 3)
+    report = check_manifest(path)
+    assert any("not looked for" in note and "[near]" in note for note in report.notes)
+    assert "near-duplicate image" not in report.problems
 
 
 def test_check_lists_every_problem_and_only_those(tmp_path: Path) -> None:

@@ -53,6 +53,13 @@ def test_folder_is_sorted_and_labelled_by_provenance(folder: Path) -> None:
     assert images.labels(["Effusion", "Unheard Of"]).shape == (20, 2)
 
 
+def test_paths_are_made_once(folder: Path) -> None:
+    """Whoever asks for one path after the other must not take time that grows with the square of the images."""
+    images = open_set(folder, name="real")
+    assert images.paths is images.paths
+    assert images.take([1]).paths == images.paths[1:2]
+
+
 def test_manifest_with_split_and_limit() -> None:
     test = open_set(SAMPLE, name="real", split="test")
     assert set(test.table["split"]) == {"test"}

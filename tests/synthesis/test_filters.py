@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from roentgen.data.manifest import read_manifest
+from roentgen.data.near import differing_bits
 from roentgen.errors import UserError
 from roentgen.images import read_image, resize_center_crop
 from roentgen.metrics.memorisation import damage
@@ -23,7 +24,7 @@ from roentgen.synthesis.filters.copies import Copies, copies_rule, nearest_view,
 from roentgen.synthesis.filters.demographics import Age, Choice, heads, ridge
 from roentgen.synthesis.filters.prompt import Prompt, prompt_rules
 from roentgen.synthesis.filters.real import Real, real_rule
-from roentgen.synthesis.filters.repeats import BITS, LEAST_BITS, Repeats, differing_bits, most_bits, pair_counts
+from roentgen.synthesis.filters.repeats import BITS, LEAST_BITS, Repeats, most_bits, pair_counts
 
 SAMPLE = Path(__file__).parents[2] / "data" / "sample" / "manifest.csv"
 EVERYTHING = ("prompt", "view", "sex", "age", "real", "copies")

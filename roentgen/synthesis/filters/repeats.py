@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roentgen.data.near import Bits, differing_bits
+
 BITS = 256
 SHARE = 0.01
 """Share of real images of different patients that would be called repeats in a set of the same size."""
@@ -28,7 +30,6 @@ LEAST_BITS = 4
 BLOCK = 4096
 """Kept hashes that are compared at once."""
 
-Bits = NDArray[np.uint8]
 Blocks = Iterable[tuple[Sequence[int], Bits]]
 
 
@@ -96,17 +97,6 @@ def _within(part: Bits, most_bits: int, repeats: NDArray[np.bool_]) -> None:
     for earlier, later in zip(first.tolist(), second.tolist(), strict=True):  # sorted by the earlier one
         if not repeats[left[earlier]]:
             repeats[left[later]] = True
-
-
-def differing_bits(a: Bits, b: Bits) -> NDArray[np.float32]:
-    """Differing bits (N, M), exact, of packed hashes uint8 (N, 32) and (M, 32)."""
-    # |a - b| = |a| + |b| - 2 a.b of zeros and ones: a product of matrices is the fastest way, and exact in float32.
-    x, y = (np.unpackbits(packed, axis=1).astype(np.float32) for packed in (a, b))
-    differing: NDArray[np.float32] = x @ y.T
-    differing *= -2
-    differing += x.sum(axis=1)[:, None]
-    differing += y.sum(axis=1)
-    return differing
 
 
 def pair_counts(packed: Bits, patients: Sequence[object]) -> NDArray[np.int64]:
