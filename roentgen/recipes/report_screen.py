@@ -77,4 +77,4 @@ def _logistic(good: NDArray[np.float32], bad: NDArray[np.float32], mean: NDArray
         return loss
 
     optimizer.step(closure)
-    return weights.detach().numpy(), float(bias)
+    return weights.detach().numpy(), float(bias.detach())

@@ -7,7 +7,7 @@ on both sides so that it shows on any ground, and the text stands beside the ana
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,9 +55,14 @@ def draw_report(image: Pixels, report: Report, *, title: str = "") -> Image.Imag
     # One rectangle for findings of one place, with the tags of all of them; tags last, so that no line crosses them.
     for box, owners in tags.items():
         _draw_box(draw, to_pixels(box, width, height), owners[0][1], unit)
-    for box, owners in tags.items():
-        for place, (tag, colour) in enumerate(owners):
-            _draw_tag(draw, to_pixels(box, width, height), tag, colour, font=font, unit=unit, width=width, place=place)
+    pad = round(4 * unit)
+    edges = [to_pixels(box, width, height) for box in tags]
+    sizes = [
+        (sum(round(font.getlength(tag)) + 2 * pad for tag, _ in owners), round(20 * unit) + 2 * pad)
+        for owners in tags.values()
+    ]
+    for (x, y), owners in zip(tag_corners(edges, sizes, (width, height)), tags.values(), strict=True):
+        _draw_tags(draw, x, y, owners, font=font, unit=unit)
     lines += [("", COLOURS[0], warning[:1].upper() + warning[1:]) for warning in report.warnings]
     return _with_legend(picture, lines, title=title, unit=unit)
 
@@ -70,23 +75,44 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: tuple[float, ...], colour: tuple[i
     draw.rectangle((x1 + line, y1 + line, max(x1 + line, x2 - line), max(y1 + line, y2 - line)), outline=PAPER, width=1)
 
 
-def _draw_tag(
-    draw: ImageDraw.ImageDraw,
-    box: tuple[float, ...],
-    text: str,
-    colour: tuple[int, int, int],
-    *,
-    font: Any,
+def tag_corners(
+    boxes: Sequence[Sequence[float]], sizes: Sequence[tuple[int, int]], image: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Upper left corners (x, y) of the tags of boxes (x1, y1, x2, y2); where there is room, none covers another.
+
+    A tag of width and height ``sizes[i]`` goes above its box's left edge, else to another corner or along an edge; all
+    in pixels of ``image``, its width and height.
+    """
+    placed: list[tuple[int, int, int, int]] = []
+    for box, (width, height) in zip(boxes, sizes, strict=True):
+        x1, y1, x2, y2 = (round(value) for value in box)
+        rows = [y1 - height, y2, y1, y2 - height]  # above and below the box, then inside of it
+        columns = [x1, x2 - width, *range(x1 + width, x2 - width, max(1, width // 2))]
+        wanted = [(x, y) for y in rows for x in columns]
+        corners = [
+            (min(max(0, x), max(0, image[0] - width)), min(max(0, y), max(0, image[1] - height))) for x, y in wanted
+        ]
+        free = (
+            (x, y)
+            for x, y in corners
+            if all(x >= c or x + width <= a or y >= d or y + height <= b for a, b, c, d in placed)
+        )
+        x, y = next(free, corners[0])
+        placed.append((x, y, x + width, y + height))
+    return [(x, y) for x, y, _, _ in placed]
+
+
+def _draw_tags(
+    draw: ImageDraw.ImageDraw, x: int, y: int, owners: Sequence[tuple[str, tuple[int, int, int]]], *, font: Any,
     unit: float,
-    width: int,
-    place: int,
-) -> None:
+) -> None:  # fmt: skip
+    """The numbers of the findings of one box, side by side from (x, y)."""
     pad = round(4 * unit)
-    side = round(font.getlength(text)) + 2 * pad, round(20 * unit) + 2 * pad
-    x = min(max(0, round(box[0]) + place * side[0]), width - side[0])
-    y = max(0, round(box[1]) - side[1])
-    draw.rectangle((x, y, x + side[0], y + side[1]), fill=colour, outline=PAPER, width=max(1, round(unit)))
-    draw.text((x + pad, y + pad), text, fill=PAPER, font=font)
+    for text, colour in owners:
+        right, bottom = x + round(font.getlength(text)) + 2 * pad, y + round(20 * unit) + 2 * pad
+        draw.rectangle((x, y, right, bottom), fill=colour, outline=PAPER, width=max(1, round(unit)))
+        draw.text((x + pad, y + pad), text, fill=PAPER, font=font)
+        x = right
 
 
 def _with_legend(

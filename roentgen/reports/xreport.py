@@ -98,8 +98,13 @@ def build(values: Mapping[str, Any], tokenizer: Any, *, max_tokens: int, flag: s
         side = int(getattr(backbone.config, "image_size", values["image_shape"]))
         if side != values["image_shape"]:
             raise UserError(f"{flag} {name}: reads images of {side} pixels; set --xreport.image-shape {side}")
-    if values["image_shape"] % 32 or values["embedding_dims"] % values["num_heads"]:
-        raise UserError("--xreport.image-shape must be a multiple of 32, and embedding-dims one of num-heads")
+    if values["image_shape"] % 32:
+        raise UserError(f"--xreport.image-shape {values['image_shape']}: must be a multiple of 32")
+    if values["embedding_dims"] % values["num_heads"]:
+        raise UserError(
+            f"--xreport.embedding-dims {values['embedding_dims']}: must be a multiple of --xreport.num-heads, which is "
+            f"{values['num_heads']}"
+        )
     encoder = XreportEncoder(
         EncoderConfig(
             image_shape=values["image_shape"], hidden_size=values["embedding_dims"], num_heads=values["num_heads"],

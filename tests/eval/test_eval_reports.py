@@ -1,4 +1,4 @@
-"""eval/reports.py and eval/int8.py run for real: a tiny random reporter, a tiny manifest, boxes and documents."""
+"""eval/reports.py, int8.py and report_ceiling.py run for real: a tiny random reporter, manifest, boxes, documents."""
 
 from __future__ import annotations
 
@@ -93,6 +93,34 @@ def test_reports_are_measured_beside_those_that_do_not_look(world: Path, tmp_pat
     assert {"asked", "reported"} < set(places)
     written = document.read_text()
     assert "| always normal |" in written and "| Lung Opacity, prior |" in written and "nan" not in written
+
+
+def test_the_highest_f1_of_a_classifier() -> None:
+    module = load_script("eval/report_ceiling.py")
+    assert module.binormal_f1(0.5, 0.3) == pytest.approx(2 * 0.3 / 1.3, abs=1e-3)  # by chance: call everything
+    assert module.binormal_f1(1.0, 0.01) == pytest.approx(1, abs=0.01)
+    # Drawn from the model itself: no threshold of many images is better, and the best is as good.
+    rng = np.random.default_rng(0)
+    truth = (rng.random(200_000) < 0.05).astype(float)
+    scores = rng.normal(size=len(truth)) + 1.5 * truth
+    area = module.auroc(scores, truth)
+    assert module.best_f1(scores, truth) == pytest.approx(module.binormal_f1(area, truth.mean()), abs=0.01)
+    goal = module.auroc_for(0.5, 0.05)
+    assert module.binormal_f1(goal, 0.05) >= 0.5 > module.binormal_f1(goal - 0.01, 0.05)
+    assert module.best_f1(np.array([0.9, 0.5, 0.5, 0.1]), np.array([1.0, 1, 0, 0])) == pytest.approx(0.8)
+
+
+def test_the_ceiling_is_measured_on_val(world: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(world / "manifest.csv").replace({"split": {"test": "val"}})
+    table.to_csv(world / "val.csv", index=False)
+    document = tmp_path / "doc.md"
+    document.write_text("<!-- results:reports-ceiling -->\n<!-- /results:reports-ceiling -->\n")
+    words = ["--manifest", world / "val.csv", "--model", world / "reporter", "--out", tmp_path, "--documents", document]
+    assert run("report_ceiling.py")([str(word) for word in words]) == 0
+    rows = json.loads((tmp_path / "ceiling.json").read_text())["details"]["findings"]
+    assert [row["finding"] for row in rows] == FINDINGS
+    assert all(row["f1"]["value"] <= row["best_threshold"] + 1e-9 for row in rows)
+    assert "| Lung Opacity |" in document.read_text()
 
 
 @pytest.mark.parametrize("name", ["reports.py", "int8.py"])

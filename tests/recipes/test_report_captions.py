@@ -218,6 +218,9 @@ def test_texts_that_cannot_be_learned_are_refused(tmp_path: Path) -> None:
     assert "--max-tokens" in reporters.refused(*flags, "--manifest", long)
     empty = reporters.manifest(tmp_path / "empty", texts=["", "normal", "effusion"])
     assert "empty" in reporters.refused(*flags, "--manifest", empty)
+    assert "--xreport.embedding-dims 15" in reporters.refused(
+        *flags, "--manifest", long, "--xreport.embedding-dims", 15
+    )
     gone = reporters.manifest(tmp_path / "gone")
     (gone.parent / "3.png").unlink()
     assert "3.png" in reporters.refused(*flags, "--manifest", gone)

@@ -280,6 +280,29 @@ def test_report_writes_what_is_asked_for(
     del rng
 
 
+def test_highdicom_reads_the_structured_report(
+    trained: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    sr = pytest.importorskip("highdicom.sr")
+    save_image(read_image(trained / "1.png"), tmp_path / "in" / "study.dcm", format="dicom", provenance={})
+    words = ["report", tmp_path / "in", "--model", trained / "whole", "-o", tmp_path / "out"]
+    code, _, err = run_cli(*words, "--format", "json", "dicom")
+    assert code == 0, err
+    read = sr.srread(str(tmp_path / "out" / "study.report.dcm"))
+    assert isinstance(read, sr.ComprehensiveSR)
+    line = json.loads((tmp_path / "out" / "reports.jsonl").read_text())
+    boxes = [box for finding in line["findings"] for box in finding["boxes"]]
+    find = sr.utils.find_content_items
+    regions = find(read, value_type=sr.ValueTypeValues.SCOORD, recursive=True)
+    assert len(regions) == len(boxes)
+    for item, box in zip(regions, boxes, strict=True):
+        assert item.graphic_type == sr.GraphicTypeValues.POLYLINE
+        corners = item.value / SIDE
+        assert np.allclose([*corners.min(0), *corners.max(0)], box, atol=0.01)
+    texts = " ".join(item.value for item in find(read, value_type=sr.ValueTypeValues.TEXT, recursive=True))
+    assert "algorithm" in texts and all(finding["text"] in texts for finding in line["findings"])
+
+
 def walk(item: object) -> list[object]:
     found = []
     for child in getattr(item, "ContentSequence", ()):
@@ -334,6 +357,19 @@ def test_overlays_grow_with_the_image() -> None:
         line = (row == COLOURS[0]).all(1)
         assert line[: width // 2].sum() >= 0.004 * width  # the edge is as wide for the eye at every size
         assert (picture[: width // 4, : width // 4] == 128).all()  # nothing is drawn elsewhere
+
+
+def test_no_tag_covers_another() -> None:
+    from roentgen.reports.overlay import tag_corners
+
+    boxes = [(100, 100, 200, 180), (104, 95, 204, 178), (98, 104, 196, 176), (0, 0, 30, 20), (0, 0, 40, 25)]
+    sizes = [(20, 28), (20, 28), (60, 28), (20, 28), (20, 28)]
+    corners = tag_corners(boxes, sizes, (256, 256))
+    drawn = np.zeros((256, 256), int)
+    for (x, y), (width, height) in zip(corners, sizes, strict=True):
+        drawn[y : y + height, x : x + width] += 1
+    assert drawn.max() == 1 and drawn.sum() == sum(width * height for width, height in sizes)
+    assert corners[0] == (100, 72)  # above the left edge where nothing is in the way
 
 
 def test_a_grounding_head_places_what_another_reporter_says(trained: Path, tmp_path: Path) -> None:
