@@ -23,8 +23,8 @@ from typing import Any
 from roentgen import errors
 from roentgen.config import parse_call
 from roentgen.errors import UserError
-from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.report.tables import report
+from roentgen.metrics.result import Context, write_result
 from roentgen.provenance import git_state
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,14 +48,10 @@ def measure(
         rows: Sizes of the sets, rising, with commas.
         compared: Largest set whose images are compared with one another.
     """
-    if update is not None:
-        replace_between_markers(Path(update), "export-memory", "", write=False)
-    found = read_result(Path(result)) if result is not None else measured(_sizes(rows), compared, out)
-    lines = table(found)
-    print(lines)
-    if update is not None:
-        replace_between_markers(Path(update), "export-memory", lines)
-    return 0
+    return report(
+        "export-memory", out=out, result=result, update=update, table=table,
+        measure=lambda path: measured(_sizes(rows), compared, path),
+    )  # fmt: skip
 
 
 def _sizes(rows: str) -> list[int]:
@@ -68,7 +64,7 @@ def _sizes(rows: str) -> list[int]:
     return sizes
 
 
-def measured(sizes: Sequence[int], compared: int, out: str | None) -> Mapping[str, Any]:
+def measured(sizes: Sequence[int], compared: int, out: Path) -> None:
     """A process a size; the value is the largest size's memory over the smallest one's."""
     sets = []
     for size in sizes:
@@ -86,13 +82,10 @@ def measured(sizes: Sequence[int], compared: int, out: str | None) -> Mapping[st
         command=f"python benchmarks/export.py --rows={','.join(map(str, sizes))} --compared={compared}",
         git=git_state(ROOT),
     )  # fmt: skip
-    entry: dict[str, Any] = {
-        "metric": "largest resident set of roentgen export, largest set over smallest", "value": growth,
-        "ci": (growth, growth), "ci_method": "none: one run each", "n": sizes[-1], "details": {"sets": sets},
-    }  # fmt: skip
-    if out is not None:
-        return write_result(Path(out), context=context, **entry)
-    return {**entry, "settings": context.settings, "command": context.command}
+    write_result(
+        out, metric="largest resident set of roentgen export, largest set over smallest", value=growth,
+        ci=(growth, growth), ci_method="none: one run each", n=sizes[-1], context=context, details={"sets": sets},
+    )  # fmt: skip
 
 
 def make_one(rows: int, compare: bool) -> dict[str, Any]:

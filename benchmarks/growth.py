@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from document import report
 from timing import timed
 from tqdm import tqdm
 
@@ -27,7 +26,7 @@ from roentgen import errors
 from roentgen.config import parse_call
 from roentgen.data.near import search_of
 from roentgen.errors import UserError
-from roentgen.metrics.report.tables import table
+from roentgen.metrics.report.tables import report, table
 from roentgen.metrics.result import Context, write_result
 from roentgen.provenance import Surroundings, git_state, in_words, processor
 

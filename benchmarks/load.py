@@ -25,14 +25,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from document import report
 from timing import python_path
 from tqdm import tqdm
 
 from roentgen import errors, threads
 from roentgen.config import parse_call
 from roentgen.errors import UserError
-from roentgen.metrics.report.tables import table
+from roentgen.metrics.report.tables import report, table
 from roentgen.metrics.result import Context, write_result
 from roentgen.provenance import Surroundings, git_state, in_words, processor
 

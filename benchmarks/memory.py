@@ -16,8 +16,8 @@ from typing import Any
 
 from roentgen import errors
 from roentgen.config import parse_call
-from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.report.tables import report
+from roentgen.metrics.result import Context, write_result
 from roentgen.provenance import git_state
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,16 +40,18 @@ def measure(
         batch: Images that the GPU holds at once.
         side: Side of the latents; 64 is 512 pixels.
     """
-    found = estimate_all(batch, side, Path(out) if out else None) if result is None else read_result(Path(result))
-    lines = table(found)
-    print(lines)
-    if update is not None:
-        replace_between_markers(Path(update), "memory", lines)
-    return 0
+    return report(
+        "memory",
+        out=out,
+        result=result,
+        update=update,
+        measure=lambda path: estimate_all(batch, side, path),
+        table=table,
+    )
 
 
-def estimate_all(batch: int, side: int, out: Path | None) -> Mapping[str, Any]:
-    """One estimate a setup; written to ``out`` where that is given."""
+def estimate_all(batch: int, side: int, out: Path) -> None:
+    """One estimate a setup; written to ``out``."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -98,18 +100,11 @@ def estimate_all(batch: int, side: int, out: Path | None) -> Mapping[str, Any]:
         command=f"python benchmarks/memory.py --batch={batch} --side={side}",
         git=git_state(ROOT),
     )
-    entry: dict[str, Any] = {
-        "metric": "estimated device memory of training, bytes (checkpointing, 8-bit AdamW)",
-        "value": last,
-        "ci": (last, last),
-        "ci_method": "none: computed, not sampled",
-        "n": 1,
-        "warnings": ["an estimate: without the device's context, workspaces and fragmentation; not measured on a GPU"],
-        "details": {"setups": setups},
-    }
-    if out is not None:
-        return write_result(out, context=context, **entry)
-    return {**entry, "settings": context.settings, "command": context.command}
+    write_result(
+        out, metric="estimated device memory of training, bytes (checkpointing, 8-bit AdamW)", value=last,
+        ci=(last, last), ci_method="none: computed, not sampled", n=1, context=context, details={"setups": setups},
+        warnings=["an estimate: without the device's context, workspaces and fragmentation; not measured on a GPU"],
+    )  # fmt: skip
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -34,9 +34,9 @@ from roentgen.images import read_image
 from roentgen.metrics import extractors
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.diversity.ms_ssim import MIN_SIDE, pair_ms_ssim
-from roentgen.metrics.report.tables import figure, replace_between_markers
+from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.result import Context, write_result
 from roentgen.provenance import portable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,15 +74,12 @@ def measure(
         seed: Of the images that are made, of random weights and of random orders of files.
         batch_size: Images through the network at a time.
     """
-    if update is not None:  # before minutes of measuring
-        replace_between_markers(Path(update), NAME, "", write=False)
     if (real is None) != (generated is None):
         raise UserError("--real and --generated belong together; give both, or none for the images of data/sample")
     if images < 4 or batch_size < 1 or seed < 0:
         raise UserError("--images must be at least 4, --batch-size at least 1, --seed at least 0")
-    if result is None:
-        if out is None:
-            raise UserError("--out is missing; name a JSON file for the result")
+
+    def own(path: Path) -> None:
         for package in PACKAGES:
             try:
                 importlib.metadata.version(package)
@@ -90,13 +87,9 @@ def measure(
                 raise UserError(f"the comparison needs {package}: pip install {package}") from None
         with tempfile.TemporaryDirectory() as scratch:
             folders = [None if given is None else Path(given) for given in (real, generated)]
-            measured(Path(scratch), Path(out), folders, images=images, seed=seed, batch_size=batch_size)
-        result = out
-    text = table(read_result(Path(result)))
-    print(text)
-    if update is not None:
-        replace_between_markers(Path(update), NAME, text)
-    return 0
+            measured(Path(scratch), path, folders, images=images, seed=seed, batch_size=batch_size)
+
+    return report(NAME, out=out, result=result, update=update, measure=own, table=table)
 
 
 def measured(

@@ -26,6 +26,7 @@ from roentgen.files import read_json
 from roentgen.metrics.report.tables import replace_between_markers, table
 from roentgen.metrics.result import write_json
 from roentgen.provenance import command_line, git_state, processor, versions
+from roentgen.threads import cores
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ROOT / "prompts" / "combinations.csv"
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "rows": rows,
                 "equal": len({row["sums"] for row in rows}) == 1,
                 "processor": processor(),
-                "cores": os.cpu_count(),
+                "cores": cores(),
                 "command": command_line("benchmarks/scale.py", s),
                 "git_commit": git_state(ROOT)["commit"],
                 "versions": versions(),

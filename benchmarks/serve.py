@@ -29,7 +29,6 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
-from document import report
 from PIL import Image
 from tqdm import tqdm
 
@@ -38,6 +37,7 @@ from roentgen.config import parse_call
 from roentgen.errors import UserError
 from roentgen.files import read_json
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
+from roentgen.metrics.report.tables import report
 from roentgen.metrics.result import Context, write_result
 from roentgen.models.hub import MINI
 from roentgen.provenance import Surroundings, git_state, in_words, processor

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from roentgen.provenance import processor
+from roentgen.threads import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,5 +60,4 @@ def timed(command: Sequence[str]) -> tuple[float, float]:
 
 def machine() -> dict[str, Any]:
     """CPU model and the cores that this process may use; nothing that names the machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": processor(), "cores": cores}
+    return {"cpu": processor(), "cores": cores()}

@@ -8,13 +8,14 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timing
+from timing import summarised
 from train_arms import ARMS, PEER, ROOT, Comparison, Run, command
 
 from roentgen.errors import UserError
 from roentgen.files import file_hash
 from roentgen.metrics.result import Context, write_result
 from roentgen.provenance import git_state, in_words
+from roentgen.threads import cores
 
 GOALS = {"ours-online": 1.5, "ours-cached": 2.0}
 # Dense bfloat16 operations a second, from NVIDIA's data sheets; the first name found in the device's counts.
@@ -72,7 +73,7 @@ def summarise(
             "flops_per_image": operations,
             "machine": {
                 "device": device,
-                "cores": timing.machine()["cores"],
+                "cores": cores(),
                 "threads": os.environ.get("OMP_NUM_THREADS", "one a core"),
             },
             "conditions": dict(conditions or {}) or None,
@@ -91,14 +92,14 @@ def arm_figures(
     waits = [longer.speed["data_wait_share"] for _, longer in repeats if longer.speed is not None]
     known = [share for share in waits if share is not None]
     found = {
-        "images_per_second": spread(rates),
-        "seconds_to_start_and_end": spread(
+        "images_per_second": summarised(rates),
+        "seconds_to_start_and_end": summarised(
             [shorter.seconds - short / rate for (shorter, _), rate in zip(repeats, rates, strict=True)]
         ),
-        "cpu_seconds_per_image": spread([(longer.cpu - shorter.cpu) / images for shorter, longer in repeats]),
-        "peak_memory_bytes": spread([longer.memory for _, longer in repeats]),
+        "cpu_seconds_per_image": summarised([(longer.cpu - shorter.cpu) / images for shorter, longer in repeats]),
+        "peak_memory_bytes": summarised([longer.memory for _, longer in repeats]),
         "mfu": utilisation(statistics.median(rates), operations, device),
-        "data_wait_share": spread(known) if known else None,
+        "data_wait_share": summarised(known) if known else None,
     }
     if arm == "ours-cached":
         made = warm_up[0].seconds - statistics.median(shorter.seconds for shorter, _ in repeats)
@@ -171,11 +172,6 @@ def utilisation(rate: float, operations: int, device: str) -> float | None:
     """Share of the device's peak that the model's own operations take (MFU); None where the peak is not known."""
     peak = next((value for name, value in PEAK_FLOPS.items() if name in device), None)
     return None if peak is None else rate * operations / peak
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, extremes, and the values themselves."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": list(values)}
 
 
 def median(arms: Mapping[str, Any], arm: str) -> float:

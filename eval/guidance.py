@@ -26,9 +26,9 @@ from roentgen.experiments.sampling import SIDE, WARNING, Study, StudySettings
 from roentgen.generators.diffusion.sampling import Sampler
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.distribution.prdc import manifolds
-from roentgen.metrics.report.tables import figure, replace_between_markers
+from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import read_result, write_result
+from roentgen.metrics.result import write_result
 from roentgen.metrics.sharpness import CLIPPED_WHITE, COHERENCE, CONTRAST, MIN_SIDE, band_name, sharpness_of
 from roentgen.synthesis.folder import Job, generated_images
 
@@ -58,14 +58,10 @@ class Settings(StudySettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="eval/guidance.py", about=__doc__)
-    if s.update is not None:  # before the hours of work, not after
-        replace_between_markers(s.update, NAME, "", write=False)
-    if s.measure:
-        measure(s)
-    result = read_result(s.out / "guidance.json")
-    print(table(result))
-    if s.update is not None:
-        replace_between_markers(s.update, NAME, table(result))
+    path = s.out / "guidance.json"
+    report(
+        NAME, out=path, result=None if s.measure else path, update=s.update, measure=lambda _: measure(s), table=table
+    )
     return 0
 
 

@@ -34,7 +34,7 @@ from roentgen.generators.diffusion.sampling import Sampler, make_solver
 from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.adherence.scored import LEAVE_OUT
 from roentgen.metrics.distribution import frechet
-from roentgen.metrics.report.tables import figure, replace_between_markers
+from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import read_result, write_result
 from roentgen.metrics.statistics import cluster_weights, percentile_interval
@@ -67,16 +67,12 @@ class Settings(StudySettings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="eval/steps.py", about=__doc__)
-    if s.update is not None:  # before the hours of work, not after
-        replace_between_markers(s.update, NAME, "", write=False)
-    if s.measure:
-        measure(s)
-    result = read_result(s.out / "steps.json")
-    print(table(result))
+    path = s.out / "steps.json"
+    report(
+        NAME, out=path, result=None if s.measure else path, update=s.update, measure=lambda _: measure(s), table=table
+    )
     if s.plot is not None:
-        write_atomic(s.plot, plot(result).encode())
-    if s.update is not None:
-        replace_between_markers(s.update, NAME, table(result))
+        write_atomic(s.plot, plot(read_result(path)).encode())
     return 0
 
 

@@ -41,6 +41,11 @@ PADCHEST_HEADER = (
 PADCHEST_TABLE = "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv"
 
 
+def by_image(table: pd.DataFrame) -> dict[str, dict]:
+    """A manifest table's rows by the names of their files."""
+    return {Path(row["image"]).name: row for row in table.to_dict("records")}
+
+
 def carried(name: str) -> Path:
     """A real table that comes with torchxrayvision, found without importing the package."""
     spec = importlib.util.find_spec("torchxrayvision")

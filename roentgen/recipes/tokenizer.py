@@ -31,6 +31,7 @@ from roentgen.generators.masked import tokenizer as T
 from roentgen.generators.masked.vqgan import check_use
 from roentgen.images import from_autoencoder
 from roentgen.models import hub
+from roentgen.models.autoencoder.latents import downsampling
 from roentgen.recipes import CONFIGS
 from roentgen.recipes.vqgan import Vq, train_vqgan
 from roentgen.training.batches import content_key
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--vae {error}") from None
     channels = autoencoder.config.latent_channels
     require(sum(s.groups) == channels, f"--groups {s.groups}: sum to {sum(s.groups)}; the latents have {channels}")
-    factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    factor = downsampling(autoencoder)
     require(s.size % factor == 0, f"--size {s.size}: must be a multiple of the autoencoder's factor, {factor}")
     train, val = sources(s)
     require_writable(s.out, "--out")

@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
+from roentgen.models.autoencoder.latents import downsampling
+
 # What autocast does on CUDA (PyTorch's documentation, "Autocast Op Reference"), for the operations of these models.
 LOWERED = {F.linear, F.conv2d, torch.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.baddbmm}
 RAISED = {F.group_norm, F.layer_norm, F.softmax, torch.softmax, Tensor.softmax, torch.group_norm, torch.layer_norm}
@@ -158,7 +160,7 @@ def training_peak(
 
 def encoding_peak(vae: Any, batch: int, latent_shape: tuple[int, int, int], dtype: torch.dtype) -> int:
     """Bytes alive at the worst moment of encoding a batch of images."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = downsampling(vae)
     shape = (batch, vae.config.in_channels, latent_shape[1] * factor, latent_shape[2] * factor)
     with PeakMemory() as tracker, torch.no_grad(), Autocast(dtype), torch.device("meta"):
         vae.encode(torch.zeros(shape))

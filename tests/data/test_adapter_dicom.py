@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from trees_b import dicom_tree, write_csv, write_dicom
+from trees_b import by_image, dicom_tree, write_csv, write_dicom
 
 from roentgen.data.manifest import read_manifest, write_manifest
 from roentgen.data.sources.dicom_folder import read_dicom_folder
@@ -13,10 +13,6 @@ from roentgen.errors import UserError
 from roentgen.images import read_image
 
 COLUMNS = {"key_column": "accession", "text_column": "text"}
-
-
-def by_image(table):
-    return {Path(row["image"]).name: row for row in table.to_dict("records")}
 
 
 def test_export_becomes_a_valid_manifest(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from trees_b import carried, carried_rows, nih_tree, write_image
+from trees_b import by_image, carried, carried_rows, nih_tree, write_image
 
 from roentgen.data.labels import NIH_14
 from roentgen.data.manifest import as_cells, read_manifest, row_problems, write_manifest
@@ -15,10 +15,6 @@ from roentgen.data.sources.common import ages, manifest_columns
 from roentgen.data.sources.nih import BOX_COLUMNS, COLUMNS, SEX_COLUMNS, nih_rows, read_nih
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
-
-
-def by_image(table):
-    return {Path(row["image"]).name: row for row in table.to_dict("records")}
 
 
 @pytest.mark.parametrize("old", [False, True])

@@ -7,17 +7,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from trees_b import PADCHEST_TABLE, carried, carried_rows, padchest_tree, write_image
+from trees_b import PADCHEST_TABLE, by_image, carried, carried_rows, padchest_tree, write_image
 
 from roentgen.data.manifest import as_cells, read_manifest, row_problems, write_manifest
 from roentgen.data.sources.common import manifest_columns
 from roentgen.data.sources.padchest import COLUMNS, padchest_rows, read_padchest, sentence_sides
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
-
-
-def by_image(table):
-    return {Path(row["image"]).name: row for row in table.to_dict("records")}
 
 
 @pytest.mark.parametrize("flat", [False, True])

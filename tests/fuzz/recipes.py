@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+
+from recipe import load_script
 
 from .world import World
 
@@ -97,11 +96,4 @@ def scripts() -> list[str]:
     return [name for name in found if "class Settings" in (ROOT / name).read_text(encoding="utf-8")]
 
 
-@cache
-def script(name: str) -> ModuleType:
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / name)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+script = cache(load_script)

@@ -30,6 +30,7 @@ from roentgen.generators.diffusion.parts import check_parts
 from roentgen.generators.diffusion.sampling import Sampling, clean_estimate, make_solver, prompts_alone
 from roentgen.models import hub, loading
 from roentgen.models.autoencoder.channels import to_grey
+from roentgen.models.autoencoder.latents import downsampling
 from roentgen.models.lora import LORA_FILE, apply_lora
 from roentgen.models.plain.decoder import Autoencoder
 from roentgen.models.plain.unet import UNet
@@ -88,7 +89,7 @@ class Diffusion:
     @property
     def pixels(self) -> int:
         """Side of the images in pixels."""
-        return int(min(self.latent_shape[1:]) * 2 ** (len(self.vae.config.block_out_channels) - 1))
+        return min(self.latent_shape[1:]) * downsampling(self.vae)
 
     # ------------------------------------------------------------------------------------ loading, saving
 

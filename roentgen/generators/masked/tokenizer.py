@@ -58,7 +58,7 @@ class ImageTokenizer:
     @property
     def factor(self) -> int:
         """Pixels of a position's side."""
-        return int(2 ** (len(self.autoencoder.config.block_out_channels) - 1))
+        return latents.downsampling(self.autoencoder)
 
     @property
     def learned(self) -> bool:

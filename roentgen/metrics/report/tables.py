@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
+from roentgen.metrics.result import read_result
 
 Written = Mapping[str, Any]
 
@@ -62,3 +63,30 @@ def fill(document: Path, texts: Mapping[str, str], *, write: bool = True) -> boo
         known = ", ".join(f"<!-- results:{name} -->" for name in texts)
         raise UserError(f"{document} has none of the lines {known}; add one, and below it <!-- /results:... -->")
     return any([replace_between_markers(document, name, texts[name], write=write) for name in present])
+
+
+def report(
+    name: str,
+    *,
+    out: str | Path | None,
+    result: str | Path | None,
+    update: str | Path | None,
+    measure: Callable[[Path], object],
+    table: Callable[[Mapping[str, Any]], str],
+) -> int:
+    """Have ``measure`` write its result to ``out``, or take that of ``result``; print its ``table``.
+
+    ``update``: document in which the region results:``name`` is replaced by the table. UserError where neither file is
+    named, or the document has no such region: before anything is measured.
+    """
+    if update is not None:
+        replace_between_markers(Path(update), name, "", write=False)
+    if result is None and out is None:
+        raise UserError("--out is missing; name a JSON file for the result")
+    if result is None:
+        measure(Path(str(out)))
+    lines = table(read_result(Path(str(result or out))))
+    print(lines)
+    if update is not None:
+        replace_between_markers(Path(update), name, lines)
+    return 0

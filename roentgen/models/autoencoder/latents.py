@@ -32,6 +32,11 @@ def linear_posterior(vae: Any, linear: BlockPCA, x: Tensor) -> tuple[Tensor, Ten
     return mean, std.view(1, -1, 1, 1).expand_as(mean)
 
 
+def downsampling(vae: Any) -> int:
+    """Pixels of a side of an image for one of its latents."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
 @torch.no_grad()
 def encode(vae: Any, pixels: NDArray[np.uint8], *, device: torch.device) -> Tensor:
     """Posterior mean and standard deviation of uint8 images (N, H, W), before the scaling factor: float16
