@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
 from typing import Any
 
 from roentgen.errors import UserError, install
@@ -14,6 +15,18 @@ def require_ray(address: str) -> None:
     """UserError where Ray is not installed; nothing is imported."""
     if importlib.util.find_spec("ray") is None:
         raise UserError(f"--ray {address}: Ray is not installed; {install('ray')}")
+
+
+SECONDS = 5.0
+"""How long an address may take to answer; Ray itself tries for minutes."""
+
+
+def _answers(address: str) -> None:
+    """OSError where nothing listens at HOST:PORT; other forms of an address are left to Ray."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal() and int(port) < 65_536:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS):
+            pass
 
 
 def connect(address: str) -> Any:
@@ -28,6 +41,7 @@ def connect(address: str) -> Any:
     import ray
 
     try:
+        _answers(address)
         ray.init(address=address, logging_level="ERROR", log_to_driver=False)
     except Exception as error:  # ConnectionError, ValueError, TimeoutError: by what is wrong with the address
         raise UserError(

@@ -1,13 +1,16 @@
-"""A server on a loopback port, in this process, around whatever catalogue a test needs."""
+"""A server on a loopback port: in this process, around whatever catalogue a test needs, or as the command it is."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -49,3 +52,39 @@ def running(
         thread.join(60)
         app.state.service.batcher.close(60)
         listener.close()
+
+
+@dataclass(frozen=True)
+class Command:
+    """``roentgen serve`` as a process, and what it has written to its log."""
+
+    url: str
+    process: subprocess.Popen[str]
+    log: Path
+
+    def stop(self) -> None:
+        """Ask it to end, as a service manager does; it must end well, and never have said a traceback."""
+        self.process.terminate()
+        self.ended()
+
+    def ended(self) -> None:
+        """It ends by itself, well."""
+        assert self.process.wait(60) == 0
+        assert "Traceback" not in self.log.read_text()
+
+
+@contextlib.contextmanager
+def command(model: Path, folder: Path, *words: str) -> Iterator[Command]:
+    """``roentgen serve --model MODEL WORDS`` on a port of its own, until it answers; its log is in ``folder``."""
+    log = folder / "log"
+    called = [sys.executable, "-m", "roentgen", "serve", "--model", str(model), "--port", "0", "--device", "cpu"]
+    with log.open("w") as file:
+        process = subprocess.Popen([*called, *words], stdout=subprocess.PIPE, stderr=file, text=True)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url.startswith("http://127.0.0.1:"), log.read_text()
+        yield Command(url, process, log)
+    finally:
+        process.kill()
+        process.wait()

@@ -98,7 +98,7 @@ def edit(s: Edit) -> int:
     pixels = images.read_image(source)
     region = _region(pixels.shape, s.lung, s.box, s.mask)
     for warning in editing.warnings_of(pixels):
-        print(f"roentgen: warning: {source}: {warning}; the model knows frontal chest X-rays only", file=sys.stderr)
+        print(f"roentgen: warning: {source}: {warning}", file=sys.stderr)
     generation.check_settings(
         num_images=s.num_images, seed=s.seed, steps=s.steps, guidance=s.guidance, sampler=s.sampler
     )
@@ -166,7 +166,11 @@ def _region(shape: tuple[int, ...], lung: str | None, box: tuple[float, ...], ma
     if len(flags) > 1:
         raise UserError(f"{' and '.join(flags)}: name the region in one way")
     if mask is not None:
-        return region_of(shape, read_image(mask), what=f"--mask {mask}")
+        try:
+            white = read_image(mask)
+        except UserError as error:
+            raise UserError(f"--mask {error}") from None
+        return region_of(shape, white, what=f"--mask {mask}")
     return region_of(shape, lung or box or None, what=flags[0] if flags else "region")
 
 

@@ -26,6 +26,8 @@ from roentgen.reports.boxes import check_box, to_pixels
 
 FEATHER = 1 / 12
 """Width of the edge inside a region over which the change fades in, as a share of the image's shorter side."""
+COARSE = 0.6
+"""Share of an image's contrast that is left at 32 x 32 pixels; 0.88 or more in 300 chest X-rays, 0.1 in noise."""
 DEFAULTS: dict[str, Any] = {"guidance": 5.0}
 """Settings of sampling where none are given: an edit needs more guidance than an image from nothing."""
 Region = NDArray[Any] | tuple[float, ...] | str | None
@@ -180,6 +182,7 @@ def warnings_of(image: np.ndarray) -> list[str]:
 
     low, high = np.percentile(image, [1, 99])
     symmetry, contrast = frontal_measures(image)
+    coarse = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BOX), dtype=np.float64)
     facts = ImageFacts(
         width=image.shape[1],
         height=image.shape[0],
@@ -187,7 +190,10 @@ def warnings_of(image: np.ndarray) -> list[str]:
         symmetry=symmetry,
         contrast=contrast,
     )
-    return [f"{kind}: {message}" for kind, message in image_problems(facts)]
+    found = image_problems(facts)
+    if high > low and coarse.std() < COARSE * image.std():
+        found.append(("no X-ray", "most of its contrast is fine grain"))
+    return [f"{kind}: {message}; the model knows frontal chest X-rays only" for kind, message in found]
 
 
 def _source(image: str | Path | np.ndarray) -> tuple[np.ndarray, dict[str, str]]:

@@ -81,8 +81,12 @@ def check_tls(certificate: Path | None, key: Path | None) -> tuple[Path, Path] |
         return None
     if certificate is None or key is None:
         raise UserError("--tls-cert and --tls-key: pass both, or neither")
+
+    def encrypted() -> str:  # asked for a passphrase; OpenSSL would ask on the terminal, and so at every start
+        raise UserError(f"--tls-key {key}: is encrypted; write it without a passphrase (openssl pkey), for you to read")
+
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=encrypted)
     except (OSError, ssl.SSLError) as error:
         raise UserError(
             f"--tls-cert {certificate}, --tls-key {key}: cannot be used ({reason(error)}); pass PEM files that fit"

@@ -24,7 +24,7 @@ from roentgen.serving.failures import Failure, body_of, log, of_user
 from roentgen.serving.forms import Form, form_of, read_form
 from roentgen.serving.replies import Reply
 from roentgen.serving.schemas import EditRequest, ImageRequest
-from roentgen.serving.service import Asked, Change, Making, Service, settings_of, unknown_words
+from roentgen.serving.service import Asked, Change, Making, Service, settings_of
 from roentgen.serving.uploads import read_mask, read_upload
 
 QUIET = ("user", "quality", "style", "background", "moderation", "output_compression", "partial_images")
@@ -113,7 +113,7 @@ def _card(name: str, kind: str) -> dict[str, Any]:
 def _about(making: Making, asked: ImageRequest) -> dict[str, Any]:
     """What a reply says beside its images; ``warnings`` name what was not as asked."""
     side = f"{making.model.pixels}x{making.model.pixels}"
-    warnings = unknown_words(making)
+    warnings = list(making.warnings)
     if asked.size not in (None, "auto", side):
         warnings.append(f"size: {making.name} makes images of {side}")
     warnings += [f"{name}: is ignored" for name in asked.ignored() if name not in QUIET]

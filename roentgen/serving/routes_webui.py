@@ -22,7 +22,7 @@ from roentgen.serving.batcher import Event
 from roentgen.serving.catalogue import settings_of_family
 from roentgen.serving.replies import Reply
 from roentgen.serving.schemas import SAMPLERS, PngInfoRequest, WebEditRequest, WebRequest, given
-from roentgen.serving.service import Asked, Change, Making, Service, settings_of, unknown_words
+from roentgen.serving.service import Asked, Change, Making, Service, settings_of
 from roentgen.serving.uploads import read_mask, read_upload
 
 KIND = "webui"
@@ -277,7 +277,7 @@ def _reply(making: Making, asked: WebRequest, samples: list[Sample], used: dict[
         "infotexts": texts,
         "interrupted": len(samples) < len(making.ticket.seeds),
         "used_instead": used,
-        "warnings": unknown_words(making),
+        "warnings": making.warnings,
         "synthetic": True,
     }
     parameters = {key: value for key, value in asked.model_dump().items() if key not in ("init_images", "mask")}

@@ -13,7 +13,7 @@ import anyio.to_thread
 from fastapi import Request
 
 from roentgen.generators.base import Editing, Generator, Sample, check_seed, check_text
-from roentgen.generators.edit import edit
+from roentgen.generators.edit import edit, warnings_of
 from roentgen.generators.generate import attentive
 from roentgen.serving.batcher import Batcher, Busy, Event, Stopping, Ticket
 from roentgen.serving.catalogue import Catalogue, settings_of_family
@@ -49,13 +49,14 @@ class Change:
 
 @dataclass
 class Making:
-    """Images that are being made: what was taken, and its events."""
+    """Images that are being made: what was taken, its events, and what is odd about the request."""
 
     name: str
     model: Generator
     ticket: Ticket
     queue: asyncio.Queue[Event]
     deadline: float
+    warnings: list[str]
 
     @property
     def share(self) -> float:
@@ -118,7 +119,9 @@ class Service:
             made = next(run(index, on_step))
             return Sample(made.image, made.prompt, made.seed, index, made.provenance)
 
-        return self._queue(request, name, asked.prompt, seeds, kind, make=make)
+        making = self._queue(request, name, asked.prompt, seeds, kind, make=make)
+        making.warnings += await anyio.to_thread.run_sync(warnings_of, change.image)
+        return making
 
     async def begin_words(self, request: Request, asked: Asked, kind: str) -> tuple[Making, dict[str, Any]]:
         """The same for one image and where its words were looked up: the map of each word, once the image is there."""
@@ -164,7 +167,8 @@ class Service:
             raise Failure(503, STOPPING, retry=10) from None
         if self.options.log_prompts:
             log.info("prompt %r, %d images from seed %d", prompt, len(seeds), seeds[0])
-        return Making(name, model, ticket, queue, loop.time() + self.options.limits.seconds)
+        unknown = [f"word never seen in training: {word}" for word in model.info.unknown_words(prompt)]
+        return Making(name, model, ticket, queue, loop.time() + self.options.limits.seconds, unknown)
 
     async def events(self, making: Making, request: Request | None) -> AsyncGenerator[Event, None]:
         """What happens until the last image is there. With ``request`` a client that has gone is noticed.
@@ -239,12 +243,6 @@ def _check_settings(settings: Mapping[str, Any], model: Generator) -> None:
     for name in settings:
         if name not in settings_of_family(model):
             raise Failure(400, f"{name}: {model.info.name} has no such setting; leave it out", param=name)
-
-
-def unknown_words(making: Making) -> list[str]:
-    """Warnings about words that the model has not seen in training."""
-    words = making.model.info.unknown_words(making.ticket.prompt)
-    return [f"word never seen in training: {word}" for word in words]
 
 
 HIDDEN = ("prompt", "seed", "model", "model_hash", "dtype", "version", "software", "synthetic")

@@ -230,7 +230,7 @@ def test_json_line(run_cli: Any, film_file: Path, tiny_pipeline: Path) -> None:
         (["film.png", TEXT, "--lung", "left", "--box", "0", "0", "1", "1"], "--lung and --box"),
         (["film.png", TEXT, "--mask", "small.png"], "--mask"),
         (["film.png", TEXT, "--mask", "black.png"], "--mask"),
-        (["film.png", TEXT, "--mask", "none.png"], "none.png"),
+        (["film.png", TEXT, "--mask", "none.png"], "--mask none.png"),
         (["film.png", TEXT, "--sampler", "unipc"], "--sampler unipc"),
         (["film.png", TEXT, "-n", "2"], "--num-images 2"),
         (["film.png", "--remove", TEXT, "--negative-prompt", TEXT], "--negative-prompt"),
@@ -251,13 +251,18 @@ def test_bad_input_is_one_sentence(
     assert not list(Path("out").glob("*")) and (images.read_image("film.png") == film).all()
 
 
-def test_an_image_that_is_no_chest_is_warned_of(run_cli: Any, tmp_path: Path, tiny_pipeline: Path) -> None:
-    ramp = np.tile(np.arange(96, dtype=np.uint8) * 2, (96, 1))
-    Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    code, _, err = run_cli(
-        "edit", tmp_path / "ramp.png", TEXT, "--model", tiny_pipeline, "--steps", 1, "--out", tmp_path / "out"
-    )
-    assert code == 0 and "ramp.png: does not look frontal" in err
+RAMP = np.tile(np.arange(96, dtype=np.uint8) * 2, (96, 1))
+GRAIN = np.random.default_rng(0).integers(0, 255, (96, 96), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("pixels", "said"), [(RAMP, "does not look frontal"), (GRAIN, "no X-ray")])
+def test_an_image_that_is_no_chest_is_warned_of(
+    run_cli: Any, tmp_path: Path, tiny_pipeline: Path, pixels: np.ndarray, said: str
+) -> None:
+    file = tmp_path / "other.png"
+    Image.fromarray(pixels).save(file)
+    code, _, err = run_cli("edit", file, TEXT, "--model", tiny_pipeline, "--steps", 1, "--out", tmp_path / "out")
+    assert code == 0 and f"other.png: {said}" in err
 
 
 def test_families_that_do_not_edit_say_so(tiny_model: Diffusion, film: np.ndarray) -> None:

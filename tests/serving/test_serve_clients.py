@@ -294,6 +294,15 @@ def test_openai_edits_keep_what_is_outside(server: Running, chest: np.ndarray, r
     assert image.info["edited"] == "true" and image.info["prompt"] == "no acute process"
 
 
+def test_an_edit_of_what_is_no_chest_xray_says_so(server: Running, client: webuiapi.WebUIApi) -> None:
+    grain = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+    files, asked = {"image": encode_image(grain, "png", {})}, {"prompt": PROMPT, "steps": "2"}
+    reply = httpx.post(f"{server.url}/v1/images/edits", data=asked, files=files)
+    assert any("chest X-rays" in warning for warning in reply.json()["warnings"])
+    result = client.img2img(images=[Image.fromarray(grain)], prompt=PROMPT, steps=2)
+    assert any("chest X-rays" in warning for warning in result.info["warnings"])
+
+
 def test_img2img_with_a_mask(client: webuiapi.WebUIApi, chest: np.ndarray) -> None:
     mask = Image.open(io.BytesIO(half("L")))
     asked = {"images": [Image.fromarray(chest)], "prompt": PROMPT, "seed": 2, "steps": 4, "cfg_scale": 2}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +15,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
-from server import running
+from server import command, running
 from test_serve_clients import Reader
 
 from roentgen.generators.base import Info, check_text
@@ -89,33 +86,21 @@ def test_a_thousand_requests_made_from_the_schema() -> None:
 @pytest.mark.slow
 def test_sigterm_under_load(tiny_pipeline: Path, tmp_path: Path) -> None:
     """What is being computed is answered, what waits is told, the rest finds nobody; and the program ends well."""
-    words = [sys.executable, "-m", "roentgen", "serve", "--model", str(tiny_pipeline), "--port", "0"]
-    words += ["--batch-size", "1", "--device", "cpu"]
-    log = (tmp_path / "log").open("w+")
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ})
-    try:
-        assert server.stdout is not None
-        url = server.stdout.readline().strip()
-        assert url.startswith("http://127.0.0.1:"), (tmp_path / "log").read_text()
+    with command(tiny_pipeline, tmp_path, "--batch-size", "1") as server:
 
         def ask(number: int) -> int:
             body = {"prompt": PROMPT, "steps": 300, "seed": number}
             try:
-                return httpx.post(f"{url}/v1/images/generations", json=body, timeout=120).status_code
+                return httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=120).status_code
             except httpx.ConnectError:
                 return 0
 
         with ThreadPoolExecutor(6) as pool:
             replies = [pool.submit(ask, number) for number in range(6)]
-            while "roentgen_queue_images 5.0" not in httpx.get(f"{url}/metrics").text:
+            while "roentgen_queue_images 5.0" not in httpx.get(f"{server.url}/metrics").text:
                 assert not all(reply.done() for reply in replies), "all was done before it could be seen"
-            server.send_signal(signal.SIGTERM)
+            server.process.send_signal(signal.SIGTERM)
             statuses = sorted(reply.result() for reply in replies)
-        assert server.wait(60) == 0
+        server.ended()
         assert statuses == [200, 503, 503, 503, 503, 503]
-    finally:
-        server.kill()
-        server.wait()
-        log.close()
-    said = (tmp_path / "log").read_text()
-    assert "Traceback" not in said and PROMPT not in said
+        assert PROMPT not in server.log.read_text()

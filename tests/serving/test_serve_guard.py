@@ -93,6 +93,36 @@ def test_bad_input_of_the_command(run_cli: Any, tmp_path: Path) -> None:
             assert code == 2 and flag in err and len(err.splitlines()) == 1 and not out, (flag, err)
 
 
+def test_encrypted_tls_key_is_refused_without_a_question(tmp_path: Path) -> None:
+    serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    how = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8)
+    secret = ec.generate_private_key(ec.SECP256R1())
+    key = tmp_path / "key.pem"
+    key.write_bytes(secret.private_bytes(*how, serialization.BestAvailableEncryption(b"word")))
+    certificate = tmp_path / "cert.pem"
+    certificate.write_bytes(selfsigned(secret))
+    with pytest.raises(UserError, match=f"--tls-key {key}"):
+        launch.check_tls(certificate, key)
+    key.write_bytes(secret.private_bytes(*how, serialization.NoEncryption()))
+    assert launch.check_tls(certificate, key) == (certificate, key)
+
+
+def selfsigned(secret: Any) -> bytes:
+    """A certificate of a day for a key, PEM."""
+    from datetime import UTC, datetime, timedelta
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(secret.public_key())
+    now = datetime.now(UTC)
+    made = made.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    return made.sign(secret, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
 def test_add_key_prints_it_once(run_cli: Any, tmp_path: Path) -> None:
     code, out, _ = run_cli("serve", "--keys", tmp_path / "keys", "--add-key", "ward")
     assert code == 0 and load_keys(tmp_path / "keys", {}).holder(f"Bearer {out.strip()}") == "ward"

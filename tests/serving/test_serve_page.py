@@ -182,6 +182,11 @@ def test_edit_an_image(page: Any) -> None:
     page.locator(".card button").first.click()
     api.expect(page.locator("#provenance")).to_contain_text("edited")
     api.expect(page.locator("#words-box")).to_be_hidden()
+    page.fill("#edit-text", "")
+    page.fill("#edit-remove", "cardiomegaly")
+    page.click("#edit")
+    made(page, 3)
+    api.expect(page.locator(".group h3").first).to_contain_text("no cardiomegaly")
 
 
 def grey_levels(page: Any, selector: str) -> np.ndarray:

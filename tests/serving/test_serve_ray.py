@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-import os
-import subprocess
+import socket
 import sys
 import time
 import types
@@ -18,10 +17,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from server import running
+from server import command, running
 from test_serve_clients import Reader
 
 from roentgen import UserError, generate
+from roentgen.cluster import connect
 from roentgen.serving.catalogue import Catalogue
 from roentgen.serving.replicas import Replica, Wish, spread
 
@@ -187,45 +187,46 @@ def test_bad_input_of_the_command(run_cli: Any, monkeypatch: pytest.MonkeyPatch)
     assert code == 2 and "--ray auto: Ray is not installed" in err and not out
 
 
+def test_an_address_where_nothing_listens_is_no_wait_of_minutes(ray: Any, known: Catalogue) -> None:
+    asked: list[str] = []
+    ray.init = lambda **named: asked.append(named["address"])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+        assert connect(f"127.0.0.1:{port}") is ray
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        with pytest.raises(UserError, match=f"--ray {address}: no cluster answers"):
+            connect(address)
+    assert asked == [f"127.0.0.1:{port}"]
+
+
 @pytest.mark.slow
 def test_two_replicas_and_one_killed(tiny_pipeline: Path, tmp_path: Path) -> None:
     """Ray itself: 24 requests, a replica killed among them, every picture that of the library."""
     pytest.importorskip("ray.serve", reason="Ray Serve (the extra ray) is not among the packages of the tests")
     psutil = pytest.importorskip("psutil")
-    words = [sys.executable, "-m", "roentgen", "serve", "--model", str(tiny_pipeline), "--port", "0", "--device", "cpu"]
-    words += ["--ray", "local", "--replicas", "2", "--batch-size", "2"]
-    with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ})
-    try:
-        assert server.stdout is not None
-        url = server.stdout.readline().strip()
-        assert url.startswith("http://127.0.0.1:"), (tmp_path / "log").read_text()
+    with command(tiny_pipeline, tmp_path, "--ray", "local", "--replicas", "2", "--batch-size", "2") as server:
 
         def ask(seed: int) -> np.ndarray:
             body = {"prompt": PROMPT, "steps": 40, "seed": seed, "response_format": "url"}
-            reply = httpx.post(f"{url}/{ROUTE}", json=body, timeout=120)
+            reply = httpx.post(f"{server.url}/{ROUTE}", json=body, timeout=120)
             assert reply.status_code == 200, reply.text
             return pixels(httpx.get(reply.json()["data"][0]["url"]).content)
 
         with ThreadPoolExecutor(6) as pool:
             made = pool.map(ask, range(24))
             first = next(made)
-            replicas = [one for one in psutil.Process(server.pid).children(recursive=True) if "Replica" in named(one)]
+            children = psutil.Process(server.process.pid).children(recursive=True)
+            replicas = [one for one in children if "Replica" in named(one)]
             assert len(replicas) == 2
             replicas[0].kill()
             got = [first, *made]
-        from roentgen import load_model
+        server.stop()
+    from roentgen import load_model
 
-        model = load_model(str(tiny_pipeline), device="cpu", dtype="float32")
-        for seed, image in enumerate(got):
-            wanted = next(generate(model, PROMPT, seed=seed, steps=40)).image
-            assert np.abs(image.astype(int) - wanted).max() <= 1
-        server.terminate()
-        assert server.wait(60) == 0
-        assert "Traceback" not in (tmp_path / "log").read_text()
-    finally:
-        server.kill()
-        server.wait()
+    model = load_model(str(tiny_pipeline), device="cpu", dtype="float32")
+    for seed, image in enumerate(got):
+        wanted = next(generate(model, PROMPT, seed=seed, steps=40)).image
+        assert np.abs(image.astype(int) - wanted).max() <= 1
 
 
 def named(process: Any) -> str:

@@ -78,7 +78,8 @@ async function generate() {
 // An edit of an image that is here; see the viewer.
 async function edit(form) {
   if (running) return say("Wait until the other images are there.");
-  return run([form.get("prompt")], [form], { seed: Number(form.get("seed")), model: form.get("model"), n: 1 });
+  const prompt = form.get("prompt") || `no ${form.get("remove")}`;
+  return run([prompt], [form], { seed: Number(form.get("seed")), model: form.get("model"), n: 1 });
 }
 
 // Sends each body, and shows what comes of the prompt beside it.

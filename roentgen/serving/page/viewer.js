@@ -234,6 +234,7 @@ $("edit").addEventListener("click", () => {
   const form = new FormData();
   form.set("image", shown.picture, "image.png");
   form.set("prompt", $("edit-text").value.trim());
+  form.set("remove", $("edit-remove").value.trim());
   form.set("model", shown.event.model);
   form.set("seed", shown.event.seed);
   form.set("strength", $("strength").value);
