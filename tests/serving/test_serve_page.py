@@ -238,6 +238,7 @@ def test_history_survives_a_reload_until_it_is_cleared(page: Any, server: Runnin
         api.expect(page.locator(f"#{field}")).to_have_value(value)
     server.service.gallery.clear()  # its pictures are kept by the browser, not by the server
     page.reload()
+    made(page, 5)
     page.locator(".card button").first.click()
     api.expect(page.locator("#provenance")).to_contain_text("tiny")
     with page.expect_download() as waiting:

@@ -127,9 +127,9 @@ export function begin(prompts, about) {
   };
 }
 
-// Shows what this browser has kept.
+// Shows what this browser has kept, the newest first.
 async function restore() {
-  const groups = (await kept.all()).map(groupOf);
+  const groups = (await kept.all()).map(groupOf).reverse();
   for (const { group, cards } of groups) {
     const { images } = group.record;
     await Promise.all(images.map((image) => fill(cards[image.place], image)
