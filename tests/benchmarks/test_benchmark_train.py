@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -227,6 +228,32 @@ def test_ours_runs_for_real(bench: ModuleType, arms: ModuleType, job: Any) -> No
         found = arms.run(job, arm, 6)
         assert found.seconds > 0 and found.cpu > 0 and found.memory > 10**8
         assert found.speed is not None and found.speed["device"]
+
+
+@pytest.mark.slow
+def test_the_command_for_a_gpu_at_tiny_size(
+    bench: ModuleType, arms: ModuleType, make_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command with --device cuda, every process for real but on this processor; memory is what nvidia-smi
+    says. Seconds are made up, so that a busy machine changes nothing."""
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho 2000\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "peer.py").write_text("import sys\nassert '--train_data_dir' in sys.argv\n")
+    real = arms.run
+    monkeypatch.setattr(
+        arms, "run", lambda job, arm, steps: dataclasses.replace(real(job, arm, steps), seconds=1.0 + steps)
+    )
+    model, out = make_pipeline(tmp_path / "model", channels=3), tmp_path / "train-gpu.json"
+    words = ["--peer", str(tmp_path / "peer.py"), "--model", str(model), "--device", "cuda", "--batch", "2"]
+    words += ["--short", "1", "--long", "3", "--repeats", "1", "--workers", "1", "--scratch", str(tmp_path / "work")]
+    assert bench.main([*words, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert set(found["details"]["arms"]) == {"peer", "peer-workers", "ours-online", "ours-cached"}
+    assert found["details"]["arms"]["ours-online"]["images_per_second"]["median"] == 2
+    assert "| roentgen, latents and text cached |" in bench.table(found)
 
 
 def test_documentation_holds_the_committed_result(bench: ModuleType) -> None:
