@@ -94,7 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         s.out / "ceiling.json", value=bound,
         metric=f"mean over findings of the highest F1 that AUROC and prevalence allow, {s.split}",
         ci=(float("nan"), float("nan")), ci_method="none; of each finding by a bootstrap by patient",
-        n=len(table), context=context, details={"findings": rows, "macro": reached["macro"], "goal": s.goal},
+        n=len(table), context=context, details={
+            "findings": rows, "macro": reached["macro"], "goal": s.goal,
+            "macro_auroc": float(np.mean([row["auroc"]["value"] for row in rows])),
+        },
     )  # fmt: skip
     for document in s.documents:
         fill(document, {REGION: tables(s.out)})

@@ -2,15 +2,17 @@
 
     python examples/cxrreportgen_client.py data/sample/images/nih_00000061_012.jpg --out boxes.png
 
-What the public example does with an endpoint's key and OpenCV, without OpenCV: the endpoint and its key come from
---url and --key (or CXRREPORTGEN_ENDPOINT and CXRREPORTGEN_API_KEY), and nothing here needs roentgen but the drawing of
-boxes in the endpoint's own convention, fractions of the centre square of the shorter side.
+What the public example does with an endpoint's key and OpenCV: the endpoint and its key come from --url and --key (or
+CXRREPORTGEN_ENDPOINT and CXRREPORTGEN_API_KEY), and boxes in the endpoint's own convention, fractions of the centre
+square of the shorter side, become pixels of the image. Pillow draws them, or with --opencv OpenCV
+(pip install opencv-python-headless). Nothing here needs roentgen.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import importlib.util
 import json
 import os
 import sys
@@ -52,16 +54,39 @@ def whole_image(box: Sequence[float], width: int, height: int) -> tuple[float, f
     return left + x1, top + y1, left + x2, top + y2
 
 
-def draw(image: Image.Image, findings: Sequence[Sequence[Any]]) -> Image.Image:
-    """A copy of the image with the boxes of the findings, one colour each."""
-    shown = image.convert("RGB")
+def placed(findings: Sequence[Sequence[Any]], width: int, height: int) -> list[tuple[str, list[int]]]:
+    """Colour and pixels of each box of the findings, one colour a finding."""
+    with_boxes = [boxes for _, boxes in findings if boxes]
+    return [
+        (COLOURS[number % len(COLOURS)], [round(value) for value in whole_image(box, width, height)])
+        for number, boxes in enumerate(with_boxes)
+        for box in boxes
+    ]
+
+
+def draw(path: Path, findings: Sequence[Sequence[Any]], out: Path) -> None:
+    """Write the image with the boxes of the findings, by Pillow."""
+    with Image.open(path) as image:
+        shown = image.convert("RGB")
     pen = ImageDraw.Draw(shown)
-    line = max(2, min(shown.size) // 200)
-    placed = [boxes for _, boxes in findings if boxes]
-    for number, boxes in enumerate(placed):
-        for box in boxes:
-            pen.rectangle(whole_image(box, *shown.size), outline=COLOURS[number % len(COLOURS)], width=line)
-    return shown
+    for colour, box in placed(findings, *shown.size):
+        pen.rectangle(box, outline=colour, width=max(2, min(shown.size) // 200))
+    shown.save(out)
+
+
+def draw_by_opencv(path: Path, findings: Sequence[Sequence[Any]], out: Path) -> None:
+    """The same by OpenCV, which counts colours as blue, green, red."""
+    import cv2
+
+    shown = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if shown is None:
+        raise OSError(f"OpenCV cannot read {path}")
+    height, width = shown.shape[:2]
+    for colour, (x1, y1, x2, y2) in placed(findings, width, height):
+        red, green, blue = bytes.fromhex(colour[1:])
+        cv2.rectangle(shown, (x1, y1), (x2, y2), (blue, green, red), thickness=max(2, min(width, height) // 200))
+    if not cv2.imwrite(str(out), shown):
+        raise OSError(f"OpenCV cannot write {out}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--technique", default="")
     parser.add_argument("--comparison", default="")
     parser.add_argument("--out", type=Path, default=Path("boxes.png"), help="picture with the boxes")
+    parser.add_argument("--opencv", action="store_true", help="draw by OpenCV")
     args = parser.parse_args(argv)
+    if args.opencv and importlib.util.find_spec("cv2") is None:
+        print("--opencv: OpenCV is not installed; run `pip install opencv-python-headless`", file=sys.stderr)
+        return 2
     texts = {"indication": args.indication, "technique": args.technique, "comparison": args.comparison}
     try:
         findings = ask(args.url, args.key, request_of(args.image, texts))
@@ -85,8 +114,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for sentence, boxes in findings:
         print(sentence, boxes or "")
-    with Image.open(args.image) as image:
-        draw(image, findings).save(args.out)
+    try:
+        (draw_by_opencv if args.opencv else draw)(args.image, findings, args.out)
+    except (OSError, ValueError) as error:
+        print(f"--out {args.out}: the picture cannot be drawn ({error}); name a PNG or JPEG file", file=sys.stderr)
+        return 2
     print(args.out)
     return 0
 

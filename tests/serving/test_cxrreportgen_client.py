@@ -60,17 +60,35 @@ def url() -> Iterator[str]:
     server.server_close()
 
 
-def test_client_sends_prints_and_draws(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("pen", [[], ["--opencv"]], ids=["pillow", "opencv"])
+def test_client_sends_prints_and_draws(
+    pen: list[str], url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if pen:
+        pytest.importorskip("cv2")
     Image.fromarray(np.full((200, 400), 100, np.uint8)).save(tmp_path / "image.png")
     out = tmp_path / "boxes.png"
-    words = [str(tmp_path / "image.png"), "--url", url, "--out", str(out), "--indication", "cough"]
+    words = [str(tmp_path / "image.png"), "--url", url, "--out", str(out), "--indication", "cough", *pen]
     assert client().main([*words, "--key", "secret"]) == 0
     said = capsys.readouterr().out
     assert "There is a nodule." in said and "No effusion." in said
     drawn = np.asarray(Image.open(out))
-    rows, columns = np.nonzero((drawn != 100).any(2))
+    touched = (drawn != 100).any(2)
+    rows, columns = np.nonzero(touched)
     assert np.abs(np.subtract((columns.min(), rows.min(), columns.max(), rows.max()), BOX)).max() <= 3
+    assert (drawn[touched] == (0xE6, 0x9F, 0x00)).all()  # the first colour, its channels in order
     assert client().main([*words, "--key", "wrong"]) == 2
     assert "401" in capsys.readouterr().err
     assert client().main([*words[:2], "http://127.0.0.1:9/score"]) == 2
     assert "--url" in capsys.readouterr().err
+    assert client().main([*words, "--key", "secret", "--out", str(tmp_path / "no" / "boxes.png")]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_client_says_what_opencv_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = client()
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    assert module.main([str(tmp_path / "image.png"), "--opencv"]) == 2
+    assert "opencv-python-headless" in capsys.readouterr().err
