@@ -1,0 +1,111 @@
+"""Time of `roentgen report`: one image from a cold start, and each further one, as processes of their own.
+
+    python benchmarks/report.py --out benchmarks/results/report-cpu.json --update docs/reports.md
+    python benchmarks/report.py --result benchmarks/results/report-cpu.json --update docs/reports.md
+
+Imports, loading and writing JSON, text and picture count. A further image costs what the same command with more images
+takes longer than with one, over the images that it reads more. One call before the first fills the file cache.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from document import report
+from timing import machine, summarised, timed
+
+from roentgen import errors
+from roentgen.config import parse_call
+from roentgen.errors import UserError
+from roentgen.files import file_sha256
+from roentgen.metrics.result import Context, write_result
+from roentgen.provenance import git_state
+from roentgen.reports.load import MINI_REPORT, SHIPPED
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES = ROOT / "data" / "sample" / "images"
+GOALS = {"cold": 6.0, "further": 1.0}
+"""Seconds that were asked for."""
+
+
+def measure(
+    *, out: str | None = None, result: str | None = None, update: str | None = None, repeats: int = 5, further: int = 4
+) -> int:
+    """Time `roentgen report` of the sample images by mini-report.
+
+    Args:
+        out: JSON file for the result.
+        result: Measure nothing, take this JSON file of an earlier run.
+        update: Document in which the region results:reports-speed is replaced by the table.
+        repeats: Times that each command runs.
+        further: Images of the longer command beyond the first.
+    """
+    if repeats < 1 or further < 1:
+        raise UserError("--repeats and --further must be 1 or more")
+    return report(
+        "reports-speed", out=out, result=result, update=update, measure=lambda path: run(path, repeats, further),
+        table=table,
+    )  # fmt: skip
+
+
+def run(out: Path, repeats: int, further: int) -> None:
+    """Time both commands in turn, and write the result."""
+    images = sorted(IMAGES.glob("*.jpg"))[: 1 + further]
+    if len(images) <= further:
+        raise UserError(f"--further {further}: {IMAGES} has {len(images)} images; use less")
+    seconds(images[:1])
+    cold, more = [], []
+    for _ in range(repeats):
+        cold.append(seconds(images[:1]))
+        more.append((seconds(images) - cold[-1]) / further)
+    found = {"cold": summarised(cold), "further": summarised(more)}
+    context = Context(
+        extractor="wall time of a process, imports, loading and writing included", resize="the reporter's own", seed=0,
+        settings={"repeats": repeats, "further": further, "images": "data/sample/images", "device": "cpu", **machine()},
+        model={"name": MINI_REPORT, "hash": file_sha256(SHIPPED[MINI_REPORT] / "model.safetensors")[:16]}, inputs={},
+        command=f"python benchmarks/report.py --out={out.name} --repeats={repeats} --further={further}",
+        git=git_state(ROOT),
+    )  # fmt: skip
+    write_result(
+        out, metric="seconds of `roentgen report` on one image, cold", value=statistics.median(cold),
+        ci=(min(cold), max(cold)), ci_method="smallest and largest of the repeats", n=repeats, context=context,
+        goal="cold under 6 s, each further image under 1 s", details={"seconds": found, "goals": GOALS},
+    )  # fmt: skip
+
+
+def seconds(images: Sequence[Path]) -> float:
+    """Wall time of `roentgen report` on ``images``, on the CPU, its three files an image written."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, "-m", "roentgen", "report", *map(str, images), "--device", "cpu", "--out", folder]
+        return timed(words)[0]
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The Markdown table of a result."""
+    found, settings = result["details"]["seconds"], result["settings"]
+    names = {"cold": "one image, cold start", "further": "each further image"}
+    lines = [
+        "| `roentgen report`, mini-report | median (s) | smallest to largest | goal (s) |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {name} | {found[key]['median']:.2f} | {found[key]['min']:.2f} to {found[key]['max']:.2f} | "
+        f"under {result['details']['goals'][key]:.0f} |"
+        for key, name in names.items()
+    ]
+    note = f"{settings['repeats']} runs on {settings['cores']} cores of {settings['cpu']}, nothing beside them."
+    return "\n".join([*lines, "", note])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    settings = parse_call(measure, sys.argv[1:] if argv is None else argv, prog="benchmarks/report.py")
+    return measure(**settings)
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="benchmarks/report.py"))
