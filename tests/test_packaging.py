@@ -179,6 +179,9 @@ def test_tables_of_reports_are_those_of_the_result_files() -> None:
     script = load_script("eval/reports.py")
     for name, text in script.tables(ROOT / "eval/results/reports").items():
         assert region(DOCUMENTS["docs/reports.md"], name) == text, name
+    for name, file in (("reports-ceiling", "report_ceiling"), ("reports-int8", "int8")):
+        text = load_script(f"eval/{file}.py").tables(ROOT / "eval/results/reports")
+        assert region(DOCUMENTS["docs/reports.md"], name) == text, name
 
 
 def test_readme_is_short() -> None:
