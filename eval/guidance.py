@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from roentgen import errors
-from roentgen.config import BatchSize, Filled, Guidance, Range, Seed, Steps, parse_settings
+from roentgen.config import BatchSize, Filled, Guidance, Range, Seed, Share, Steps, parse_settings
 from roentgen.experiments.sampling import SIDE, WARNING, Study, StudySettings
 from roentgen.generators.diffusion.sampling import Sampler
 from roentgen.metrics.distribution import frechet
@@ -46,6 +46,9 @@ class Settings(StudySettings):
     measure: Annotated[bool, "false: take the result that OUT holds"] = True
     work: Annotated[Path, "folder for generated images and caches"] = Path("out/guidance")
     guidance: Annotated[tuple[Guidance, ...], Filled(), "scales to compare"] = (1.5, 3.0, 5.0)
+    guided_from: Annotated[
+        tuple[Share, ...], Filled(), "shares of the steps after which guidance begins, to compare"
+    ] = (0.0,)
     samplers: Annotated[tuple[Sampler, ...], Filled(), "samplers to compare"] = ("unipc",)
     images: Annotated[
         int, Range(10, 10**12), "prompts a setting, two thirds of them with findings where there are enough"
@@ -85,10 +88,11 @@ def measure(s: Settings) -> None:
         }
 
     curve: list[dict[str, Any]] = [{"sampler": "", "guidance": None, "set": "real", **score(real)}]
-    for sampler, scale in product(s.samplers, s.guidance):
-        folder = f"{sampler.replace('+', 'p')}-{scale:g}/images"
-        made = study.made(folder, steps=s.steps, guidance=scale, sampler=sampler)
-        curve.append({"sampler": sampler, "guidance": scale, "set": "generated", **score(made)})
+    for sampler, scale, begin in product(s.samplers, s.guidance, s.guided_from):
+        folder = f"{sampler.replace('+', 'p')}-{scale:g}{f'-from-{begin:g}' if begin else ''}/images"
+        made = study.made(folder, steps=s.steps, guidance=scale, sampler=sampler, guided_from=begin)
+        point = {"sampler": sampler, "guidance": scale, "guided_from": begin, "set": "generated"}
+        curve.append({**point, **score(made)})
         print(curve[-1], file=sys.stderr, flush=True)
     best = choose(curve[1:])
     steps = study.model.sampling(steps=s.steps).steps
@@ -96,7 +100,10 @@ def measure(s: Settings) -> None:
         s.out / "guidance.json", metric="macro AUROC on val prompts by sampler and guidance scale",
         value=float(best["auroc"]["value"]), ci=best["auroc"]["ci"], ci_method="95 % percentile, bootstrap by patient",
         n=len(study.rows), context=study.context("eval/guidance.py"), warnings=[WARNING],
-        details={"best": best["guidance"], "sampler": best["sampler"], "steps": steps, "curve": curve},
+        details={
+            "best": best["guidance"], "sampler": best["sampler"], "guided_from": best["guided_from"], "steps": steps,
+            "curve": curve,
+        },
     )  # fmt: skip
 
 
@@ -117,16 +124,20 @@ def sharpness_cells(sharp: Mapping[str, float]) -> list[str]:
 def table(result: Mapping[str, Any]) -> str:
     """Markdown of every setting beside the real images, with its conditions below."""
     details = result["details"]
-    head = ["sampler", "guidance", "AUROC", "FID", "density", "coverage"]
+    # A result made before there were intervals knows no `guided_from`.
+    chosen = (details["sampler"], details["best"], details.get("guided_from", 0))
+    head = ["sampler", "guidance", "from", "AUROC", "FID", "density", "coverage"]
     head += [f"power {low}-{high}" for low, high in BANDS] + ["coherence", "contrast", "white"]
     rows = []
     for point in details["curve"]:
-        bold = "**" if (point["sampler"], point["guidance"]) == (details["sampler"], details["best"]) else ""
+        begin = point.get("guided_from", 0)
+        bold = "**" if (point["sampler"], point["guidance"], begin) == chosen else ""
         real, sharp = point["set"] == "real", point["sharpness"]
         rows.append(
             [
                 "real images" if real else f"{bold}{point['sampler']}{bold}",
                 "" if real else f"{point['guidance']:g}",
+                "" if real else f"{begin:.0%}",
                 figure(point["auroc"], digits=3),
                 "" if real else f"{point['frechet_to_val']:.1f}",
                 "" if real else f"{point['density']:.2f}",
@@ -142,7 +153,8 @@ def table(result: Mapping[str, Any]) -> str:
             f"`{model['name']}` ({model['hash']}), {details['steps']} steps, {result['n']} prompts of `val`, the same "
             f"prompts and seeds for every row; macro AUROC over {names}; "
             f"distances in the classifier's features to as many real `val` images, all at {SIDE} px. Power: share of "
-            "the image's power in a band of cycles an image. White: pixels above 240. Bold: nearest to real images of "
+            "the image's power in a band of cycles an image. White: pixels above 240. From: share of the steps "
+            "that pass before guidance begins. Bold: nearest to real images of "
             f"those whose AUROC is within {SLACK} of the best.",
             "",
             f"Made by `{result['command']}`.",

@@ -50,7 +50,7 @@ def words_picture(path: Path, image: Image, found: Report, *, title: str) -> tup
     maps = word_maps(
         model, marks["prompt"], int(marks["seed"]), steps=int(marks["steps"]), guidance=float(marks["guidance"]),
         sampler=marks.get("sampler"), negative_prompt=marks.get("negative_prompt"),
-        guided_share=float(marks.get("guided_share", 1)),
+        guided_share=float(marks.get("guided_share", 1)), guided_from=float(marks.get("guided_from", 0)),
     )  # fmt: skip
     said = [finding for finding in found.findings if finding.present]
     total = _sum(maps, " ".join(finding.text for finding in said))

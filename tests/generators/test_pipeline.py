@@ -350,3 +350,25 @@ def test_a_share_of_the_steps_is_guided(tiny_model, monkeypatch):
     assert "guided_share" not in marks[0] and marks[1]["guided_share"] == "0.5"
     with pytest.raises(UserError, match="--guided-share 2"):
         tiny_model.sampling(guided_share=2)
+
+
+def test_an_interval_of_the_steps_is_guided(tiny_model, monkeypatch):
+    """Guidance may begin later, and end earlier; the marks say when."""
+    widths = []
+    call = Diffusion.call_unet
+
+    def counted(model, inputs, *rest, **named):
+        widths.append(len(inputs))
+        return call(model, inputs, *rest, **named)
+
+    monkeypatch.setattr(Diffusion, "call_unet", counted)
+    settings = {"seed": 3, "steps": 5, "guidance": 4.0, "sampler": "ddim"}
+    pictures(tiny_model, PROMPTS[:2], guided_from=0.4, guided_share=0.8, **settings)
+    never = pictures(tiny_model, PROMPTS[:2], guided_from=0.8, guided_share=0.4, **settings)
+    assert widths == [2, 2, 4, 4, 2] + [2] * 5
+    plain = pictures(tiny_model, PROMPTS[:2], **{**settings, "guidance": 1})
+    assert all(np.abs(a - b).max() <= 1 for a, b in zip(never, plain, strict=True))
+    marks = [next(generate(tiny_model, "left", steps=1, guided_from=share)).provenance for share in (0, 0.5)]
+    assert "guided_from" not in marks[0] and marks[1]["guided_from"] == "0.5"
+    with pytest.raises(UserError, match="--guided-from -1"):
+        tiny_model.sampling(guided_from=-1)

@@ -318,13 +318,13 @@ class Diffusion:
             from roentgen.generators.diffusion.editing import nothing_known
 
             beside = nothing_known(self, len(noise))
-        guided = math.ceil(round(sampling.guided_share * len(solver.timesteps), 6))
-        guidance = sampling.guidance
+        bounds = (sampling.guided_from, sampling.guided_share)
+        guided = range(*(math.ceil(round(bound * len(solver.timesteps), 6)) for bound in bounds))
+        alone = text if sampling.guidance == 1 else prompts_alone(text)
         for number, step in enumerate(solver.timesteps):
-            if number == guided and guidance != 1:
-                guidance, text = 1.0, prompts_alone(text)
+            guidance, read = (sampling.guidance, text) if number in guided else (1.0, alone)
             inputs = solver.scale_model_input(latents, step)
-            output = self.guided(inputs, step, text, guidance=guidance, beside=beside, first=number == 0)
+            output = self.guided(inputs, step, read, guidance=guidance, beside=beside, first=number == 0)
             if estimates is not None:
                 estimates.append(clean_estimate(solver, latents, output, step))
             latents = solver.step(output, step, latents, return_dict=False)[0]

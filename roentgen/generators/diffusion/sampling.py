@@ -46,7 +46,9 @@ class Sampling:
             (Karras et al. 2022, arXiv 2206.00364, equation 5).
         negative_prompt: what to steer away from.
         guided_share: share of the steps that are guided, from the first one; the others read the prompt alone, and take
-            half the time (Kynkäänniemi et al. 2024, arXiv 2404.07724, guide an interval).
+            half the time.
+        guided_from: share of the steps after which guidance begins; with ``guided_share`` an interval of the noise
+            levels is guided (Kynkäänniemi et al. 2024, arXiv 2404.07724).
     """
 
     steps: Steps = 25
@@ -54,6 +56,7 @@ class Sampling:
     sampler: str = "dpm++"
     negative_prompt: str = ""
     guided_share: Share = 1.0
+    guided_from: Share = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance", float(self.guidance))  # a whole number of a JSON file, too
@@ -67,19 +70,22 @@ class Sampling:
             raise UserError(f"--guidance {self.guidance}: must be 0 or more (1 is none, 4 is usual)")
         if not 0 <= self.guided_share <= 1:
             raise UserError(f"--guided-share {self.guided_share}: must be from 0 to 1; 1 guides every step")
+        if not 0 <= self.guided_from <= 1:
+            raise UserError(f"--guided-from {self.guided_from}: must be from 0 to 1; 0 guides from the first step on")
         if self.sampler not in SAMPLERS:
             raise UserError(f"--sampler {self.sampler}: unknown sampler; choose one of {', '.join(SAMPLERS)}")
         if self.negative_prompt:
             check_text(self.negative_prompt, "--negative-prompt")
 
     def provenance(self) -> dict[str, str]:
-        """Every setting as text; the share that is guided where it is not all."""
+        """Every setting as text; the interval that is guided where it is not all."""
         return {
             "negative_prompt": self.negative_prompt,
             "sampler": self.sampler,
             "steps": str(self.steps),
             "guidance": f"{self.guidance:g}",
             **({} if self.guided_share == 1 else {"guided_share": f"{self.guided_share:g}"}),
+            **({} if self.guided_from == 0 else {"guided_from": f"{self.guided_from:g}"}),
         }
 
 
