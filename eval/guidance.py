@@ -5,7 +5,7 @@
 
 Prompts are composed from the labels of `val` images, never of `test`; every setting gets the same prompts and seeds.
 Chosen: of the settings whose AUROC is within 0.02 of the best, the one nearest to the real images (Frechet distance).
-Writes ``OUT/guidance.json``; images are kept in ``--work``, so that a run that was stopped goes on. The table of a
+Writes ``OUT/NAME.json``; images are kept in ``--work``, so that a run that was stopped goes on. The table of a
 document can be made again from that file without a manifest: ``--measure false``.
 """
 
@@ -32,8 +32,6 @@ from roentgen.metrics.result import write_result
 from roentgen.metrics.sharpness import CLIPPED_WHITE, COHERENCE, CONTRAST, MIN_SIDE, band_name, sharpness_of
 from roentgen.synthesis.folder import Job, generated_images
 
-NAME = "guidance"
-"""Of the region in a document."""
 BANDS = ((16, 32), (32, 48), (48, 64))
 SLACK = 0.02
 """AUROC that a setting may lie below the best one and still be chosen."""
@@ -44,6 +42,7 @@ class Settings(StudySettings):
     """Settings of the choice; with `--measure false` neither manifest nor classifier is needed."""
 
     measure: Annotated[bool, "false: take the result that OUT holds"] = True
+    name: Annotated[str, "of the result file, and of the region in the document"] = "guidance"
     work: Annotated[Path, "folder for generated images and caches"] = Path("out/guidance")
     guidance: Annotated[tuple[Guidance, ...], Filled(), "scales to compare"] = (1.5, 3.0, 5.0)
     guided_from: Annotated[
@@ -56,14 +55,14 @@ class Settings(StudySettings):
     steps: Annotated[Steps | None, "inference steps (default: the model's own)"] = None
     seed: Annotated[Seed, "seed of the first image, and of texts"] = 10_000
     batch_size: Annotated[BatchSize, "images generated at a time"] = 8
-    update: Annotated[Path | None, "document in which the region results:guidance is replaced by the table"] = None
+    update: Annotated[Path | None, "document in which the region results:NAME is replaced by the table"] = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="eval/guidance.py", about=__doc__)
-    path = s.out / "guidance.json"
+    path = s.out / f"{s.name}.json"
     report(
-        NAME, out=path, result=None if s.measure else path, update=s.update, measure=lambda _: measure(s), table=table
+        s.name, out=path, result=None if s.measure else path, update=s.update, measure=lambda _: measure(s), table=table
     )
     return 0
 
@@ -97,7 +96,7 @@ def measure(s: Settings) -> None:
     best = choose(curve[1:])
     steps = study.model.sampling(steps=s.steps).steps
     write_result(
-        s.out / "guidance.json", metric="macro AUROC on val prompts by sampler and guidance scale",
+        s.out / f"{s.name}.json", metric="macro AUROC on val prompts by sampler and guidance scale",
         value=float(best["auroc"]["value"]), ci=best["auroc"]["ci"], ci_method="95 % percentile, bootstrap by patient",
         n=len(study.rows), context=study.context("eval/guidance.py"), warnings=[WARNING],
         details={

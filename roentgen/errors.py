@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -34,25 +35,40 @@ def run(main: Callable[[], int | None], *, prog: str) -> int:
     A file that cannot be read or written, and memory that is not there, are a sentence and 2 as well, wherever they
     are met. What is printed never fails on the terminal's encoding: characters that it lacks are shown as escapes.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller (`>&-`); print and progress bars want one
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
         with _terminating():
-            return main() or 0
+            code = main() or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         return _say(error, f"{prog}: error: {_one_line(str(error))}", 2)
     except MemoryError as error:
         return _say(error, f"{prog}: error: not enough memory; close other programs, or ask for less at once", 2)
     except OSError as error:
         if error.filename is None:
-            raise  # standard output, mostly: the caller knows more
+            return _unprinted(error, prog)
         said = f"{os.fsdecode(error.filename)!r}: cannot be read or written ({error.strerror})"
         return _say(error, f"{prog}: error: {said}; check the path, its permissions and the disk", 2)
     except (KeyboardInterrupt, Terminated) as error:
         stopped = isinstance(error, Terminated)
         said = f"{prog}: {'terminated' if stopped else 'interrupted'}; everything already written is kept"
         return _say(error, said, 143 if stopped else 130)
+
+
+def _unprinted(error: OSError, prog: str) -> int:
+    """The exit code where standard output failed: its reader (`| head`) has gone, or the disk of `> FILE` is full."""
+    if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+        raise error
+    # Nothing goes there any more, so that the flush at exit is quiet too.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno == errno.EPIPE:
+        return 1
+    return _say(error, f"{prog}: error: stdout: cannot be written ({error.strerror}); what is made is kept", 2)
 
 
 def _one_line(text: str) -> str:

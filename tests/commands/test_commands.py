@@ -119,6 +119,21 @@ def test_stdout_full_or_closed(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[0] == "0" and "Traceback" not in done.stdout
 
 
+@pytest.mark.parametrize("script", ["eval/augmentation_gain.py", "train/finetune.py"])
+def test_scripts_whose_stdout_is_full_or_closed(script: str) -> None:
+    """Every way in, not the command alone; `--list-arms` and `--dry-run` print and stop."""
+    words = ["--list-arms"] if script.startswith("eval") else ["--help"]
+    start = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "cwd": ROOT, "text": True, "stderr": subprocess.PIPE}
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run([sys.executable, script, *words], stdout=full, **start)
+    assert done.returncode == 2 and "stdout" in done.stderr and "Traceback" not in done.stderr
+    gone, closed = os.pipe()
+    os.close(gone)
+    done = subprocess.run([sys.executable, script, *words], stdout=closed, **start)
+    os.close(closed)
+    assert done.returncode == 1 and done.stderr == ""
+
+
 def test_package_lists_what_it_has() -> None:
     code = "import sys, roentgen; print(dir(roentgen)); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
