@@ -75,7 +75,7 @@ def estimate_all(batch: int, side: int, out: Path) -> None:
             latent_channels=4,
         )
     vae.requires_grad_(False)
-    setups = {}
+    setups: dict[str, dict[str, Any]] = {}
     for name, options in SETUPS.items():
         needs = estimate(
             unet,

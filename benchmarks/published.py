@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -357,7 +357,7 @@ def settled(net: Any, seed: int) -> None:
 # --------------------------------------------------------------------------------------------- the tables
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Mapping[str, Any]) -> str:
     """Markdown of a result: agreement, and what the figure hangs on."""
     details = result["details"]
     agreement = [

@@ -153,19 +153,20 @@ def load_component(folder: Path, name: str, library: str, class_name: str, dtype
             f"{folder / name}: cannot be loaded as {class_name} ({reason(error)}); fetch the model again"
         ) from error
     if found is not None:
-        loaded = nothing_missing(*found, str(folder / name))
+        loaded = nothing_missing(found, str(folder / name))
     if not isinstance(loaded, torch.nn.Module):
         return loaded
     check_filled(loaded, folder / name)
     return loaded.eval().requires_grad_(False)
 
 
-def nothing_missing(model: Any, info: Any, who: str, *, unused: tuple[str, ...] = ()) -> Any:
-    """``model`` of transformers, loaded with ``output_loading_info``, whose ``info`` says what the file lacked.
+def nothing_missing(loaded: tuple[Any, Any], who: str, *, unused: tuple[str, ...] = ()) -> Any:
+    """The model of what transformers ``loaded`` with ``output_loading_info``, which says what the file lacked.
 
     transformers would go on with random numbers there: UserError, which begins with ``who``, unless the names of all
     that is missing begin with one of ``unused``.
     """
+    model, info = loaded
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(unused))
     if missing:
         newer = "transformers 5.6 and newer write it so: `pip install --upgrade transformers`, or "

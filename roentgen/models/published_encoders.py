@@ -76,7 +76,7 @@ def load_clip(name: str, folder: Path, *, device: str = "cpu") -> FunctionEncode
             f"--dual-encoder {name}: {folder} cannot be loaded as a CLIPModel ({reason(error)}); it needs "
             "config.json, weights, tokenizer and preprocessor_config.json"
         ) from error
-    model = loading.nothing_missing(*loaded, f"--dual-encoder {name}").float().eval().to(device)
+    model = loading.nothing_missing(loaded, f"--dual-encoder {name}").float().eval().to(device)
     window = int(model.config.text_config.max_position_embeddings)
 
     def encode_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -118,7 +118,7 @@ def load_biovil_t(name: str, folder: Path | None, *, device: str = "cpu") -> Fun
             f"--dual-encoder {name}: {folder} cannot be loaded ({reason(error)}); it needs {files}"
         ) from error
     # Nothing here reads the head that guesses masked words.
-    text_model = loading.nothing_missing(*loaded, f"--dual-encoder {name}", unused=("cls.",)).eval().to(device)
+    text_model = loading.nothing_missing(loaded, f"--dual-encoder {name}", unused=("cls.",)).eval().to(device)
     image_model = image_model.eval().to(device)
     transform = create_chest_xray_transform_for_inference(resize=512, center_crop_size=448)
 

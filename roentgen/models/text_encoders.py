@@ -172,7 +172,7 @@ def _load_encoder(folder: Path, family: Family, values: dict[str, Any]) -> Any:
         )  # fmt: skip
     except Exception as error:  # config, pickle, safetensors and shape errors alike mean a bad folder
         raise UserError(f"{folder}: cannot be loaded as {family.model} ({reason(error)})") from error
-    encoder = loading.nothing_missing(*found, str(folder))
+    encoder = loading.nothing_missing(found, str(folder))
     if family is not _CLIP:
         encoder.config.use_attention_mask = True
     return encoder.float().eval()

@@ -65,7 +65,7 @@ def open_captioner(folder: Path, *, flag: str = "--model") -> Captioner:
             f"{flag} {folder}: cannot be loaded as an image-to-text model ({reason(error)}); it needs config.json, "
             "weights, preprocessor_config.json and the tokenizer's files"
         ) from error
-    model = loading.nothing_missing(*loaded, f"{flag} {folder}")
+    model = loading.nothing_missing(loaded, f"{flag} {folder}")
     try:
         pixels = by_processor(processor)
         pixels([np.zeros((64, 64), np.uint8)])

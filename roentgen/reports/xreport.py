@@ -143,7 +143,7 @@ def _backbone(name: str, flag: str) -> PreTrainedModel:
     except Exception as error:  # config and weight errors alike mean a bad folder
         raise UserError(f"{flag} {name}: no vision transformer can be loaded there ({reason(error)})") from None
     # Files of classifiers have no pooler, and nothing here reads one.
-    model: PreTrainedModel = loading.nothing_missing(*loaded, f"{flag} {name}", unused=("pooler.",))
+    model: PreTrainedModel = loading.nothing_missing(loaded, f"{flag} {name}", unused=("pooler.",))
     return model.eval().requires_grad_(False)
 
 

@@ -85,7 +85,8 @@ def corpus_bleu(totals: Floats, order: int = BLEU_ORDER) -> Floats:
     values = []
     for row in totals:
         lengths, hits, grams = row[:2], row[2::2][:order].tolist(), row[3::2][:order].tolist()
-        found = Scorer.compute_bleu(hits, grams, *map(round, lengths), smooth_method="none", max_ngram_order=order)
+        own, other = map(round, lengths.tolist())
+        found = Scorer.compute_bleu(hits, grams, own, other, smooth_method="none", max_ngram_order=order)
         # Where the texts are too short for an order, it stops there; without smoothing there is no BLEU of that order.
         values.append(found.score / 100 if all(hits) else 0.0)
     return np.array(values, dtype=np.float64)
