@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import socket
 from typing import Any
@@ -42,7 +43,7 @@ def connect(address: str) -> Any:
 
     try:
         _answers(address)
-        ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # ConnectionError, ValueError, TimeoutError: by what is wrong with the address
         raise UserError(
             f"--ray {address}: no cluster answers ({reason(error)}); start one with `ray start --head`, or pass "

@@ -69,7 +69,8 @@ def _by_index(packed: Bits, most: int, found: NDArray[np.int64]) -> None:
         part = np.packbits(np.unpackbits(packed[top : top + BLOCK], axis=1)[:, order], axis=1)
         index.add(part)
         ends, distance, other = index.range_search(part, most + 1)
-        row = np.repeat(np.arange(top, top + len(part)), np.diff(ends.astype(np.int64)))
+        counts: NDArray[np.int64] = ends[1:].astype(np.int64) - ends[:-1].astype(np.int64)
+        row = np.repeat(np.arange(top, top + len(part)), counts)
         earlier = other < row
         row, distance, other = row[earlier], distance[earlier].astype(np.int64), other[earlier]
         ordered = np.lexsort((other, distance, row))

@@ -291,7 +291,7 @@ def hub_extractor(model: str, *, name: str | None = None, device: str = "cpu") -
     processor = _from_hub(AutoImageProcessor, model, name or model)
     net, said = _from_hub(AutoModel, model, name or model, output_loading_info=True)
     text = ("text_model.", "text_projection.", "logit_scale")
-    loading.nothing_missing(net, said, f"extractor {name or model}", unused=("pooler.", *text))
+    loading.nothing_missing((net, said), f"extractor {name or model}", unused=("pooler.", *text))
     if any(key.startswith("pooler.") for key in said["missing_keys"]):  # as in files of classifiers
         net.pooler = None
     # Only the text tower of a model that has one needs tokens.
