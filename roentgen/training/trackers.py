@@ -20,6 +20,13 @@ Trackers = Annotated[
     "where figures go: tensorboard (OUT/log), wandb, mlflow, or several with commas",
 ]
 
+QUIET = {
+    "x_disable_meta": True, "x_disable_machine_info": True, "x_disable_stats": True, "x_save_requirements": False,
+    "disable_git": True, "disable_code": True, "console": "off", "host": "",
+}  # fmt: skip
+QUIET_TAGS = {"mlflow.source.name": PROJECT, "mlflow.user": ""}
+"""MLflow would tell the path of the program and the user's name."""
+
 
 def check_trackers(names: Sequence[str]) -> None:
     """UserError where a tracker's package is not installed; nothing is imported yet."""
@@ -51,9 +58,11 @@ class Log:
                 if name == "tensorboard":
                     tracker: Any = tracking.TensorBoardTracker("", logging_dir=folder / "log")
                 elif name == "wandb":
-                    tracker = tracking.WandBTracker(PROJECT, dir=str(folder), name=folder.name)
+                    tracker = tracking.WandBTracker(
+                        PROJECT, dir=str(folder), name=folder.name, settings=_quiet_settings()
+                    )
                 else:
-                    tracker = tracking.MLflowTracker(PROJECT, run_name=folder.name)
+                    tracker = tracking.MLflowTracker(PROJECT, run_name=folder.name, tags=QUIET_TAGS)
                 if hasattr(tracker, "start"):  # accelerate before 1.9 starts in the constructor
                     tracker.start()
                 if name != "tensorboard":  # which would write a second run for them
@@ -67,6 +76,14 @@ class Log:
         """One figure after so many images."""
         for tracker in self.trackers:
             tracker.log({name: float(value)}, step=images)
+
+
+def _quiet_settings() -> Any:
+    """Settings of Weights & Biases by which it tells nothing of this machine: paths, command line, host, packages."""
+    import wandb
+
+    known = getattr(wandb.Settings, "model_fields", {})  # their names differ between versions
+    return wandb.Settings(**{key: value for key, value in QUIET.items() if key in known})
 
 
 def _plain(value: object) -> object:
