@@ -89,5 +89,6 @@ def test_offline_services_get_figures_and_settings(name: str, tmp_path: Path, mo
 
 
 def stored_in(folder: Path) -> bytes:
-    """What Weights & Biases has written below a folder."""
-    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file() and "logs" not in path.parts)
+    """What Weights & Biases would send of a run below a folder: its records and its files, not its own logs."""
+    paths = [*folder.rglob("run-*.wandb"), *folder.glob("run/wandb/*/files/**/*")]
+    return b"".join(path.read_bytes() for path in paths if path.is_file())
