@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import PartialState
 
 from roentgen.errors import UserError
 from roentgen.training import trackers
@@ -67,6 +68,7 @@ def test_a_tracker_that_does_not_start_is_one_sentence(tmp_path: Path, monkeypat
 def test_offline_services_get_figures_and_settings(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     """Runs where the package is installed; neither is among the packages of the tests."""
     pytest.importorskip(name)
+    PartialState(cpu=True)  # as every recipe has; the trackers ask it who they are
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.chdir(tmp_path)
