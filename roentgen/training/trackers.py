@@ -20,7 +20,7 @@ Trackers = Annotated[
     "where figures go: tensorboard (OUT/log), wandb, mlflow, or several with commas",
 ]
 
-QUIET = {
+QUIET: dict[str, Any] = {
     "x_disable_meta": True, "x_disable_machine_info": True, "x_disable_stats": True, "x_save_requirements": False,
     "disable_git": True, "disable_code": True, "console": "off", "host": "",
 }  # fmt: skip
