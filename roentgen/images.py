@@ -224,7 +224,7 @@ def encode_image(image: np.ndarray, format: str, provenance: Mapping[str, str]) 
     _check_grey(image)
     if format == "dicom":
         return dicom_bytes(dicom_dataset(image, provenance))
-    return {"png": _png_bytes, "jpeg": _jpeg_bytes}[format](image, as_marks(provenance))
+    return {"png": png_bytes, "jpeg": _jpeg_bytes}[format](image, as_marks(provenance))
 
 
 def resized_png(path: Path, size: int, *, data: bytes | None = None) -> bytes:
@@ -233,14 +233,20 @@ def resized_png(path: Path, size: int, *, data: bytes | None = None) -> bytes:
     ``data`` is the file's content where it is at hand. UserError if it cannot be read.
     """
     pixels = resize_center_crop(read_image(path, data=data), size)
+    marks = marks_of(path)
+    return png_bytes(pixels, marks | {"resized_to": str(size)} if marks else {})
+
+
+def marks_of(path: Path) -> dict[str, str]:
+    """``read_provenance`` of an image that may be real, or another program's: then nothing."""
     try:
-        marks = read_provenance(path) | {"resized_to": str(size)}
-    except UserError:  # a real image, or another program's
-        marks = {}
-    return _png_bytes(pixels, marks)
+        return read_provenance(path)
+    except UserError:
+        return {}
 
 
-def _png_bytes(image: np.ndarray, marks: Mapping[str, str]) -> bytes:
+def png_bytes(image: np.ndarray, marks: Mapping[str, str]) -> bytes:
+    """uint8 [H, W] as a PNG with ``marks`` as they are."""
     chunks = PngImagePlugin.PngInfo()
     for key, value in marks.items():
         chunks.add_text(key, value)  # becomes iTXt (UTF-8) by itself where Latin-1 is not enough

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from roentgen.data.check import Report, severity_of
 from roentgen.files import write_atomic
-from roentgen.images import read_image
+from roentgen.images import marks_of, read_image
 
 THUMBNAIL = 128  # pixels, longer side
 GALLERY = 48  # images drawn at random
@@ -81,7 +82,8 @@ def _figure(report: Report, row: int, caption: str) -> dict[str, Any]:
     pixels = Image.fromarray(read_image(report.table.at[row, "image"]))
     pixels.thumbnail((THUMBNAIL, THUMBNAIL))
     stored = io.BytesIO()
-    pixels.save(stored, format="JPEG", quality=85)
+    marks = marks_of(Path(report.table.at[row, "image"]))
+    pixels.save(stored, format="JPEG", quality=85, comment=json.dumps(marks) if marks else None)
     cells = [f"row {row + 1}", *(str(report.table.at[row, column]) for column in ("split", "view"))]
     jpeg = base64.b64encode(stored.getvalue()).decode()
     return {"row": row + 1, "jpeg": jpeg, "head": ", ".join(filter(None, cells)), "caption": caption}

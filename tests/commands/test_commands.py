@@ -134,6 +134,22 @@ def test_scripts_whose_stdout_is_full_or_closed(script: str) -> None:
     assert done.returncode == 1 and done.stderr == ""
 
 
+@pytest.mark.parametrize("when", ["import", "settle", "run"])
+def test_ctrl_c_in_the_first_instants_is_quiet(when: str, tmp_path: Path) -> None:
+    """From the first line of the command on; before it Python itself starts."""
+    how = {
+        "import": "class Stop:\n def find_spec(self, name, *_):\n  if name == 'roentgen.cli': raise KeyboardInterrupt"
+        "\nsys.meta_path.insert(0, Stop())",
+        "settle": "import roentgen.threads as t\ndef stop(): raise KeyboardInterrupt\nt.settle = stop",
+        "run": "import roentgen.cli as c\ndef stop(_): os.kill(os.getpid(), 2)\nc.main = stop",
+    }[when]
+    code = f"import os, sys\nfrom roentgen.__main__ import main\n{how}\nsys.exit(main())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert ("everything already written is kept" in done.stderr) == (when == "run")
+
+
 def test_package_lists_what_it_has() -> None:
     code = "import sys, roentgen; print(dir(roentgen)); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -1,6 +1,7 @@
 """MIMIC-CXR-JPG: from a tree in the real layout to a manifest, and what a broken download says."""
 
 import gzip
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -183,6 +184,38 @@ def truncate(path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
 
 
+def members_say(path: Path, offset: int, value: int) -> None:
+    """Set flags (6; 1: encrypted) or method (8) of every member, in its own header and in the list at the end."""
+    content = bytearray(path.read_bytes())
+    for mark, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+        at = content.find(mark)
+        while at >= 0:
+            content[at + offset + shift] = value
+            at = content.find(mark, at + 4)
+    path.write_bytes(content)
+
+
+def flip_inside(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        places = [
+            (info.header_offset + 30 + len(info.filename), info.compress_size)
+            for info in archive.infolist()
+            if info.filename.endswith(".txt")
+        ]
+    content = bytearray(path.read_bytes())
+    for start, size in places:
+        for at in range(start, start + size):
+            content[at] ^= 0xFF
+    path.write_bytes(content)
+
+
+def twice(path: Path, folder: str) -> None:
+    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        name = next(name for name in archive.namelist() if name.endswith(".txt"))
+        archive.writestr(folder + name, "IMPRESSION: Another one.")
+
+
 BROKEN = [
     ("mimic-cxr-2.0.0-metadata.csv.gz", Path.unlink, r"no mimic-cxr-2\.0\.0-metadata\.csv"),
     ("mimic-cxr-2.0.0-metadata.csv.gz", truncate, r"metadata\.csv\.gz cannot be read"),
@@ -195,6 +228,11 @@ BROKEN = [
     ),
     ("mimic-cxr-2.0.0-metadata.csv.gz", lambda p: p.write_bytes(b"not gzip"), "cannot be read"),
     ("../mimic-cxr-reports.zip", truncate, r"mimic-cxr-reports\.zip is broken"),
+    ("../mimic-cxr-reports.zip", lambda p: members_say(p, 6, 1), r"mimic-cxr-reports\.zip: .* is damaged.*encrypted"),
+    ("../mimic-cxr-reports.zip", lambda p: members_say(p, 8, 99), r"mimic-cxr-reports\.zip: .* is damaged"),
+    ("../mimic-cxr-reports.zip", flip_inside, r"mimic-cxr-reports\.zip: .* is damaged"),
+    ("../mimic-cxr-reports.zip", lambda p: twice(p, "copy/"), r"mimic-cxr-reports\.zip has two reports named s"),
+    ("../mimic-cxr-reports.zip", lambda p: twice(p, ""), r"mimic-cxr-reports\.zip has two reports named s"),
 ]
 
 

@@ -1,5 +1,6 @@
 """Open-i: the real reports (as torchxrayvision carries them) on small trees of images."""
 
+import io
 import tarfile
 from pathlib import Path
 
@@ -139,6 +140,22 @@ def test_broken_trees(tmp_path: Path) -> None:
     (root / "notes.xml").write_text("<note/>")
     with pytest.raises(UserError, match=r"notes\.xml has no uId"):
         read_openi(root, reports=root)
+    (root / "notes.xml").unlink()
+    with tarfile.open(archive, "w:gz") as tar:
+        for kind, target in ((tarfile.SYMTYPE, "gone.xml"), (tarfile.LNKTYPE, "a.xml"), (tarfile.FIFOTYPE, "")):
+            link = tarfile.TarInfo("a.xml")
+            link.type, link.linkname = kind, target
+            tar.addfile(link)
+    with pytest.raises(UserError, match=r"has no report \(\.xml\)"):
+        read_openi(root)
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in ("1.xml", "copy/1.xml"):
+            content = b'<eCitation><uId id="CXR1"/></eCitation>'
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(UserError, match=r"NLMCXR_reports\.tgz has two reports CXR1"):
+        read_openi(root)
     with tarfile.open(archive, "w:gz"):
         pass
     with pytest.raises(UserError, match=r"has no report \(\.xml\)"):

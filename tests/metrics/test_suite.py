@@ -20,7 +20,7 @@ from PIL import Image
 from recipe import load_script
 
 from roentgen.errors import UserError
-from roentgen.images import save_image
+from roentgen.images import marks_of, save_image
 from roentgen.metrics.adherence.scored import shown
 from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.reading import match_to_real
@@ -385,6 +385,25 @@ def test_shown_is_the_share_of_controls_below() -> None:
     )
     assert shown(mine, real).tolist()[0] == pytest.approx(2 / 3)
     assert np.isnan(shown(mine, real)[1])
+
+
+def test_pictures_in_pages_keep_their_marks(run_cli: Run, tmp_path: Path) -> None:
+    image = np.arange(96 * 96, dtype=np.uint16).reshape(96, 96).astype(np.uint8)
+    made, real = tmp_path / "made.png", tmp_path / "real.png"
+    save_image(image, made, format="png", provenance={**MARKS, "prompt": "left", "seed": "1"})
+    Image.fromarray(image).save(real)
+    pair = Picture([image, image], ["generated", "nearest"], "note", [made, real])
+    page = render(Report("t", "", [], [], [], [], [Panel("panel", "", [pair])], [], {}, ""))
+    (tmp_path / "m.csv").write_text(f"image,patient_id,split,text\n{made},1,train,a\n{made},2,test,b\n")
+    checked = tmp_path / "check.html"
+    run_cli("data", "check", tmp_path / "m.csv", "--out", checked)
+    found = []
+    for text in (page, checked.read_text()):
+        for kind, data in re.findall(r"data:image/(png|jpeg);base64,([\w+/=]+)", text):
+            file = tmp_path / f"{len(found)}.{kind}"
+            file.write_bytes(base64.b64decode(data))
+            found.append(marks_of(file).get("synthetic"))
+    assert found[:2] == ["true", None] and len(found) > 2 and set(found[2:]) == {"true"}
 
 
 def test_page_escapes_and_gives_no_verdict() -> None:

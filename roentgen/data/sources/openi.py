@@ -89,6 +89,9 @@ def openi_reports(path: str | Path) -> pd.DataFrame:
     if not rows:
         raise UserError(f"{path} has no report (.xml); name {REPORTS_ARCHIVE} or the folder made from it")
     table = pd.DataFrame(rows)
+    twice = table["uid"][table["uid"].duplicated()]
+    if len(twice):
+        raise UserError(f"{path} has two reports CXR{twice.iloc[0]}; keep one copy of each")
     return table.sort_values("uid", key=lambda uids: uids.astype(int), ignore_index=True)
 
 
@@ -102,7 +105,7 @@ def _xml_files(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                content = archive.extractfile(member) if member.name.endswith(".xml") else None
+                content = archive.extractfile(member) if member.isfile() and member.name.endswith(".xml") else None
                 if content is not None:
                     yield f"{path}:{member.name}", content.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:

@@ -7,7 +7,6 @@ computed with the reason. Every text from outside (prompts, paths, file names) i
 from __future__ import annotations
 
 import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from jinja2 import Environment, FileSystemLoader
 from numpy.typing import NDArray
 from PIL import Image
 
+from roentgen.images import marks_of, png_bytes
+
 PICTURE = 224  # pixels: the longer side of a picture in the report
 
 
@@ -29,6 +30,7 @@ class Picture:
     images: Sequence[NDArray[np.uint8]]
     tags: Sequence[str]
     note: str
+    paths: Sequence[Path | None] = (None, None)  # where images come from: marks of generated ones go into the page, too
 
 
 @dataclass(frozen=True)
@@ -142,13 +144,13 @@ def _svg_uri(svg: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
-def data_uri(image: NDArray[np.uint8], longest: int = PICTURE) -> str:
-    """A grey uint8 (H, W) image as a PNG data URI, made smaller where its longer side is above ``longest``."""
+def data_uri(image: NDArray[np.uint8], path: Path | None = None, longest: int = PICTURE) -> str:
+    """A grey uint8 (H, W) image as a PNG data URI, made smaller where its longer side is above ``longest``, with the
+    marks of the file ``path`` that it was read from."""
     picture = Image.fromarray(image)
     scale = longest / max(picture.size)
     if scale < 1:
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    data = png_bytes(np.asarray(picture), {} if path is None else marks_of(path))
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

@@ -288,7 +288,7 @@ def panels(out: Path, outcome: Outcome) -> list[Panel]:
 
     def one(row: int, note: str = "") -> Picture:
         said = texts[row] or images[row].name
-        return Picture([read_image(images[row])], [""], f"{said} {note}".strip())
+        return Picture([read_image(images[row])], [""], f"{said} {note}".strip(), [images[row]])
 
     found = [
         Panel("Random", f"{len(chosen)} generated images, drawn with seed {inputs.seed}.", [one(i) for i in chosen])
@@ -330,10 +330,11 @@ def _neighbours(synthetic: ImageSet, train: ImageSet, gap: Any, place: Any) -> P
     pictures = []
     for row in np.argsort(gap, kind="stable")[:PAIRS]:
         near = int(place[row])
-        pair = [read_image(synthetic.paths[row]), read_image(train.paths[near])]
+        paths = [synthetic.paths[row], train.paths[near]]
         said, other = (str(images.table["text"].iloc[i]) for images, i in ((synthetic, row), (train, near)))
         note = f"Distance {number(gap[row])} · prompt: {said or '–'} · training text: {other or '–'}"
-        pictures.append(Picture(pair, ["generated", "nearest training image"], note))
+        pair = [read_image(path) for path in paths]
+        pictures.append(Picture(pair, ["generated", "nearest training image"], note, paths))
     about = f"The {len(pictures)} generated images that are nearest to a training image in the classifier's features."
     return Panel("Nearest training neighbours", about, pictures)
 
