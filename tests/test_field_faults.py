@@ -99,6 +99,13 @@ def test_an_oserror_is_a_sentence_wherever_it_is_met(capsys: pytest.CaptureFixtu
     assert errors.run(main, prog="roentgen") == 2
     assert "nowhere" in capsys.readouterr().err
 
+    def fails_under_an_open_file() -> int:
+        Path("/proc/self/mem").read_bytes()
+        return 0
+
+    assert errors.run(fails_under_an_open_file, prog="roentgen") == 2
+    assert "cannot be read" in capsys.readouterr().err
+
     def hungry() -> int:
         raise MemoryError
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from roentgen.data.images import read_together
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
-from roentgen.files import regular, sha256
+from roentgen.files import file_sha256, regular, sha256
 from roentgen.images import read_image, resize_center_crop
 
 FORMAT = 1
@@ -32,7 +32,7 @@ class ShardSource:
 
     def __init__(self, folder: Path, *, splits: Collection[str] | None, size: int) -> None:
         about = _about(folder)
-        if sha256((folder / INDEX).read_bytes()) != about["index_sha256"]:
+        if file_sha256(folder / INDEX) != about["index_sha256"]:
             raise UserError(f"{folder / INDEX}: corrupt; {_mend(folder, about)}")
         if about["size"] is not None and about["size"] < size:
             raise UserError(

@@ -243,7 +243,7 @@ def _tars_of_index(out: Path) -> dict[str, Written]:
     if not is_complete(about):
         return {}
     assert about is not None
-    if not (out / INDEX).is_file() or sha256((out / INDEX).read_bytes()) != about["index_sha256"]:
+    if not has_sha256(out / INDEX, about["index_sha256"]):
         print(f"{out / INDEX}: missing or corrupt; all shards are written again", file=sys.stderr)
         return {}
     index = pd.read_parquet(out / INDEX, columns=["image", *ADDED])

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from roentgen.config import require
 from roentgen.data.manifest import read_manifest
-from roentgen.errors import install
+from roentgen.errors import UserError, install
+from roentgen.files import reason
 from roentgen.images import from_autoencoder, read_image, to_autoencoder
 from roentgen.metrics.text.report_scores import bleu_counts, corpus_bleu, rouge
 from roentgen.recipes.classifier import augment
@@ -30,7 +32,7 @@ from roentgen.recipes.report_settings import Recipe, Run
 from roentgen.recipes.report_words import text_loss, tokens_of
 from roentgen.reports.captioners import Captioner, write_texts
 from roentgen.reports.finding_net import squash
-from roentgen.training.checkpoints import Checkpoints, load_trained_state, trained_state
+from roentgen.training.checkpoints import Checkpoints, load_trained_state, load_whole, trained_state
 from roentgen.training.loop import Step, steps
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import cosine_rate
@@ -88,11 +90,19 @@ def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings:
     training.restore()
     training.train()
     if accelerator.is_main_process:
-        load_trained_state(captioner.model, torch.load(run.out / BEST, map_location="cpu", weights_only=True))
+        load_best(captioner.model, run.out / BEST)
         write_reporter(captioner, recipe, run)
         print(json.dumps({"best": training.progress.best}), flush=True)
         print(run.out)
     return 0
+
+
+def load_best(model: Any, path: Path) -> None:
+    """Give ``model`` the weights of its best validation; UserError where the file is damaged or of another model."""
+    try:
+        load_trained_state(model, load_whole(path))
+    except Exception as error:  # zip, pickle and shape errors alike mean a file that is not what was written
+        raise UserError(f"{path}: cannot be read ({reason(error)}); train again with a new --out") from None
 
 
 # ------------------------------------------------------------------------------------- before the training

@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from roentgen.errors import UserError
+from roentgen.recipes.report_captions import load_best
 from roentgen.recipes.report_reward import agreement, log_likelihood
 from roentgen.recipes.report_words import IGNORED, text_loss, tokens_of
 from roentgen.reports import load_reporter
 from roentgen.reports.captioners import findings_of, open_captioner, write_texts
+from roentgen.training.checkpoints import trained_state
 
 SHORT = ["--batch-size", 4, "--max-tokens", 24, "--eval-every", 8, "--validate", 4, "--no-augment", "--warmup", 0]
 
@@ -68,6 +70,19 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(arch: str, tmp_path: Path) -> No
     whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
     assert "rate" in reporters.refused(*flags, "--rate", 0.02, "--out", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x03\x04" + b"\0" * 40, "other"])
+def test_the_best_weights_are_damaged(tmp_path: Path, content: bytes | str) -> None:
+    model = torch.nn.Linear(2, 2)
+    if isinstance(content, str):
+        torch.save({"x": torch.zeros(2)}, tmp_path / "best.pt")
+    else:
+        (tmp_path / "best.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"best\.pt: cannot be read"):
+        load_best(model, tmp_path / "best.pt")
+    torch.save(trained_state(model), tmp_path / "best.pt")
+    load_best(model, tmp_path / "best.pt")
 
 
 def test_training_stops_early_where_nothing_gets_better(tmp_path: Path) -> None:

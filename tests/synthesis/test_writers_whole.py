@@ -147,13 +147,36 @@ def test_a_set_that_has_lost_a_file_gets_no_sums(tmp_path, lost):
     assert not (out / "SHA256SUMS").exists()
 
 
+@pytest.mark.parametrize("harm", [b"", b"PAR1", b"\xff" * 60, "cut", "middle"])
+def test_sums_that_lack_images_call_no_set_whole(tmp_path, harm):
+    out = write_set(tmp_path / "set")
+    write_sums(out)
+    check_sums(out)
+    (out / "images" / ".DS_Store").touch()
+    (out / "notes.txt").touch()  # what somebody puts beside is not of the set
+    check_sums(out)
+    sums = out / "SHA256SUMS"
+    lines = sums.read_bytes().splitlines(keepends=True)
+    sums.write_bytes(
+        {"cut": b"".join(lines[: len(lines) // 2]), "middle": b"".join(x for x in lines if b"images/00000" not in x)}[
+            harm
+        ]
+        if isinstance(harm, str)
+        else harm
+    )
+    with pytest.raises(UserError, match=r"is not whole: .*SHA256SUMS"):
+        check_sums(out)
+
+
 @pytest.mark.parametrize("harm", ["gone", "spoiled"])
 def test_a_set_passes_its_own_check_only_if_whole(tmp_path, harm):
     out = write_set(tmp_path / "set")
     check_sums(out)
     path = out / "dicom/images/00001/cxr00001001/image.dcm"
     path.unlink() if harm == "gone" else path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"is not whole: 1 of its files are gone or damaged, such as dicom/images"):
+    with pytest.raises(
+        UserError, match=r"is not whole: 1 of its files are gone, damaged or not in SHA256SUMS, such as dicom/"
+    ):
         check_sums(out)
 
 

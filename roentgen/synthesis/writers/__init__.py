@@ -66,18 +66,35 @@ def write_sums(out: Path) -> None:
 
 
 def check_sums(out: Path) -> None:
-    """UserError where a file that ``SHA256SUMS`` names is gone or has other bytes."""
+    """UserError where a file that ``SHA256SUMS`` names is gone or has other bytes, or an image is not named there."""
     wrong = []
-    with (out / SUMS).open(encoding="utf-8") as file:
-        for line in file:
-            sha, _, path = line.rstrip("\n").partition("  ")
-            if not has_sha256(out / path, sha):
-                wrong.append(path)
+    found = filter(_of_images, _files(out, ""))
+    at = next(found, None)
+    try:
+        with (out / SUMS).open(encoding="utf-8") as file:
+            for line in file:  # both in the order of their text
+                sha, _, path = line.rstrip("\n").partition("  ")
+                while at is not None and at < path:
+                    wrong.append(at)
+                    at = next(found, None)
+                if at == path:
+                    at = next(found, None)
+                if not path or not has_sha256(out / path, sha):
+                    wrong.append(path or SUMS)
+    except UnicodeDecodeError:
+        wrong.append(SUMS)
+    wrong += [path for path in (at, *found) if path is not None]
     if wrong:
         raise UserError(
-            f"--out {out} is not whole: {len(wrong)} of its files are gone or damaged, such as {wrong[0]}; put them "
-            "back from a copy, or make the set in another folder"
+            f"--out {out} is not whole: {len(wrong)} of its files are gone, damaged or not in {SUMS}, such as "
+            f"{wrong[0]}; put them back from a copy, or make the set in another folder"
         )
+
+
+def _of_images(path: str) -> bool:
+    """Whether a file of a set is, or holds, an image or a report: those that nobody else puts there."""
+    folders = tuple(folder for writer in FORMATS.values() for folder in writer.folders)
+    return path.startswith(folders) and not any(part.startswith(".") for part in path.split("/"))
 
 
 def _files(out: Path, folder: str) -> Iterator[str]:
