@@ -353,3 +353,17 @@ def run_python(words: list[str], folder: Path) -> str:
     done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def test_tests_that_the_reliability_page_names_are_there() -> None:
+    table = DOCUMENTS["docs/reliability.md"].partition("## What was reported")[2].partition("\n## ")[0]
+    rows = [row for row in table.splitlines() if row.startswith("| ") and ".py" in row]
+    assert len(rows) >= 42
+    for row in rows:
+        file = ""
+        for name, test in re.findall(r"`([\w/]*(?:\.py)?)(?:::(\w+))?`", row.split(" | ")[1]):
+            if not name.endswith(".py") and not test:
+                continue
+            file = name or file
+            code = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            assert not test or f"def {test}(" in code, f"{file}::{test}"
