@@ -4,12 +4,13 @@
     python benchmarks/peers.py --result benchmarks/results/peers.json --update docs/metrics.md
 
 Features are those of the shipped classifier, of the images that benchmarks/eval.py makes of data/sample; what reads
-files gets the same ones through Inception-v3 with random weights of a fixed seed, which shows what a resize does to a figure
-and nothing about images. Needs piq, torchmetrics, torch-fidelity and prdc.
+files gets the same ones through Inception-v3 with random weights of a fixed seed, which shows what a resize does to a
+figure and nothing about images. Needs piq, torchmetrics, torch-fidelity and prdc.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import sys
 import tempfile
@@ -43,7 +44,7 @@ Features = NDArray[np.float64]
 
 
 def measure(
-    *, out: str | None = None, result: str | None = None, update: str | None = None, images: int = 400, seed: int = 0
+    *, out: str | None = None, result: str | None = None, update: str | None = None, images: int = 120, seed: int = 0
 ) -> int:
     """Other packages' FID, KID, precision and recall beside ours.
 
@@ -105,14 +106,21 @@ def of_features(a: Features, b: Features) -> list[dict[str, Any]]:
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
     rows = []
-    for words, x, y in (("", a, b), (f", first {FEW} dimensions", a[:, :FEW], b[:, :FEW])):
+    few = f", first {FEW} dimensions"
+    for words, x, y in (
+        ("", a, b),
+        (few, a[:, :FEW], b[:, :FEW]),
+        (", halves of one set", a[::2], a[1::2]),
+        (f"{few}, halves of one set", a[::2, :FEW], a[1::2, :FEW]),
+    ):
         ours = float(frechet.feature_distance(x, y))
         tensors = [torch.from_numpy(part.copy()) for part in (x, y)]
         theirs = fid_statistics_to_metric(*map(fid_features_to_statistics, tensors), verbose=False)
         rows.append(row(f"FID, torch-fidelity{words}", float(theirs["frechet_inception_distance"]), ours))
         rows.append(row(f"FID, piq{words}", float(piq.FID()(*tensors)), ours))
     for words, part in ((f"{len(a)} against {len(b)}", b), (f"{len(a)} against {len(b) // 4}", b[: len(b) // 4])):
-        theirs = compute_prdc(a, part, nearest_k=5)
+        with contextlib.redirect_stdout(sys.stderr):
+            theirs = compute_prdc(a, part, nearest_k=5)
         same = manifolds(a, part, k=5)
         cut = manifolds(a[: len(part)], part, k=5)
         for name in ("precision", "recall"):
