@@ -89,7 +89,7 @@ def estimate_all(batch: int, side: int, out: Path) -> None:
             **options,  # type: ignore[arg-type]
         )
         setups[name] = {"bytes": needs.memory_total, "items": needs.memory, "flops_per_image": needs.flops}
-    last = list(setups.values())[-1]["bytes"]
+    last: Any = list(setups.values())[-1]["bytes"]
     context = Context(
         extractor="roentgen.training.estimate: one step on PyTorch's meta device",
         resize="none",
