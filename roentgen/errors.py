@@ -65,7 +65,10 @@ def _unprinted(error: OSError, prog: str) -> int:
     if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
         raise error
     # Nothing goes there any more, so that the flush at exit is quiet too.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):  # it may be no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno == errno.EIO:  # a disk that fails under a file that is open, or a terminal that has gone
+        return _say(error, f"{prog}: error: a file cannot be read or written ({error.strerror}); check the disk", 2)
     if error.errno == errno.EPIPE:
         return 1
     return _say(error, f"{prog}: error: stdout: cannot be written ({error.strerror}); what is made is kept", 2)

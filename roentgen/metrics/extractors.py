@@ -289,7 +289,7 @@ def hub_extractor(model: str, *, name: str | None = None, device: str = "cpu") -
     from transformers import AutoImageProcessor, AutoModel
 
     processor = _from_hub(AutoImageProcessor, model, name or model)
-    loaded = _from_hub(AutoModel, model, name or model, output_loading_info=True)
+    net, said = _from_hub(AutoModel, model, name or model, output_loading_info=True)
     text = ("text_model.", "text_projection.", "logit_scale")
     loading.nothing_missing((net, said), f"extractor {name or model}", unused=("pooler.", *text))
     if any(key.startswith("pooler.") for key in said["missing_keys"]):  # as in files of classifiers
