@@ -112,6 +112,17 @@ def test_a_decoder_may_change_and_an_encoder_may_not(tiny: Tiny, tmp_path: Path)
         ImageTokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_loads_in_any_precision(folder: Path, model: Any, dtype: str, tmp_path: Path) -> None:
+    """What it was trained on is told by the weights as they are stored: float16 is what a GPU loads."""
+    other = load_model(str(folder), device="cpu", dtype=dtype)
+    assert other.info.dtype == dtype and other.codes.hash == model.codes.hash and other.info.hash == model.info.hash
+    one, two = (next(generate(each, "left", steps=2, seed=3)).image.astype(int) for each in (model, other))
+    assert one.shape == two.shape
+    other.codes.save(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "codes" / "config.json").read_text())["latents"] == model.codes.key
+
+
 def test_perplexity_is_the_number_of_codes_in_equal_use() -> None:
     assert use(torch.tensor([0, 1, 2, 3]), 8) == (0.5, pytest.approx(4.0))
     assert use(torch.tensor([0, 0, 0, 0]), 8) == (0.125, pytest.approx(1.0))

@@ -38,12 +38,14 @@ ADVICE = "make it again with train/tokenizer.py"
 class ImageTokenizer:
     """An autoencoder, ``AutoencoderKL`` or ``VQModel``, with the ``centres`` (K, C) float32 of each group of channels.
 
-    borrowed: the autoencoder is that of ``mini``, and is not saved with the codes.
+    borrowed: the autoencoder is that of ``mini``, and is not saved with the codes. key: ``latents_key`` of its weights
+    as they were stored, where it was loaded in another precision.
     """
 
     autoencoder: Any = field(repr=False)
     centres: list[Tensor] = field(repr=False)
     borrowed: bool = False
+    key: str | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -69,11 +71,12 @@ class ImageTokenizer:
     def hash(self) -> str:
         """16 hex digits of what decides the codes of an image: the encoder and the centres."""
         tables = tensors_hash((f"group.{n}", table) for n, table in enumerate(self.centres))
-        return sha256(f"{latents_key(self.autoencoder)} {tables}")[:16]
+        return sha256(f"{self.key or latents_key(self.autoencoder)} {tables}")[:16]
 
     def to(self, device: torch.device | str) -> ImageTokenizer:
         """The same, moved to ``device``."""
-        return ImageTokenizer(self.autoencoder.to(device), [table.to(device) for table in self.centres], self.borrowed)
+        centres = [table.to(device) for table in self.centres]
+        return ImageTokenizer(self.autoencoder.to(device), centres, self.borrowed, self.key)
 
     # -------------------------------------------------------------------------------- images and codes
 
@@ -138,11 +141,12 @@ class ImageTokenizer:
         if [table.shape[1] for table in centres] != said["channels"]:
             raise UserError(f"{folder / 'codes'}: its codebooks are not those of its config.json; {ADVICE}")
         autoencoder = load_autoencoder(MINI if borrowed else folder)
-        if latents_key(autoencoder) != said["latents"]:
+        key = latents_key(autoencoder)
+        if key != said["latents"]:
             where = "mini of this version of roentgen" if borrowed else str(folder)
             raise UserError(f"{folder / 'codes'}: made for another autoencoder than that of {where}; {ADVICE}")
         # Not `to`: diffusers prints what it keeps in float32 then, which is nothing.
-        return cls(autoencoder.type(dtype), centres, borrowed)
+        return cls(autoencoder.type(dtype), centres, borrowed, key)
 
     def save(self, folder: Path) -> None:
         """Write ``codes/``, and the autoencoder unless it is borrowed, into ``folder``."""
@@ -155,7 +159,7 @@ class ImageTokenizer:
         said = {
             "channels": list(self.channels),
             "codes": list(self.sizes),
-            "latents": latents_key(self.autoencoder),
+            "latents": self.key or latents_key(self.autoencoder),
             "autoencoder": "mini" if self.borrowed else "vq" if self.learned else "vae",
         }
         (own / "config.json").write_text(json.dumps(said, indent=1) + "\n")
