@@ -170,6 +170,9 @@ def test_a_count_beyond_memory_is_refused_at_once(
     monkeypatch.setenv("ROENTGEN_MAX_IMAGES", "1")
     assert run_cli(*words, 2)[0] == 2
     assert run_cli(*words, 1)[0] == 0
+    picture = next(iter(sorted((tmp_path / "out").rglob("*.png"))))
+    code, _, err = run_cli("edit", picture, "left", "--no-invert", "-o", tmp_path / "edits", "-n", 10**12)
+    assert code == 2 and "--num-images" in err and "ROENTGEN_MAX_IMAGES" in err
 
 
 def test_weights_are_named(run_cli: Cli, tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def edit(s: Edit) -> int:
     generation.check_settings(
         num_images=s.num_images, seed=s.seed, steps=s.steps, guidance=s.guidance, sampler=s.sampler
     )
+    generation.check_count(s.num_images, "--num-images")
     kind, folder, file = destination(s.out, s.format, s.num_images)
     name = f"{slug(source.stem)}_{slug(text or f'no {s.remove}')}"
     paths = [file or folder / f"{name}_{s.seed + index}{images.FORMATS[kind]}" for index in range(s.num_images)]
