@@ -16,13 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from document import report
 from timing import machine, summarised, timed
 
 from roentgen import errors
 from roentgen.config import parse_call
 from roentgen.errors import UserError
 from roentgen.files import file_sha256
+from roentgen.metrics.report.tables import report
 from roentgen.metrics.result import Context, write_result
 from roentgen.provenance import git_state
 from roentgen.reports.load import MINI_REPORT, SHIPPED

@@ -143,7 +143,9 @@ def test_ctrl_c_in_the_first_instants_is_quiet(when: str, tmp_path: Path) -> Non
         "settle": "import roentgen.threads as t\ndef stop(): raise KeyboardInterrupt\nt.settle = stop",
         "run": "import roentgen.cli as c\ndef stop(_): os.kill(os.getpid(), 2)\nc.main = stop",
     }[when]
-    code = f"import os, sys\nfrom roentgen.__main__ import main\n{how}\nsys.exit(main())"
+    # A job in the background of a shell is started with Ctrl-C ignored: not this one.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heard}\nimport os, sys\nfrom roentgen.__main__ import main\n{how}\nsys.exit(main())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 130 and "Traceback" not in done.stderr
