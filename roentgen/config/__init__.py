@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from roentgen.config import yaml_text
-from roentgen.config.parser import parse_call, parse_groups, parse_settings
+from roentgen.config.parser import from_json, parse_call, parse_groups, parse_settings
 from roentgen.config.ranges import (
     BatchSize,
     Count,
@@ -76,6 +76,7 @@ __all__ = [
     "as_dict",
     "did_you_mean",
     "flat",
+    "from_json",
     "parse_call",
     "parse_groups",
     "parse_settings",

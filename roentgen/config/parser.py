@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 import typing
@@ -169,6 +170,22 @@ def _read_file(name: str, settings: Sequence[Setting], configs: Path | None) -> 
 
     add(yaml_text.read(path), "")
     return values
+
+
+def from_json(cls: type[T], values: Any, where: str) -> T:
+    """A dataclass of settings from what a JSON file says of it, types and ranges checked as on the command line.
+
+    UserError that begins with ``where`` on anything else than a mapping of its fields.
+    """
+    mapping = yaml_text.from_text(json.dumps(values), where)  # JSON is YAML
+    if not isinstance(mapping, dict):
+        raise UserError(f"{where}: expected a mapping, got {shown(mapping)}")
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in mapping:
+        if key not in known:
+            raise UserError(f"{where}: unknown key '{key}'{did_you_mean(key, known)}")
+    made: T = _fill(cls, "", {key: (value, f"{where}.{key}") for key, value in mapping.items()})
+    return made
 
 
 def _fill(cls: type, prefix: str, values: Mapping[str, Any], start: Any = MISSING) -> Any:

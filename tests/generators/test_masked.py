@@ -228,6 +228,22 @@ def test_a_damaged_or_mixed_folder_is_one_sentence(folder: Path, tiny: Tiny, tmp
     assert code == 2 and "without a transformer" in err
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("process", "lag", [0.1]), ("process", "schedule", "square root"), ("process", "lag", 7), ("shape", "heads", "x"),
+     ("shape", "width", None), ("fit", "codes", 5), ("fit", "side", -1), ("fit", "more", 1)],
+)  # fmt: skip
+def test_each_value_of_a_transformers_config_is_checked(
+    folder: Path, section: str, key: str, value: Any, tmp_path: Path, run_cli: Any
+) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    said = json.loads((other / "transformer" / "config.json").read_text())
+    said[section][key] = value
+    (other / "transformer" / "config.json").write_text(json.dumps(said))
+    code, out, err = run_cli("generate", "effusion", "--model", other, "-o", tmp_path / "out")
+    assert code == 2 and not out and key in err and "transformer" in err, err
+
+
 def test_a_lora_is_refused_in_a_sentence(folder: Path, tmp_path: Path, run_cli: Any) -> None:
     from safetensors.torch import save_file
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from roentgen import images
+from roentgen.config import from_json
 from roentgen.devices import pick_device
 from roentgen.errors import UserError
 from roentgen.files import new_folder, read_json, reason, sha256
@@ -318,9 +319,8 @@ def _load_transformer(folder: Path, codes: ImageTokenizer) -> tuple[MaskedTransf
     own = folder / "transformer"
     said = read_json(own / "config.json", advice=ADVICE)
     try:
-        fit = Fit(**{**said["fit"], "codes": tuple(said["fit"]["codes"])})
-        process = P.Process(**said["process"])
-        network = MaskedTransformer(fit, Shape(**said["shape"]))
+        fit, process = from_json(Fit, said["fit"], "fit"), from_json(P.Process, said["process"], "process")
+        network = MaskedTransformer(fit, from_json(Shape, said["shape"], "shape"))
         network.load_state_dict(load_file(own / "model.safetensors"))
     except Exception as error:  # JSON, safetensors and shape errors alike mean a bad folder
         raise UserError(f"{own}: the transformer cannot be loaded ({reason(error)}); {ADVICE}") from None

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roentgen.config import Range
+from roentgen.config import Filled, Range
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Shape:
 class Fit:
     """What a transformer has to agree with: side of the grid, size of each group's codebook, width of text states."""
 
-    side: int
-    codes: tuple[int, ...]
-    text: int
+    side: Annotated[int, Range(1, 1024)]
+    codes: Annotated[tuple[Annotated[int, Range(2, 65_536)], ...], Filled()]
+    text: Annotated[int, Range(1, 65_536)]
 
 
 class Attention(nn.Module):
