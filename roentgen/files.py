@@ -340,7 +340,10 @@ def hold_folder(folder: Path, flag: str) -> IO[str]:
     Where the file system has no locks, a warning says that nothing keeps a second run away.
     """
     try:
-        file = (folder / ".lock").open("a", encoding="utf-8")
+        # Never waiting for the other end of what is no file. Windows has no such files, and no such flag.
+        at_once = getattr(os, "O_NONBLOCK", 0)
+        number = os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND | at_once, 0o666)
+        file = os.fdopen(number, "a", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{flag} {folder}: cannot write there ({reason(error)}); choose another folder") from None
     try:

@@ -181,3 +181,9 @@ def test_a_claim_names_what_differs(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read as JSON"):
         files.claim(tmp_path / "plan.json", about, holds="a set of another")
+
+
+def test_a_lock_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(UserError, match="--out"):
+        files.hold_folder(tmp_path, "--out")

@@ -127,7 +127,7 @@ def load_table(path: Path) -> pd.DataFrame:
             table = pd.read_parquet(regular(path))
         except FileNotFoundError:
             raise UserError(f"manifest {path} does not exist; write one with `roentgen data prepare`") from None
-        except (OSError, ValueError) as error:  # pyarrow's parse errors are ValueErrors
+        except Exception as error:  # pyarrow's parse errors are of many classes, and pandas' own notes may be damaged
             raise UserError(f"manifest {path} cannot be read as parquet: {reason(error)}") from error
     table.columns = table.columns.map(str)
     missing = [column for column in REQUIRED if column not in table.columns]

@@ -15,7 +15,7 @@ from roentgen.files import file_hash, reason
 from roentgen.prompts import FINDINGS
 from roentgen.reports import screen, sentences
 from roentgen.reports.base import NOTHING_KNOWN, Context, Finding, Image, Info, Report, contexts_of, unread
-from roentgen.reports.finding_net import WEIGHTS, FindingNet, Predictions, load_net, predict, squash
+from roentgen.reports.finding_net import CONFIG, WEIGHTS, FindingNet, Predictions, load_net, predict, squash
 from roentgen.reports.grounding import boxes_of, on_side
 
 SCREEN = "screen.npz"
@@ -190,6 +190,12 @@ def load_labels(folder: Path, *, device: str = "cpu", name: str = "", flag: str 
                 strange = {key: arrays[key] for key in arrays.files}
         except Exception as error:  # of zip files and of arrays
             raise UserError(f"{folder / SCREEN}: cannot be read ({reason(error)}); fetch the reporter again") from error
+    try:
+        rules_of(info)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{flag} {folder}: {CONFIG} is not that of a labels reporter ({reason(error)}); fetch it again"
+        ) from None
     about = Info(
         name=name or folder.name,
         hash=file_hash(folder / WEIGHTS),

@@ -170,3 +170,16 @@ def test_unreadable_file_is_one_sentence(folder: Path, name: str, content: bytes
 def test_short_row_and_byte_order_mark(folder: Path) -> None:
     (folder / "m.csv").write_bytes(b"\xef\xbb\xbfimage,text,patient_id,split,view\nimages/a.png,clear,1,train\n")
     assert read_manifest(folder / "m.csv")["view"].tolist() == [""]
+
+
+def test_parquet_whose_notes_of_pandas_are_damaged(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from roentgen.data.manifest import load_table
+
+    table = pa.table({"image": ["a.png"], "text": ["left"]})
+    notes = b'{"columns": [{"name": "image"}], "index_columns": ["image"]}'
+    parquet.write_table(table.replace_schema_metadata({b"pandas": notes}), tmp_path / "manifest.parquet")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        load_table(tmp_path / "manifest.parquet")

@@ -213,3 +213,19 @@ def test_strange_features_are_far_away() -> None:
     about = fit(near[:300], near[300:], axes=8, share=0.99)
     assert (strangeness(near, about) <= about["limit"]).mean() > 0.95
     assert (strangeness(near + 3 * rng.normal(size=(400, 40)).astype(np.float32), about) > about["limit"]).all()
+
+
+def test_rules_that_are_not_whole_are_named(tmp_path, run_cli) -> None:
+    import shutil
+
+    from recipe import ROOT
+
+    from roentgen.reports.load import MINI_REPORT, SHIPPED
+
+    folder = shutil.copytree(SHIPPED[MINI_REPORT], tmp_path / "reporter")
+    said = json.loads((folder / "config.json").read_text())
+    del said["prevalence"]
+    (folder / "config.json").write_text(json.dumps(said))
+    image = next((ROOT / "data" / "sample" / "images").glob("*.jpg"))
+    code, out, err = run_cli("report", image, "--model", folder, "-o", tmp_path / "out")
+    assert code == 2 and not out and "prevalence" in err and "config.json" in err
