@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,3 +121,18 @@ def test_a_reporter_of_transformers(tmp_path: Path) -> None:
     without(folder / "model.safetensors", "visual_projection")
     with pytest.raises(UserError, match=f"{folder}: .* missing"):
         open_captioner(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [("text_encoder", "layer_norm_eps", "x"), ("text_encoder", "layer_norm_eps", [1]),
+     ("unet", "attention_head_dim", "x"), ("unet", "attention_head_dim", ["x", 1])],
+)  # fmt: skip
+def test_a_value_of_another_type_in_a_configuration(
+    part: str, key: str, value: Any, tiny_pipeline: Path, tmp_path: Path, run_cli: Any
+) -> None:
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "model")
+    said = json.loads((folder / part / "config.json").read_text())
+    (folder / part / "config.json").write_text(json.dumps({**said, key: value}))
+    code, out, err = run_cli("generate", "left", "--model", folder, "--steps", "1", "-o", tmp_path / "out")
+    assert code == 2 and part in err and not out, err

@@ -48,6 +48,7 @@ class TextEncoder(nn.Module):
             and config.get("hidden_act") in ACTIVATIONS
             and not config.get("use_attention_mask")
             and all(type(config.get(size)) is int for size in (*sizes, "max_position_embeddings"))
+            and isinstance(config.get("layer_norm_eps", 1e-5), int | float)
         )
 
     def forward(self, ids: Tensor, attention_mask: None = None) -> tuple[Tensor]:

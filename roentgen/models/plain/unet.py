@@ -134,6 +134,8 @@ class UNet(nn.Module):
         """Whether this is the network that a configuration of diffusers describes."""
         kinds = [*config.get("down_block_types", ("",)), *config.get("up_block_types", ("",))]
         numbers = [config.get(name) for name in ("cross_attention_dim", "layers_per_block", "norm_num_groups")]
+        heads = config.get("attention_head_dim", 8)
+        numbers += heads if isinstance(heads, list) else [heads]
         return (
             all(config[key] in values for key, values in KNOWN.items() if key in config)
             and all(kind in ATTENDS for kind in kinds)
