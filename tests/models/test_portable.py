@@ -27,8 +27,8 @@ def test_a_saved_pipeline_has_the_files_of_old_and_new_versions(make_pipeline, t
     vocabulary = json.loads((tmp_path / "saved" / "tokenizer" / "vocab.json").read_text())
     merges = (tmp_path / "saved" / "tokenizer" / "merges.txt").read_text().splitlines()[1:]
     if (whole := tmp_path / "saved" / "tokenizer" / "tokenizer.json").is_file():  # transformers 5 writes it
-        model = json.loads(whole.read_text())["model"]
-        assert vocabulary == model["vocab"] and len(merges) == len(model["merges"])
+        told = json.loads(whole.read_text())["model"]
+        assert vocabulary == told["vocab"] and len(merges) == len(told["merges"])
     assert len(vocabulary) > 20 and merges
     assert json.loads((tmp_path / "saved" / "text_encoder" / "config.json").read_text())["dtype"] == "float32"
     settings = json.loads((tmp_path / "saved" / "tokenizer" / "tokenizer_config.json").read_text())
