@@ -34,9 +34,7 @@ def test_a_run_goes_on_to_the_result_that_it_had(tmp_path: Path) -> None:
         start, ours, theirs = (part(folder, name) for folder in folders)
         moved = max(np.abs(theirs[key] - start[key]).max() for key in theirs)
         assert moved > 1e-3
-        # The same way, not the same numbers: where a gradient is all but 0, Adam's step follows the rounding.
-        ways = [np.concatenate([(end[key] - start[key]).ravel() for key in theirs]) for end in (ours, theirs)]
-        assert np.corrcoef(*ways)[0, 1] > 0.8, np.corrcoef(*ways)
+        assert all(np.allclose(ours[key], theirs[key], atol=moved / 100) for key in theirs)
 
 
 def test_a_tuned_folder_and_adapters_generate() -> None:

@@ -167,6 +167,18 @@ def prepare_for_sharding(accelerator: Accelerator, local: int) -> bool:
     return accelerator.distributed_type == DistributedType.FSDP
 
 
+def align_moments(optimizer: Any) -> None:
+    """Lay the moments of ``optimizer`` out in memory as their parameters are.
+
+    A fused step goes through both in the order of memory: moments that were saved in another layout (channels last, on
+    a GPU or by an earlier version) would be taken for those of other weights, without a word.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 class RunState:
     """What a run continues from: trained weights, optimiser, weight average, and the settings that made them.
 
@@ -223,6 +235,7 @@ class RunState:
         else:
             self.checkpoints.load_into(saved, self.network, load_trained_state)
             self.optimizer.load_state_dict(saved["optimizer"])
+            align_moments(self.optimizer)
             self.ema.load_state_dict(saved["ema"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
