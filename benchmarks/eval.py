@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from timing import machine, summarised, timed
+from timing import machine, require_packages, summarised, timed
 from tqdm import tqdm
 
 from roentgen import errors
@@ -76,11 +76,7 @@ def measure(
     else:
         if images < 4 or min(side, repeats, workers) < 1 or dim < 2:
             raise UserError("--images must be at least 4, --side, --repeats and --workers at least 1, --dim at least 2")
-        for package in ("torch-fidelity", "clean-fid", "scipy"):
-            try:
-                importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                raise UserError(f"the comparison needs {package}: pip install {package}") from None
+        require_packages(("torch-fidelity", "clean-fid", "scipy"))
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             found = measured(Path(folder), images=images, side=side, repeats=repeats, workers=workers, dim=dim)
     if out is not None:

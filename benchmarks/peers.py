@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from inception_weights import write_random_inception
 from numpy.typing import NDArray
+from timing import require_packages
 
 from eval import make_images
 from roentgen import errors
@@ -65,11 +66,7 @@ def measure(
 
 def measured(out: Path, *, images: int, seed: int) -> None:
     """Everything, to ``out``."""
-    for package in PACKAGES:
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            raise UserError(f"the comparison needs {package}: pip install {package}") from None
+    require_packages(PACKAGES)
     with tempfile.TemporaryDirectory() as scratch:
         make_images(Path(scratch), images, side=SIDE)
         pictures = {side: [read_image(p) for p in sorted((Path(scratch) / side).iterdir())] for side in "ab"}

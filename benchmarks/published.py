@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from timing import require_packages
 from tqdm import tqdm
 
 from roentgen import errors
@@ -80,11 +81,7 @@ def measure(
         raise UserError("--images must be at least 4, --batch-size at least 1, --seed at least 0")
 
     def own(path: Path) -> None:
-        for package in PACKAGES:
-            try:
-                importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                raise UserError(f"the comparison needs {package}: pip install {package}") from None
+        require_packages(PACKAGES)
         with tempfile.TemporaryDirectory() as scratch:
             folders = [None if given is None else Path(given) for given in (real, generated)]
             measured(Path(scratch), path, folders, images=images, seed=seed, batch_size=batch_size)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from roentgen.errors import UserError
 from roentgen.provenance import processor
 from roentgen.threads import cores
 
@@ -32,6 +34,15 @@ def timed_images(command: Callable[[int, Path], list[str]], images: int) -> tupl
     if written != images:
         raise RuntimeError(f"{images} images were asked for and {written} written")
     return found
+
+
+def require_packages(names: Iterable[str]) -> None:
+    """UserError where one of the packages that ours is compared with is not installed."""
+    for name in names:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            raise UserError(f"the comparison needs {name}: pip install {name}") from None
 
 
 def python_path() -> str:

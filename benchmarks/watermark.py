@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from timing import require_packages
 
 from roentgen import errors
 from roentgen.config import parse_call, require
@@ -31,6 +32,7 @@ from roentgen.provenance import git_state
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "watermark"
+LIBRARY = "invisible-watermark"
 METHODS = ("dwtDct", "dwtDctSvd")
 BITS = 32
 TEXTS = ("left pleural effusion", "cardiomegaly", "no acute cardiopulmonary process", "right pneumothorax")
@@ -89,20 +91,22 @@ CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
 
 def run(out: Path, images: int, seed: int) -> None:
     """Every method on the same images; written to ``out``."""
-    try:
-        from imwatermark import WatermarkDecoder, WatermarkEncoder
-    except ImportError:
-        raise errors.UserError("this needs the library: pip install invisible-watermark") from None
+    require_packages([LIBRARY])
+    from imwatermark import WatermarkDecoder, WatermarkEncoder
+
     model = load_model("mini")
     texts = [TEXTS[number % len(TEXTS)] for number in range(images)]
-    drawn = [each.image for each in generate(model, texts, seeds=range(seed, seed + images), batch_size=8)]
+    made = generate(model, texts, seeds=range(seed, seed + images), batch_size=8)
+    drawn = np.stack([each.image for each in made])
     bits = np.random.default_rng(seed).integers(0, 2, BITS).tolist()
     found: dict[str, Any] = {}
     for method in METHODS:
         encoder = WatermarkEncoder()
         encoder.set_watermark("bits", bits)
-        marked = [encoder.encode(np.repeat(one[..., None], 3, axis=2), method, scales=SCALES)[..., 1] for one in drawn]
-        apart = np.abs(np.stack(marked).astype(int) - np.stack(drawn))
+        marked = np.stack(
+            [encoder.encode(np.repeat(one[..., None], 3, axis=2), method, scales=SCALES)[..., 1] for one in drawn]
+        )
+        apart = np.abs(marked.astype(int) - drawn)
 
         def right(pixels: Pixels, method: str = method) -> float:
             read = WatermarkDecoder("bits", BITS).decode(np.repeat(pixels[..., None], 3, axis=2), method, scales=SCALES)
@@ -111,14 +115,14 @@ def run(out: Path, images: int, seed: int) -> None:
         found[method] = {
             "mean_change": float(apart.mean()),
             "largest_change": int(apart.max()),
-            "power_before": float(sharpness_of(np.stack(drawn))[BAND]),
-            "power_after": float(sharpness_of(np.stack(marked))[BAND]),
+            "power_before": float(sharpness_of(drawn)[BAND]),
+            "power_after": float(sharpness_of(marked)[BAND]),
             "unmarked": float(np.mean([right(one) for one in drawn])),
             "bits": {name: float(np.mean([right(change(one)) for one in marked])) for name, change in CHANGES.items()},
         }
-    version = importlib.metadata.version("invisible-watermark")
+    version = importlib.metadata.version(LIBRARY)
     context = Context(
-        extractor=f"invisible-watermark {version}", resize="none", seed=seed,
+        extractor=f"{LIBRARY} {version}", resize="none", seed=seed,
         settings={"images": images, "bits": BITS}, model={"name": model.info.name, "hash": model.info.hash}, inputs={},
         command=f"python benchmarks/watermark.py --images={images} --seed={seed}", git=git_state(ROOT),
     )  # fmt: skip

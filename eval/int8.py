@@ -19,17 +19,17 @@ import numpy as np
 import torch
 
 from roentgen import errors, threads
-from roentgen.config import BatchSize, Count, PathOrName, Seed, as_dict, parse_settings, require
+from roentgen.config import BatchSize, Count, PathOrName, Seed, parse_settings, require
 from roentgen.data.boxes import read_boxes
 from roentgen.data.manifest import finding_columns, labels_in, read_manifest
-from roentgen.files import file_sha256, require_writable
+from roentgen.experiments.reading import context_of
+from roentgen.files import require_writable
 from roentgen.images import read_image
 from roentgen.metrics.report.tables import figure, fill
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.result import read_result, write_result
 from roentgen.metrics.text import clinical, grounding
 from roentgen.prompts import NO_FINDING
-from roentgen.provenance import portable
 from roentgen.reports import Report, load_reporter
 from roentgen.reports.boxes import iou
 from roentgen.reports.quantised import quantise, weight_bytes
@@ -89,21 +89,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows[kind]["pointing"] = grounding.grounding_scores(cases, seed=s.seed)["pointing"] | {"n": len(cases)}
     details = {"kinds": rows, "agreement": agreement(said["float32"], said["int8"]), "threads": torch.get_num_threads()}
     faster = seconds["float32"] / seconds["int8"]
-    context = Context(
-        extractor=f"{reporter.info.kind} reporter {reporter.info.name}, {reporter.info.hash}",
-        resize="squashed to the reporter's square", seed=s.seed,
-        settings={key: portable(value) for key, value in as_dict(s).items() if key not in ("boxes", "documents")},
-        model={"name": reporter.info.name, "hash": reporter.info.hash},
-        inputs={"manifest": {"name": s.manifest.name, "sha256": file_sha256(s.manifest)}},
+    context = context_of(
+        reporter,
+        s,
+        s.manifest,
         command="python eval/int8.py --manifest MANIFEST --boxes METADATA.csv ...",
-    )  # fmt: skip
+        leave_out={"boxes", "documents"},
+    )
     write_result(
         s.out / "int8.json", metric="times as fast in int8 as in float32", value=faster,
         ci=(float("nan"), float("nan")), ci_method="none: one run, both in turn", n=len(table), context=context,
         warnings=["measured beside other work on the machine, which both share"], details=details,
     )  # fmt: skip
     for document in s.documents:
-        fill(document, {"reports-int8": tables(s.out)})
+        fill(document, {REGION: tables(s.out)})
     print(f"{faster:.2f} times as fast, {details['agreement']}")
     return 0
 

@@ -22,17 +22,18 @@ from scipy.special import ndtr, ndtri
 from tqdm import tqdm
 
 from roentgen import errors, threads
-from roentgen.config import BatchSize, PathOrName, Seed, ShareBelowOne, as_dict, parse_settings, require
+from roentgen.config import BatchSize, PathOrName, Seed, ShareBelowOne, parse_settings, require
 from roentgen.data.manifest import labels_in, read_manifest
-from roentgen.files import file_sha256, require_writable
+from roentgen.experiments.reading import context_of
+from roentgen.files import require_writable
 from roentgen.images import read_image
 from roentgen.metrics.adherence.auroc import auroc, weighted_auroc
 from roentgen.metrics.report.tables import figure, fill
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.result import read_result, write_result
 from roentgen.metrics.statistics import cluster_weights, percentile_interval
 from roentgen.metrics.text import clinical
-from roentgen.provenance import command_line, portable
+from roentgen.provenance import command_line
 from roentgen.reports import load_reporter
 from roentgen.reports.labels import LabelsReporter, calibrated
 
@@ -82,14 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         row = ceiling_of(chances[known, column], truth[known, column], groups, goal=s.goal, seed=s.seed)
         rows.append({"finding": names[column], "f1": f1[names[column]], **row})
     bound = float(np.mean([row["ceiling"]["value"] for row in rows]))
-    context = Context(
-        extractor=f"{reporter.info.kind} reporter {reporter.info.name}, {reporter.info.hash}",
-        resize="squashed to the reporter's square", seed=s.seed,
-        settings={key: portable(value) for key, value in as_dict(s).items() if key != "documents"},
-        model={"name": reporter.info.name, "hash": reporter.info.hash},
-        inputs={"manifest": {"name": s.manifest.name, "sha256": file_sha256(s.manifest)}},
-        command=command_line("eval/report_ceiling.py", s),
-    )  # fmt: skip
+    context = context_of(
+        reporter, s, s.manifest, command=command_line("eval/report_ceiling.py", s), leave_out={"documents"}
+    )
     write_result(
         s.out / "ceiling.json", value=bound,
         metric=f"mean over findings of the highest F1 that AUROC and prevalence allow, {s.split}",

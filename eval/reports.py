@@ -22,10 +22,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from roentgen import errors, threads
-from roentgen.config import BatchSize, Count, PathOrName, Seed, as_dict, parse_settings, require
+from roentgen.config import BatchSize, Count, PathOrName, Seed, parse_settings, require
 from roentgen.data.boxes import read_boxes
 from roentgen.data.manifest import finding_columns, labels_in, read_manifest
-from roentgen.files import file_sha256, require_writable
+from roentgen.experiments.reading import context_of
+from roentgen.files import require_writable
 from roentgen.images import read_image
 from roentgen.metrics.adherence.round_trip import sides_of
 from roentgen.metrics.report.tables import figure, fill
@@ -35,7 +36,7 @@ from roentgen.metrics.statistics import percentile_interval
 from roentgen.metrics.text import clinical, grounding
 from roentgen.metrics.text.report_scores import BLEU, Described, text_scores
 from roentgen.prompts import NO_FINDING, labels_from_row, statement
-from roentgen.provenance import command_line, portable
+from roentgen.provenance import command_line
 from roentgen.reports import Reporter, load_reporter
 from roentgen.reports.boxes import Box
 from roentgen.reports.finding_net import squash
@@ -93,14 +94,7 @@ def measure(s: Settings) -> None:
         f"--manifest {s.manifest}: no finding has {clinical.LEAST} images of {s.split} with and without it; give more",
     )
     public = dataclasses.replace(s, boxes=tuple(Path(*path.parts[-2:]) for path in s.boxes))  # not whose disk it is
-    context = Context(
-        extractor=f"{reporter.info.kind} reporter {reporter.info.name}, {reporter.info.hash}",
-        resize="squashed to the reporter's square", seed=s.seed,
-        settings={key: portable(value) for key, value in as_dict(s).items() if key != "boxes"},
-        model={"name": reporter.info.name, "hash": reporter.info.hash},
-        inputs={"manifest": {"name": s.manifest.name, "sha256": file_sha256(s.manifest)}},
-        command=command_line("eval/reports.py", public),
-    )  # fmt: skip
+    context = context_of(reporter, s, s.manifest, command=command_line("eval/reports.py", public), leave_out={"boxes"})
     began = time.perf_counter()
     reports, deep, places = read_all(reporter, test["image"].tolist(), s.batch_size)
     seconds = time.perf_counter() - began

@@ -47,10 +47,8 @@ def run(main: Callable[[], int | None], *, prog: str) -> int:
         return code
     except UserError as error:
         return _say(error, f"{prog}: error: {_one_line(str(error))}", 2)
-    except MemoryError as error:
-        return _say(error, f"{prog}: error: not enough memory; close other programs, or ask for less at once", 2)
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):  # PyTorch's own way of saying it
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):  # PyTorch's way of saying it
             raise
         return _say(error, f"{prog}: error: not enough memory; close other programs, or ask for less at once", 2)
     except OSError as error:

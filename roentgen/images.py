@@ -224,7 +224,7 @@ def encode_image(image: np.ndarray, format: str, provenance: Mapping[str, str]) 
     _check_grey(image)
     if format == "dicom":
         return dicom_bytes(dicom_dataset(image, provenance))
-    return {"png": png_bytes, "jpeg": _jpeg_bytes}[format](image, as_marks(provenance))
+    return {"png": png_bytes, "jpeg": jpeg_bytes}[format](image, as_marks(provenance))
 
 
 def resized_png(path: Path, size: int, *, data: bytes | None = None) -> bytes:
@@ -255,7 +255,8 @@ def png_bytes(image: np.ndarray, marks: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def _jpeg_bytes(image: np.ndarray, marks: Mapping[str, str]) -> bytes:
+def jpeg_bytes(image: np.ndarray, marks: Mapping[str, str], *, quality: int = 95) -> bytes:
+    """uint8 [H, W] as a JPEG with ``marks`` as they are; without any, nothing says that it is synthetic."""
     exif = Image.Exif()
     edited = marks.get("edited") == "true"
     exif[0x010E] = (  # ImageDescription
@@ -265,8 +266,8 @@ def _jpeg_bytes(image: np.ndarray, marks: Mapping[str, str]) -> bytes:
     )
     exif[0x0131] = f"{SOFTWARE} {marks.get('version', '')}".strip()  # Software
     buffer = io.BytesIO()
-    comment = json.dumps(marks).encode("ascii")
-    Image.fromarray(image).save(buffer, "JPEG", quality=95, comment=comment, exif=exif)
+    said = {"comment": json.dumps(marks).encode("ascii"), "exif": exif} if marks else {}
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, **said)
     return buffer.getvalue()
 
 

@@ -112,6 +112,15 @@ def test_an_oserror_is_a_sentence_wherever_it_is_met(capsys: pytest.CaptureFixtu
     assert errors.run(hungry, prog="roentgen") == 2
     assert "memory" in capsys.readouterr().err
 
+    def hungry_in_torch() -> int:
+        import torch
+
+        torch.empty(2**60)
+        return 0
+
+    assert errors.run(hungry_in_torch, prog="roentgen") == 2
+    assert "memory" in capsys.readouterr().err
+
 
 def test_ids_that_differ_have_names_that_differ() -> None:
     assert slugs(["Case 1", "case-2"]) == ["case-1", "case-2"]

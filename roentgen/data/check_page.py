@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import base64
-import io
-import json
 import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment
 from PIL import Image
 
 from roentgen.data.check import Report, severity_of
 from roentgen.files import write_atomic
-from roentgen.images import marks_of, read_image
+from roentgen.images import jpeg_bytes, marks_of, read_image
 
 THUMBNAIL = 128  # pixels, longer side
 GALLERY = 48  # images drawn at random
@@ -81,9 +80,7 @@ def _figure(report: Report, row: int, caption: str) -> dict[str, Any]:
     """Thumbnail of a readable image with its row, split, view and a caption."""
     pixels = Image.fromarray(read_image(report.table.at[row, "image"]))
     pixels.thumbnail((THUMBNAIL, THUMBNAIL))
-    stored = io.BytesIO()
-    marks = marks_of(Path(report.table.at[row, "image"]))
-    pixels.save(stored, format="JPEG", quality=85, comment=json.dumps(marks) if marks else None)
+    stored = jpeg_bytes(np.asarray(pixels), marks_of(Path(report.table.at[row, "image"])), quality=85)
     cells = [f"row {row + 1}", *(str(report.table.at[row, column]) for column in ("split", "view"))]
-    jpeg = base64.b64encode(stored.getvalue()).decode()
+    jpeg = base64.b64encode(stored).decode()
     return {"row": row + 1, "jpeg": jpeg, "head": ", ".join(filter(None, cells)), "caption": caption}

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = start(
         model=run.model, codes=run.codes, text_encoder=run.text_encoder, shape=recipe.shape, process=recipe.process,
         pixels=recipe.pixels, layer=recipe.text_layer, window=recipe.text_window, chunks=recipe.text_chunks or 1,
-        name=run.name,
+        name=run.name, weights=not run.dry_run,
     )  # fmt: skip
     chosen = {"steps": run.steps, "guidance": run.guidance, **(run.sampling or {})}
     sampling = model.sampling(**chosen)

@@ -190,12 +190,6 @@ def load_labels(folder: Path, *, device: str = "cpu", name: str = "", flag: str 
                 strange = {key: arrays[key] for key in arrays.files}
         except Exception as error:  # of zip files and of arrays
             raise UserError(f"{folder / SCREEN}: cannot be read ({reason(error)}); fetch the reporter again") from error
-    try:
-        rules_of(info)
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{flag} {folder}: {CONFIG} is not that of a labels reporter ({reason(error)}); fetch it again"
-        ) from None
     about = Info(
         name=name or folder.name,
         hash=file_hash(folder / WEIGHTS),
@@ -205,4 +199,9 @@ def load_labels(folder: Path, *, device: str = "cpu", name: str = "", flag: str 
         placed=tuple(info.get("places", {})),
         reads=(),
     )
-    return LabelsReporter(net, info, strange=strange, about=about, device=device)
+    try:
+        return LabelsReporter(net, info, strange=strange, about=about, device=device)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{flag} {folder}: {CONFIG} is not that of a labels reporter ({reason(error)}); fetch it again"
+        ) from None

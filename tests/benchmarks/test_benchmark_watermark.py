@@ -55,7 +55,10 @@ def test_cost_and_survival(bench: Any, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_bad_settings_are_one_sentence(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "imwatermark", None)
+    def nowhere(name: str) -> str:
+        raise bench.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(bench.importlib.metadata, "version", nowhere)
     with pytest.raises(errors.UserError, match="invisible-watermark"):
         bench.measure(out=str(tmp_path / "out.json"))
     with pytest.raises(errors.UserError, match="--images"):

@@ -327,16 +327,22 @@ def test_zero_terminal_snr_refuses_pndm(tiny_model):
     assert next(generate(model, PROMPTS[0], sampler="dpm++")).image.std() > 0
 
 
-def test_a_share_of_the_steps_is_guided(tiny_model, monkeypatch):
-    """The first ones; the others read the prompt alone, as without guidance, and the marks say so."""
-    widths = []
+@pytest.fixture
+def widths(monkeypatch):
+    """How many latents each call of the U-Net reads, as the calls come."""
+    found = []
     call = Diffusion.call_unet
 
     def counted(model, inputs, *rest, **named):
-        widths.append(len(inputs))
+        found.append(len(inputs))
         return call(model, inputs, *rest, **named)
 
     monkeypatch.setattr(Diffusion, "call_unet", counted)
+    return found
+
+
+def test_a_share_of_the_steps_is_guided(tiny_model, widths):
+    """The first ones; the others read the prompt alone, as without guidance, and the marks say so."""
     settings = {"seed": 3, "steps": 5, "guidance": 4.0, "sampler": "ddim"}
     found = {share: pictures(tiny_model, PROMPTS[:2], guided_share=share, **settings) for share in (1, 0.6, 0.4, 0)}
     assert widths == [4] * 5 + [4] * 3 + [2] * 2 + [4] * 2 + [2] * 3 + [2] * 5
@@ -352,16 +358,8 @@ def test_a_share_of_the_steps_is_guided(tiny_model, monkeypatch):
         tiny_model.sampling(guided_share=2)
 
 
-def test_an_interval_of_the_steps_is_guided(tiny_model, monkeypatch):
+def test_an_interval_of_the_steps_is_guided(tiny_model, widths):
     """Guidance may begin later, and end earlier; the marks say when."""
-    widths = []
-    call = Diffusion.call_unet
-
-    def counted(model, inputs, *rest, **named):
-        widths.append(len(inputs))
-        return call(model, inputs, *rest, **named)
-
-    monkeypatch.setattr(Diffusion, "call_unet", counted)
     settings = {"seed": 3, "steps": 5, "guidance": 4.0, "sampler": "ddim"}
     pictures(tiny_model, PROMPTS[:2], guided_from=0.4, guided_share=0.8, **settings)
     never = pictures(tiny_model, PROMPTS[:2], guided_from=0.8, guided_share=0.4, **settings)

@@ -227,3 +227,14 @@ def test_a_shipped_model_is_half_the_size_and_draws_the_same(tiny: Tiny, whole: 
     assert sample.provenance["steps"] == "5"
     flags = ("--pipeline", whole / "model", "--out", tmp_path / "x")
     assert "--vae" in refused(*flags, "--vae", tiny.pipeline, name="ship")
+
+
+def test_a_dry_run_makes_no_weights(tmp_path: Path, make_pipeline: Callable[..., Path], monkeypatch: Any) -> None:
+    from roentgen.recipes import masked
+
+    tiny = make_tiny(tmp_path, make_pipeline)
+    found: list[Any] = []
+    monkeypatch.setattr(masked, "describe", lambda model: found.append(model.transformer))
+    good(*tiny.flags, "--out", tmp_path / "out", "--dry-run", name="masked")
+    assert all(parameter.is_meta for parameter in found[0].parameters())
+    assert not (tmp_path / "out").exists()

@@ -283,12 +283,11 @@ def _zip_reader(path: Path) -> Reader:
         raise UserError(f"--reports {path} is broken or no zip file ({error}); download it again") from error
     # By name without folders, as study numbers are unique and the folders above differ between versions.
     reports = [name for name in archive.namelist() if name.endswith(".txt")]
-    members = {name[name.rfind("/") + 1 : -4]: name for name in reports}
+    studies = [name[name.rfind("/") + 1 : -4] for name in reports]
+    members = dict(zip(studies, reports, strict=True))
     if len(members) < len(reports):
-        twice = next(
-            name for name in reports if members[name[name.rfind("/") + 1 : -4]] != name or reports.count(name) > 1
-        )
-        raise UserError(f"--reports {path} has two reports named {Path(twice).name}; keep one copy of each study's")
+        twice = next(study for study in studies if studies.count(study) > 1)
+        raise UserError(f"--reports {path} has two reports named {twice}.txt; keep one copy of each study's")
     if not members:
         raise UserError(f"--reports {path} has no report (.txt) in it; name {REPORTS_ZIP}")
 

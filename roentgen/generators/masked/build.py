@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ def start(
     window: int | None = None,
     chunks: int = 1,
     name: str = "in-training",
+    weights: bool = True,
 ) -> Masked:
     """The masked transformer ``model``, or a new one, to be trained: float32, on the CPU.
 
     A new one takes the image tokenizer in ``codes``, pictures of ``pixels`` x ``pixels``, and ``text_encoder`` (a name,
     folder or hub id; ``mini`` is the shipped model's). Tokenizer and text encoder are frozen. The hash is that of the
-    weights that training starts from.
+    weights that training starts from. ``weights``: False gives a new transformer its shape alone, on PyTorch's meta
+    device: nothing is allocated, nothing drawn.
     """
     if model is not None:
         loaded = load_model(model, device="cpu", dtype="float32", trainable=True)
@@ -58,10 +61,12 @@ def start(
     if shape.width % shape.heads:
         raise UserError(f"--shape.heads {shape.heads}: must divide --shape.width {shape.width}")
     fit = Fit(side * shape.patch, tokenizer.sizes, encoder.config.hidden_size)
-    network = MaskedTransformer(fit, shape)
-    for number, centres in enumerate(tokenizer.centres):
-        network.group(number).start_from(centres)
-    marks: list[Any] = [fingerprint(network), tokenizer.hash, fingerprint(encoder)]
+    with nullcontext() if weights else torch.device("meta"):
+        network = MaskedTransformer(fit, shape)
+    if weights:
+        for number, centres in enumerate(tokenizer.centres):
+            network.group(number).start_from(centres)
+    marks: list[Any] = [fingerprint(network) if weights else "none", tokenizer.hash, fingerprint(encoder)]
     info = Info(name=name, folder=Path(), hash=sha256(" ".join(marks))[:16], device="cpu", dtype="float32")
     return Masked(info, tokenizer, network.train(), encoder, reader, process)
 
