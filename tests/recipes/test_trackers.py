@@ -59,6 +59,7 @@ def test_a_tracker_that_does_not_start_is_one_sentence(tmp_path: Path, monkeypat
         raise RuntimeError("no account\nlog in")
 
     monkeypatch.setattr(tracking.WandBTracker, "__init__", refuse)
+    monkeypatch.setattr(trackers, "_quiet_settings", dict)  # made by the package, which may not be here
     with pytest.raises(UserError, match=r"--trackers wandb: .*no account log in.*WANDB_MODE"):
         Log(["wandb"], tmp_path, SETTINGS)
 
