@@ -195,3 +195,22 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str,
         return shutil.copytree(folder, place / "snapshots" / "0123")
 
     return put
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic set in all formats, as the engine leaves them: without the work folder. Read only."""
+    from records import write_set
+
+    out = write_set(tmp_path_factory.mktemp("whole") / "set")
+    shutil.rmtree(out / ".work")
+    return out
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face's caches below the test's folder."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
