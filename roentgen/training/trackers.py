@@ -24,8 +24,15 @@ QUIET: dict[str, Any] = {
     "x_disable_meta": True, "x_disable_machine_info": True, "x_disable_stats": True, "x_save_requirements": False,
     "disable_git": True, "disable_code": True, "console": "off", "host": "",
 }  # fmt: skip
-QUIET_TAGS = {"mlflow.source.name": PROJECT, "mlflow.user": ""}
-"""MLflow would tell the path of the program and the user's name."""
+QUIET_TAGS = {"mlflow.source.name": PROJECT, "mlflow.user": ""} | {
+    f"mlflow.source.git.{what}": "" for what in ("commit", "branch", "repoURL")
+}
+"""MLflow would tell the path of the program, the user's name, and the branch and address of their repository."""
+OFFLINE = {
+    "wandb": "; set it up, or set WANDB_MODE=offline",
+    "mlflow": "; set MLFLOW_TRACKING_URI to a server, or to sqlite:///mlflow.db for a file here",
+}
+"""What to do where a tracker does not start."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -68,8 +75,7 @@ class Log:
                 if name != "tensorboard":  # which would write a second run for them
                     tracker.store_init_configuration(told)
             except Exception as error:  # each has errors of its own, for an account, a server or a folder
-                offline = ", or set WANDB_MODE=offline" if name == "wandb" else ""
-                raise UserError(f"--trackers {name}: cannot start ({reason(error)}); set it up{offline}") from error
+                raise UserError(f"--trackers {name}: cannot start ({reason(error)}){OFFLINE.get(name, '')}") from error
             self.trackers.append(tracker)
 
     def add_scalar(self, name: str, value: float, images: int) -> None:

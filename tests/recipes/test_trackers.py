@@ -64,31 +64,47 @@ def test_a_tracker_that_does_not_start_is_one_sentence(tmp_path: Path, monkeypat
         Log(["wandb"], tmp_path, SETTINGS)
 
 
+def test_mlflow_that_does_not_start_is_told_what_would(tmp_path: Path, monkeypatch: Any) -> None:
+    from accelerate import tracking
+
+    def refuse(self: Any, *rest: Any, **named: Any) -> None:
+        raise RuntimeError("folders are in maintenance mode")
+
+    monkeypatch.setattr(tracking.MLflowTracker, "__init__", refuse)
+    with pytest.raises(UserError, match=r"--trackers mlflow: .*MLFLOW_TRACKING_URI.*sqlite"):
+        Log(["mlflow"], tmp_path, SETTINGS)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_offline_services_get_figures_and_settings(name: str, tmp_path: Path, monkeypatch: Any) -> None:
-    """Runs where the package is installed; neither is among the packages of the tests."""
-    pytest.importorskip(name)
+@pytest.mark.parametrize("names", [["wandb"], ["mlflow"], ["tensorboard", "wandb", "mlflow"]], ids="+".join)
+def test_offline_services_get_figures_and_settings(names: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    """Runs where the packages are installed; neither is among the packages of the tests."""
+    for name in names:
+        pytest.importorskip(name)
     PartialState(cpu=True)  # as every recipe has; the trackers ask it who they are
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.chdir(tmp_path)
-    log = Log([name], tmp_path / "run", SETTINGS)
+    monkeypatch.setattr(sys, "argv", [__file__])  # a program in a repository, whose branch MLflow would tell
+    log = Log(names, tmp_path / "run", SETTINGS)
     log.add_scalar("train/loss", 0.5, 640)
-    log.trackers[0].finish()
-    if name == "wandb":
+    for tracker in log.trackers:
+        tracker.finish()
+    if "wandb" in names:
         until = time.monotonic() + 60
         while b"train/loss" not in (stored := stored_in(tmp_path)):  # its own process writes it, in a while
             assert time.monotonic() < until
             time.sleep(0.1)
         private = ("somebody", str(tmp_path), sys.executable, "test_trackers")
         assert [word for word in private if word.encode() in stored] == []
-    else:
+    if "mlflow" in names:
         import mlflow
 
         (run,) = mlflow.search_runs(experiment_names=[trackers.PROJECT], output_format="list")
         assert run.data.metrics == {"train/loss": 0.5} and run.data.params["reward"] == "reward"
-        assert run.data.tags["mlflow.source.name"] == trackers.PROJECT and not run.data.tags.get("mlflow.user")
+        told = {key: value for key, value in run.data.tags.items() if key.startswith("mlflow.source.") and value}
+        assert told == {"mlflow.source.name": trackers.PROJECT, "mlflow.source.type": "LOCAL"}
+        assert not run.data.tags.get("mlflow.user")
 
 
 def stored_in(folder: Path) -> bytes:
