@@ -46,7 +46,7 @@ from roentgen.experiments.augmentation.runs import Task, run_all
 from roentgen.experiments.augmentation.sources import RARE_SHARE, Inputs, open_inputs, origin
 from roentgen.files import file_hash, require_writable, write_atomic
 from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.result import Context, read_result, shown, write_result
 from roentgen.metrics.statistics import RESAMPLES, cluster_weights
 from roentgen.provenance import command_line, portable
 
@@ -56,6 +56,8 @@ DEFAULT_ARMS = (
     *("real", "real-half", "classic", "synthetic-x1", "synthetic-x5"),
     *("real+x0.5", "real+x1", "real+x2", "real+x5", "pretrain", "rare"),
 )
+KEPT = ("real", "synthetic", "images_seen", "synthetic_distinct", "val", "chosen_at")
+"""What the table has of each run."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = s.out / f"{NAME}.json"
     require(path.is_file(), f"--table-only: {path} does not exist; run the experiment into this --out first")
     result = read_result(path)
-    text = augmentation_report.markdown(result)
+    with shown(path):
+        text, drawn = augmentation_report.markdown(result), augmentation_report.plot(result)
     write_atomic(s.out / f"{NAME}.md", (text + "\n").encode())
-    write_atomic(s.out / f"{NAME}.png", augmentation_report.plot(result))
+    write_atomic(s.out / f"{NAME}.png", drawn)
     if s.update is None:
         print(text)
     else:
@@ -174,7 +177,9 @@ def measure(s: Settings) -> bool:
         place = (labels[task.run], task.run.subset)
         with np.load(task.predictions) as stored:
             predictions.setdefault(place, []).append(stored["test"].astype(np.float64))
-        details.setdefault(place, []).append(read_result(task.result)["details"])
+        with shown(task.result):
+            found = read_result(task.result)["details"]
+            details.setdefault(place, []).append({key: found[key] for key in KEPT})
     stacked = {place: np.stack(each) for place, each in predictions.items()}
     entries = augmentation.analyse(stacked, sample, baseline=BASELINE, rare=given.columns)
     for entry in entries:
@@ -293,8 +298,9 @@ def tuning(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     found = read_result(path)
-    runs = [{key: run[key] for key in ("setting", "value", "ci", "held_out")} for run in found["details"]["runs"]]
-    return {"metric": found["metric"], "test": found["details"]["test"], "command": found["command"], "runs": runs}
+    with shown(path):
+        runs = [{key: run[key] for key in ("setting", "value", "ci", "held_out")} for run in found["details"]["runs"]]
+        return {"metric": found["metric"], "test": found["details"]["test"], "command": found["command"], "runs": runs}
 
 
 def recipe_of(s: Settings, device: str) -> Recipe:

@@ -39,7 +39,7 @@ from roentgen.experiments.augmentation.classifier import (
 from roentgen.experiments.augmentation.sources import Source, load_source, open_pixels
 from roentgen.files import file_hash, require_writable
 from roentgen.metrics.adherence.auroc import macro_auroc
-from roentgen.metrics.result import Context, plain, read_result, write_result
+from roentgen.metrics.result import Context, plain, read_result, shown, write_result
 from roentgen.metrics.statistics import RESAMPLES, cluster_weights
 from roentgen.provenance import portable
 
@@ -70,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = sorted({recipe.size for _, recipe in settings})
     sources = {size: load_source("real", table, names, size=size, cache=args.work / "cache") for size in sizes}
     largest = max(n for n, _ in settings)
-    finished: list[dict[str, Any]] = read_result(args.out)["details"]["runs"] if args.out.is_file() else []
+    finished: list[dict[str, Any]] = []
+    if args.out.is_file():
+        with shown(args.out):
+            finished = [{**run, "setting": run["setting"]} for run in read_result(args.out)["details"]["runs"]]
     for n, recipe in tqdm(settings, unit="setting"):
         asked = plain({"n": n, "seed": args.seed, **asdict(recipe)})
         if any(run["setting"] == asked for run in finished):

@@ -35,7 +35,7 @@ from roentgen.generators.edit import Region, Wish, apply, region_of
 from roentgen.generators.generate import generate, load_model
 from roentgen.metrics.neighbours import nearest, standardise, thumbnails
 from roentgen.metrics.report.tables import figure, replace_between_markers, table
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.result import Context, read_result, shown, write_result
 from roentgen.metrics.statistics import cluster_weights, estimate
 from roentgen.models.classifier import SHIPPED, Classifier, load_classifier
 from roentgen.prompts.vocabulary import NORMAL_NOUNS
@@ -121,8 +121,11 @@ class Case:
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="eval/edit.py", about=__doc__)
     if s.table is not None:
-        replace_between_markers(s.table, "edit", markdown(read_result(s.out / "edit.json")))
-        replace_between_markers(s.table, "edit-choice", choice(read_result(s.out / "edit-choice.json")))
+        with shown(s.out):
+            lines = markdown(read_result(s.out / "edit.json"))
+            chosen = choice(read_result(s.out / "edit-choice.json"))
+        replace_between_markers(s.table, "edit", lines)
+        replace_between_markers(s.table, "edit-choice", chosen)
         return 0
     if s.manifest is None:
         raise UserError("--manifest is needed: a manifest with val and test images")

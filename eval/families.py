@@ -41,7 +41,7 @@ from roentgen.metrics.distribution import frechet
 from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.report.tables import figure, replace_between_markers
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.result import Context, read_result, shown, write_result
 from roentgen.metrics.statistics import cluster_weights, percentile_interval
 from roentgen.models.classifier import SHIPPED, load_classifier
 from roentgen.models.hub import MINI
@@ -90,10 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         speed(s)
     if s.update is not None or s.plot is not None:
         results = read_result(s.out / "quality.json"), read_result(s.out / "speed.json")
+        with shown(s.out):
+            drawn, lines = plot(*results), table(*results)
         if s.plot is not None:
-            write_atomic(s.plot, plot(*results).encode())
+            write_atomic(s.plot, drawn.encode())
         if s.update is not None:
-            replace_between_markers(s.update, NAME, table(*results))
+            replace_between_markers(s.update, NAME, lines)
     return 0
 
 

@@ -27,7 +27,7 @@ from roentgen.files import require_writable
 from roentgen.images import read_image
 from roentgen.metrics.report.tables import figure, fill
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import read_result, write_result
+from roentgen.metrics.result import read_result, shown, write_result
 from roentgen.metrics.text import clinical, grounding
 from roentgen.prompts import NO_FINDING
 from roentgen.reports import Report, load_reporter
@@ -102,7 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings=["measured beside other work on the machine, which both share"], details=details,
     )  # fmt: skip
     for document in s.documents:
-        fill(document, {REGION: tables(s.out)})
+        with shown(s.out):
+            lines = tables(s.out)
+        fill(document, {REGION: lines})
     print(f"{faster:.2f} times as fast, {details['agreement']}")
     return 0
 

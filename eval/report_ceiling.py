@@ -30,7 +30,7 @@ from roentgen.images import read_image
 from roentgen.metrics.adherence.auroc import auroc, weighted_auroc
 from roentgen.metrics.report.tables import figure, fill
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import read_result, write_result
+from roentgen.metrics.result import read_result, shown, write_result
 from roentgen.metrics.statistics import cluster_weights, percentile_interval
 from roentgen.metrics.text import clinical
 from roentgen.provenance import command_line
@@ -96,7 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
     )  # fmt: skip
     for document in s.documents:
-        fill(document, {REGION: tables(s.out)})
+        with shown(s.out):
+            lines = tables(s.out)
+        fill(document, {REGION: lines})
     print(f"macro F1 {reached['macro']['value']:.3f}; at most {bound:.3f} for these AUROCs")
     return 0
 

@@ -31,7 +31,7 @@ from roentgen.images import read_image
 from roentgen.metrics.adherence.round_trip import sides_of
 from roentgen.metrics.report.tables import figure, fill
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.result import Context, read_result, shown, write_result
 from roentgen.metrics.statistics import percentile_interval
 from roentgen.metrics.text import clinical, grounding
 from roentgen.metrics.text.report_scores import BLEU, Described, text_scores
@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not s.tables_only:
         require(s.manifest is not None, "--manifest is missing: manifest with `train` and `test` images")
         measure(s)
-    texts = tables(s.out)
+    with shown(s.out):
+        texts = tables(s.out)
     for document in s.documents:
         fill(document, texts)
     return 0

@@ -34,7 +34,7 @@ from roentgen.files import file_hash, require_writable
 from roentgen.metrics import neighbours
 from roentgen.metrics.extractors import load_extractor
 from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.metrics.result import Context
+from roentgen.metrics.result import Context, shown
 from roentgen.provenance import command_line, portable
 
 NAME = "sensitivity"
@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         require_writable(s.out, "--out")
         require_writable(s.work, "--work")
         measure(s)
-    text = report(s.out)
+    with shown(s.out):
+        text = report(s.out)
     if s.update is None:
         print(text)
     else:

@@ -36,7 +36,7 @@ from roentgen.metrics.adherence.scored import LEAVE_OUT
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import read_result, write_result
+from roentgen.metrics.result import read_result, shown, write_result
 from roentgen.metrics.statistics import cluster_weights, percentile_interval
 from roentgen.synthesis.folder import Job, generated_images
 
@@ -72,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         NAME, out=path, result=None if s.measure else path, update=s.update, measure=lambda _: measure(s), table=table
     )
     if s.plot is not None:
-        write_atomic(s.plot, plot(read_result(path)).encode())
+        with shown(path):
+            drawn = plot(read_result(path))
+        write_atomic(s.plot, drawn.encode())
     return 0
 
 

@@ -35,10 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from roentgen.metrics.report.page import markdown, quality
         from roentgen.metrics.report.tables import fill
+        from roentgen.metrics.result import shown
     except ModuleNotFoundError as error:
         raise errors.UserError(f"eval/table.py needs {error.name}; pip install 'roentgen-cxr[eval]'") from None
-    whole = markdown(s.results)
-    texts = {"suite": whole, "mini": whole, "quality": quality(s.results)}
+    with shown(s.results):
+        whole = markdown(s.results)
+        texts = {"suite": whole, "mini": whole, "quality": quality(s.results)}
     if not s.documents:
         print(whole)
     for document in s.documents:

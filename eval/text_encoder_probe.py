@@ -48,7 +48,7 @@ from roentgen.experiments.text_probe import (
 )
 from roentgen.files import file_hash, require_writable, tensors_hash
 from roentgen.metrics.report.tables import fill
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.result import Context, read_result, shown, write_result
 from roentgen.metrics.statistics import RESAMPLES, cluster_weights
 from roentgen.models.hub import NAMED
 from roentgen.models.text_encoders import encode_text_states, load_text_encoder, make_reader
@@ -101,7 +101,8 @@ class Reports:
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="eval/text_encoder_probe.py", about=__doc__)
     result = measure(s) if s.encoder else read_result(s.out)
-    text = probe_report(result)
+    with shown(s.out):
+        text = probe_report(result)
     print(text)
     for document in s.update:
         if fill(document, {"text-encoder": text}, write=not s.check) and s.check:

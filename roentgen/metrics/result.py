@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from typing import Any
 import numpy as np
 
 from roentgen.errors import UserError
-from roentgen.files import read_json, write_atomic
+from roentgen.files import read_json, reason, write_atomic
 from roentgen.provenance import ROOT, git_state, versions
 
 KEYS = (
     *("metric", "value", "ci", "n", "extractor", "resize"),
     *("seed", "settings", "git_commit", "versions", "command"),
 )
+
+BOUNDS = ("floor", "ceiling", "reconstructed")
+"""What stands beside a value, as entries of ``details`` or of a row."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,102 @@ def read_result(path: Path) -> dict[str, Any]:
     if missing := [key for key in KEYS if key not in result]:
         raise UserError(f"{path}: not a result (no {missing[0]}); make it again")
     return result
+
+
+def read_measure(path: Path) -> dict[str, Any]:
+    """A result of the suite, whole as far as pages and tables show it; UserError with the place that is not."""
+    result = read_result(path)
+    if place := _damaged(result):
+        raise UserError(f"{path}: damaged at {place}; delete it and run the evaluation again")
+    return result
+
+
+@contextmanager
+def shown(path: Path) -> Iterator[None]:
+    """For what makes a table or a plot of the result ``path``: what it lacks, or has of another type, is a sentence."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path}: cannot be shown ({type(error).__name__}: {reason(error)}); make it again") from error
+
+
+def _number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _each(inner: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(inner, value))
+
+
+def _mapping(inner: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(inner, value.values()))
+
+
+def _pair(value: Any) -> bool:
+    return value is None or (_each(_number)(value) and len(value) == 2)
+
+
+def _has(value: Any, needed: Mapping[str, Callable[[Any], bool]], may: Mapping[str, Callable[[Any], bool]]) -> bool:
+    return isinstance(value, dict) and all(
+        is_right(value[key]) if key in value else key in may for key, is_right in {**needed, **may}.items()
+    )
+
+
+def _entry(value: Any, **needed: Callable[[Any], bool]) -> bool:
+    """A value with what stands beside it, each an entry itself."""
+    may: dict[str, Callable[[Any], bool]] = {"ci": _pair, "n": _number, "positives": _number, "what": _text}
+    may |= {"name": _text, "group": _text, **dict.fromkeys(BOUNDS, lambda inner: inner is None or _entry(inner))}
+    return _has(value, {"value": _number, **needed}, {key: check for key, check in may.items() if key not in needed})
+
+
+def _count(value: Any) -> bool:
+    return value is not None and _number(value) and value > 0
+
+
+def _bin(value: Any) -> bool:
+    return _has(value, {"score": _number, "frequency": _number, "ci": _pair, "n": _number}, {})
+
+
+def _histogram(value: Any) -> bool:
+    known = _has(value, {"edges": _each(_number), "shares": _mapping(_each(_number)), "unit": _text}, {})
+    return known and all(len(share) == len(value["edges"]) - 1 for share in value["shares"].values())
+
+
+DETAILS: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(BOUNDS, lambda value: value is None or _entry(value)),
+    "better": _text,
+    "rows": _each(lambda row: _entry(row, name=_text)),
+    "findings": _each(lambda row: _entry(row, finding=_text)),
+    "by_n": _mapping(lambda points: bool(points) and _each(lambda point: _entry(point, n=_count))(points)),
+    "by_frequency": _each(lambda row: _entry(row, seen=_text, n=_number)),
+    "reliability": _mapping(_each(_bin)),
+    "histogram": _histogram,
+}
+"""What pages and tables read of the details of a measure."""
+
+
+def _damaged(result: Mapping[str, Any]) -> str:
+    """The first place of a measure's result that pages and tables cannot read, "" where there is none."""
+    of_all: dict[str, Callable[[Any], bool]] = {"metric": _text, "extractor": _text, "value": _number, "ci": _pair}
+    of_all |= {"n": _number, "warnings": _each(_text), "ci_method": _text, "resize": _text, "command": _text}
+    of_all |= dict.fromkeys(
+        ("details", "settings", "inputs", "versions", "model"), lambda value: isinstance(value, dict)
+    )
+    for key, is_right in of_all.items():
+        if key not in result or not is_right(result[key]):
+            return key
+    for key, is_right in DETAILS.items():
+        if key in result["details"] and not is_right(result["details"][key]):
+            return f"details.{key}"
+    described = {"source": lambda value: value is None or _text(value), "n": _count, "patients": _count, "hash": _text}
+    for name, said in result["inputs"].items():
+        if not _has(said, {**described, "left_out": _each(_text)}, {}):
+            return f"inputs.{name}"
+    return ""
 
 
 def plain(value: Any) -> Any:

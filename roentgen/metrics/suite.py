@@ -30,7 +30,7 @@ from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import SUITES, VALIDATION, EvaluationInputs, Measure, Result, Unavailable
 from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.reading import match_to_real
-from roentgen.metrics.result import Context, read_result, write_json, write_result
+from roentgen.metrics.result import Context, read_measure, write_json, write_result
 from roentgen.provenance import __version__, portable, versions
 
 DEFAULT_EXTRACTORS = ("judge", "classifier")
@@ -268,8 +268,12 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not (folder / INDEX).exists():
         raise UserError(f"{folder} holds no evaluation ({INDEX}); make one with `roentgen eval --out {folder}`")
     index = read_json(folder / INDEX, advice="run the evaluation again")
-    if "key" not in index:
-        raise UserError(f"{folder / INDEX} is no index of an evaluation; run the evaluation again")
+    kinds: dict[str, type] = {"key": dict, "measures": list, "missing": list, "seconds": dict}
+    for key, kind in kinds.items():
+        if not isinstance(index.get(key, None if key == "key" else kind()), kind):
+            raise UserError(f"{folder / INDEX} is no index of an evaluation ({key}); run the evaluation again")
+    index["measures"] = [name for name in index.get("measures", ()) if isinstance(name, str)]
+    index["seconds"] = {k: v for k, v in index.get("seconds", {}).items() if isinstance(v, int | float)}
     return index
 
 
@@ -301,7 +305,7 @@ def _earlier(
         measure = MEASURES.get(name.partition("-")[0])
         if name in results or measure is None or not path.exists():
             continue
-        result = read_result(path)
+        result = read_measure(path)
         if _same_inputs(result, inputs, measure):
             found[name] = result
     return found
@@ -328,7 +332,7 @@ def _kept(path: Path, context: Context, measure: Measure) -> dict[str, Any] | No
     if not path.exists():
         return None
     try:
-        result = read_result(path)
+        result = read_measure(path)
     except UserError:
         return None
     same = (result["extractor"], result["resize"], result["seed"]) == (context.extractor, context.resize, context.seed)

@@ -26,7 +26,7 @@ from roentgen.metrics.adherence.scored import MIN_CASES
 from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.report import plots
 from roentgen.metrics.report.html import Plot, Report, number, render, spelled
-from roentgen.metrics.result import read_result, write_json
+from roentgen.metrics.result import read_measure, write_json
 from roentgen.metrics.statistics import (
     cluster_weights,
     correct,
@@ -191,7 +191,7 @@ def _load(folders: Sequence[Path]) -> list[Evaluation]:
                 except ValueError as error:
                     raise UserError(f"{table} cannot be read ({error}); run the evaluation again") from None
         name = _unused(folder.resolve().name, [e.name for e in found])
-        found.append(Evaluation(name, index, {m: read_result(folder / f"{m}.json") for m in measures}, images))
+        found.append(Evaluation(name, index, {m: read_measure(folder / f"{m}.json") for m in measures}, images))
     return found
 
 

@@ -21,7 +21,7 @@ from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.report import plots
 from roentgen.metrics.report.html import Line, Panel, Picture, Plot, Report, number, render, spelled
 from roentgen.metrics.report.tables import table
-from roentgen.metrics.result import read_result
+from roentgen.metrics.result import BOUNDS, read_measure
 from roentgen.metrics.suite import Outcome, read_index
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ SHOWING = 12  # pictures of a panel
 ALIKE = 2  # of the same findings in the panels of best and worst
 PAIRS = 8  # pairs of a panel
 Written = Mapping[str, Any]
-BOUNDS = ("floor", "ceiling", "reconstructed")
-"""What stands beside a value, as entries of ``details`` or of a row."""
 
 
 def write_report(
@@ -90,7 +88,7 @@ def lines(results: Mapping[str, Written]) -> list[Line]:
 def markdown(folder: Path) -> str:
     """The summary of a finished evaluation in ``folder`` for a document: each value with its floor and ceiling."""
     names = [name for name in read_index(folder)["measures"] if (folder / f"{name}.json").is_file()]
-    results = {name: read_result(folder / f"{name}.json") for name in names}
+    results = {name: read_measure(folder / f"{name}.json") for name in names}
     if not results:
         raise UserError(f"{folder} holds no results; run the evaluation again")
     first = next(iter(results.values()))
@@ -147,7 +145,7 @@ QUALITY = {
 
 def quality(folder: Path) -> str:
     """The six figures of ``QUALITY`` of a finished evaluation in ``folder``, as a Markdown table of a front page."""
-    results = {name: read_result(folder / f"{name}.json") for name in QUALITY}
+    results = {name: read_measure(folder / f"{name}.json") for name in QUALITY}
     rows = []
     for name, (words, better) in QUALITY.items():
         details = results[name]["details"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from roentgen.metrics.result import read_result, write_json
+from roentgen.metrics.result import read_measure, write_json
 from roentgen.metrics.statistics import over_seeds
 from roentgen.metrics.suite import read_index
 from roentgen.provenance import versions
@@ -59,7 +59,7 @@ def write_replicates(out: Path, folders: Sequence[Path]) -> dict[str, dict[str, 
 def _figures(folder: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Name, label and entry of each line of a finished evaluation."""
     for name in read_index(folder)["measures"]:
-        result = read_result(folder / f"{name}.json")
+        result = read_measure(folder / f"{name}.json")
         extractor = name.partition("-")[2]
         label = result["metric"] + (f" ({extractor})" if extractor else "")
         rows = result["details"].get("rows")

@@ -9,7 +9,7 @@ from typing import Any
 
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
-from roentgen.metrics.result import read_result
+from roentgen.metrics.result import read_result, shown
 
 Written = Mapping[str, Any]
 
@@ -85,7 +85,10 @@ def report(
         raise UserError("--out is missing; name a JSON file for the result")
     if result is None:
         measure(Path(str(out)))
-    lines = table(read_result(Path(str(result or out))))
+    path = Path(str(result or out))
+    stored = read_result(path)
+    with shown(path):
+        lines = table(stored)
     print(lines)
     if update is not None:
         replace_between_markers(Path(update), name, lines)
