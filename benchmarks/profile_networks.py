@@ -1,0 +1,205 @@
+"""Where the time of sampling or of training goes on a CPU, and how near it comes to what the processor can do.
+
+    python benchmarks/profile_networks.py --out benchmarks/results/profile-cpu.json --update docs/benchmarks.md
+    python benchmarks/profile_networks.py --part training --out benchmarks/results/profile-training-cpu.json \\
+        --update docs/benchmarks.md
+    python benchmarks/profile_networks.py --result benchmarks/results/profile-cpu.json --update docs/benchmarks.md
+
+Sampling is one step of the U-Net with guidance, and one decoding, for a batch as `roentgen export` makes it, in
+float32. Training is what `train/finetune.py` does with a batch from its caches: passes of the U-Net under bfloat16
+autocast, then what is done to the weights. The measure of what the processor can do is a product of two large matrices
+in the same numbers with the same threads, timed between the others.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from roentgen import errors, threads
+from roentgen.config import parse_call
+from roentgen.errors import UserError
+from roentgen.metrics.report.tables import report, table
+from roentgen.metrics.result import Context, write_result
+from roentgen.provenance import Surroundings, git_state, in_words, processor
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = {"sampling": "profile", "training": "profile-training"}
+SIDE = 2048  # of the large matrices
+KINDS = {
+    "convolutions": ("conv",),
+    "matrix products": ("mm", "bmm", "linear"),
+    "attention": ("attention", "softmax"),
+    "normalisation": ("norm",),
+}
+
+
+def measure(
+    *, model: str = "mini", part: str = "sampling", out: str | None = None, result: str | None = None,
+    update: str | None = None, batch: int | None = None, repeats: int = 3,
+) -> int:  # fmt: skip
+    """Profile sampling or training on this machine's CPU, and print a table.
+
+    Args:
+        model: mini, or a diffusers folder.
+        part: sampling or training.
+        out: JSON file for the result.
+        result: Measure nothing, take this JSON file of an earlier run.
+        update: Document in which the region results:profile, or results:profile-training, is replaced by the table.
+        batch: Images at once (default: 16 in sampling, 8 in training).
+        repeats: Runs of each step; the fastest counts.
+    """
+    if part not in NAMES:
+        raise UserError(f"--part {part}: choose from {', '.join(NAMES)}")
+    images = (16 if part == "sampling" else 8) if batch is None else batch
+    if min(images, repeats) < 1:
+        raise UserError("--batch and --repeats must be at least 1")
+    return report(
+        NAMES[part], out=out, result=result, update=update, table=as_table,
+        measure=lambda path: measured(path, model, part, batch=images, repeats=repeats),
+    )  # fmt: skip
+
+
+def measured(out: Path, name: str, part: str, *, batch: int, repeats: int) -> None:
+    """Time and profile the steps of a part, and write the result."""
+    threads.settle()
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from roentgen.devices import keep_freed_memory
+    from roentgen.generators.generate import load_model
+
+    keep_freed_memory()
+    model: Any = load_model(name, device="cpu", dtype="float32", trainable=part == "training")
+    dtype, steps = (sampling_steps if part == "sampling" else training_steps)(model, batch)
+    a, b = torch.randn(SIDE, SIDE, dtype=dtype), torch.randn(SIDE, SIDE, dtype=dtype)
+    around = Surroundings()
+    best = dict.fromkeys([*steps, "peak"], float("inf"))
+    for repeat in range(-1, repeats):
+        for key, run in {**steps, "peak": lambda: a @ b}.items():
+            began = time.perf_counter()
+            run()
+            best[key] = best[key] if repeat < 0 else min(best[key], time.perf_counter() - began)
+    peak = 2 * SIDE**3 / best["peak"]
+    found = {}
+    for key, run in steps.items():
+        with FlopCounterMode(display=False) as counter:
+            run()
+        rate = counter.get_total_flops() / best[key]
+        found[key] = {
+            "seconds_per_image": best[key] / batch, "flops_per_image": counter.get_total_flops() / batch,
+            "flops_per_second": rate, "share_of_peak": rate / peak, "shares": shares(run),
+        }  # fmt: skip
+    settings = {"part": part, "batch": batch, "repeats": repeats, "side": SIDE, "dtype": str(dtype).split(".")[-1]}
+    context = Context(
+        extractor="torch.profiler", resize="none", seed=0, settings=settings,
+        model={"name": model.info.name, "hash": model.info.hash}, inputs={}, git=git_state(ROOT),
+        command=f"python benchmarks/profile_networks.py --part {part} --batch {batch} --repeats {repeats}",
+    )  # fmt: skip
+    value = next(iter(found.values()))["share_of_peak"]
+    write_result(
+        out, metric="operations a second of the U-Net over those of a large matrix product", value=value,
+        ci=(value, value), ci_method="none: the fastest run of each", n=repeats, context=context,
+        details={
+            "parts": found, "flops_per_second_of_a_product": peak, "threads": torch.get_num_threads(),
+            "cpu": processor(), "conditions": around.facts(),
+        },
+    )  # fmt: skip
+
+
+def sampling_steps(model: Any, batch: int) -> tuple[Any, dict[str, Callable[[], Any]]]:
+    """What sampling computes, and the type of its numbers."""
+    import torch
+
+    text = model.guided_text(["left pleural effusion"] * batch, model.sampling())
+    latents = torch.randn(batch, *model.latent_shape)
+    pair = torch.cat([latents, latents])
+
+    def unet() -> None:
+        with torch.inference_mode():
+            model.unet(pair, 500, encoder_hidden_states=text, return_dict=False)
+
+    def decode() -> None:
+        with torch.inference_mode():
+            model.decode(latents)
+
+    return torch.float32, {"a step of the U-Net": unet, "decoding": decode}
+
+
+def training_steps(model: Any, batch: int) -> tuple[Any, dict[str, Callable[[], Any]]]:
+    """What a step of training computes from cached latents and text, and the type of its numbers."""
+    import torch
+
+    from roentgen.training.schedule import EMA
+    from roentgen.training.setup import make_optimizer
+
+    with torch.inference_mode():
+        text = model.guided_text(["left pleural effusion"] * batch, model.sampling())[:batch]
+    text, latents = text.clone(), torch.randn(batch, *model.latent_shape)
+    network = model.unet.train().requires_grad_(True)
+    optimizer = make_optimizer("adamw", [{"params": list(network.parameters()), "lr": 0.0}], torch.device("cpu"))
+    average = EMA([network], halflife=1000)
+
+    def passes() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            guess = network(latents, 500, encoder_hidden_states=text, return_dict=False)[0]
+        (guess.float() - latents).square().mean().backward()
+
+    def weights() -> None:
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        average.update(batch, batch)
+
+    return torch.bfloat16, {"forward and backward pass": passes, "clipping, AdamW, average": weights}
+
+
+def shares(run: Callable[[], Any]) -> dict[str, float]:
+    """Share of the time by kind of operator."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        run()
+    times = {event.key: event.self_cpu_time_total for event in recorded.key_averages()}
+    found = dict.fromkeys([*KINDS, "the rest"], 0.0)
+    for key, each in times.items():
+        kind = next((kind for kind, words in KINDS.items() if any(word in key for word in words)), "the rest")
+        found[kind] += each / sum(times.values())
+    return found
+
+
+def as_table(result: Mapping[str, Any]) -> str:
+    """The Markdown table of a result, with its conditions below."""
+    details = result["details"]
+    rows = [
+        [
+            name, f"{1000 * part['seconds_per_image']:.0f}", f"{part['flops_per_image'] / 1e9:.1f}",
+            f"{part['flops_per_second'] / 1e9:.0f}", f"{part['share_of_peak']:.0%}",
+            *(f"{share:.0%}" for share in part["shares"].values()),
+        ]
+        for name, part in details["parts"].items()
+    ]  # fmt: skip
+    head = ["", "ms an image", "GFLOP an image", "GFLOP/s", "of a matrix product's", *KINDS, "the rest"]
+    peak, settings = details["flops_per_second_of_a_product"] / 1e9, result["settings"]
+    return "\n".join(
+        [
+            table(head, rows),
+            "",
+            f"`{result['model']['name']}` ({result['model']['hash']}), batch {settings['batch']}, "
+            f"{settings.get('dtype', 'float32')}, "
+            f"{details['threads']} thread(s) of {details['cpu']}; a product of two matrices of {settings['side']} x "
+            f"{settings['side']}: {peak:.0f} GFLOP/s; torch {result['versions']['torch']}."
+            f"{in_words(details['conditions'])} Made by `{result['command']}`.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    return measure(**parse_call(measure, arguments, prog="benchmarks/profile_networks.py"))
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main, prog="benchmarks/profile_networks.py"))
