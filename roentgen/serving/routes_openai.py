@@ -92,6 +92,8 @@ def _change(asked: EditRequest, form: Form, pixels: int) -> Change:
     named = [name for name, value in regions.items() if value]
     if len(named) > 1:
         raise Failure(400, f"{named[0]} and {named[1]}: name the region in one way", param=named[0])
+    if asked.invert and (asked.n or 1) > 1:
+        raise Failure(400, f"n: {asked.n} images would all be equal with inversion; leave invert out", param="n")
     image = read_upload("image", form.files["image"], pixels=pixels)
     region = regions[named[0]] if named else None
     if named == ["mask"]:
