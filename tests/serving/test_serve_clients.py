@@ -329,7 +329,7 @@ def test_mistakes_in_edits(server: Running, chest: np.ndarray) -> None:
         "lung and box": ({"prompt": PROMPT, "lung": "left", "box": "0,0,1,1"}, {"image": png}),
         "text": ({}, {"image": png}),
         "equal": ({"prompt": PROMPT, "n": "2", "invert": "true"}, {"image": png}),
-        "n": ({"prompt": PROMPT, "n": "2", "invert": "true", "seed": "9223372036854775807"}, {"image": png}),
+        "n": ({"prompt": PROMPT, "n": "2", "seed": "9223372036854775807"}, {"image": png}),
     }
     for names, (texts, files) in wrong.items():
         reply = httpx.post(f"{server.url}/v1/images/edits", data=texts, files=files)
