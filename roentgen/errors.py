@@ -46,7 +46,7 @@ def run(main: Callable[[], int | None], *, prog: str) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        return _say(error, f"{prog}: error: {_one_line(str(error))}", 2)
+        return _say(error, f"{prog}: error: {error}", 2)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):  # PyTorch's way of saying it
             raise
@@ -85,7 +85,7 @@ def _say(error: BaseException, sentence: str, code: int) -> int:
     _end_bars(error)
     if code == 130 and sys.stderr.isatty():
         print(file=sys.stderr)  # after the terminal's own ^C
-    print(sentence, file=sys.stderr)
+    print(_one_line(sentence), file=sys.stderr)
     return code
 
 

@@ -155,6 +155,29 @@ def new_folder(path: Path, *, advice: str = "choose another --out") -> Iterator[
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def new_files(folder: Path, *, advice: str = "choose another --out") -> Iterator[Path]:
+    """A folder to fill by a library whose files take the places of those of the same names in ``folder`` when the block
+    ends well; whatever else lies in ``folder`` stays. UserError, which ends with ``advice``, if one cannot be written,
+    also where something that is no regular file has its name: a pipe would be waited for without end."""
+    temporary: Path | None = None
+    try:
+        temporary = _temporary(folder, folder)
+        temporary.mkdir()
+        yield temporary
+        _by_umask(temporary)
+        for file in sorted(temporary.iterdir()):
+            place = folder / file.name
+            if place.exists() and not place.is_file():
+                raise UserError(f"{place}: is no regular file, so that nothing is written there; {advice}")
+            file.replace(place)
+    except OSError as error:
+        raise _unwritten(folder, error, advice) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _unwritten(path: Path, error: OSError, advice: str) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(

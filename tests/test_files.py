@@ -100,6 +100,19 @@ def test_a_folder_killed_between_its_renames_comes_back(tmp_path: Path) -> None:
     assert (tmp_path / "f" / "old").exists()
 
 
+def test_a_librarys_files_take_their_places_and_no_pipe_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("old")
+    (tmp_path / "mine").write_text("kept")
+    with files.new_files(tmp_path) as made:
+        (made / "config.json").write_text("new")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"config.json": "new", "mine": "kept"}
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(UserError, match=r"config\.json.*regular"), files.new_files(tmp_path) as made:
+        (made / "config.json").write_text("newer")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "mine"]
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [(errno.ENOSPC, "no space left .* or try there"), (errno.EIO, "cannot be written .*; try there")],

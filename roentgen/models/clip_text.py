@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roentgen.files import write_atomic
+from roentgen.files import new_files, write_atomic
 from roentgen.models.text_encoders import TextReader
 from roentgen.prompts import FINDINGS, Labels
 
@@ -64,7 +64,8 @@ def build_tokenizer(corpus: Iterable[str], folder: Path, *, merges: int, max_len
     write_atomic(folder / "merges.txt", ("\n".join(lines) + "\n").encode())
     write_atomic(folder / "tokenizer_config.json", json.dumps(about, indent=1).encode())
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    tokenizer.save_pretrained(folder)
+    with new_files(folder) as made:
+        tokenizer.save_pretrained(made)
     return tokenizer
 
 

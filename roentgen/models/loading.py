@@ -8,6 +8,7 @@ touches the safety checker, and lets every damaged file be named. A model folder
 from __future__ import annotations
 
 import importlib
+import inspect
 import io
 import json
 import re
@@ -142,6 +143,8 @@ def load_component(folder: Path, name: str, library: str, class_name: str, dtype
         options["torch_dtype" if library == "diffusers" else "dtype"] = dtype
     if class_name in POOLED:
         options["add_pooling_layer"] = False
+    if library == "diffusers" and name in WEIGHTED:
+        check_numbers(component, folder / name / "config.json")
     found: tuple[Any, Any] | None = None
     try:
         if name == "text_encoder" and library == "transformers":
@@ -158,6 +161,15 @@ def load_component(folder: Path, name: str, library: str, class_name: str, dtype
         return loaded
     check_filled(loaded, folder / name)
     return loaded.eval().requires_grad_(False)
+
+
+def check_numbers(component: Any, path: Path) -> None:
+    """UserError if a configuration has a text or a table where ``component``, a class of diffusers, has a number by
+    default: diffusers takes it, and the first use fails."""
+    config = read_json(path, advice=ADVICE)
+    for key, parameter in inspect.signature(component.__init__).parameters.items():
+        if isinstance(parameter.default, int | float) and isinstance(config.get(key), str | dict):
+            raise UserError(f"{path}: {key} must be a number, not {json.dumps(config[key])}; {ADVICE}")
 
 
 def nothing_missing(loaded: tuple[Any, Any], who: str, *, unused: tuple[str, ...] = ()) -> Any:

@@ -27,7 +27,7 @@ from roentgen.config import as_dict, parse_settings, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
-from roentgen.files import require_writable, write_atomic
+from roentgen.files import new_files, require_writable, write_atomic
 from roentgen.images import from_autoencoder, make_grid, save_image, to_autoencoder
 from roentgen.models.autoencoder import losses as R
 from roentgen.models.autoencoder import pca
@@ -164,7 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         variance = linear.latent_std(some).square().view(1, -1, 1, 1).to(accelerator.device)
         # Latents are final from here on: a diffusion model may train on them while the decoder still learns.
         if accelerator.is_main_process:
-            vae.save_pretrained(s.out / "vae-initial")
+            with new_files(s.out / "vae-initial") as made:
+                vae.save_pretrained(made)
     use_fast_group_norm(vae).to(memory_format=torch.channels_last)
     trained = [p for p in vae.parameters() if p.requires_grad]
     betas = (s.beta1, 0.99 if s.beta1 > 0.5 else 0.95)
@@ -287,7 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             mean, std = pca.latent_moments(encode, data.pixels[shown], batch_size=8)
             R.whiten_latents(vae, mean, std)
-        vae.save_pretrained(s.out / "vae")
+        with new_files(s.out / "vae") as made:
+            vae.save_pretrained(made)
         seconds = time.perf_counter() - started
         told = {"settings": portable(settings), "images": images, "seconds_this_run": seconds}
         write_atomic(s.out / "training.json", json.dumps(told, indent=1).encode())

@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from roentgen.config import require
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError, install
-from roentgen.files import reason
+from roentgen.files import open_atomic, reason
 from roentgen.images import from_autoencoder, read_image, to_autoencoder
 from roentgen.metrics.text.report_scores import bleu_counts, corpus_bleu, rouge
 from roentgen.recipes.classifier import augment
@@ -273,7 +273,8 @@ class _Training:
                 for name, value in {"train/loss": mean, "val/loss": error, **scores}.items():
                     log.add_scalar(name, value, progress.images)
             if progress.stale == 0:
-                torch.save(trained_state(self.model), run.out / BEST)
+                with open_atomic(run.out / BEST) as file:
+                    torch.save(trained_state(self.model), file)
             self._save()
         self.accelerator.wait_for_everyone()
 

@@ -10,7 +10,7 @@ import torch
 
 from roentgen.config import require
 from roentgen.errors import UserError
-from roentgen.files import require_writable
+from roentgen.files import new_files, require_writable
 from roentgen.recipes.report_settings import STARTS, Recipe, Run
 from roentgen.reports import xreport
 from roentgen.reports.captioners import Captioner, open_captioner, plain_pixels
@@ -121,8 +121,9 @@ def write_reporter(captioner: Captioner, recipe: Recipe, run: Run) -> None:
         if recipe.arch == "encoder-decoder" and model.config.decoder_start_token_id is None:
             start = captioner.tokenizer.cls_token_id or captioner.tokenizer.bos_token_id
             model.config.decoder_start_token_id = settings.decoder_start_token_id = start
-        model.save_pretrained(run.out)
-        captioner.tokenizer.save_pretrained(run.out)
-        captioner.processor.save_pretrained(run.out)
+        with new_files(run.out) as made:
+            model.save_pretrained(made)
+            captioner.tokenizer.save_pretrained(made)
+            captioner.processor.save_pretrained(made)
     except OSError as error:
         raise UserError(f"--out {run.out}: cannot be written ({error.strerror}); choose another folder") from None

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from roentgen.config import BatchSize, Count, CountFromZero, Range, Rate, Seed, Share, Short, parse_settings, require
 from roentgen.data.manifest import read_manifest
-from roentgen.files import require_writable
+from roentgen.files import new_files, require_writable
 from roentgen.models.clip_text import TextProbe, build_tokenizer, text_targets, tokenize
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
 from roentgen.recipes import CONFIGS
@@ -119,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             right.zero_()
     if accelerator.is_main_process:
-        encoder.save_pretrained(s.out / "text_encoder")
+        with new_files(s.out / "text_encoder") as made:
+            encoder.save_pretrained(made)
         print(s.out)
     accelerator.end_training()
     return 0

@@ -27,7 +27,7 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from roentgen.errors import UserError
-from roentgen.files import read_json, reason, write_atomic
+from roentgen.files import new_files, read_json, reason, write_atomic
 from roentgen.models import hub, loading
 
 KIND = "roentgen xreport reporter"
@@ -183,7 +183,8 @@ def save(
     about = {"kind": KIND, "max_tokens": max_tokens, "xreport": dict(values), "backbone": backbone}
     write_atomic(folder / "config.json", (json.dumps(about, indent=1, default=str) + "\n").encode())
     write_atomic(folder / "generation_config.json", model.generation_config.to_json_string().encode())
-    tokenizer.save_pretrained(folder)
+    with new_files(folder) as made:
+        tokenizer.save_pretrained(made)
 
 
 def load(folder: Path, *, flag: str) -> tuple[VisionEncoderDecoderModel, Any, int]:

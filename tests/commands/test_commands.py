@@ -176,3 +176,11 @@ def test_types_check_from_outside(tmp_path: Path) -> None:
         words, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "MYPYPATH": str(ROOT)}
     )
     assert done.returncode == 0 and 'Revealed type is "int"' in done.stdout.replace("builtins.", ""), done.stdout
+
+
+def test_no_sentence_is_longer_than_a_person_reads(run_cli, tmp_path):
+    for name in ("9" * 5000, "a/" + "9" * 5000):
+        code, _, err = run_cli(
+            "eval", "--real", tmp_path, "--synthetic", tmp_path, f"--extractors={name}", "-o", tmp_path
+        )
+        assert code == 2 and len(err) < 1000, err

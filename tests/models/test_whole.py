@@ -126,7 +126,8 @@ def test_a_reporter_of_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [("text_encoder", "layer_norm_eps", "x"), ("text_encoder", "layer_norm_eps", [1]),
-     ("unet", "attention_head_dim", "x"), ("unet", "attention_head_dim", ["x", 1])],
+     ("unet", "attention_head_dim", "x"), ("unet", "attention_head_dim", ["x", 1]),
+     ("unet", "mid_block_scale_factor", "12"), ("unet", "resnet_out_scale_factor", {})],
 )  # fmt: skip
 def test_a_value_of_another_type_in_a_configuration(
     part: str, key: str, value: Any, tiny_pipeline: Path, tmp_path: Path, run_cli: Any
