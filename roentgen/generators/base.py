@@ -285,6 +285,9 @@ def roentgen_json(folder: Path) -> dict[str, Any]:
     for key in ("defaults", "text"):
         if not isinstance(said.get(key, {}), dict):
             raise UserError(f"{file}: {key} is no table of settings; {advice}")
+    chunks = said.get("text", {}).get("chunks", 1)
+    if type(chunks) is not int or chunks < 1:
+        raise UserError(f"{file}: text.chunks is {chunks!r}; it must be a whole number from 1")
     return said
 
 

@@ -127,7 +127,9 @@ def write_texts(
         squares = [squash(image, captioner.size) for image in images[start : start + batch_size]]
         try:
             ids = captioner.model.generate(pixel_values=captioner.pixels(squares).to(device), **settings)
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        except Exception as error:  # whatever its settings hold
+            if "memory" in str(error):
+                raise
             raise UserError(
                 f"the model cannot write ({reason(error)}): its generation_config.json and config.json may be damaged; "
                 "fetch the model again"

@@ -15,6 +15,7 @@ from tiny import write_whole_clip
 
 from roentgen import load_model
 from roentgen.errors import UserError
+from roentgen.generators.base import roentgen_json
 from roentgen.generators.diffusion.build import _new
 from roentgen.generators.masked.tokenizer import load_autoencoder
 from roentgen.metrics.extractors import load_extractor
@@ -22,7 +23,7 @@ from roentgen.models.dual_encoder import load_dual_encoder
 from roentgen.models.loading import check_folder, load_components, load_vae
 from roentgen.recipes.report_settings import XreportRecipe
 from roentgen.reports import xreport
-from roentgen.reports.captioners import open_captioner
+from roentgen.reports.captioners import open_captioner, write_texts
 
 
 def without(file: Path, part: str) -> None:
@@ -123,11 +124,28 @@ def test_a_reporter_of_transformers(tmp_path: Path) -> None:
         open_captioner(folder)
 
 
+@pytest.mark.parametrize("heads", [-1, 3])
+def test_a_reporter_whose_shape_makes_no_sense(heads: int, tmp_path: Path) -> None:
+    folder = reporters.git(tmp_path / "git")
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**said, "num_attention_heads": heads}))
+    with pytest.raises(UserError, match=r"config\.json"):
+        write_texts(open_captioner(folder), [np.zeros((32, 32), np.uint8)])
+
+
+@pytest.mark.parametrize("chunks", [0, True, "1", {}, None])
+def test_chunks_of_text_that_are_no_number(chunks: Any, tmp_path: Path) -> None:
+    (tmp_path / "roentgen.json").write_text(json.dumps({"family": "masked", "text": {"chunks": chunks}}))
+    with pytest.raises(UserError, match=r"roentgen\.json: text\.chunks"):
+        roentgen_json(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [("text_encoder", "layer_norm_eps", "x"), ("text_encoder", "layer_norm_eps", [1]),
      ("unet", "attention_head_dim", "x"), ("unet", "attention_head_dim", ["x", 1]),
-     ("unet", "mid_block_scale_factor", "12"), ("unet", "resnet_out_scale_factor", {})],
+     ("unet", "mid_block_scale_factor", "12"), ("unet", "resnet_out_scale_factor", {}),
+     ("unet", "down_block_types", ["DownBlock2D"])],
 )  # fmt: skip
 def test_a_value_of_another_type_in_a_configuration(
     part: str, key: str, value: Any, tiny_pipeline: Path, tmp_path: Path, run_cli: Any

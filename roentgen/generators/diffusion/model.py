@@ -130,20 +130,12 @@ class Diffusion:
         if compile:
             parts["unet"].compile()
         said = roentgen_json(folder)
-        text, vocabulary = said.get("text", {}), said.get("vocabulary")
-        chunks = text.get("chunks", 1) if isinstance(text, dict) else text
-        if type(chunks) is not int or chunks < 1:
-            raise UserError(f"{folder / 'roentgen.json'}: text.chunks is {chunks!r}; it must be a whole number from 1")
         try:
+            chunks = said.get("text", {}).get("chunks", 1)
             reader = make_reader(parts["tokenizer"], parts["text_encoder"], chunks=chunks)
         except UserError as error:
             raise UserError(f"--model {name}: {error}") from None
-        if not isinstance(said.get("defaults", {}), dict):
-            raise UserError(f"{folder / 'roentgen.json'}: defaults must be settings by name; fetch the model again")
-        if vocabulary is not None and not (
-            isinstance(vocabulary, list) and all(isinstance(word, str) for word in vocabulary)
-        ):
-            raise UserError(f"{folder / 'roentgen.json'}: vocabulary must be a list of words; fetch the model again")
+        vocabulary = said.get("vocabulary")
         info = Info(
             name=name,
             folder=folder,
