@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     real = read_manifest(s.manifest, splits=[s.split], allow_empty_text=True)
     cases = [case_of(real, task, s) for task in TASKS]
     chosen = pd.concat([case.rows for case in cases]).drop_duplicates("image")
-    others = real[~real["image"].isin(chosen["image"])].sample(frac=1, random_state=s.seed)
+    others = real[~real["image"].isin(chosen["image"])].sample(frac=1, random_state=s.seed % 2**32)
     around = pd.concat([chosen, others.head(max(0, s.pool - len(chosen)))])
     pool = load_pixels(around["image"].tolist(), size=SIZE, cache=s.work / "cache").pixels
     judged = Judged(judge, np.asarray(pool), around["image"].tolist(), s.seed)
@@ -174,7 +174,7 @@ def case_of(real: pd.DataFrame, task: Task, s: Settings) -> Case:
     """Images of a task: without the finding and without any other (added), or with it (removed)."""
     finding = pd.to_numeric(real[task.finding])
     fitting = real[finding == 1] if task.remove else real[(finding == 0) & (pd.to_numeric(real["No Finding"]) == 1)]
-    rows = fitting.drop_duplicates("patient_id").sample(frac=1, random_state=s.seed).head(s.images)
+    rows = fitting.drop_duplicates("patient_id").sample(frac=1, random_state=s.seed % 2**32).head(s.images)
     if rows.empty:
         raise UserError(f"--manifest {s.manifest}: no {s.split} image for the task {task.title!r}")
     sides = [("left", "right")[number % 2] for number in range(len(rows))]

@@ -117,7 +117,7 @@ def measure(s: Settings) -> None:
 def drawn(rows: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
     """At most ``most`` rows, at random, in the order of the table."""
     if len(rows) > most:
-        rows = rows.sample(most, random_state=seed).sort_index()
+        rows = rows.sample(most, random_state=seed % 2**32).sort_index()
     return rows.reset_index(drop=True)
 
 

@@ -157,7 +157,8 @@ def is_complete(about: dict[str, Any] | None) -> bool:
 def flags_of(about: dict[str, Any]) -> str:
     """The options that a folder was written with, as flags; those that are the default left out."""
     flags = [f"--size {about['size']}"] if about.get("size") is not None else []
-    flags += [f"--shard-mb {about['shard_mb']:g}"] if about.get("shard_mb", 256) != 256 else []
+    size = about.get("shard_mb", 256)
+    flags += [f"--shard-mb {size:g}" if isinstance(size, int | float) else f"--shard-mb {size}"] if size != 256 else []
     if about.get("seed", 0) != 0:
         flags.append("--keep-order" if about["seed"] is None else f"--seed {about['seed']}")
     return " ".join(flags)

@@ -164,11 +164,12 @@ def load_component(folder: Path, name: str, library: str, class_name: str, dtype
 
 
 def check_numbers(component: Any, path: Path) -> None:
-    """UserError if a configuration has a text or a table where ``component``, a class of diffusers, has a number by
-    default: diffusers takes it, and the first use fails."""
+    """UserError if a configuration has a text, a table, true or false where ``component``, a class of diffusers, has a
+    number by default: diffusers takes it, and the first use fails."""
     config = read_json(path, advice=ADVICE)
     for key, parameter in inspect.signature(component.__init__).parameters.items():
-        if isinstance(parameter.default, int | float) and isinstance(config.get(key), str | dict):
+        number = isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool)
+        if number and isinstance(config.get(key), str | dict | bool):
             raise UserError(f"{path}: {key} must be a number, not {json.dumps(config[key])}; {ADVICE}")
 
 

@@ -293,6 +293,15 @@ def test_the_lists_say_what_is_there(manifest: Path, tmp_path: Path) -> None:
         assert data == (manifest.parent / row.original_image).read_bytes()
 
 
+def test_shards_whose_options_are_damaged_are_of_other_options(manifest: Path, tmp_path: Path) -> None:
+    write_shards(manifest, tmp_path / "shards", shard_mb=SMALL)
+    about = json.loads((tmp_path / "shards" / "shards.json").read_text())
+    for size in ("x", None, [1]):
+        (tmp_path / "shards" / "shards.json").write_text(json.dumps({**about, "shard_mb": size}))
+        with pytest.raises(UserError, match=r"shards.*options|shards written with"):
+            write_shards(manifest, tmp_path / "shards", shard_mb=SMALL)
+
+
 def test_overwriting_keeps_the_old_shards_until_the_new_are_whole(manifest: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     write_shards(manifest, out, shard_mb=SMALL)

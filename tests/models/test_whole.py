@@ -145,7 +145,8 @@ def test_chunks_of_text_that_are_no_number(chunks: Any, tmp_path: Path) -> None:
     [("text_encoder", "layer_norm_eps", "x"), ("text_encoder", "layer_norm_eps", [1]),
      ("unet", "attention_head_dim", "x"), ("unet", "attention_head_dim", ["x", 1]),
      ("unet", "mid_block_scale_factor", "12"), ("unet", "resnet_out_scale_factor", {}),
-     ("unet", "down_block_types", ["DownBlock2D"])],
+     ("unet", "down_block_types", ["DownBlock2D"]),
+     ("unet", "norm_num_groups", True), ("vae", "norm_num_groups", True)],
 )  # fmt: skip
 def test_a_value_of_another_type_in_a_configuration(
     part: str, key: str, value: Any, tiny_pipeline: Path, tmp_path: Path, run_cli: Any

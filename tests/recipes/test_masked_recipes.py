@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from tiny import write_bert
 
 from roentgen import config as cfg
 from roentgen.recipes import CONFIGS
-from roentgen.recipes.tokenizer import Settings
+from roentgen.recipes.tokenizer import Settings, k_means
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +239,9 @@ def test_a_dry_run_makes_no_weights(tmp_path: Path, make_pipeline: Callable[...,
     good(*tiny.flags, "--out", tmp_path / "out", "--dry-run", name="masked")
     assert all(parameter.is_meta for parameter in found[0].parameters())
     assert not (tmp_path / "out").exists()
+
+
+def test_codes_by_the_largest_seed() -> None:
+    settings: Any = SimpleNamespace(seed=2**63 - 1, fit_latents=100, groups=(1, 3), codes=(2, 4))
+    centres = k_means(torch.randn(2, 4, 4, 4), settings)
+    assert [tuple(each.shape) for each in centres] == [(2, 1), (4, 3)]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from roentgen.errors import UserError
 from roentgen.recipes.report_captions import load_best
+from roentgen.recipes.report_models import _tokenizer
 from roentgen.recipes.report_reward import agreement, log_likelihood
 from roentgen.recipes.report_words import IGNORED, text_loss, tokens_of
 from roentgen.reports import load_reporter
@@ -261,3 +262,10 @@ def test_models_that_do_not_fit_are_refused(tmp_path: Path, hub_cache: object) -
         load_reporter(str(folder))
     with pytest.raises(UserError, match="--model nowhere"):
         load_reporter("nowhere")
+
+
+def test_a_tokenizer_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "config.json").write_text('{"model_type": "x"}')
+    with pytest.raises(UserError, match=r"--xreport\.tokenizer"):
+        _tokenizer(str(tmp_path / "words"))

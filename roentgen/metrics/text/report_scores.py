@@ -181,8 +181,13 @@ def bert_score(
 def _load_bert(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
-    return tokenizer, AutoModel.from_pretrained(folder, **loading.SAFE).eval()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
+        return tokenizer, AutoModel.from_pretrained(folder, **loading.SAFE).eval()
+    except Exception as error:  # whatever the folder holds
+        raise Unavailable(
+            f"{folder}: cannot be loaded as BERTScore's model ({reason(error)}); fetch it again"
+        ) from error
 
 
 def chexbert_labels(texts: Sequence[str]) -> NDArray[np.int64]:

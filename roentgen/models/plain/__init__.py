@@ -7,6 +7,7 @@ libraries' own classes are loaded. Training always takes theirs.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,8 @@ SCHEDULERS = (
     "UniPCMultistepScheduler",
 )
 """Classes of which a sampler needs the schedule of betas and no more."""
+NUMBERS = re.compile(r"num_|size|channels|_dim|eps|layers|groups|factor")
+"""Names in configurations whose values are numbers, where there are any."""
 
 
 def load_part(name: str, folder: Path, class_name: str, dtype: Any) -> Any:
@@ -68,6 +71,8 @@ def _network(name: str, folder: Path, class_name: str, dtype: Any) -> Any:
     config = read_json(folder / "config.json", advice="fetch the model again")
     files = weights(folder).files
     if kind is None or not kind.fits(config) or any(file.suffix != ".safetensors" for file in files):
+        return None
+    if any(isinstance(value, bool) and NUMBERS.search(key) for key, value in config.items()):
         return None
     # Older versions of transformers write the text encoder's names with a prefix.
     found = {key.removeprefix("text_model."): value for file in files for key, value in load_file(file).items()}
