@@ -144,6 +144,7 @@ def training_steps(model: Any, batch: int) -> tuple[Any, dict[str, Callable[[], 
     average = EMA([network], halflife=1000)
 
     def passes() -> None:
+        optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             guess = network(latents, 500, encoder_hidden_states=text, return_dict=False)[0]
         (guess.float() - latents).square().mean().backward()

@@ -103,8 +103,7 @@ def open_atomic(path: Path, *, scratch: Path | None = None, advice: str = "choos
     """
     temporary: Path | None = None
     try:
-        if path.exists() and not path.is_file():  # the rename would put a file in the place of a device or a pipe
-            raise UserError(f"{path}: is no regular file, so that nothing is written there; {advice}")
+        _check_place(path, advice)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path, scratch or path.parent)
         # Not tempfile: its files have mode 0600, and reading the umask to undo that is not safe among threads.
@@ -129,18 +128,14 @@ def new_folder(path: Path, *, advice: str = "choose another --out") -> Iterator[
     Its files get the mode that the umask says, whatever their writer chose (safetensors writes 0600). UserError, which
     ends with ``advice``, if it cannot be written.
     """
-    temporary: Path | None = None
     if path.name in ("", ".."):  # the current one, or one around it
         raise UserError(f"{str(path)!r} holds what you work in, and cannot be replaced; {advice}")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is no folder; {advice}")
     old = path.with_name(f"{path.name}.old")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _scratch(path, path.parent, advice) as temporary:
         if old.exists() and not path.exists():  # killed between the two renames below
             old.rename(path)
-        temporary = _temporary(path, path.parent)
-        temporary.mkdir()
         yield temporary
         _by_umask(temporary)
         shutil.rmtree(old, ignore_errors=True)
@@ -148,11 +143,6 @@ def new_folder(path: Path, *, advice: str = "choose another --out") -> Iterator[
             path.rename(old)
         temporary.rename(path)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise _unwritten(path, error, advice) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -160,22 +150,34 @@ def new_files(folder: Path, *, advice: str = "choose another --out") -> Iterator
     """A folder to fill by a library whose files take the places of those of the same names in ``folder`` when the block
     ends well; whatever else lies in ``folder`` stays. UserError, which ends with ``advice``, if one cannot be written,
     also where something that is no regular file has its name: a pipe would be waited for without end."""
-    temporary: Path | None = None
-    try:
-        temporary = _temporary(folder, folder)
-        temporary.mkdir()
+    with _scratch(folder, folder, advice) as temporary:
         yield temporary
         _by_umask(temporary)
         for file in sorted(temporary.iterdir()):
-            place = folder / file.name
-            if place.exists() and not place.is_file():
-                raise UserError(f"{place}: is no regular file, so that nothing is written there; {advice}")
-            file.replace(place)
+            _check_place(folder / file.name, advice)
+            file.replace(folder / file.name)
+
+
+@contextlib.contextmanager
+def _scratch(path: Path, folder: Path, advice: str) -> Iterator[Path]:
+    """A new folder in ``folder`` for what is to come to ``path``, gone when the block ends; an OSError in it is a
+    UserError that names ``path``."""
+    temporary: Path | None = None
+    try:
+        temporary = _temporary(path, folder)
+        temporary.mkdir()
+        yield temporary
     except OSError as error:
-        raise _unwritten(folder, error, advice) from error
+        raise _unwritten(path, error, advice) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_place(path: Path, advice: str) -> None:
+    """UserError where a rename would put a file in the place of a device or a pipe."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file, so that nothing is written there; {advice}")
 
 
 def _unwritten(path: Path, error: OSError, advice: str) -> UserError:

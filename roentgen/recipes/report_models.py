@@ -10,7 +10,7 @@ import torch
 
 from roentgen.config import require
 from roentgen.errors import UserError
-from roentgen.files import new_files, reason, require_writable
+from roentgen.files import new_files, reason
 from roentgen.recipes.report_settings import STARTS, Recipe, Run
 from roentgen.reports import xreport
 from roentgen.reports.captioners import Captioner, open_captioner, plain_pixels
@@ -118,18 +118,14 @@ def write_reporter(captioner: Captioner, recipe: Recipe, run: Run) -> None:
     settings = model.generation_config
     settings.max_new_tokens, settings.max_length = recipe.max_tokens - 1, None
     settings.num_beams, settings.no_repeat_ngram_size = run.beams, run.no_repeat or None
-    try:
-        if recipe.arch == "xreport":
-            values = dataclasses.asdict(recipe.xreport)
-            xreport.save(run.out, model, captioner.tokenizer, values=values, max_tokens=recipe.max_tokens)
-            return
-        require_writable(run.out, "--out")
-        if recipe.arch == "encoder-decoder" and model.config.decoder_start_token_id is None:
-            start = captioner.tokenizer.cls_token_id or captioner.tokenizer.bos_token_id
-            model.config.decoder_start_token_id = settings.decoder_start_token_id = start
-        with new_files(run.out) as made:
-            model.save_pretrained(made)
-            captioner.tokenizer.save_pretrained(made)
-            captioner.processor.save_pretrained(made)
-    except OSError as error:
-        raise UserError(f"--out {run.out}: cannot be written ({error.strerror}); choose another folder") from None
+    if recipe.arch == "xreport":
+        values = dataclasses.asdict(recipe.xreport)
+        xreport.save(run.out, model, captioner.tokenizer, values=values, max_tokens=recipe.max_tokens)
+        return
+    if recipe.arch == "encoder-decoder" and model.config.decoder_start_token_id is None:
+        start = captioner.tokenizer.cls_token_id or captioner.tokenizer.bos_token_id
+        model.config.decoder_start_token_id = settings.decoder_start_token_id = start
+    with new_files(run.out) as made:
+        model.save_pretrained(made)
+        captioner.tokenizer.save_pretrained(made)
+        captioner.processor.save_pretrained(made)
