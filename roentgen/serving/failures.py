@@ -61,6 +61,8 @@ def without_paths(text: str) -> str:
 def of_validation(error: RequestValidationError) -> Failure:
     """The first thing that is wrong with a request, as one sentence."""
     first = error.errors()[0]
+    if first["type"] == "json_invalid":  # its place is a number of characters
+        return Failure(400, f"body: is no JSON ({str(first['ctx']['error'])[:300]}); send an object", param="body")
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     field = ".".join(place) or "body"
     said = " ".join(str(first["msg"]).removeprefix("Value error, ").split())

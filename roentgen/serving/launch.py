@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import socket
@@ -69,9 +70,10 @@ def bind(address: Address) -> socket.socket:
         listener.listen(CONNECTIONS)
     except OSError as error:
         listener.close()
-        raise UserError(
-            f"--port {address.port}: cannot listen on {address.host} ({reason(error)}); pass another, or 0 for any"
-        ) from None
+        why = f"cannot listen on {address.host} ({reason(error)})"
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise UserError(f"--port {address.port}: {why}; pass another, or 0 for any") from None
+        raise UserError(f"--host {address.host}: {why}; pass an address of this machine") from None
     return listener
 
 

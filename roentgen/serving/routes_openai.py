@@ -40,7 +40,7 @@ def router(service: Service) -> APIRouter:
             return StreamingResponse(_stream(service, making, asked, request), media_type="text/event-stream")
         samples = await service.collect(making, request)
         data = [await _entry(service, sample, asked, request) for sample in samples]
-        return Reply({"created": int(time.time()), **_about(making, asked), "data": data})
+        return Reply({"created": int(time.time()), **_about(making, asked, samples[0]), "data": data})
 
     @routes.post("/v1/images/generations", summary="Images of a text")
     async def generations(request: Request, asked: ImageRequest) -> Response:
@@ -112,17 +112,17 @@ def _card(name: str, kind: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "roentgen", "kind": kind}
 
 
-def _about(making: Making, asked: ImageRequest) -> dict[str, Any]:
-    """What a reply says beside its images; ``warnings`` name what was not as asked."""
-    side = f"{making.model.pixels}x{making.model.pixels}"
+def _about(making: Making, asked: ImageRequest, sample: Sample) -> dict[str, Any]:
+    """What a reply says beside its images, which are as large as ``sample``; ``warnings`` name what is not as asked."""
+    size = "{1}x{0}".format(*sample.image.shape)
     warnings = list(making.warnings)
-    if asked.size not in (None, "auto", side):
-        warnings.append(f"size: {making.name} makes images of {side}")
+    if asked.size not in (None, "auto", size):
+        warnings.append(f"size: {making.name} gives {size} here, not {asked.size}")
     warnings += [f"{name}: is ignored" for name in asked.ignored() if name not in QUIET]
     return {
         "background": "opaque",
         "output_format": asked.output_format or "png",
-        "size": side,
+        "size": size,
         "model": making.name,
         "model_hash": making.model.info.hash,
         "synthetic": True,
@@ -145,14 +145,14 @@ async def _entry(service: Service, sample: Sample, asked: ImageRequest, request:
 
 async def _stream(service: Service, making: Making, asked: ImageRequest, request: Request) -> AsyncIterator[bytes]:
     """Server-sent events: OpenAI's one of each finished image, and shares of the work where they are asked for."""
-    about = {key: value for key, value in _about(making, asked).items() if key != "data"}
     said = -1
     try:
         async with aclosing(service.events(making, None)) as events:
             async for event in events:
                 if event.sample is not None:
                     entry = await _entry(service, event.sample, asked, request)
-                    fields = {"created_at": int(time.time()), "index": event.index, "quality": "auto", **about, **entry}
+                    about = {**_about(making, asked, event.sample), "created_at": int(time.time()), "quality": "auto"}
+                    fields = {"index": event.index, **about, **entry}
                     yield _event("image_generation.completed", fields)
                 elif asked.progress and int(100 * making.share) != said:
                     said = int(100 * making.share)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, create_model
 
@@ -72,7 +73,8 @@ Sampled: Any = create_model("Sampled", __base__=Lenient, **_SAMPLED)
 
 
 def _numbers(value: Any) -> Any:
-    return value.strip("[] ").split(",") if isinstance(value, str) else value
+    """A list as it is, or the parts of a text with commas or spaces between them."""
+    return re.split(r"[\s,]+", value.strip("[] \t")) if isinstance(value, str) else value
 
 
 class ImageRequest(Sampled):  # type: ignore[misc]
@@ -82,8 +84,8 @@ class ImageRequest(Sampled):  # type: ignore[misc]
     model: str | None = Field(None, description="a name of /v1/models; the server's first model if null")
     n: int | None = Field(None, ge=1, description="images; 1 if null")
     size: str | None = Field(None, description="WIDTHxHEIGHT; the model's own size is made, and the reply says which")
-    response_format: str | None = Field(None, pattern="^(url|b64_json)$", description="url or b64_json; both if null")
-    output_format: str | None = Field(None, pattern="^(png|jpeg)$", description="png (default) or jpeg")
+    response_format: Literal["url", "b64_json"] | None = Field(None, description="both if null")
+    output_format: Literal["png", "jpeg"] | None = Field(None, description="png if null")
     stream: bool | None = Field(None, description="server-sent events: one an image, and progress if asked for")
     progress: bool | None = Field(None, description="with stream: events 'image_generation.progress' as well")
 
@@ -98,7 +100,7 @@ class EditRequest(ImageRequest):
     prompt: str = Field("", description="what the image should show")
     remove: str = Field("", description="what should go; takes the place of the negative prompt")
     strength: float = Field(0.7, description="share of the denoising that is done again, above 0 to 1")
-    lung: str | None = Field(None, pattern="^(left|right)$", description="change this half, the patient's, only")
+    lung: Literal["left", "right"] | None = Field(None, description="change this half, the patient's, only")
     box: Annotated[list[float], BeforeValidator(_numbers)] | None = Field(
         None, min_length=4, max_length=4, description="change inside x1,y1,x2,y2 only, in fractions of the image"
     )

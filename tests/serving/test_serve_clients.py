@@ -279,7 +279,7 @@ def half(mask_mode: str) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("region", [{"mask": "L"}, {"mask": "RGBA"}, {"lung": "left"}, {"box": "0.5,0,1,1"}])
+@pytest.mark.parametrize("region", [{"mask": "L"}, {"mask": "RGBA"}, {"lung": "left"}, {"box": "0.5,0,1,1"}, {"box": "0.5 0 1 1"}])
 def test_openai_edits_keep_what_is_outside(server: Running, chest: np.ndarray, region: dict[str, str]) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     asked: dict[str, Any] = {"image": encode_image(chest, "png", {}), "prompt": "no acute process"}
@@ -292,6 +292,17 @@ def test_openai_edits_keep_what_is_outside(server: Running, chest: np.ndarray, r
     made = np.array(image)
     assert np.array_equal(made[:, :16], chest[:, :16]) and not np.array_equal(made[:, 16:], chest[:, 16:])
     assert image.info["edited"] == "true" and image.info["prompt"] == "no acute process"
+
+
+def test_an_edit_has_the_size_of_its_source(server: Running, chest: np.ndarray) -> None:
+    wide = np.tile(chest, 2)
+    files = {"image": encode_image(wide, "png", {})}
+    for size, warned in (("64x32", False), ("32x32", True)):
+        asked = {"prompt": PROMPT, "steps": "2", "size": size, "response_format": "b64_json"}
+        reply = httpx.post(f"{server.url}/v1/images/edits", data=asked, files=files).json()
+        made = Image.open(io.BytesIO(base64.b64decode(reply["data"][0]["b64_json"])))
+        assert made.size == (64, 32) and reply["size"] == "64x32"
+        assert any("size" in warning for warning in reply["warnings"]) == warned
 
 
 def test_an_edit_of_what_is_no_chest_xray_says_so(server: Running, client: webuiapi.WebUIApi) -> None:
@@ -326,6 +337,7 @@ def test_mistakes_in_edits(server: Running, chest: np.ndarray) -> None:
         "box": ({"prompt": PROMPT, "box": "0,0,2,1"}, {"image": png}),
         "box:": ({"prompt": PROMPT, "box": "0,a"}, {"image": png}),
         "lung": ({"prompt": PROMPT, "lung": "both"}, {"image": png}),
+        "'left' or 'right'": ({"prompt": PROMPT, "lung": "middle"}, {"image": png}),
         "lung and box": ({"prompt": PROMPT, "lung": "left", "box": "0,0,1,1"}, {"image": png}),
         "text": ({}, {"image": png}),
         "equal": ({"prompt": PROMPT, "n": "2", "invert": "true"}, {"image": png}),

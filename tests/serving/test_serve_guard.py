@@ -93,6 +93,12 @@ def test_bad_input_of_the_command(run_cli: Any, tmp_path: Path) -> None:
             assert code == 2 and flag in err and len(err.splitlines()) == 1 and not out, (flag, err)
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such name", "999.1.1.1"])
+def test_an_address_of_another_machine_is_no_fault_of_the_port(host: str) -> None:
+    with pytest.raises(UserError, match=f"^--host {host}: "):
+        launch.bind(launch.Address(host, 0))
+
+
 def test_encrypted_tls_key_is_refused_without_a_question(tmp_path: Path) -> None:
     serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
     from cryptography.hazmat.primitives.asymmetric import ec
