@@ -62,7 +62,7 @@ def measure(
     update: str | None = None,
     clients: str = "1,4,8,16",
     images: int = 24,
-    requests: int = 500,
+    requests: int = 1000,
     memory: bool = False,
 ) -> int:
     """Put servers under load, then under faults, and print tables.
@@ -321,7 +321,8 @@ def memory_in_words(faults: Mapping[str, Any]) -> str:
     return (
         f"Memory under {COMPARED} clients: {held[0]:.0f} MB after {requests // FIFTHS} requests, "
         f"{held[FIFTHS - 1]:.0f} MB after {requests}, {held[-1]:.0f} MB after as many again "
-        f"({held[-1] - held[FIFTHS - 1]:+.0f} MB)."
+        f"({held[-1] - held[FIFTHS - 1]:+.0f} MB; from {min(held[FIFTHS:]):.0f} to {max(held[FIFTHS:]):.0f} MB on the "
+        "way)."
     )
 
 

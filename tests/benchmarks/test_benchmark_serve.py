@@ -66,3 +66,6 @@ def test_the_documents_tables_are_those_of_the_result_file(bench: ModuleType) ->
     page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
     between = page.split("<!-- results:serve -->")[1].split("<!-- /results:serve -->")[0].strip()
     assert between == bench.table(read_result(RESULT))
+    between = page.split("<!-- results:serve-memory -->")[1].split("<!-- /results:serve-memory -->")[0].strip()
+    held = read_result(RESULT.with_name("serve-memory.json"))["details"]["faults"]
+    assert between == bench.memory_in_words(held)

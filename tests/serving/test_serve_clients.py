@@ -279,7 +279,9 @@ def half(mask_mode: str) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("region", [{"mask": "L"}, {"mask": "RGBA"}, {"lung": "left"}, {"box": "0.5,0,1,1"}, {"box": "0.5 0 1 1"}])
+@pytest.mark.parametrize(
+    "region", [{"mask": "L"}, {"mask": "RGBA"}, {"lung": "left"}, {"box": "0.5,0,1,1"}, {"box": "0.5 0 1 1"}]
+)
 def test_openai_edits_keep_what_is_outside(server: Running, chest: np.ndarray, region: dict[str, str]) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
     asked: dict[str, Any] = {"image": encode_image(chest, "png", {}), "prompt": "no acute process"}
