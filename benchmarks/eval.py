@@ -18,8 +18,9 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
@@ -27,11 +28,10 @@ from timing import machine, require_packages, summarised, timed
 from tqdm import tqdm
 
 from roentgen import errors
-from roentgen.config import parse_call
-from roentgen.errors import UserError
+from roentgen.config import Count, Range, Workers, parse_settings
 from roentgen.files import write_atomic
 from roentgen.images import read_image
-from roentgen.metrics.report.tables import replace_between_markers
+from roentgen.metrics.report.tables import Reported, replace_between_markers
 from roentgen.models.loading import read_json
 from roentgen.provenance import Surroundings, git_state, in_words, versions
 
@@ -41,50 +41,39 @@ SAMPLE = ROOT / "data" / "sample" / "images"
 PEERS = {"torch-fidelity": "roentgen", "clean-fid": "roentgen-clean"}  # peer -> ours with the peer's resize
 GOALS = {"fid": 1.5, "root": 10.0}
 AGREE = {"fid": 1e-3, "root": 1e-6}  # relative
-DIM = 2048
 
 
-def measure(
-    *,
-    images: int = 5000,
-    side: int = 256,
-    repeats: int = 1,
-    workers: int = 2,
-    dim: int = DIM,
-    out: str | None = None,
-    result: str | None = None,
-    update: str | None = None,
-    scratch: str | None = None,
-) -> int:
-    """Measure the FID of two folders by roentgen, torch-fidelity and clean-fid on this machine's CPU.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Reported):
+    """Measure the FID of two folders by roentgen, torch-fidelity and clean-fid on this machine's CPU."""
 
-    Args:
-        images: Images in both folders together.
-        side: Pixels a side of each.
-        repeats: Runs of each tool; the table shows medians.
-        workers: Threads that decode for ours, processes that do for clean-fid; torch-fidelity uses its own number.
-        dim: Dimensions for the matrix root.
-        out: JSON file for the result.
-        result: Measure nothing, take this JSON file of an earlier run.
-        update: Document in which the region results:eval-speed is replaced by the table.
-        scratch: Folder for images and weights (default: a temporary one, removed at the end).
-    """
-    if update is not None:  # before minutes of measuring
-        replace_between_markers(Path(update), "eval-speed", "", write=False)
-    if result is not None:
-        found = read_json(Path(result))
+    images: Annotated[int, Range(4, 10**12), "images in both folders together"] = 5000
+    side: Annotated[Count, "pixels a side of each"] = 256
+    repeats: Annotated[Count, "runs of each tool; the table shows medians"] = 1
+    workers: Annotated[
+        Workers, "threads that decode for ours, processes that do for clean-fid; torch-fidelity uses its own number"
+    ] = 2
+    dim: Annotated[int, Range(2, 65_536), "dimensions for the matrix root"] = 2048
+    scratch: Annotated[Path | None, "folder for images and weights (default: a temporary one)"] = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    s = parse_settings(Settings, argv, prog="benchmarks/eval.py", about=__doc__)
+    if s.update is not None:  # before minutes of measuring
+        replace_between_markers(s.update, "eval-speed", "", write=False)
+    if s.result is not None:
+        found = read_json(s.result)
     else:
-        if images < 4 or min(side, repeats, workers) < 1 or dim < 2:
-            raise UserError("--images must be at least 4, --side, --repeats and --workers at least 1, --dim at least 2")
         require_packages(("torch-fidelity", "clean-fid", "scipy"))
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            found = measured(Path(folder), images=images, side=side, repeats=repeats, workers=workers, dim=dim)
-    if out is not None:
-        write_atomic(Path(out), (json.dumps(found, indent=1) + "\n").encode())
+        with tempfile.TemporaryDirectory(dir=s.scratch) as folder:
+            how = {"images": s.images, "side": s.side, "repeats": s.repeats, "workers": s.workers, "dim": s.dim}
+            found = measured(Path(folder), **how)
+    if s.out is not None:
+        write_atomic(s.out, (json.dumps(found, indent=1) + "\n").encode())
     lines = table(found)
     print(lines)
-    if update is not None:
-        replace_between_markers(Path(update), "eval-speed", lines)
+    if s.update is not None:
+        replace_between_markers(s.update, "eval-speed", lines)
     return 0
 
 
@@ -182,11 +171,6 @@ def table(result: dict[str, Any]) -> str:
         f"{settings['repeats']} run(s), whole processes.{in_words(result.get('conditions'))}",
     ]
     return "\n".join(lines)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
-    return measure(**parse_call(measure, arguments, prog="benchmarks/eval.py"))
 
 
 if __name__ == "__main__":

@@ -17,51 +17,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from roentgen import errors
-from roentgen.config import parse_call
-from roentgen.errors import UserError
-from roentgen.metrics.report.tables import report
+from roentgen.config import Count, CountFromZero, parse_settings
+from roentgen.metrics.report.tables import Reported, rising
 from roentgen.metrics.result import Context, write_result
-from roentgen.provenance import git_state
 
-ROOT = Path(__file__).resolve().parent.parent
 SIDE = 16
 
 
-def measure(
-    *,
-    out: str | None = None,
-    result: str | None = None,
-    update: str | None = None,
-    rows: str = "10000,100000,1000000",
-    compared: int = 100_000,
-) -> int:
-    """Make sets of a stand-in's images and compare the memory that they take.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Reported):
+    """Make sets of a stand-in's images and compare the memory that they take."""
 
-    Args:
-        out: JSON file for the result.
-        result: Measure nothing, take this JSON file of an earlier run.
-        update: Document in which the region results:export-memory is replaced by the table.
-        rows: Sizes of the sets, rising, with commas.
-        compared: Largest set whose images are compared with one another.
-    """
-    return report(
-        "export-memory", out=out, result=result, update=update, table=table,
-        measure=lambda path: measured(_sizes(rows), compared, path),
-    )  # fmt: skip
-
-
-def _sizes(rows: str) -> list[int]:
-    try:
-        sizes = [int(part) for part in rows.split(",")]
-    except ValueError:
-        sizes = []
-    if len(sizes) < 2 or sizes[0] < 1 or sizes != sorted(set(sizes)):
-        raise UserError(f"--rows {rows}: give at least two whole numbers, rising, with commas")
-    return sizes
+    rows: Annotated[tuple[Count, ...], "sizes of the sets, rising, with commas"] = (10_000, 100_000, 1_000_000)
+    compared: Annotated[CountFromZero, "largest set whose images are compared with one another"] = 100_000
 
 
 def measured(sizes: Sequence[int], compared: int, out: Path) -> None:
@@ -76,11 +49,10 @@ def measured(sizes: Sequence[int], compared: int, out: Path) -> None:
         sets.append(json.loads(done.stdout))
     growth = sets[-1]["memory"] / sets[0]["memory"]
     context = Context(
-        extractor="none", resize="none", seed=0,
+        
         settings={"rows": list(sizes), "compared": compared, "side": SIDE, "format": "webdataset"},
-        model={"name": "stand-in that makes noise", "hash": "none"}, inputs={},
+        model={"name": "stand-in that makes noise", "hash": "none"},
         command=f"python benchmarks/export.py --rows={','.join(map(str, sizes))} --compared={compared}",
-        git=git_state(ROOT),
     )  # fmt: skip
     write_result(
         out, metric="largest resident set of roentgen export, largest set over smallest", value=growth,
@@ -140,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["--one"]:
         print(json.dumps(make_one(int(words[1]), words[2] == "1")))
         return 0
-    return measure(**parse_call(measure, words, prog="benchmarks/export.py"))
+    s = parse_settings(Settings, words, prog="benchmarks/export.py", about=__doc__)
+    rising(s.rows, "--rows")
+    return s.report("export-memory", measure=lambda path: measured(s.rows, s.compared, path), table=table)
 
 
 if __name__ == "__main__":

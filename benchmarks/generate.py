@@ -20,8 +20,9 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from timing import machine, summarised, timed, timed_images
 from tqdm import tqdm
 
 from roentgen import errors
-from roentgen.config import parse_call
+from roentgen.config import Count, Guidance, PathOrName, Steps, parse_settings
 from roentgen.errors import UserError
 from roentgen.files import read_json, write_atomic
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
@@ -62,53 +63,41 @@ MEASURES = {
 }
 
 
-def measure(
-    *,
-    model: str = "mini",
-    out: str | None = None,
-    result: str | None = None,
-    update: str | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    sampler: str | None = None,
-    repeats: int = 3,
-    helps: int = 5,
-    short: int = 16,
-    long: int = 64,
-) -> int:
-    """Measure `roentgen generate` and stock diffusers on this machine's CPU, and print a table.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Measure `roentgen generate` and stock diffusers on this machine's CPU, and print a table."""
 
-    Args:
-        model: mini, or a diffusers folder; both sides load the same files.
-        out: JSON file for the result.
-        result: Measure nothing, take this JSON file of an earlier run.
-        update: Documents, with commas, in which the regions results:speed (all) and results:speed-summary (six rows)
-            are replaced.
-        steps: Denoising steps (default: the model's).
-        guidance: Guidance scale (default: the model's).
-        sampler: dpm++, unipc (both also as NAME-karras), ddim or pndm (default: the model's).
-        repeats: Runs of each command; the table shows medians.
-        helps: Runs of `roentgen --help`; the table shows the fastest.
-        short: Images of the shorter data set.
-        long: Images of the longer data set, at most the lines of prompts/evaluation.csv.
-    """
-    if repeats < 1 or helps < 1:
-        raise UserError("--repeats and --helps must be at least 1")
-    if not 1 <= short < long <= len(prompts(None)):
-        raise UserError(f"--short {short} --long {long}: must rise, from 1 to {len(prompts(None))}")
-    documents = [] if update is None else [Path(name) for name in update.split(",")]
-    for document in documents:  # before minutes of measuring
+    model: Annotated[PathOrName, "mini, or a diffusers folder; both sides load the same files"] = "mini"
+    out: Annotated[Path | None, "JSON file for the result"] = None
+    result: Annotated[Path | None, "measure nothing, take this JSON file of an earlier run"] = None
+    update: Annotated[
+        tuple[Path, ...], "documents in which the regions results:speed and results:speed-summary are replaced"
+    ] = ()
+    steps: Annotated[Steps | None, "denoising steps (default: the model's)"] = None
+    guidance: Annotated[Guidance | None, "guidance scale (default: the model's)"] = None
+    sampler: Annotated[str | None, "dpm++, unipc (both also NAME-karras), ddim or pndm (default: the model's)"] = None
+    repeats: Annotated[Count, "runs of each command; the table shows medians"] = 3
+    helps: Annotated[Count, "runs of `roentgen --help`; the table shows the fastest"] = 5
+    short: Annotated[Count, "images of the shorter data set"] = 16
+    long: Annotated[Count, "images of the longer data set, at most the lines of prompts/evaluation.csv"] = 64
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    s = parse_settings(Settings, argv, prog="benchmarks/generate.py", about=__doc__)
+    if not s.short < s.long <= len(prompts(None)):
+        raise UserError(f"--short {s.short} --long {s.long}: must rise, to {len(prompts(None))} at most")
+    for document in s.update:  # before minutes of measuring
         fill(document, {"speed": "", "speed-summary": ""}, write=False)
-    if result is not None:
-        found = read_json(Path(result), advice="fetch the model again")
+    if s.result is not None:
+        found = read_json(s.result, advice="fetch the model again")
     else:
-        found = measured(model, steps=steps, guidance=guidance, sampler=sampler, repeats=repeats, helps=helps,
-                         short=short, long=long)  # fmt: skip
-    if out is not None:
-        write_atomic(Path(out), (json.dumps(found, indent=1) + "\n").encode())
+        found = measured(s.model, steps=s.steps, guidance=s.guidance, sampler=s.sampler, repeats=s.repeats,
+                         helps=s.helps, short=s.short, long=s.long)  # fmt: skip
+    if s.out is not None:
+        write_atomic(s.out, (json.dumps(found, indent=1) + "\n").encode())
     lines = table(found)
     print(lines)
-    for document in documents:
+    for document in s.update:
         fill(document, {"speed": lines, "speed-summary": summary_table(found)})
     return 0
 
@@ -358,11 +347,6 @@ def summary_table(result: dict[str, Any]) -> str:
             f"{in_words(result.get('conditions'))}",
         ]
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
-    return measure(**parse_call(measure, arguments, prog="benchmarks/generate.py"))
 
 
 if __name__ == "__main__":

@@ -16,21 +16,20 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from timing import timed
 from tqdm import tqdm
 
 from roentgen import errors
-from roentgen.config import parse_call
+from roentgen.config import Range, parse_settings
 from roentgen.data.near import search_of
-from roentgen.errors import UserError
-from roentgen.metrics.report.tables import report, table
+from roentgen.metrics.report.tables import Reported, rising, table
 from roentgen.metrics.result import Context, write_result
-from roentgen.provenance import Surroundings, git_state, in_words, processor
+from roentgen.provenance import Surroundings, in_words, processor
 
-ROOT = Path(__file__).resolve().parent.parent
 NAME = "growth"
 SIDE = 64
 PREPARE = ("data", "prepare", "csv", "--root", "images", "--csv", "table.csv", "--text-column", "text")
@@ -44,28 +43,15 @@ TASKS: dict[str, list[str]] = {
 }
 
 
-def measure(
-    *, out: str | None = None, result: str | None = None, update: str | None = None, rows: str = "1000,10000,100000"
-) -> int:
-    """Run each task on sets of rising size, and print a table.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Reported):
+    """Run each task on sets of rising size, and print a table."""
 
-    Args:
-        out: JSON file for the result.
-        result: Measure nothing, take this JSON file of an earlier run.
-        update: Document in which the region results:growth is replaced by the table.
-        rows: Sizes, rising, with commas.
-    """
-    return report(
-        NAME, out=out, result=result, update=update, table=as_table,
-        measure=lambda path: measured(path, _sizes(rows)),
-    )  # fmt: skip
-
-
-def _sizes(rows: str) -> list[int]:
-    sizes = [int(part) for part in rows.split(",") if part.strip().isdigit()]
-    if len(sizes) < 2 or sizes[0] < 10 or sizes != sorted(set(sizes)) or len(sizes) != rows.count(",") + 1:
-        raise UserError(f"--rows {rows}: give at least two whole numbers from 10, rising, with commas")
-    return sizes
+    rows: Annotated[tuple[Annotated[int, Range(10, 10**12)], ...], "sizes, rising, with commas"] = (
+        1000,
+        10_000,
+        100_000,
+    )
 
 
 def measured(out: Path, sizes: Sequence[int]) -> None:
@@ -85,8 +71,8 @@ def measured(out: Path, sizes: Sequence[int]) -> None:
     bar.close()
     growth = max(each[-1]["memory"] / each[0]["memory"] for each in found.values())
     context = Context(
-        extractor="a stand-in that gives some pixels", resize="none", seed=0, settings={"rows": sizes, "side": SIDE},
-        model={"name": "none"}, inputs={}, git=git_state(ROOT),
+        extractor="a stand-in that gives some pixels", settings={"rows": sizes, "side": SIDE},
+        model={"name": "none"},
         command=f"python benchmarks/growth.py --rows {','.join(map(str, sizes))}",
     )  # fmt: skip
     write_result(
@@ -167,7 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] in (["--moments"], ["--near"]):
         moments(Path(words[1])) if words[0] == "--moments" else near(int(words[1]))
         return 0
-    return measure(**parse_call(measure, words, prog="benchmarks/growth.py"))
+    s = parse_settings(Settings, words, prog="benchmarks/growth.py", about=__doc__)
+    rising(s.rows, "--rows")
+    return s.report(NAME, measure=lambda path: measured(path, s.rows), table=as_table)
 
 
 if __name__ == "__main__":

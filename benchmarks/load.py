@@ -22,20 +22,20 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from timing import python_path
 from tqdm import tqdm
 
 from roentgen import errors, threads
-from roentgen.config import parse_call
+from roentgen.config import Count, parse_settings
 from roentgen.errors import UserError
-from roentgen.metrics.report.tables import report, table
+from roentgen.metrics.report.tables import Reported, table
 from roentgen.metrics.result import Context, write_result
-from roentgen.provenance import Surroundings, git_state, in_words, processor
+from roentgen.provenance import Surroundings, in_words, processor
 
-ROOT = Path(__file__).resolve().parent.parent
 NAME = "load"
 GOAL = 1.5
 ON = "from roentgen.__main__ import main; import sys; sys.exit(main())"
@@ -62,26 +62,15 @@ def commands(scratch: Path) -> dict[str, list[str]]:
     }
 
 
-def measure(
-    *, out: str | None = None, result: str | None = None, update: str | None = None, repeats: int = 1, only: str = "",
-    unsettled: str = "",
-) -> int:  # fmt: skip
-    """Time commands beside other work, and print a table.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Reported):
+    """Time commands beside other work, and print a table."""
 
-    Args:
-        out: JSON file for the result.
-        result: Measure nothing, take this JSON file of an earlier run.
-        update: Document in which the region results:load is replaced by the table.
-        repeats: Runs of each with threads settled; the table shows medians. Left to OpenMP each runs once.
-        only: Leave out commands whose name does not begin with this.
-        unsettled: Leave threads to OpenMP in the commands whose name begins with this (some take minutes).
-    """
-    if repeats < 1:
-        raise UserError(f"--repeats {repeats}: must be at least 1")
-    return report(
-        NAME, out=out, result=result, update=update, table=as_table,
-        measure=lambda path: measured(path, repeats=repeats, only=only, unsettled=unsettled),
-    )  # fmt: skip
+    repeats: Annotated[Count, "runs of each with threads settled, of which the median counts; left to OpenMP one"] = 1
+    only: Annotated[str, "leave out commands whose name does not begin with this"] = ""
+    unsettled: Annotated[
+        str, "leave threads to OpenMP in the commands whose name begins with this (some take minutes)"
+    ] = ""
 
 
 def measured(out: Path, *, repeats: int, only: str, unsettled: str) -> None:
@@ -121,8 +110,8 @@ def store(out: Path, found: Found, settings: Mapping[str, Any], conditions: Mapp
     missed = [f"{row['command']}, {row['scenario']}: {row['ratio']:.2f}" for row in own if row["ratio"] > GOAL]
     flags = " ".join(f"--{key} {value}" for key, value in settings.items() if value)
     context = Context(
-        extractor="wall clock", resize="none", seed=0, settings=dict(settings), model={"name": "mini"}, inputs={},
-        git=git_state(ROOT), command=f"python benchmarks/load.py {flags}",
+        extractor="wall clock", settings=dict(settings), model={"name": "mini"},
+        command=f"python benchmarks/load.py {flags}",
     )  # fmt: skip
     write_result(
         out, metric="largest time over the fair share, threads settled", value=worst, ci=(worst, worst),
@@ -200,8 +189,11 @@ def as_table(result: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
-    return measure(**parse_call(measure, arguments, prog="benchmarks/load.py"))
+    s = parse_settings(Settings, argv, prog="benchmarks/load.py", about=__doc__)
+    return s.report(
+        NAME, table=as_table,
+        measure=lambda path: measured(path, repeats=s.repeats, only=s.only, unsettled=s.unsettled),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from roentgen import errors
-from roentgen.config import parse_call
-from roentgen.metrics.report.tables import report
+from roentgen.config import BatchSize, Count, parse_settings
+from roentgen.metrics.report.tables import Reported
 from roentgen.metrics.result import Context, write_result
-from roentgen.provenance import git_state
 
-ROOT = Path(__file__).resolve().parent.parent
 SETUPS = {
     "neither": {"gradient_checkpointing": False, "optimizer": "adamw"},
     "gradient checkpointing": {"gradient_checkpointing": True, "optimizer": "adamw"},
@@ -28,26 +27,12 @@ SETUPS = {
 }
 
 
-def measure(
-    *, out: str | None = None, result: str | None = None, update: str | None = None, batch: int = 8, side: int = 64
-) -> int:
-    """Estimate the memory of training the U-Net and CLIP of Stable Diffusion 1.x in bf16 with an EMA.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Reported):
+    """Estimate the memory of training the U-Net and CLIP of Stable Diffusion 1.x in bf16 with an EMA."""
 
-    Args:
-        out: JSON file for the result.
-        result: Estimate nothing, take this JSON file of an earlier run.
-        update: Document in which the region results:memory is replaced by the table.
-        batch: Images that the GPU holds at once.
-        side: Side of the latents; 64 is 512 pixels.
-    """
-    return report(
-        "memory",
-        out=out,
-        result=result,
-        update=update,
-        measure=lambda path: estimate_all(batch, side, path),
-        table=table,
-    )
+    batch: Annotated[BatchSize, "images that the GPU holds at once"] = 8
+    side: Annotated[Count, "side of the latents; 64 is 512 pixels"] = 64
 
 
 def estimate_all(batch: int, side: int, out: Path) -> None:
@@ -93,12 +78,9 @@ def estimate_all(batch: int, side: int, out: Path) -> None:
     context = Context(
         extractor="roentgen.training.estimate: one step on PyTorch's meta device",
         resize="none",
-        seed=0,
         settings={"batch": batch, "pixels": 8 * side, "precision": "bf16", "ema": True, "trained": "U-Net and CLIP"},
         model={"name": "Stable Diffusion 1.x", "hash": "none (no weights)"},
-        inputs={},
         command=f"python benchmarks/memory.py --batch={batch} --side={side}",
-        git=git_state(ROOT),
     )
     write_result(
         out, metric="estimated device memory of training, bytes (checkpointing, 8-bit AdamW)", value=last,
@@ -124,8 +106,8 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    settings = parse_call(measure, sys.argv[1:] if argv is None else argv, prog="benchmarks/memory.py")
-    return measure(**settings)
+    s = parse_settings(Settings, argv, prog="benchmarks/memory.py", about=__doc__)
+    return s.report("memory", measure=lambda path: estimate_all(s.batch, s.side, path), table=table)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import importlib.metadata
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -26,13 +27,12 @@ from timing import require_packages
 
 from eval import make_images
 from roentgen import errors
-from roentgen.config import parse_call
-from roentgen.errors import UserError
+from roentgen.config import Range, Seed, parse_settings
 from roentgen.images import read_image
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.distribution.prdc import manifolds
 from roentgen.metrics.extractors import inception_extractor, load_extractor
-from roentgen.metrics.report.tables import report
+from roentgen.metrics.report.tables import Reported
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, write_result
 
@@ -44,24 +44,12 @@ FEW = 64
 Features = NDArray[np.float64]
 
 
-def measure(
-    *, out: str | None = None, result: str | None = None, update: str | None = None, images: int = 120, seed: int = 0
-) -> int:
-    """Other packages' FID, KID, precision and recall beside ours.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Reported):
+    """Other packages' FID, KID, precision and recall beside ours."""
 
-    Args:
-        out: JSON file for the result.
-        result: Measure nothing, take this JSON file of an earlier run.
-        update: Document in which the region results:peers is replaced by the table.
-        images: On both sides together.
-        seed: Of random weights.
-    """
-    if images < 40 or seed < 0:
-        raise UserError("--images must be at least 40, --seed at least 0")
-    return report(
-        NAME, out=out, result=result, update=update, table=as_table,
-        measure=lambda path: measured(path, images=images, seed=seed),
-    )  # fmt: skip
+    images: Annotated[int, Range(40, 10**12), "on both sides together"] = 120
+    seed: Annotated[Seed, "of random weights"] = 0
 
 
 def measured(out: Path, *, images: int, seed: int) -> None:
@@ -76,14 +64,13 @@ def measured(out: Path, *, images: int, seed: int) -> None:
     agree = [row["difference"] for row in rows if row["agrees"]]
     context = Context(
         extractor=f"classifier {classifier.hash}; Inception-v3 with random weights", resize=classifier.chain, seed=seed,
-        settings={"images": images, "side": SIDE}, model={"name": "data/sample, jittered"}, inputs={},
+        settings={"images": images, "side": SIDE}, model={"name": "data/sample, jittered"},
         command="python benchmarks/peers.py --out benchmarks/results/peers.json --update docs/metrics.md",
     )  # fmt: skip
     write_result(
         out,
         metric="largest relative difference between a package that agrees and ours, on equal features",
         value=max(agree),
-        ci=(float("nan"), float("nan")),
         ci_method="none: both read the same features",
         n=images // 2,
         context=context,
@@ -169,8 +156,8 @@ def as_table(result: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
-    return measure(**parse_call(measure, arguments, prog="benchmarks/peers.py"))
+    s = parse_settings(Settings, argv, prog="benchmarks/peers.py", about=__doc__)
+    return s.report(NAME, measure=lambda path: measured(path, images=s.images, seed=s.seed), table=as_table)
 
 
 if __name__ == "__main__":

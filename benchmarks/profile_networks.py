@@ -16,17 +16,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from roentgen import errors, threads
-from roentgen.config import parse_call
-from roentgen.errors import UserError
-from roentgen.metrics.report.tables import report, table
+from roentgen.config import BatchSize, Count, PathOrName, parse_settings
+from roentgen.metrics.report.tables import Reported, table
 from roentgen.metrics.result import Context, write_result
-from roentgen.provenance import Surroundings, git_state, in_words, processor
+from roentgen.provenance import Surroundings, in_words, processor
 
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"sampling": "profile", "training": "profile-training"}
 SIDE = 2048  # of the large matrices
 KINDS = {
@@ -37,30 +36,14 @@ KINDS = {
 }
 
 
-def measure(
-    *, model: str = "mini", part: str = "sampling", out: str | None = None, result: str | None = None,
-    update: str | None = None, batch: int | None = None, repeats: int = 3,
-) -> int:  # fmt: skip
-    """Profile sampling or training on this machine's CPU, and print a table.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Reported):
+    """Profile sampling or training on this machine's CPU, and print a table."""
 
-    Args:
-        model: mini, or a diffusers folder.
-        part: sampling or training.
-        out: JSON file for the result.
-        result: Measure nothing, take this JSON file of an earlier run.
-        update: Document in which the region results:profile, or results:profile-training, is replaced by the table.
-        batch: Images at once (default: 16 in sampling, 8 in training).
-        repeats: Runs of each step; the fastest counts.
-    """
-    if part not in NAMES:
-        raise UserError(f"--part {part}: choose from {', '.join(NAMES)}")
-    images = (16 if part == "sampling" else 8) if batch is None else batch
-    if min(images, repeats) < 1:
-        raise UserError("--batch and --repeats must be at least 1")
-    return report(
-        NAMES[part], out=out, result=result, update=update, table=as_table,
-        measure=lambda path: measured(path, model, part, batch=images, repeats=repeats),
-    )  # fmt: skip
+    model: Annotated[PathOrName, "mini, or a diffusers folder"] = "mini"
+    part: Annotated[Literal["sampling", "training"], "what is profiled"] = "sampling"
+    batch: Annotated[BatchSize | None, "images at once (default: 16 in sampling, 8 in training)"] = None
+    repeats: Annotated[Count, "runs of each step; the fastest counts"] = 3
 
 
 def measured(out: Path, name: str, part: str, *, batch: int, repeats: int) -> None:
@@ -95,8 +78,8 @@ def measured(out: Path, name: str, part: str, *, batch: int, repeats: int) -> No
         }  # fmt: skip
     settings = {"part": part, "batch": batch, "repeats": repeats, "side": SIDE, "dtype": str(dtype).split(".")[-1]}
     context = Context(
-        extractor="torch.profiler", resize="none", seed=0, settings=settings,
-        model={"name": model.info.name, "hash": model.info.hash}, inputs={}, git=git_state(ROOT),
+        extractor="torch.profiler", settings=settings,
+        model={"name": model.info.name, "hash": model.info.hash},
         command=f"python benchmarks/profile_networks.py --part {part} --batch {batch} --repeats {repeats}",
     )  # fmt: skip
     value = next(iter(found.values()))["share_of_peak"]
@@ -198,8 +181,12 @@ def as_table(result: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
-    return measure(**parse_call(measure, arguments, prog="benchmarks/profile_networks.py"))
+    s = parse_settings(Settings, argv, prog="benchmarks/profile_networks.py", about=__doc__)
+    images = s.batch or (16 if s.part == "sampling" else 8)
+    return s.report(
+        NAMES[s.part], table=as_table,
+        measure=lambda path: measured(path, s.model, s.part, batch=images, repeats=s.repeats),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ import importlib.metadata
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +30,13 @@ from timing import require_packages
 from tqdm import tqdm
 
 from roentgen import errors
-from roentgen.config import parse_call
+from roentgen.config import BatchSize, Range, Seed, parse_settings
 from roentgen.errors import UserError
 from roentgen.images import read_image
 from roentgen.metrics import extractors
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.diversity.ms_ssim import MIN_SIDE, pair_ms_ssim
-from roentgen.metrics.report.tables import figure, report
+from roentgen.metrics.report.tables import Reported, figure
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, write_result
 from roentgen.provenance import portable
@@ -52,41 +53,17 @@ ORDERS = 50
 Features = NDArray[np.float32]
 
 
-def measure(
-    *,
-    real: str | None = None,
-    generated: str | None = None,
-    images: int = 48,
-    out: str | None = None,
-    result: str | None = None,
-    update: str | None = None,
-    seed: int = 0,
-    batch_size: int = 16,
-) -> int:
-    """RoentGen's XRV FID and MS-SSIM by its scripts' steps and by ours, on the same files.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Reported):
+    """RoentGen's XRV FID and MS-SSIM by its scripts' steps and by ours, on the same files."""
 
-    Args:
-        real: Folder of real images, ID.jpg (default: of data/sample).
-        generated: Folder of generated images, ID_0.jpg to ID_3.jpg (default: altered images of data/sample).
-        images: At most so many on each side, from the head of the sorted list.
-        out: JSON file for the result.
-        result: Measure nothing, take this JSON file of an earlier run.
-        update: Document in which the region results:published is replaced by the tables.
-        seed: Of the images that are made, of random weights and of random orders of files.
-        batch_size: Images through the network at a time.
-    """
-    if (real is None) != (generated is None):
-        raise UserError("--real and --generated belong together; give both, or none for the images of data/sample")
-    if images < 4 or batch_size < 1 or seed < 0:
-        raise UserError("--images must be at least 4, --batch-size at least 1, --seed at least 0")
-
-    def own(path: Path) -> None:
-        require_packages(PACKAGES)
-        with tempfile.TemporaryDirectory() as scratch:
-            folders = [None if given is None else Path(given) for given in (real, generated)]
-            measured(Path(scratch), path, folders, images=images, seed=seed, batch_size=batch_size)
-
-    return report(NAME, out=out, result=result, update=update, measure=own, table=table)
+    real: Annotated[Path | None, "folder of real images, ID.jpg (default: of data/sample)"] = None
+    generated: Annotated[
+        Path | None, "folder of generated images, ID_0.jpg to ID_3.jpg (default: altered images of data/sample)"
+    ] = None
+    images: Annotated[int, Range(4, 10**12), "at most so many on each side, from the head of the sorted list"] = 48
+    seed: Annotated[Seed, "of the images that are made, of random weights and of random orders of files"] = 0
+    batch_size: Annotated[BatchSize, "images through the network at a time"] = 16
 
 
 def measured(
@@ -152,7 +129,6 @@ def measured(
         out,
         metric="largest relative difference of a figure by roentgen from that of RoentGen's steps on the same files",
         value=max(row["difference"] for row in agreement),
-        ci=(float("nan"), float("nan")),
         ci_method="none: both read the same files",
         n=count,
         context=context,
@@ -379,8 +355,17 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
-    return measure(**parse_call(measure, arguments, prog="benchmarks/published.py"))
+    s = parse_settings(Settings, argv, prog="benchmarks/published.py", about=__doc__)
+    if (s.real is None) != (s.generated is None):
+        raise UserError("--real and --generated belong together; give both, or none for the images of data/sample")
+
+    def own(path: Path) -> None:
+        require_packages(PACKAGES)
+        with tempfile.TemporaryDirectory() as scratch:
+            folders = [s.real, s.generated]
+            measured(Path(scratch), path, folders, images=s.images, seed=s.seed, batch_size=s.batch_size)
+
+    return s.report(NAME, measure=own, table=table)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,18 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from timing import machine, summarised, timed
 
 from roentgen import errors
-from roentgen.config import parse_call
+from roentgen.config import Count, parse_settings
 from roentgen.errors import UserError
 from roentgen.files import file_sha256
-from roentgen.metrics.report.tables import report
+from roentgen.metrics.report.tables import Reported
 from roentgen.metrics.result import Context, write_result
-from roentgen.provenance import git_state
 from roentgen.reports.load import MINI_REPORT, SHIPPED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,24 +33,12 @@ GOALS = {"cold": 6.0, "further": 1.0}
 """Seconds that were asked for."""
 
 
-def measure(
-    *, out: str | None = None, result: str | None = None, update: str | None = None, repeats: int = 5, further: int = 4
-) -> int:
-    """Time `roentgen report` of the sample images by mini-report.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Reported):
+    """Time `roentgen report` of the sample images by mini-report."""
 
-    Args:
-        out: JSON file for the result.
-        result: Measure nothing, take this JSON file of an earlier run.
-        update: Document in which the region results:reports-speed is replaced by the table.
-        repeats: Times that each command runs.
-        further: Images of the longer command beyond the first.
-    """
-    if repeats < 1 or further < 1:
-        raise UserError("--repeats and --further must be 1 or more")
-    return report(
-        "reports-speed", out=out, result=result, update=update, measure=lambda path: run(path, repeats, further),
-        table=table,
-    )  # fmt: skip
+    repeats: Annotated[Count, "times that each command runs"] = 5
+    further: Annotated[Count, "images of the longer command beyond the first"] = 4
 
 
 def run(out: Path, repeats: int, further: int) -> None:
@@ -65,11 +53,10 @@ def run(out: Path, repeats: int, further: int) -> None:
         more.append((seconds(images) - cold[-1]) / further)
     found = {"cold": summarised(cold), "further": summarised(more)}
     context = Context(
-        extractor="wall time of a process, imports, loading and writing included", resize="the reporter's own", seed=0,
+        extractor="wall time of a process, imports, loading and writing included", resize="the reporter's own",
         settings={"repeats": repeats, "further": further, "images": "data/sample/images", "device": "cpu", **machine()},
-        model={"name": MINI_REPORT, "hash": file_sha256(SHIPPED[MINI_REPORT] / "model.safetensors")[:16]}, inputs={},
+        model={"name": MINI_REPORT, "hash": file_sha256(SHIPPED[MINI_REPORT] / "model.safetensors")[:16]},
         command=f"python benchmarks/report.py --out={out.name} --repeats={repeats} --further={further}",
-        git=git_state(ROOT),
     )  # fmt: skip
     write_result(
         out, metric="seconds of `roentgen report` on one image, cold", value=statistics.median(cold),
@@ -103,8 +90,8 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    settings = parse_call(measure, sys.argv[1:] if argv is None else argv, prog="benchmarks/report.py")
-    return measure(**settings)
+    s = parse_settings(Settings, argv, prog="benchmarks/report.py", about=__doc__)
+    return s.report("reports-speed", measure=lambda path: run(path, s.repeats, s.further), table=table)
 
 
 if __name__ == "__main__":

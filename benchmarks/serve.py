@@ -22,9 +22,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import numpy as np
@@ -33,17 +33,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from roentgen import errors
-from roentgen.config import parse_call
+from roentgen.config import Count, Range, parse_settings, require
 from roentgen.errors import UserError
 from roentgen.files import read_json
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
-from roentgen.metrics.report.tables import report
+from roentgen.metrics.report.tables import Reported
 from roentgen.metrics.result import Context, write_result
 from roentgen.models.hub import MINI
-from roentgen.provenance import Surroundings, git_state, in_words, processor
+from roentgen.provenance import Surroundings, in_words, processor
 from roentgen.threads import cores
 
-ROOT = Path(__file__).resolve().parent.parent
 PEER = Path(__file__).with_name("stock_server.py")
 NAME = "serve"
 ROUTE = "v1/images/generations"
@@ -55,34 +54,18 @@ FIFTHS = 5
 PROMPTS = ("left pleural effusion", "cardiomegaly", "right pneumothorax", "no acute cardiopulmonary process")
 
 
-def measure(
-    *,
-    out: str | None = None,
-    result: str | None = None,
-    update: str | None = None,
-    clients: str = "1,4,8,16",
-    images: int = 24,
-    requests: int = 1000,
-    memory: bool = False,
-) -> int:
-    """Put servers under load, then under faults, and print tables.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Reported):
+    """Put servers under load, then under faults, and print tables."""
 
-    Args:
-        out: JSON file for the result.
-        result: Measure nothing, take this JSON file of an earlier run.
-        update: Document in which the region results:serve is replaced by the tables.
-        clients: Numbers of clients at once, with commas; 8 must be among them.
-        images: Images of each load, of all its clients together.
-        requests: Requests of one step each, twice, over which memory is watched.
-        memory: Watch memory instead, which needs no idle machine; --update then replaces results:serve-memory.
-    """
-    files: dict[str, Any] = {"out": out, "result": result, "update": update}
-    if memory:
-        return report(
-            f"{NAME}-memory", **files, table=lambda found: memory_in_words(found["details"]["faults"]),
-            measure=lambda path: measured_memory(path, requests),
-        )  # fmt: skip
-    return report(NAME, **files, table=table, measure=lambda path: measured(path, _numbers(clients), images))
+    clients: Annotated[
+        tuple[Annotated[int, Range(1, 64)], ...], f"numbers of clients at once, with commas; {COMPARED} among them"
+    ] = (1, 4, 8, 16)
+    images: Annotated[Count, "images of each load, of all its clients together"] = 24
+    requests: Annotated[Count, "requests of one step each, twice, over which memory is watched"] = 1000
+    memory: Annotated[
+        bool, "watch memory instead, which needs no idle machine; --update then replaces results:serve-memory"
+    ] = False
 
 
 def measured_memory(out: Path, requests: int) -> None:
@@ -95,21 +78,11 @@ def measured_memory(out: Path, requests: int) -> None:
         value=grown, ci=(grown, grown), ci_method="none: one run", n=requests, goal="0", warnings=[],
         details={"faults": faults, "cores": cores(), "cpu": processor()},
         context=Context(
-            extractor="resident memory", resize="none", seed=0, settings=settings_of_mini() | {"steps": 1},
-            model={"name": "mini"}, inputs={}, git=git_state(ROOT),
+            extractor="resident memory", settings=settings_of_mini() | {"steps": 1},
+            model={"name": "mini"},
             command="python benchmarks/serve.py --memory",
         ),
     )  # fmt: skip
-
-
-def _numbers(clients: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in clients.split(",")]
-    except ValueError:
-        numbers = []
-    if COMPARED not in numbers or min(numbers) < 1 or max(numbers) > 64:
-        raise UserError(f"--clients {clients}: give whole numbers from 1 to 64 with commas, {COMPARED} among them")
-    return numbers
 
 
 def settings_of_mini() -> dict[str, Any]:
@@ -144,9 +117,9 @@ def measured(out: Path, clients: Sequence[int], images: int) -> None:
     rates = {one["server"]: one["images_per_second"] for one in loads if one["clients"] == COMPARED}
     value = rates[OURS] / rates[STOCK]
     context = Context(
-        extractor="wall clock", resize="none", seed=0,
+        extractor="wall clock",
         settings={"clients": list(clients), "images": images, **settings},
-        model={"name": "mini"}, inputs={}, git=git_state(ROOT), command="python benchmarks/serve.py",
+        model={"name": "mini"}, command="python benchmarks/serve.py",
     )  # fmt: skip
     write_result(
         out, metric=f"images a second at {COMPARED} clients, roentgen serve over stock diffusers", value=value,
@@ -327,7 +300,14 @@ def memory_in_words(faults: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return measure(**parse_call(measure, argv, prog="benchmarks/serve.py"))
+    s = parse_settings(Settings, argv, prog="benchmarks/serve.py", about=__doc__)
+    if s.memory:
+        return s.report(
+            f"{NAME}-memory", measure=lambda path: measured_memory(path, s.requests),
+            table=lambda found: memory_in_words(found["details"]["faults"]),
+        )  # fmt: skip
+    require(COMPARED in s.clients, f"--clients: {COMPARED} must be among them, at which the goal is set")
+    return s.report(NAME, measure=lambda path: measured(path, s.clients, s.images), table=table)
 
 
 if __name__ == "__main__":

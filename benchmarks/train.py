@@ -24,17 +24,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from timing import python_path
 from train_arms import ARMS, ROOT, Comparison, last_line, run_arms
 from train_table import summarise, table
 
 from roentgen import errors
-from roentgen.config import parse_call
+from roentgen.config import BatchSize, Count, PathOrName, Pixels, Workers, parse_settings
 from roentgen.errors import UserError
-from roentgen.metrics.report.tables import replace_between_markers
+from roentgen.metrics.report.tables import Reported, replace_between_markers
 from roentgen.metrics.result import read_result
 from roentgen.provenance import Surroundings
 
@@ -42,78 +43,63 @@ SAMPLE = ROOT / "data" / "sample" / "manifest.csv"
 HELD_OUT = 8  # images that ours wants for validation
 
 
-def measure(
-    *,
-    peer: str | None = None,
-    model: str = "mini",
-    out: str | None = None,
-    result: str | None = None,
-    update: str | None = None,
-    batch: int = 8,
-    precision: str = "bf16",
-    short: int = 8,
-    long: int = 80,
-    repeats: int = 2,
-    workers: int = 2,
-    pixels: int | None = None,
-    compiled: bool = False,
-    device: str = "auto",
-    scratch: str | None = None,
-) -> int:
-    """Measure train/finetune.py and diffusers' text-to-image script on this machine, and print a table.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Reported):
+    """Measure train/finetune.py and diffusers' text-to-image script on this machine, and print a table."""
 
-    Args:
-        peer: train_text_to_image.py of a diffusers checkout that fits the installed diffusers.
-        model: mini (its U-Net and text encoder; the autoencoder widened to the three channels that the peer wants),
-            sd15-random (Stable Diffusion 1.x with random weights, for a GPU), or a three-channel pipeline folder.
-        out: JSON file for the result.
-        result: Measure nothing, take this JSON file of an earlier run.
-        update: Document in which the region results:train-speed is replaced by the table.
-        batch: Images a step.
-        precision: bf16, fp16 or no.
-        short: Steps of the short run.
-        long: Steps of the long run.
-        repeats: Runs of each length and arm; the table shows medians.
-        workers: Threads that make batches for ours, processes that do for the peer.
-        pixels: Short side of the stored images (default: the training resolution, so that nobody decodes more
-            than needed; hospitals' files are larger).
-        compiled: Measure ours with --compile too.
-        device: cpu, cuda, or auto.
-        scratch: Folder for model, data and runs (default: a temporary one, removed at the end).
-    """
-    if update is not None:  # before minutes of measuring
-        replace_between_markers(Path(update), "train-speed", "", write=False)
-    if result is not None:
-        found = read_result(Path(result))
+    peer: Annotated[Path | None, "train_text_to_image.py of a diffusers checkout that fits the installed diffusers"] = (
+        None
+    )
+    model: Annotated[
+        PathOrName,
+        "mini (its U-Net and text encoder; the autoencoder widened to the three channels that the peer wants), "
+        "sd15-random (Stable Diffusion 1.x with random weights, for a GPU), or a three-channel pipeline folder",
+    ] = "mini"
+    batch: Annotated[BatchSize, "images a step"] = 8
+    precision: Annotated[str, "bf16, fp16 or no"] = "bf16"
+    short: Annotated[Count, "steps of the short run"] = 8
+    long: Annotated[Count, "steps of the long run"] = 80
+    repeats: Annotated[Count, "runs of each length and arm; the table shows medians"] = 2
+    workers: Annotated[Workers, "threads that make batches for ours, processes that do for the peer"] = 2
+    pixels: Annotated[
+        Pixels | None,
+        "short side of the stored images (default: the training resolution, so that nobody decodes more than needed; "
+        "hospitals' files are larger)",
+    ] = None
+    compiled: Annotated[bool, "measure ours with --compile too"] = False
+    device: Annotated[Literal["auto", "cpu", "cuda"], "where to train"] = "auto"
+    scratch: Annotated[Path | None, "folder for model, data and runs (default: a temporary one)"] = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    s = parse_settings(Settings, argv, prog="benchmarks/train.py", about=__doc__)
+    if s.update is not None:  # before minutes of measuring
+        replace_between_markers(s.update, "train-speed", "", write=False)
+    if s.result is not None:
+        found = read_result(s.result)
     else:
-        if not 0 < short < long or min(batch, repeats, workers) < 1:
-            raise UserError("--short must be below --long, and --batch, --repeats and --workers at least 1")
-        script = checked_peer(peer)
-        arms = [name for name in ARMS if compiled or not name.endswith("-compiled")]
+        if not s.short < s.long:
+            raise UserError("--short must be below --long")
+        script = checked_peer(s.peer)
+        arms = [name for name in ARMS if s.compiled or not name.endswith("-compiled")]
         with tempfile.TemporaryDirectory() as temporary:
             job = prepare(
-                Path(scratch or temporary),
-                model,
-                peer=script,
-                batch=batch,
-                count=batch * long,
-                pixels=pixels,
-                precision=precision,
-                workers=workers,
-                device=cuda_or_cpu(device),
-            )
+                s.scratch or Path(temporary), s.model, peer=script, batch=s.batch, count=s.batch * s.long,
+                pixels=s.pixels, precision=s.precision, workers=s.workers, device=cuda_or_cpu(s.device),
+            )  # fmt: skip
             around = Surroundings()
-            runs = run_arms(job, arms, short=short, long=long, repeats=repeats)
-            stored = Path(out) if out else job.folder / "r"
-            found = summarise(job, runs, name=model, short=short, long=long, out=stored, conditions=around.facts())
+            runs = run_arms(job, arms, short=s.short, long=s.long, repeats=s.repeats)
+            stored = s.out or job.folder / "r"
+            lengths = {"short": s.short, "long": s.long}
+            found = summarise(job, runs, name=s.model, **lengths, out=stored, conditions=around.facts())
     lines = table(found)
     print(lines)
-    if update is not None:
-        replace_between_markers(Path(update), "train-speed", lines)
+    if s.update is not None:
+        replace_between_markers(s.update, "train-speed", lines)
     return 0
 
 
-def checked_peer(peer: str | None) -> Path:
+def checked_peer(peer: Path | None) -> Path:
     """The peer's script; UserError that says where to get it."""
     where = (
         "a checkout of https://github.com/huggingface/diffusers has it as "
@@ -121,15 +107,13 @@ def checked_peer(peer: str | None) -> Path:
     )
     if peer is None:
         raise UserError(f"--peer is missing: {where}")
-    if not Path(peer).is_file():
+    if not peer.is_file():
         raise UserError(f"--peer {peer}: no such file; {where}")
-    return Path(peer).resolve()
+    return peer.resolve()
 
 
 def cuda_or_cpu(device: str) -> str:
     """``cpu`` or ``cuda``; asked of a process of its own, so that this one stays small and off the device."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device}: use cpu, cuda or auto")
     if device != "auto":
         return device
     asked = [sys.executable, "-c", "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')"]
@@ -258,11 +242,6 @@ def write_images(job: Comparison, count: int, pixels: int) -> None:
         writer = csv.writer(stream)
         writer.writerow(("image", "text", "patient_id", "split"))
         writer.writerows(rows)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
-    return measure(**parse_call(measure, arguments, prog="benchmarks/train.py"))
 
 
 if __name__ == "__main__":

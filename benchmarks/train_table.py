@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from timing import summarised
-from train_arms import ARMS, PEER, ROOT, Comparison, Run, command
+from train_arms import ARMS, PEER, Comparison, Run, command
 
 from roentgen.errors import UserError
 from roentgen.files import file_hash
 from roentgen.metrics.result import Context, write_result
-from roentgen.provenance import git_state, in_words
+from roentgen.provenance import in_words
 from roentgen.threads import cores
 
 GOALS = {"ours-online": 1.5, "ours-cached": 2.0}
@@ -131,7 +131,6 @@ def context_of(job: Comparison, arms: Collection[str], *, name: str, short: int,
             + [f"--short={short}", f"--long={long}", f"--repeats={repeats}", f"--workers={job.workers}"]
             + (["--compiled=true"] if any(arm.endswith("-compiled") for arm in arms) else [])
         ),
-        git=git_state(ROOT),
     )
 
 

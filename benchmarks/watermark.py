@@ -12,9 +12,10 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,15 +23,13 @@ from PIL import Image
 from timing import require_packages
 
 from roentgen import errors
-from roentgen.config import parse_call, require
+from roentgen.config import Count, Seed, parse_settings
 from roentgen.generators.generate import generate, load_model
-from roentgen.metrics.report.tables import report
+from roentgen.metrics.report.tables import Reported
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, write_result
 from roentgen.metrics.sharpness import sharpness_of
-from roentgen.provenance import git_state
 
-ROOT = Path(__file__).resolve().parent.parent
 NAME = "watermark"
 LIBRARY = "invisible-watermark"
 METHODS = ("dwtDct", "dwtDctSvd")
@@ -42,20 +41,12 @@ BAND = "power at 32-64 cycles"
 Pixels = NDArray[np.uint8]
 
 
-def measure(
-    *, out: str | None = None, result: str | None = None, update: str | None = None, images: int = 24, seed: int = 0
-) -> int:
-    """Mark generated images by each method, change them as re-saving does, and read the marks.
+@dataclass(frozen=True, kw_only=True)
+class Settings(Reported):
+    """Mark generated images by each method, change them as re-saving does, and read the marks."""
 
-    Args:
-        out: JSON file for the result.
-        result: Measure nothing, take this JSON file of an earlier run.
-        update: Document in which the region results:watermark is replaced by the table.
-        images: Images that are drawn by `mini`.
-        seed: Seed of the first image, and of the bits.
-    """
-    require(images >= 1, f"--images {images}: must be 1 or more")
-    return report(NAME, out=out, result=result, update=update, measure=lambda p: run(p, images, seed), table=table)
+    images: Annotated[Count, "images that are drawn by `mini`"] = 24
+    seed: Annotated[Seed, "seed of the first image, and of the bits"] = 0
 
 
 def jpeg(quality: int) -> Callable[[Pixels], Pixels]:
@@ -123,8 +114,8 @@ def run(out: Path, images: int, seed: int) -> None:
     version = importlib.metadata.version(LIBRARY)
     context = Context(
         extractor=f"{LIBRARY} {version}", resize="none", seed=seed,
-        settings={"images": images, "bits": BITS}, model={"name": model.info.name, "hash": model.info.hash}, inputs={},
-        command=f"python benchmarks/watermark.py --images={images} --seed={seed}", git=git_state(ROOT),
+        settings={"images": images, "bits": BITS}, model={"name": model.info.name, "hash": model.info.hash},
+        command=f"python benchmarks/watermark.py --images={images} --seed={seed}",
     )  # fmt: skip
     worst = min(found[METHODS[0]]["bits"].values())
     write_result(
@@ -155,9 +146,9 @@ def table(result: Mapping[str, Any]) -> str:
     )
 
 
-def main() -> int:
-    """Read the command line and measure."""
-    return measure(**parse_call(measure, None, prog="benchmarks/watermark.py"))
+def main(argv: Sequence[str] | None = None) -> int:
+    s = parse_settings(Settings, argv, prog="benchmarks/watermark.py", about=__doc__)
+    return s.report(NAME, measure=lambda path: run(path, s.images, s.seed), table=table)
 
 
 if __name__ == "__main__":

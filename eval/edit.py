@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from roentgen import errors, images
 from roentgen.cache import kept
-from roentgen.config import BatchSize, Count, Filled, Guidance, PathOrName, Range, Seed, Steps, as_dict, parse_settings
+from roentgen.config import BatchSize, Count, Filled, Guidance, PathOrName, Range, Seed, Steps, parse_settings
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
@@ -39,7 +39,7 @@ from roentgen.metrics.result import Context, read_result, shown, write_result
 from roentgen.metrics.statistics import cluster_weights, estimate
 from roentgen.models.classifier import SHIPPED, Classifier, load_classifier
 from roentgen.prompts.vocabulary import NORMAL_NOUNS
-from roentgen.provenance import command_line, portable
+from roentgen.provenance import portable
 
 Strength = Annotated[float, Range(0, 1, above=True)]
 HEART = (0.2, 0.35, 0.9, 0.9)
@@ -140,12 +140,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     around = pd.concat([chosen, others.head(max(0, s.pool - len(chosen)))])
     pool = load_pixels(around["image"].tolist(), size=SIZE, cache=s.work / "cache").pixels
     judged = Judged(judge, np.asarray(pool), around["image"].tolist(), s.seed)
-    context = Context(
+    context = Context.of(
+        "eval/edit.py", s, inputs={"manifest": s.manifest.name},
         extractor=f"roentgen classifier {s.classifier.name}, sha256 {file_hash(s.classifier)}",
-        resize=f"shorter side to {SIZE} px, centre crop; then the classifier's own size", seed=s.seed,
-        settings={key: portable(value) for key, value in as_dict(s).items()},
-        model={"name": portable(model.info.name), "hash": model.info.hash}, inputs={"manifest": s.manifest.name},
-        command=command_line("eval/edit.py", s),
+        resize=f"shorter side to {SIZE} px, centre crop; then the classifier's own size",
+        model={"name": portable(model.info.name), "hash": model.info.hash},
     )  # fmt: skip
     if s.choose:
         return choose(s, model, cases, judged, context)
@@ -163,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     means = [mean_row(rows, way) for way in (*ways, ANEW)]
     write_result(
         s.out / "edit.json", metric="change of the target finding's probability by an edit", goal="up",
-        value=means[0]["gain"], ci=(float("nan"), float("nan")), ci_method="see details", n=means[0]["n"],
+        value=means[0]["gain"], ci_method="see details", n=means[0]["n"],
         context=context, details={"rows": rows, "means": means},
     )  # fmt: skip
     join_strips(s.work, s.out / "edit.png")
@@ -298,7 +297,7 @@ def choose(s: Settings, model: Any, cases: Sequence[Case], judged: Judged, conte
     best = max(points, key=lambda point: (point["same_by_features"] >= 0.9, point["gain"] - point["others"]))
     write_result(
         s.out / "edit-choice.json", metric="change of the target finding less change of the others, on val", goal="up",
-        value=best["gain"] - best["others"], ci=(float("nan"), float("nan")), ci_method="none", n=best["n"],
+        value=best["gain"] - best["others"], ci_method="none", n=best["n"],
         context=context, warnings=["chosen on val among the points with an identity of 0.9 or more, if there are any"],
         details={"best": {"strength": best["strength"], "guidance": best["guidance"]}, "points": points},
     )  # fmt: skip

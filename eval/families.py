@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen import errors, threads
-from roentgen.config import BatchSize, Count, Filled, Range, Seed, as_dict, parse_settings, require
+from roentgen.config import BatchSize, Count, Filled, Range, Seed, parse_settings, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
@@ -45,7 +45,7 @@ from roentgen.metrics.result import Context, read_result, shown, write_result
 from roentgen.metrics.statistics import cluster_weights, percentile_interval
 from roentgen.models.classifier import SHIPPED, load_classifier
 from roentgen.models.hub import MINI
-from roentgen.provenance import command_line, portable
+from roentgen.provenance import portable
 from roentgen.synthesis.folder import Job, generated_images
 
 NAME = "families"
@@ -139,15 +139,14 @@ def quality(s: Settings) -> None:
             "auroc": {"value": scored.value, "ci": scored.ci}, "findings": scored.names, "fid": distance,
         })  # fmt: skip
         print(f"{name} {steps}: AUROC {figure(curve[-1]['auroc'])}, FID {figure(distance, digits=1)}", flush=True)
-    context = Context(
+    context = Context.of(
+        "eval/families.py", s, inputs={"manifest": s.manifest.name},
         extractor=f"roentgen classifier {SHIPPED.name}, sha256 {file_hash(SHIPPED)}",
-        resize="shorter side to 256 px, centre crop; then the classifier's own size", seed=s.seed,
-        settings={key: portable(value) for key, value in as_dict(s).items()}, model={},
-        inputs={"manifest": s.manifest.name}, command=command_line("eval/families.py", s),
+        resize="shorter side to 256 px, centre crop; then the classifier's own size",
     )  # fmt: skip
     write_result(
         s.out / "quality.json", metric="families: quality by steps", value=float(len(curve)),
-        ci=(float("nan"), float("nan")), ci_method="none: a count of settings", n=len(rows), context=context,
+        ci_method="none: a count of settings", n=len(rows), context=context,
         warnings=["Frechet distances at this n are biased upwards and only comparable in this file"],
         details={"real_n": len(real), "curve": curve},
     )  # fmt: skip
@@ -195,14 +194,11 @@ def speed(s: Settings) -> None:
         print(f"{name} {steps}: {1 / wall:.2f} images/s, {own:.2f} processor seconds an image", flush=True)
     memory = {portable(name): peak_memory(name, s.timed) for name in models}
     print(", ".join(f"{name}: {size:.0f} MB" for name, size in memory.items()))
-    context = Context(
-        extractor="none", resize="none", seed=0, model={},
-        settings={key: portable(value) for key, value in as_dict(s).items()} | {"threads": torch.get_num_threads()},
-        inputs={}, command=command_line("eval/families.py", s),
-    )  # fmt: skip
+    context = Context.of("eval/families.py", s, seed=0)
+    context = replace(context, settings={**context.settings, "threads": torch.get_num_threads()})
     write_result(
         s.out / "speed.json", metric="families: images a second by steps", value=float(len(curve)),
-        ci=(float("nan"), float("nan")), ci_method="none: a count of settings", n=s.timed * s.repeats, context=context,
+        ci_method="none: a count of settings", n=s.timed * s.repeats, context=context,
         details={"curve": curve, "memory_mb": memory, "busy_cores": os.getloadavg()[0]},
     )  # fmt: skip
 

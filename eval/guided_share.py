@@ -24,7 +24,6 @@ from roentgen.files import file_hash
 from roentgen.generators.generate import generate, load_model
 from roentgen.metrics.report.tables import replace_between_markers, table
 from roentgen.metrics.result import Context, read_result, write_result
-from roentgen.provenance import command_line
 
 NAME = "guided-share"
 MOST = 1.0
@@ -67,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         found.append({"share": share, "change": change.mean(), "most": change.max(), "time": took / seconds})
     fit = [row["share"] for row in found if row["change"] <= MOST]
     sampling: Any = model.sampling()
-    context = Context(
-        extractor="none", resize="none", seed=s.seed, settings={"images": len(texts), "most": MOST, "split": "val"},
+    context = Context.of(
+        "eval/guided_share.py", s, settings={"images": len(texts), "most": MOST, "split": "val"},
         model={"name": model.info.name, "hash": model.info.hash, **sampling.provenance()},
-        inputs={"manifest": {"sha256": file_hash(s.manifest)}}, command=command_line("eval/guided_share.py", s),
+        inputs={"manifest": {"sha256": file_hash(s.manifest)}},
     )  # fmt: skip
     value = float(min(fit, default=1.0))
     write_result(

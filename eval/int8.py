@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     write_result(
         s.out / "int8.json", metric="times as fast in int8 as in float32", value=faster,
-        ci=(float("nan"), float("nan")), ci_method="none: one run, both in turn", n=len(table), context=context,
+        ci_method="none: one run, both in turn", n=len(table), context=context,
         warnings=["measured beside other work on the machine, which both share"], details=details,
     )  # fmt: skip
     for document in s.documents:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from roentgen import errors
-from roentgen.config import Count, Seed, as_dict, parse_settings, require
+from roentgen.config import Count, Seed, parse_settings, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import require_writable
@@ -26,7 +26,6 @@ from roentgen.images import to_autoencoder
 from roentgen.metrics.result import Context, write_result
 from roentgen.metrics.statistics import mean_interval
 from roentgen.models.autoencoder import pca as pca_encoder
-from roentgen.provenance import command_line, portable
 
 
 @dataclass(frozen=True)
@@ -74,15 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(rows[-1], flush=True)
     chosen = next((r for r in rows if (r["factor"], r["channels"]) == (16, 16)), rows[0])
-    context = Context(
-        extractor="none", resize="shorter side to 256 px, centre crop", seed=s.seed,
-        settings={key: portable(value) for key, value in as_dict(s).items()}, model={},
-        inputs={"manifest": s.manifest.name}, command=command_line("eval/latents.py", s),
-    )  # fmt: skip
+    about = {"resize": "shorter side to 256 px, centre crop", "inputs": {"manifest": s.manifest.name}}
     write_result(
         s.out, metric="mean absolute error of the best linear reconstruction, grey levels of 255",
         value=chosen["grey_levels"], ci=chosen["ci"], ci_method="95 % percentile, bootstrap by patient", n=len(val),
-        context=context, details={"shapes": rows},
+        context=Context.of("eval/latents.py", s, **about), details={"shapes": rows},
     )  # fmt: skip
     return 0
 

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_result(
         s.out / "ceiling.json", value=bound,
         metric=f"mean over findings of the highest F1 that AUROC and prevalence allow, {s.split}",
-        ci=(float("nan"), float("nan")), ci_method="none; of each finding by a bootstrap by patient",
+        ci_method="none; of each finding by a bootstrap by patient",
         n=len(table), context=context, details={
             "findings": rows, "macro": reached["macro"], "goal": s.goal,
             "macro_auroc": float(np.mean([row["auroc"]["value"] for row in rows])),

@@ -23,14 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen import errors
-from roentgen.config import CountFromZero, Seed, as_dict, parse_settings
+from roentgen.config import CountFromZero, Seed, parse_settings
 from roentgen.data.sections import BLANKS, clean_text, count_blanks, last_paragraph, split_sections
 from roentgen.data.sources.openi import REPORTS_ARCHIVE, carried_file, openi_reports
 from roentgen.files import file_hash, require_writable
 from roentgen.metrics.report.tables import table
 from roentgen.metrics.result import Context, write_result
 from roentgen.metrics.statistics import mean_interval
-from roentgen.provenance import command_line, portable
 
 Sections = Mapping[str, str]
 NUMBERED = "numbered impression, cleaned"
@@ -157,11 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if s.own is not None:
         details["own"] = of_own(s.own)
         print(details["own"])
-    context = Context(
-        extractor="none", resize="none", seed=s.seed,
-        settings={key: portable(value) for key, value in as_dict(s).items()}, model={},
-        inputs={"reports": {"name": path.name, "sha256": file_hash(path)}}, command=command_line("eval/sections.py", s),
-    )  # fmt: skip
+    context = Context.of("eval/sections.py", s, inputs={"reports": {"name": path.name, "sha256": file_hash(path)}})
     write_result(
         s.out, metric="share of impressions found word for word, mean over styles of report", value=float(hits.mean()),
         ci=mean_interval(hits, seed=s.seed), ci_method="95 % percentile, bootstrap by report", n=len(hits),

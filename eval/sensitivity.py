@@ -21,7 +21,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from roentgen import errors
-from roentgen.config import BatchSize, Count, Range, Seed, as_dict, parse_settings, require
+from roentgen.config import BatchSize, Count, Range, Seed, parse_settings, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.experiments.sensitivity.damages import DAMAGES, damaged_sample, doses_of
@@ -35,7 +35,7 @@ from roentgen.metrics import neighbours
 from roentgen.metrics.extractors import load_extractor
 from roentgen.metrics.report.tables import replace_between_markers
 from roentgen.metrics.result import Context, shown
-from roentgen.provenance import command_line, portable
+from roentgen.provenance import portable
 
 NAME = "sensitivity"
 LEAST = 40
@@ -129,15 +129,14 @@ def measure(s: Settings) -> None:
             bar.update()
     bar.close()
 
-    context = Context(
+    context = Context.of(
+        "eval/sensitivity.py",
+        s,
         extractor=f"{chosen.name}, {chosen.dim} features, weights {chosen.hash}"
         + (f"; scores: {classifier.name}, weights {classifier.hash}" if chosen is not classifier else ""),
         resize=f"{RESIZE}: {chosen.chain}",
-        seed=s.seed,
-        settings={key: portable(value) for key, value in as_dict(s).items()},
         model={"name": "none: real images, damaged"},
         inputs={str(portable(s.manifest.resolve())): file_hash(s.manifest)},
-        command=command_line("eval/sensitivity.py", s),
     )
     noises = noise_of_all(start, world, draws=s.draws, seed=s.seed)
     for metric in METRICS:

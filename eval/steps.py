@@ -103,7 +103,7 @@ def measure(s: Settings) -> None:
     chosen = choose(curve)
     write_result(
         s.out / "steps.json", metric="network evaluations of the default sampling, by quality on val",
-        value=chosen["evaluations"], ci=(float("nan"), float("nan")), ci_method="none: a count", n=len(study.rows),
+        value=chosen["evaluations"], ci_method="none: a count", n=len(study.rows),
         context=study.context("eval/steps.py", dtype=f"torch.{study.model.info.dtype}"), warnings=[WARNING],
         details={"chosen": {key: chosen[key] for key in ("sampler", "steps")}, "reference": list(REFERENCE),
                  "real_n": len(study.val), "curve": curve},

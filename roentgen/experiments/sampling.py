@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from roentgen.config import BatchSize, PathOrName, Range, Seed, as_dict, require
+from roentgen.config import BatchSize, PathOrName, Range, Seed, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import file_hash, require_writable
@@ -23,7 +23,7 @@ from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.result import Context
 from roentgen.metrics.statistics import Floats, cluster_weights
 from roentgen.models.classifier import Classifier, load_classifier
-from roentgen.provenance import command_line, portable
+from roentgen.provenance import portable
 
 SIDE = 256
 WARNING = "chosen on val; Frechet distances at this n are biased upwards and only comparable in this file"
@@ -106,12 +106,11 @@ class Study:
         s = self.settings
         assert s.manifest is not None and s.classifier is not None
         about: Mapping[str, Any] = {"name": portable(self.model.info.name), "hash": self.model.info.hash}
-        return Context(
+        return Context.of(
+            script,
+            s,
             extractor=f"roentgen classifier {s.classifier.name}, sha256 {file_hash(s.classifier)}",
             resize=f"shorter side to {SIDE} px, centre crop; then the classifier's own size",
-            seed=s.seed,
-            settings={key: portable(value) for key, value in as_dict(s).items()},
             model={**about, **model},
             inputs={"manifest": s.manifest.name},
-            command=command_line(script, s),
         )

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from roentgen.config import as_dict
 from roentgen.errors import UserError
 from roentgen.files import read_json, reason, write_atomic
-from roentgen.provenance import ROOT, git_state, versions
+from roentgen.provenance import ROOT, command_line, git_state, portable, versions
 
 KEYS = (
     *("metric", "value", "ci", "n", "extractor", "resize"),
@@ -25,7 +26,7 @@ BOUNDS = ("floor", "ceiling", "reconstructed")
 """What stands beside a value, as entries of ``details`` or of a row."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Context:
     """What the results of one run share.
 
@@ -33,14 +34,24 @@ class Context:
     inputs: name and SHA-256 of the files that went in. model: name, hash, and sampling settings.
     """
 
-    extractor: str
-    resize: str
-    seed: int
-    settings: Mapping[str, Any]
-    model: Mapping[str, Any]
-    inputs: Mapping[str, Any]
     command: str
+    settings: Mapping[str, Any]
+    extractor: str = "none"
+    resize: str = "none"
+    seed: int = 0
+    model: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     git: Mapping[str, Any] = field(default_factory=lambda: git_state(ROOT))
+
+    @classmethod
+    def of(cls, script: str, settings: Any, **about: Any) -> Context:
+        """Of ``script``, whose flags are the dataclass ``settings``; ``about`` are the other fields."""
+        told: dict[str, Any] = {
+            "settings": {key: portable(value) for key, value in as_dict(settings).items()},
+            "seed": getattr(settings, "seed", 0),
+            "command": command_line(script, settings),
+        }
+        return cls(**told | about)
 
 
 def write_result(
@@ -48,16 +59,15 @@ def write_result(
     *,
     metric: str,
     value: float,
-    ci: tuple[float, float],
     ci_method: str,
     n: int,
     context: Context,
+    ci: tuple[float, float] = (math.nan, math.nan),
     goal: str | None = None,
     warnings: Sequence[str] = (),
     details: Mapping[str, Any] | None = None,
-    extractor: str | None = None,
 ) -> dict[str, Any]:
-    """Write one result atomically and return it; NaN becomes null. ``extractor`` overrides the context's."""
+    """Write one result atomically and return it; NaN becomes null."""
     result = plain(
         {
             "metric": metric,
@@ -69,7 +79,7 @@ def write_result(
             "warnings": list(warnings),
             "details": details or {},
             "model": context.model,
-            "extractor": context.extractor if extractor is None else extractor,
+            "extractor": context.extractor,
             "resize": context.resize,
             "seed": context.seed,
             "settings": context.settings,

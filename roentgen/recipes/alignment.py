@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from roentgen.cache import kept
-from roentgen.config import Count, Range, Rate, Seed, Share, ShareBelowOne, Short, as_dict, parse_settings, require
+from roentgen.config import Count, Range, Rate, Seed, Share, ShareBelowOne, Short, parse_settings, require
 from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import finding_columns, read_manifest
 from roentgen.files import file_hash, require_writable, sha256
@@ -48,7 +48,7 @@ from roentgen.models.dual_encoder import (
     text_features,
 )
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
-from roentgen.provenance import command_line, portable
+from roentgen.provenance import portable
 from roentgen.recipes import CONFIGS
 from roentgen.training.loop import steps
 from roentgen.training.order import batch_generator, batch_indices
@@ -235,14 +235,12 @@ def measure(
     scores = images.astype(np.float64) @ retrieval.unit_rows(np.stack(names)).T
     weights = cluster_weights(patients, s.resamples, s.seed)
     zero_shot = macro_auroc(scores, labels, findings, weights, leave_out=("No Finding",))
-    context = Context(
+    context = Context.of(
+        "train/alignment.py",
+        s,
         extractor=f"dual encoder {portable(s.out)}, sha256 {encoder.hash}",
         resize=f"{CHAIN}: {encoder.chain}",
-        seed=s.seed,
-        settings={key: portable(value) for key, value in as_dict(s).items()},
-        model={},
         inputs={str(portable(s.manifest.resolve())): file_hash(s.manifest)},
-        command=command_line("train/alignment.py", s),
     )
     return write_result(
         s.result or s.out / "alignment.json",

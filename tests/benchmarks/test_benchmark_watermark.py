@@ -60,6 +60,6 @@ def test_bad_settings_are_one_sentence(bench: Any, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(bench.importlib.metadata, "version", nowhere)
     with pytest.raises(errors.UserError, match="invisible-watermark"):
-        bench.measure(out=str(tmp_path / "out.json"))
+        bench.main(["--out", str(tmp_path / "out.json")])
     with pytest.raises(errors.UserError, match="--images"):
-        bench.measure(out=str(tmp_path / "out.json"), images=0)
+        bench.main(["--out", str(tmp_path / "out.json"), "--images", "0"])

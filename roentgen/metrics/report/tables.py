@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
@@ -93,3 +94,24 @@ def report(
     if update is not None:
         replace_between_markers(Path(update), name, lines)
     return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """Where a script keeps its result, and where it shows it."""
+
+    out: Annotated[Path | None, "JSON file for the result"] = None
+    result: Annotated[Path | None, "measure nothing, take this JSON file of an earlier run"] = None
+    update: Annotated[Path | None, "document whose region is replaced by the table"] = None
+
+    def report(self, name: str, *, measure: Callable[[Path], object], table: Callable[[Mapping[str, Any]], str]) -> int:
+        """``report`` under ``name`` with these files."""
+        return report(
+            name, **{key: getattr(self, key) for key in ("out", "result", "update")}, measure=measure, table=table
+        )
+
+
+def rising(sizes: Sequence[int], flag: str) -> None:
+    """UserError unless there are at least two of ``sizes``, each larger than the one before."""
+    if len(sizes) < 2 or list(sizes) != sorted(set(sizes)):
+        raise UserError(f"{flag} {','.join(map(str, sizes))}: give at least two whole numbers, rising, with commas")
