@@ -97,7 +97,7 @@ def test_result_and_update(bench: ModuleType, result: dict[str, Any], tmp_path: 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--images", "3"], "--images must be at least 4"),
+        (["--images", "3"], "--images 3: must be at least 4"),
         (["--repeats", "0"], "--repeats"),
         (["--result", "none.json"], "none.json"),
         (["--update", "none.md"], "none.md"),

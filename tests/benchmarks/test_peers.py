@@ -64,7 +64,7 @@ def test_torchmetrics_takes_features_as_they_are() -> None:
 
 
 def test_mistakes_are_one_sentence(bench: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--images must be at least 40"):
+    with pytest.raises(UserError, match="--images 3: must be at least 40"):
         bench.main(["--out", str(tmp_path / "x.json"), "--images", "3"])
     with pytest.raises(UserError, match="--out is missing"):
         bench.main([])

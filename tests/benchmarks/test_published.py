@@ -104,7 +104,7 @@ def test_committed_figures_agree_and_the_document_holds_them(bench: ModuleType) 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--images", "3"], "--images must be at least 4"),
+        (["--images", "3"], "--images 3: must be at least 4"),
         (["--real", "r"], "--real and --generated belong together"),
         ([], "--out is missing"),
         (["--out", "x.json", "--update", "missing.md"], r"missing\.md"),
