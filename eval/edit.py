@@ -1,12 +1,13 @@
 """Measure edits of real X-rays: does the finding come or go, and does everything else stay?
 
-    python eval/edit.py --manifest MANIFEST --split val --choose
+    python eval/edit.py --manifest MANIFEST --split val --choose --strengths 0.5 0.7 --scales 5 8
     python eval/edit.py --manifest MANIFEST --strength 0.7 --guidance 5
     python eval/edit.py --table docs/edit.md
 
-Strength and guidance are chosen on `val` images (``--choose``); the figures are those of `test` images. Every task
-edits real images: a finding is added where the label says that there is none, or removed where the label says that
-there is one. Beside the edits stand the same edits with one part left out, and images made anew from the same text.
+Strength, guidance and way (``TRIED``) are chosen on `val` images (``--choose``); the figures are of `test` images.
+Every task edits real images: a finding is added where the label says that there is none, or removed where the label
+says that there is one. Beside the edits stand the same edits with one part left out, and images made anew from the
+same text.
 Writes ``OUT/edit.json`` (``OUT/edit-choice.json`` with ``--choose``) and ``OUT/edit.png``, one example a task.
 """
 
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,46 +31,20 @@ from roentgen.config import BatchSize, Count, Filled, Guidance, PathOrName, Rang
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
+from roentgen.experiments.edits import SIZE, TASKS, Case, Judged, Task, mean_row
 from roentgen.files import file_hash, require_writable, sha256
 from roentgen.generators.base import Editing
-from roentgen.generators.edit import Region, Wish, apply, region_of
+from roentgen.generators.edit import Wish, apply
 from roentgen.generators.generate import generate, load_model
-from roentgen.metrics.neighbours import nearest, standardise, thumbnails
 from roentgen.metrics.report.tables import figure, replace_between_markers, table
 from roentgen.metrics.result import Context, read_result, shown, write_result
-from roentgen.metrics.statistics import cluster_weights, estimate
-from roentgen.models.classifier import SHIPPED, Classifier, load_classifier
-from roentgen.prompts.vocabulary import NORMAL_NOUNS
+from roentgen.models.classifier import SHIPPED, load_classifier
+from roentgen.models.dual_encoder import load_shipped
 from roentgen.provenance import portable
 
 Strength = Annotated[float, Range(0, 1, above=True)]
-HEART = (0.2, 0.35, 0.9, 0.9)
-SIZE = 256
-OTHERS_OUT = ("No Finding",)
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is asked: text (``{side}`` alternates), what is to go, where, and the finding that the judge looks at."""
-
-    title: str
-    finding: str
-    text: str
-    remove: str = ""
-    region: Region | Literal["side"] = None
-
-    @property
-    def sign(self) -> int:
-        return -1 if self.remove else 1
-
-
-TASKS = (
-    Task("effusion added", "Effusion", "{side} pleural effusion", region="side"),
-    Task("cardiomegaly added", "Cardiomegaly", "cardiomegaly", region=HEART),
-    Task("consolidation added", "Consolidation", "{side} consolidation", region="side"),
-    Task("effusion removed", "Effusion", NORMAL_NOUNS[0], "pleural effusion"),
-    Task("cardiomegaly removed", "Cardiomegaly", NORMAL_NOUNS[0], "cardiomegaly", HEART),
-)
 WAYS = {
     "edit": {},
     "without a region": {"whole": True},
@@ -77,6 +53,8 @@ WAYS = {
 }
 """The edit, and what is changed of it."""
 ANEW = "made from the text alone"
+TURNS = 4
+"""Edits from random noise that are averaged, or of which one is taken."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +63,7 @@ class Settings:
 
     manifest: Annotated[Path | None, "manifest with `val` and `test` images"] = None
     split: Annotated[Literal["val", "test"], "of the images that are edited"] = "test"
-    choose: Annotated[bool, "compare strengths and guidance scales on `val`"] = False
+    choose: Annotated[bool, "compare strengths, guidance scales and ways on `val`"] = False
     strengths: Annotated[tuple[Strength, ...], Filled(), "strengths to compare"] = (0.5, 0.7, 0.9)
     scales: Annotated[tuple[Guidance, ...], Filled(), "guidance scales to compare"] = (3.0, 5.0, 8.0)
     strength: Annotated[Strength, "strength of the edits"] = 0.7
@@ -101,21 +79,6 @@ class Settings:
     seed: Annotated[Seed, "seed of noise and of the choice of images"] = 0
     batch_size: Annotated[BatchSize, "images edited at a time"] = 8
     table: Annotated[Path | None, "only put the results into this document"] = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """The real images of a task, uint8 (H, W) each, with text and region of each."""
-
-    task: Task
-    rows: pd.DataFrame
-    before: list[np.ndarray]
-    texts: list[str]
-    sides: list[str]
-
-    def region(self, number: int, whole: bool) -> NDArray[np.bool_]:
-        asked = self.sides[number] if self.task.region == "side" else self.task.region
-        return region_of(self.before[number].shape, None if whole else asked)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,17 +145,33 @@ def case_of(real: pd.DataFrame, task: Task, s: Settings) -> Case:
 
 
 def edited(
-    model: Any, case: Case, s: Settings, *, whole: bool = False, invert: bool = True, detail: bool = True
+    model: Any,
+    case: Case,
+    s: Settings,
+    *,
+    whole: bool = False,
+    invert: bool = True,
+    detail: bool = True,
+    opposite: bool = False,
+    turn: int = 0,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Edits of a case at SIZE, (N, SIZE, SIZE), and the largest difference outside of each region, in grey levels."""
+    """Edits of a case at SIZE, (N, SIZE, SIZE), and the largest difference outside of each region, in grey levels.
+
+    ``turn`` counts edits of the same image from other noise.
+    """
     editing = Editing(s.strength, invert, detail)
+    away = case.task.remove or (case.task.opposite if opposite else "")
     sampling = model.sampling(
-        steps=s.steps, guidance=s.guidance, sampler="ddim" if invert else None, negative_prompt=case.task.remove or None
+        steps=s.steps, guidance=s.guidance, sampler="ddim" if invert else None, negative_prompt=away or None
     )
     made, outside = [], []
     for start in range(0, len(case.before), s.batch_size):
         numbers = range(start, min(start + s.batch_size, len(case.before)))
-        wishes = [Wish(case.before[n], case.texts[n], s.seed + n, case.region(n, whole)) for n in numbers]
+        seeds = [s.seed + n + turn * s.images for n in numbers]
+        wishes = [
+            Wish(case.before[n], case.texts[n], seed, case.region(n, whole))
+            for n, seed in zip(numbers, seeds, strict=True)
+        ]
 
         def make(wishes: list[Wish] = wishes) -> dict[str, NDArray[Any]]:
             done = list(apply(model, wishes, sampling, editing))
@@ -210,6 +189,32 @@ def edited(
     return np.concatenate(made), np.concatenate(outside)
 
 
+def turns(model: Any, case: Case, s: Settings) -> NDArray[np.uint8]:
+    """Edits of a case from the noise of TURNS seeds, (TURNS, N, SIZE, SIZE)."""
+    return np.stack([edited(model, case, s, invert=False, turn=turn)[0] for turn in range(TURNS)])
+
+
+def best_of_turns(model: Any, case: Case, s: Settings) -> NDArray[np.uint8]:
+    """Of each image's TURNS edits the one that the dual encoder finds nearest to its text.
+
+    That encoder reads the judge's own features: it is no independent choice, and its gain is an upper bound.
+    """
+    made, encoder = turns(model, case, s), load_shipped()
+    texts = encoder.texts(case.texts)
+    near = [(encoder.images(list(one)) * texts).sum(1) for one in made]
+    return np.asarray(made[np.argmax(near, axis=0), np.arange(len(texts))])
+
+
+TRIED: dict[str, Callable[[Any, Case, Settings], NDArray[np.uint8]]] = {
+    "as `roentgen edit` does": lambda model, case, s: edited(model, case, s)[0],
+    "away from the opposite": lambda model, case, s: edited(model, case, s, opposite=True)[0],
+    "from random noise": lambda model, case, s: edited(model, case, s, invert=False)[0],
+    f"mean of {TURNS} from random noise": lambda model, case, s: turns(model, case, s).mean(0).round().astype(np.uint8),
+    f"best of {TURNS} from random noise": best_of_turns,
+}
+"""Ways to edit that ``--choose`` compares."""
+
+
 def anew(model: Any, case: Case, s: Settings) -> NDArray[np.uint8]:
     """Images of the same texts and seeds by the model's own settings, from nothing."""
     seeds = [s.seed + number for number in range(len(case.texts))]
@@ -222,84 +227,20 @@ def anew(model: Any, case: Case, s: Settings) -> NDArray[np.uint8]:
     return np.asarray(kept(s.work / "made", "anew", key, make)["made"])
 
 
-class Judged:
-    """What the classifier and two spaces of neighbours say, against the real images ``names``, (M, SIZE, SIZE)."""
-
-    def __init__(self, judge: Classifier, pool: NDArray[np.uint8], names: list[str], seed: int) -> None:
-        self.judge, self.names, self.seed = judge, names, seed
-        self.centre = judge.features(pool).mean(0), judge.features(pool).std(0) + 1e-6
-        self.features = self._deep(pool)
-        self.small = standardise(thumbnails(pool))
-        self.before = judge.predict(pool)
-        self.sides = judge.predict_sides(pool)
-
-    def _deep(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        mean, spread = self.centre
-        return np.asarray((self.judge.features(pictures) - mean) / spread, dtype=np.float32)
-
-    def row(self, case: Case, after: NDArray[np.uint8]) -> dict[str, Any]:
-        """Every figure of one task in one way, with intervals by bootstrap over patients."""
-        source = np.array([self.names.index(name) for name in case.rows["image"]])
-        weights = cluster_weights(case.rows["patient_id"].tolist(), 1000, self.seed)
-        target = self.judge.findings.index(case.task.finding)
-        left_out = [self.judge.findings.index(name) for name in OTHERS_OUT if name in self.judge.findings]
-        change = self.judge.predict(after) - self.before[source]
-        others = np.delete(np.abs(change), [target, *left_out], axis=1).mean(1)
-
-        def share(hits: NDArray[np.bool_]) -> dict[str, Any]:
-            return estimate(hits.astype(float), weights)
-
-        row: dict[str, Any] = {
-            "n": len(after),
-            "before": float(self.before[source, target].mean()),
-            "after": float(self.judge.predict(after)[:, target].mean()),
-            "gain": estimate(case.task.sign * change[:, target].astype(float), weights),
-            "moved": share(case.task.sign * change[:, target] > 0),
-            "others": estimate(others.astype(float), weights),
-            "same_by_features": share(nearest(self._deep(after), self.features)[0][:, 0] == source),
-            "same_by_pixels": share(nearest(standardise(thumbnails(after)), self.small)[0][:, 0] == source),
-            "side": None,
-        }
-        if "{side}" in case.task.text:
-            asked = np.array([side == "left" for side in case.sides]).astype(int)
-            rise = self.judge.predict_sides(after)[:, target] - self.sides[source, target]
-            numbers = np.arange(len(after))
-            row["side"] = share(rise[numbers, asked] > rise[numbers, 1 - asked])
-        return row
-
-
-def mean_row(rows: Sequence[Mapping[str, Any]], way: str) -> dict[str, Any]:
-    """Means over the tasks of one way, without intervals."""
-    mine = [row for row in rows if row["way"] == way]
-
-    def mean(key: str) -> float:
-        return float(np.mean([row[key]["value"] for row in mine if row[key] is not None]))
-
-    keys = ("gain", "moved", "others", "same_by_features", "same_by_pixels", "side")
-    outside = [row["outside"] for row in mine]
-    return {
-        "way": way,
-        "n": sum(row["n"] for row in mine),
-        **{key: mean(key) for key in keys},
-        "outside": None if None in outside else max(outside),
-    }
-
-
 def choose(s: Settings, model: Any, cases: Sequence[Case], judged: Judged, context: Context) -> int:
-    """Write the figures of every strength and scale; the best has the largest gain less change of the others."""
+    """Write the figures of every strength, scale and way; the best has the largest gain less change of the others."""
     points = []
-    for strength in s.strengths:
-        for scale in s.scales:
-            here = dataclasses.replace(s, strength=strength, guidance=scale)
-            rows = [{"way": "edit", "outside": 0, **judged.row(case, edited(model, case, here)[0])} for case in cases]
-            points.append({"strength": strength, "guidance": scale, **mean_row(rows, "edit")})
-            print(points[-1], flush=True)
+    for strength, scale, (way, make) in product(s.strengths, s.scales, TRIED.items()):
+        here = dataclasses.replace(s, strength=strength, guidance=scale)
+        rows = [{"way": way, "outside": 0, **judged.row(case, make(model, case, here))} for case in cases]
+        points.append({"strength": strength, "guidance": scale, **mean_row(rows, way)})
+        print(points[-1], flush=True)
     best = max(points, key=lambda point: (point["same_by_features"] >= 0.9, point["gain"] - point["others"]))
     write_result(
         s.out / "edit-choice.json", metric="change of the target finding less change of the others, on val", goal="up",
         value=best["gain"] - best["others"], ci_method="none", n=best["n"],
         context=context, warnings=["chosen on val among the points with an identity of 0.9 or more, if there are any"],
-        details={"best": {"strength": best["strength"], "guidance": best["guidance"]}, "points": points},
+        details={"best": {key: best[key] for key in ("way", "strength", "guidance")}, "points": points},
     )  # fmt: skip
     return 0
 
@@ -356,10 +297,11 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def choice(result: Mapping[str, Any]) -> str:
-    """The table of strengths and scales."""
-    header = ["strength", "guidance", "change towards the text", "change of the others", "nearest by features"]
+    """The table of ways, strengths and scales."""
+    header = ["way", "strength", "guidance", "change towards the text", "change of the others", "nearest by features"]
+    keys = ("gain", "others", "same_by_features")
     rows = [
-        [f"{p['strength']:g}", f"{p['guidance']:g}", *(f"{p[k]:.3f}" for k in ("gain", "others", "same_by_features"))]
+        [p["way"], f"{p['strength']:g}", f"{p['guidance']:g}", *(f"{p[key]:.3f}" for key in keys)]
         for p in result["details"]["points"]
     ]
     return "\n\n".join([table(header, rows), f"n = {result['n']} a row, `{result['command']}`."])

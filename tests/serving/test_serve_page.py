@@ -41,8 +41,9 @@ CONTRASTS = """() => {
   const found = [];
   for (const node of document.querySelectorAll("body *")) {
     const own = [...node.childNodes].some((one) => one.nodeType === 3 && one.textContent.trim());
-    if (!own || !node.checkVisibility() || node.closest("noscript")) continue;
-    const [a, b] = [light(rgb(getComputedStyle(node).color)), light(ground(node))];
+    if (!(own || node.placeholder) || !node.checkVisibility() || node.closest("noscript")) continue;
+    const style = getComputedStyle(node, node.placeholder ? "::placeholder" : null);
+    const [a, b] = [light(rgb(style.color)), light(ground(node))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) found.push(`${node.tagName} ${node.textContent.trim().slice(0, 30)}: ${ratio.toFixed(2)}`);
   }
@@ -362,3 +363,6 @@ def test_contrast_and_width(page: Any, scheme: str, width: int) -> None:
     assert page.evaluate(CONTRASTS) == [] and page.evaluate(fits)
     inside = page.locator("#viewer").evaluate("(one) => one.scrollWidth <= one.clientWidth")
     assert inside
+    page.locator("#png").scroll_into_view_if_needed()
+    for name in ("#canvas", "#close"):  # what the tools do is seen in the image
+        api.expect(page.locator(name)).to_be_in_viewport(ratio=0.95)

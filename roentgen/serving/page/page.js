@@ -112,7 +112,7 @@ async function run(prompts, bodies, about) {
   $("stop").hidden = $("progress").hidden = true;
   running = null;
   if (failed) refused(failed.reason);
-  else say("", [`${arrived} image${arrived === 1 ? "" : "s"}.`, ...warnings].join(" "));
+  else say("", `${arrived} image${arrived === 1 ? "" : "s"}. ${[...warnings].join("; ")}`.trim());
 }
 
 $("form").addEventListener("submit", (event) => {

@@ -171,7 +171,7 @@ async function readIt() {
 
 function showReport() {
   const report = $("boxes").checked ? shown.report : null;
-  $("report").textContent = report ? [...(report.warnings || []), report.report].join(" ") : "";
+  $("report").textContent = report ? [(report.warnings || []).join("; "), report.report].filter(Boolean).join(". ") : "";
   const found = (report?.findings || []).filter((one) => one.label && one.present);
   $("findings").replaceChildren(...found.map((one) => {
     const item = document.createElement("li");
