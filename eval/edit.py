@@ -27,7 +27,18 @@ from numpy.typing import NDArray
 
 from roentgen import errors, images
 from roentgen.cache import kept
-from roentgen.config import BatchSize, Count, Filled, Guidance, PathOrName, Range, Seed, Steps, parse_settings
+from roentgen.config import (
+    BatchSize,
+    Count,
+    Filled,
+    Guidance,
+    PathOrName,
+    Range,
+    Seed,
+    Steps,
+    parse_settings,
+    seed_of_32_bits,
+)
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
@@ -99,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     real = read_manifest(s.manifest, splits=[s.split], allow_empty_text=True)
     cases = [case_of(real, task, s) for task in TASKS]
     chosen = pd.concat([case.rows for case in cases]).drop_duplicates("image")
-    others = real[~real["image"].isin(chosen["image"])].sample(frac=1, random_state=s.seed % 2**32)
+    others = real[~real["image"].isin(chosen["image"])].sample(frac=1, random_state=seed_of_32_bits(s.seed))
     around = pd.concat([chosen, others.head(max(0, s.pool - len(chosen)))])
     pool = load_pixels(around["image"].tolist(), size=SIZE, cache=s.work / "cache").pixels
     judged = Judged(judge, np.asarray(pool), around["image"].tolist(), s.seed)
@@ -136,7 +147,7 @@ def case_of(real: pd.DataFrame, task: Task, s: Settings) -> Case:
     """Images of a task: without the finding and without any other (added), or with it (removed)."""
     finding = pd.to_numeric(real[task.finding])
     fitting = real[finding == 1] if task.remove else real[(finding == 0) & (pd.to_numeric(real["No Finding"]) == 1)]
-    rows = fitting.drop_duplicates("patient_id").sample(frac=1, random_state=s.seed % 2**32).head(s.images)
+    rows = fitting.drop_duplicates("patient_id").sample(frac=1, random_state=seed_of_32_bits(s.seed)).head(s.images)
     if rows.empty:
         raise UserError(f"--manifest {s.manifest}: no {s.split} image for the task {task.title!r}")
     sides = [("left", "right")[number % 2] for number in range(len(rows))]

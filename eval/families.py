@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from roentgen import errors, threads
 from roentgen.config import BatchSize, Count, Filled, Range, Seed, parse_settings, require
@@ -133,7 +132,10 @@ def quality(s: Settings) -> None:
         scored = auroc.macro_auroc(
             judge.predict(made).astype(float), labels, list(judge.findings), weights[0], leave_out=("No Finding",)
         )
-        distance = distance_of(judge.features(made).astype(np.float64), features, weights)
+        value, draws = frechet.resampled_distance(
+            judge.features(made).astype(np.float64), features, zip(*weights, strict=False)
+        )
+        distance = {"value": value, "ci": percentile_interval(draws)}
         curve.append({
             "model": portable(name), "hash": model.info.hash, "steps": steps, "sampling": sampling.provenance(),
             "auroc": {"value": scored.value, "ci": scored.ci}, "findings": scored.names, "fid": distance,
@@ -150,19 +152,6 @@ def quality(s: Settings) -> None:
         warnings=["Frechet distances at this n are biased upwards and only comparable in this file"],
         details={"real_n": len(real), "curve": curve},
     )  # fmt: skip
-
-
-def distance_of(
-    made: NDArray[np.float64], real: NDArray[np.float64], weights: tuple[NDArray[np.float64], NDArray[np.float64]]
-) -> dict[str, Any]:
-    """Frechet distance of two sets of features with the interval of its resamples."""
-    middle = real.mean(axis=0)
-    x, y = made - middle, real - middle
-    cross = x @ y.T
-    value = frechet.weighted_frechet(x, y, cross, np.ones(len(x)), np.ones(len(y)))
-    draws = np.array([frechet.weighted_frechet(x, y, cross, u, v) for u, v in zip(*weights, strict=False)])
-    # Resamples repeat images and so lie too high; their spread is right.
-    return {"value": value, "ci": percentile_interval(value + draws - draws.mean())}
 
 
 def speed(s: Settings) -> None:

@@ -22,7 +22,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from roentgen import errors, threads
-from roentgen.config import BatchSize, Count, PathOrName, Seed, parse_settings, require
+from roentgen.config import BatchSize, Count, PathOrName, Seed, parse_settings, require, seed_of_32_bits
 from roentgen.data.boxes import read_boxes
 from roentgen.data.manifest import finding_columns, labels_in, read_manifest
 from roentgen.experiments.reading import context_of
@@ -117,7 +117,7 @@ def measure(s: Settings) -> None:
 def drawn(rows: pd.DataFrame, most: int, seed: int) -> pd.DataFrame:
     """At most ``most`` rows, at random, in the order of the table."""
     if len(rows) > most:
-        rows = rows.sample(most, random_state=seed % 2**32).sort_index()
+        rows = rows.sample(most, random_state=seed_of_32_bits(seed)).sort_index()
     return rows.reset_index(drop=True)
 
 

@@ -122,30 +122,20 @@ def measured(
 ) -> list[dict[str, Any]]:
     """AUROC and Frechet distance of each setting with intervals, and the paired differences to the reference's."""
     weights = cluster_weights(patients, 1000, seed)
-    middle = real.mean(axis=0)
-    real = real - middle
     real_weights = cluster_weights(real_patients, FID_RESAMPLES, seed + 1)
-    ones = np.ones(len(labels)), np.ones(len(real))
     scored, distances = {}, {}
     for setting, (scores, features) in seen.items():
-        x = features - middle
-        cross = x @ real.T
         scored[setting] = macro_auroc(scores, labels, list(findings), weights, leave_out=LEAVE_OUT)
-        draws = np.array(
-            [frechet.weighted_frechet(x, real, cross, u, v) for u, v in zip(weights, real_weights, strict=False)]
-        )
-        distances[setting] = frechet.weighted_frechet(x, real, cross, *ones), draws
+        distances[setting] = frechet.resampled_distance(features, real, zip(weights, real_weights, strict=False))
     base, (base_value, base_draws) = scored[REFERENCE], distances[REFERENCE]
     curve = []
     for (sampler, steps), found in scored.items():
         value, draws = distances[sampler, steps]
-        centred = draws - draws.mean()  # resamples repeat images and so lie too high; their spread is right
-        apart = centred - (base_draws - base_draws.mean())
         entries = {
             "auroc": (found.value, found.draws),
-            "fid": (value, value + centred),
+            "fid": (value, draws),
             "auroc_less_reference": (found.value - base.value, found.draws - base.draws),
-            "fid_less_reference": (value - base_value, value - base_value + apart),
+            "fid_less_reference": (value - base_value, draws - base_draws),
         }
         point: dict[str, Any] = {"sampler": sampler, "steps": steps, "findings": found.names}
         curve.append(point | {key: {"value": v, "ci": percentile_interval(d)} for key, (v, d) in entries.items()})

@@ -47,6 +47,7 @@ from roentgen.config.ranges import (
     Text,
     Weight,
     Workers,
+    seed_of_32_bits,
 )
 from roentgen.config.values import did_you_mean
 from roentgen.errors import UserError
@@ -81,6 +82,7 @@ __all__ = [
     "parse_groups",
     "parse_settings",
     "require",
+    "seed_of_32_bits",
     "yaml_text",
 ]
 

@@ -82,3 +82,8 @@ def _number(value: float) -> str:
         if value == 2**power - 1:
             return f"2^{power} - 1"
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def seed_of_32_bits(seed: int) -> int:
+    """What pandas' samples and scikit-learn take of a ``Seed``."""
+    return seed % 2**32

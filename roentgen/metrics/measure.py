@@ -120,6 +120,14 @@ class Result:
         known = {key: found[key] for key in ("value", "ci", "n", "ci_method", "details")} | more
         return cls(**known, notes=tuple(dict.fromkeys([*found["warnings"], *notes])))
 
+    @classmethod
+    def of_rows(cls, rows: Sequence[Entry], ci_method: str, **more: Any) -> Result:
+        """Of figures one by one, the first of which is the value; ``more`` are the other fields."""
+        first: dict[str, Any] = {
+            key: rows[0].get(key) for key in ("value", "ci", "n", "floor", "ceiling", "reconstructed")
+        }
+        return cls(**first, ci_method=ci_method, rows=rows, **more)
+
     def written(self) -> dict[str, Any]:
         """``details`` of the result file: what stands beside the value first, then the rest."""
         beside = {key: getattr(self, key) for key in ("floor", "ceiling", "reconstructed")}

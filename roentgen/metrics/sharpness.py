@@ -197,11 +197,9 @@ def measure_sharpness(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     per_image = {name: np.full(len(inputs.synthetic), np.nan) for name in (DETAIL_SHARE, COHERENCE)}
     for name, values in per_image.items():
         values[mine] = each[name]
-    first: dict[str, Any] = {key: rows[0].get(key) for key in ("value", "ci", "n", "ceiling", "reconstructed")}
-    return Result(
-        **first,
-        ci_method=f"95 % percentile, bootstrap by patient or prompt, {inputs.resamples} resamples",
-        rows=rows,
+    return Result.of_rows(
+        rows,
+        f"95 % percentile, bootstrap by patient or prompt, {inputs.resamples} resamples",
         notes=warnings,
         per_image=per_image,
         details={

@@ -68,11 +68,11 @@ def percentile_interval(draws: ArrayLike, level: float = LEVEL) -> tuple[float, 
     return float(low), float(high)
 
 
-def known_mean(values: Floats, axis: int = 0) -> Floats:
-    """Mean over ``axis`` of what is finite; NaN where nothing is."""
+def known_mean(values: Floats) -> Floats:
+    """Mean over the first axis of what is finite; NaN where nothing is."""
     known = np.isfinite(values)
-    count = known.sum(axis=axis)
-    total = np.where(known, values, 0.0).sum(axis=axis)
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0.0).sum(axis=0)
     return np.asarray(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
 
 
@@ -99,20 +99,21 @@ def ratio_estimate(above: Floats, below: Floats, weights: Floats) -> dict[str, A
 
 
 def mean_interval(
-    values: ArrayLike, groups: Groups | None = None, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
+    values: ArrayLike, groups: Groups | None = None, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Bootstrap interval of the mean of ``values`` (N,), by ``groups`` (None: each value is its own)."""
     array = np.asarray(values, dtype=np.float64)
     weights = cluster_weights(own_groups(groups, array), resamples, seed)
-    return percentile_interval(weights @ array / weights.sum(axis=1), level)
+    return percentile_interval(weights @ array / weights.sum(axis=1))
 
 
-def wilson_interval(successes: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(successes: float, n: float) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927); (nan, nan) for n = 0. An effective ``n`` need not be whole."""
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials")
     if n == 0:
         return float("nan"), float("nan")
+    z = 1.959963984540054
     share, z2 = successes / n, z * z
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
@@ -283,7 +284,7 @@ def correct(tests: Mapping[str, Mapping[str, Any]], *, level: float = 1 - LEVEL)
     }
 
 
-def over_seeds(values: ArrayLike, draws: ArrayLike | None = None, *, level: float = LEVEL) -> dict[str, Any]:
+def over_seeds(values: ArrayLike, draws: ArrayLike | None = None) -> dict[str, Any]:
     """Mean, sd and t interval of a figure measured with S >= 1 seeds.
 
     ``draws`` (R,): bootstrap draws over patients of the mean over seeds. The seeds share their prompts, so the sd over
@@ -301,16 +302,16 @@ def over_seeds(values: ArrayLike, draws: ArrayLike | None = None, *, level: floa
     if draws is not None:
         within = float(np.var(np.asarray(draws, dtype=np.float64), ddof=1))
     if count == 1:
-        half = t_quantile((1 + level) / 2, math.inf) * math.sqrt(within) if draws is not None else math.nan
+        half = t_quantile((1 + LEVEL) / 2, math.inf) * math.sqrt(within) if draws is not None else math.nan
     else:
         freedom = (between + within) ** 2 / (between**2 / (count - 1)) if between > 0 else math.inf
-        half = t_quantile((1 + level) / 2, freedom) * math.sqrt(between + within)
+        half = t_quantile((1 + LEVEL) / 2, freedom) * math.sqrt(between + within)
     warnings = [f"{count} seed(s): at least 3 are needed for a spread worth reading"] if count < 3 else []
     source = "seeds and patients" if draws is not None else "seeds"
     return {
         "value": mean,
         "ci": (mean - half, mean + half),
-        "ci_method": f"{level:.0%} t interval over {source}" if count > 1 else "one seed: no spread over seeds in it",
+        "ci_method": f"{LEVEL:.0%} t interval over {source}" if count > 1 else "one seed: no spread over seeds in it",
         "n": count,
         "sd": sd,
         "warnings": warnings,
@@ -327,29 +328,15 @@ def t_quantile(probability: float, freedom: float) -> float:
     return float(stats.t.ppf(probability, freedom))
 
 
-def verdict(
-    value: float, ci: tuple[float, float], *, margin: float | None = None, a: str = "A", b: str = "B", unit: str = ""
-) -> str:
-    """What may be said of a difference a - b with its 95 % interval, in words: "no difference" is never among them.
-
-    ``margin`` > 0: the smallest difference that would matter. Equivalence is claimed only where the whole interval
-    lies within it (stricter than two one-sided tests at 5 %, which need the 90 % interval only; Schuirmann 1987).
-    """
-    if margin is not None and not margin > 0:
-        raise ValueError(f"margin must be above 0, got {margin}")
+def verdict(value: float, ci: tuple[float, float], *, a: str = "A", b: str = "B") -> str:
+    """What may be said of a difference a - b with its 95 % interval, in words: "no difference" is never among them."""
     low, high = ci
     if not all(math.isfinite(number) for number in (value, low, high)):
         return f"{a} and {b} cannot be compared: no interval"
-    shown = f"{value:+.3g}{unit} [{low:+.3g}, {high:+.3g}]"
-    within = margin is not None and -margin < low and high < margin
+    shown = f"{value:+.3g} [{low:+.3g}, {high:+.3g}]"
     if low > 0 or high < 0:
-        size = f", by less than the margin of {margin:g}{unit}" if within else ""
-        return f"{a} is {'higher' if low > 0 else 'lower'} than {b}{size}: {shown}"
-    if within:
-        return f"{a} and {b} are equivalent within a margin of {margin:g}{unit}: {shown}"
-    if margin is None:
-        return f"a difference between {a} and {b} was not shown, nor that there is none: {shown}"
-    return f"neither a difference between {a} and {b} nor equivalence within {margin:g}{unit} was shown: {shown}"
+        return f"{a} is {'higher' if low > 0 else 'lower'} than {b}: {shown}"
+    return f"a difference between {a} and {b} was not shown, nor that there is none: {shown}"
 
 
 def _names(groups: Groups | None, n: int) -> NDArray[np.str_]:

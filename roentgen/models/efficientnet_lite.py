@@ -28,7 +28,6 @@ STAGES = (
     (6, 5, 2, 192, 4),
     (6, 3, 1, 320, 1),
 )
-BLOCKS = sum(stage[-1] for stage in STAGES)
 TRUNK = 11
 """Blocks up to stride 16, with 112 channels: what can stay frozen while the rest is trained."""
 EPSILON = 1e-3  # of TensorFlow's batch norms

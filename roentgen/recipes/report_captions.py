@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from roentgen.config import require
+from roentgen.config import require, seed_of_32_bits
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError, install
 from roentgen.files import open_atomic, reason
@@ -122,7 +122,7 @@ def _tables(recipe: Recipe, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     train, val = (table[table["split"] == split].reset_index(drop=True) for split in ("train", "val"))
     require(len(train) > 0 and len(val) > 0, f"--manifest {run.manifest}: needs images of the splits train and val")
     if recipe.sample < 1:
-        train = train.sample(frac=recipe.sample, random_state=recipe.seed % 2**32).reset_index(drop=True)
+        train = train.sample(frac=recipe.sample, random_state=seed_of_32_bits(recipe.seed)).reset_index(drop=True)
         require(len(train) > 0, f"--sample {recipe.sample:g}: leaves no training image; use more")
     if run.preferences is not None:
         require(not recipe.reward, "--preferences and --reward: one at a time")

@@ -23,7 +23,7 @@ import torch
 from accelerate import PartialState
 from numpy.typing import NDArray
 
-from roentgen.config import Count, Pixels, Range, Seed, Short, as_dict, flat, parse_settings, require
+from roentgen.config import Count, Pixels, Range, Seed, Short, as_dict, flat, parse_settings, require, seed_of_32_bits
 from roentgen.data.images import ImageSource, open_source
 from roentgen.errors import UserError
 from roentgen.files import new_folder, require_writable, write_atomic
@@ -123,7 +123,12 @@ def k_means(values: torch.Tensor, s: Settings) -> list[torch.Tensor]:
         part = np.ascontiguousarray(rows[chosen, first : first + width])
         require(len(part) >= count, f"--codes {count}: more than the {len(part)} latents that there are to learn from")
         found = MiniBatchKMeans(
-            count, batch_size=8192, n_init=1, max_iter=20, random_state=s.seed % 2**32, init_size=3 * count + 5000
+            count,
+            batch_size=8192,
+            n_init=1,
+            max_iter=20,
+            random_state=seed_of_32_bits(s.seed),
+            init_size=3 * count + 5000,
         ).fit(part)
         centres.append(torch.from_numpy(found.cluster_centers_.astype(np.float32)))
         first += width

@@ -12,7 +12,6 @@ from roentgen.errors import UserError
 
 Box = tuple[float, float, float, float]
 """(x1, y1, x2, y2), 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1."""
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 BINS = 100
 """CXRReportGen, as MAIRA-2 (arXiv 2406.04449), says each coordinate as the centre of one of so many bins."""
 
@@ -28,15 +27,6 @@ def check_box(box: Sequence[float], *, what: str = "box") -> Box:
     if x2 <= x1 or y2 <= y1:
         raise UserError(f"{what}: ({x1:g}, {y1:g}, {x2:g}, {y2:g}) has no area; x2 and y2 must be above x1 and y1")
     return x1, y1, x2, y2
-
-
-def from_corner(x: float, y: float, width: float, height: float, *, what: str = "box") -> Box:
-    """A box from its upper left corner and its size, cut at the image's edges by rounding errors only (1 %)."""
-    x2, y2 = x + width, y + height
-    slack = 0.01
-    cut = (max(0.0, x) if x > -slack else x, max(0.0, y) if y > -slack else y,
-           min(1.0, x2) if x2 < 1 + slack else x2, min(1.0, y2) if y2 < 1 + slack else y2)  # fmt: skip
-    return check_box(cut, what=what)
 
 
 # ------------------------------------------------------------------------------------------------- pixels

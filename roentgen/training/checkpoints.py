@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from roentgen.config import require
 from roentgen.errors import UserError
-from roentgen.files import clean, open_atomic, regular, write_atomic
+from roentgen.files import clean, open_atomic, reason, regular, write_atomic
 from roentgen.training.schedule import EMA, Plateau
 
 # Settings of a checkpoint that are hashes, in words.
@@ -107,8 +107,9 @@ class Checkpoints:
                 return {**json.loads((path / "facts.json").read_text()), "folder": path}
             state: dict[str, Any] = load_whole(path)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path}: checkpoint cannot be read ({reason}); delete it to use the one before") from None
+            raise UserError(
+                f"{path}: checkpoint cannot be read ({reason(error)}); delete it to use the one before"
+            ) from None
         return state
 
     def load_into(self, saved: dict[str, Any], module: nn.Module, load: Callable[[nn.Module, Any], None]) -> None:
@@ -280,7 +281,7 @@ class RunState:
         try:
             self.accelerator.save_state(str(folder))
         except CheckpointException as error:  # what went wrong with a file, and no Exception by birth
-            raise OSError(" ".join(str(error).split())[:200]) from error
+            raise OSError(reason(error)) from error
         torch.save(self.ema.state_dict(), folder / f"average-{self.accelerator.process_index}.pt")
 
     def full_weights(self, prepared: Any) -> dict[str, Tensor] | None:

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roentgen.config import require
 from roentgen.errors import UserError
+from roentgen.files import reason
 from roentgen.training.trackers import check_trackers
 
 # Above this many latent positions the attention matrices of PyTorch's plain kernel no longer fit caches.
@@ -90,8 +91,7 @@ def use_xformers(unet: Any) -> None:
     try:
         unet.enable_xformers_memory_efficient_attention()
     except (ImportError, ModuleNotFoundError, ValueError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"--xformers: it does not work here ({reason}); leave the flag out") from None
+        raise UserError(f"--xformers: it does not work here ({reason(error)}); leave the flag out") from None
 
 
 def attention(device: torch.device, latent_shape: tuple[int, ...]) -> AbstractContextManager[Any]:

@@ -347,8 +347,7 @@ class Diffusion:
         except Exception as error:  # a missing C++ compiler or Triton comes as one of many classes
             if not (self.compiled and first):
                 raise
-            why = " ".join(str(error).split())[:160]
-            raise UserError(f"--compile: torch.compile does not work here ({why}); leave it out") from error
+            raise UserError(f"--compile: torch.compile does not work here ({reason(error)}); leave it out") from error
         return output
 
     def decode(self, latents: Tensor) -> Tensor:

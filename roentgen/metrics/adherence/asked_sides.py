@@ -60,13 +60,8 @@ def measure_asked_sides(inputs: EvaluationInputs, extractor: Extractor) -> Resul
             found = side_accuracy(theirs, _sides(real, probe), threshold=threshold, groups=real.patients)
             row["ceiling"] = _real(found)
         rows.append(row)
-    first: dict[str, Any] = {key: rows[0].get(key) for key in ("value", "ci", "n", "floor", "ceiling")}
-    return Result(
-        **first,
-        ci_method="95 % Wilson at the effective number of independent seeds or patients",
-        rows=rows,
-        notes=unjudged,
-    )
+    words = "95 % Wilson at the effective number of independent seeds or patients"
+    return Result.of_rows(rows, words, notes=unjudged)
 
 
 def _row(judge: str, probe: Probe, found: SideAccuracy) -> dict[str, Any]:

@@ -140,8 +140,7 @@ def measure_severity(inputs: EvaluationInputs, extractor: Extractor) -> Result:
         rows.append(row)
     if not rows:
         raise Unavailable("no pair of images of little and much of a finding could be measured")
-    first: dict[str, Any] = {key: rows[0].get(key) for key in ("value", "ci", "n", "floor", "ceiling")}
-    return Result(**first, ci_method="95 % Wilson, a pair of images of one seed each", rows=rows)
+    return Result.of_rows(rows, "95 % Wilson, a pair of images of one seed each")
 
 
 def _ceiling(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -209,24 +210,31 @@ def frechet_interval(
     """95 % interval of the distance of ``a`` (N, D) to ``b`` (M, D) at these sizes, by bootstrap.
 
     ``groups_a`` (N,) and ``groups_b`` (M,) name the patient (or prompt) of each image, which are drawn whole; None:
-    each image is its own. A resample repeats images, which raises the distance; its spread is right, its centre is
-    not. So the draws are shifted to the distance of the full sets before their percentiles are taken. ``paired``:
-    draw the same rows of both (image and its reconstruction).
+    each image is its own. ``paired``: draw the same rows of both (image and its reconstruction).
     """
     x, y = feature_rows(a), feature_rows(b)
     if paired and len(x) != len(y):
         raise ValueError("paired sets must have equal sizes")
+    weights_a = cluster_weights(own_groups(groups_a, x), resamples, seed)
+    weights_b = cluster_weights(own_groups(groups_b, y), resamples, seed + 1)
+    _, draws = resampled_distance(x, y, [(u, u if paired else v) for u, v in zip(weights_a, weights_b, strict=True)])
+    low, high = percentile_interval(draws)
+    return max(low, 0.0), max(high, 0.0)
+
+
+def resampled_distance(x: Floats, y: Floats, weights: Iterable[tuple[Floats, Floats]]) -> tuple[float, Floats]:
+    """Distance of ``x`` (N, D) to ``y`` (M, D), and draws of it, one for each of the ``weights`` (N,) and (M,).
+
+    A resample repeats images, which raises the distance; its spread is right, its centre is not: so the draws are
+    shifted to the distance itself.
+    """
     middle = y.mean(axis=0)  # a common shift changes nothing but the rounding
     x, y = x - middle, y - middle
     cross = x @ y.T
-    weights_a = cluster_weights(own_groups(groups_a, x), resamples, seed)
-    weights_b = cluster_weights(own_groups(groups_b, y), resamples, seed + 1)
     # Where few patients have many images, a resample can hold fewer than the two images that a covariance needs.
-    pairs = [(u, u if paired else v) for u, v in zip(weights_a, weights_b, strict=True)]
-    draws = np.array([weighted_frechet(x, y, cross, u, v) for u, v in pairs if min(u.sum(), v.sum()) > 1])
+    draws = np.array([weighted_frechet(x, y, cross, u, v) for u, v in weights if min(u.sum(), v.sum()) > 1])
     value = weighted_frechet(x, y, cross, np.ones(len(x)), np.ones(len(y)))
-    low, high = percentile_interval(draws - draws.mean() + value)
-    return max(low, 0.0), max(high, 0.0)
+    return value, draws - draws.mean() + value
 
 
 @dataclass(frozen=True)
