@@ -24,7 +24,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
-from timing import machine, require_packages, summarised, timed
+from timing import conditions, require_packages, summarised, timed
 from tqdm import tqdm
 
 from roentgen import errors
@@ -33,7 +33,7 @@ from roentgen.files import write_atomic
 from roentgen.images import read_image
 from roentgen.metrics.report.tables import Reported, replace_between_markers
 from roentgen.models.loading import read_json
-from roentgen.provenance import Surroundings, git_state, in_words, versions
+from roentgen.provenance import Surroundings, in_words
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDES = Path(__file__).with_name("fid_sides.py")
@@ -106,7 +106,7 @@ def measured(folder: Path, *, images: int, side: int, repeats: int, workers: int
             "ratio_without_start": b["without_start"]["median"] / a["without_start"]["median"],
             "difference": abs(a["fid"]["median"] - b["fid"]["median"]) / abs(b["fid"]["median"]),
         }
-    git = git_state(ROOT)
+    where = conditions(around)
     return {
         "metric": "eval-speed",
         "settings": {"images": images, "side": side, "repeats": repeats, "workers": workers, "dim": dim},
@@ -115,11 +115,8 @@ def measured(folder: Path, *, images: int, side: int, repeats: int, workers: int
         "root": root | {"ratio": root["scipy"] / root["roentgen"]},
         "goals": GOALS,
         "agreement": AGREE,
-        "machine": machine(),
-        "conditions": around.facts(),
-        "git_commit": git["commit"],
-        "git_modified": git["modified"],
-        "versions": versions() | {name: importlib.metadata.version(name) for name in (*PEERS, "scipy")},
+        **where,
+        "versions": where["versions"] | {name: importlib.metadata.version(name) for name in (*PEERS, "scipy")},
     }
 
 

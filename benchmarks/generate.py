@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from timing import machine, summarised, timed, timed_images
+from timing import conditions, summarised, timed, timed_images
 from tqdm import tqdm
 
 from roentgen import errors
@@ -37,7 +37,7 @@ from roentgen.files import read_json, write_atomic
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
 from roentgen.metrics.report.tables import fill
 from roentgen.models import hub, loading
-from roentgen.provenance import Surroundings, git_state, in_words, versions
+from roentgen.provenance import Surroundings, in_words
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = Path(__file__).with_name("stock_diffusers.py")
@@ -156,7 +156,6 @@ def measured(
 
     sets = data_sets(folder, settings, repeats, short, long, bar.update)
     bar.close()
-    git = git_state(ROOT)
     summary = {side: {name: summarised(each) for name, each in of_side.items()} for side, of_side in values.items()}
     median = {side: {name: summary[side][name]["median"] for name in MEASURES} for side in sides}
     return {
@@ -169,11 +168,7 @@ def measured(
         "ratio": {name: median["diffusers"][name] / median["roentgen"][name] for name in MEASURES},
         "help": summarised(help_times),
         "sets": sets,
-        "machine": machine(),
-        "conditions": around.facts(),
-        "git_commit": git["commit"],
-        "git_modified": git["modified"],
-        "versions": versions(),
+        **conditions(around),
     }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from roentgen.errors import UserError
-from roentgen.provenance import processor
+from roentgen.provenance import Surroundings, git_state, processor, versions
 from roentgen.threads import cores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +67,13 @@ def timed(command: Sequence[str]) -> tuple[float, float]:
             raise RuntimeError(f"{command[:4]} failed: {words.read().decode(errors='replace')[-2000:]}")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
     return seconds, usage.ru_maxrss * unit / 1e9
+
+
+def conditions(around: Surroundings) -> dict[str, Any]:
+    """What a result says of where and of which code it was taken."""
+    git = git_state(ROOT)
+    about = {"machine": machine(), "conditions": around.facts()}
+    return {**about, "git_commit": git["commit"], "git_modified": git["modified"], "versions": versions()}
 
 
 def machine() -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 
 from roentgen import errors, threads
 from roentgen.config import BatchSize, Count, PathOrName, Seed, parse_settings, require
-from roentgen.data.boxes import read_boxes
+from roentgen.data.boxes import Corner, by_label, read_boxes
 from roentgen.data.manifest import finding_columns, labels_in, read_manifest
 from roentgen.experiments.reading import context_of
 from roentgen.files import require_writable
@@ -125,13 +125,10 @@ def read_in_turn(
     return said, {kind: float(np.median(values[1:] or values)) for kind, values in times.items()}
 
 
-def _asked(report: Report, entries: Sequence[tuple[str, Sequence[float]]]) -> list[tuple[Any, Any]]:
+def _asked(report: Report, entries: Sequence[tuple[str, Corner]]) -> list[tuple[Any, Any]]:
     """The boxes that a report gives each finding which has true ones."""
-    true: dict[str, list[tuple[float, ...]]] = {}
-    for label, (x, y, width, height) in entries:
-        true.setdefault(label, []).append((x, y, x + width, y + height))
     found = {one.label: one.boxes for one in report.findings if one.present}
-    return [(found.get(label, ()), boxes) for label, boxes in true.items()]
+    return [(found.get(label, ()), boxes) for label, boxes in by_label(entries).items()]
 
 
 def agreement(one: Sequence[Report], other: Sequence[Report]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from roentgen import errors, threads
 from roentgen.config import BatchSize, Count, PathOrName, Seed, parse_settings, require, seed_of_32_bits
-from roentgen.data.boxes import read_boxes
+from roentgen.data.boxes import by_label, read_boxes
 from roentgen.data.manifest import finding_columns, labels_in, read_manifest
 from roentgen.experiments.reading import context_of
 from roentgen.files import require_writable
@@ -286,14 +286,6 @@ def write_grounding(
         ci=first["ci"], ci_method=CI, n=rows[lead]["asked"]["cases"], context=context,
         goal="at least .65 and above the prior", details={"findings": rows, "radfact_by_rules": radfact},
     )  # fmt: skip
-
-
-def by_label(entries: Sequence[tuple[str, Sequence[float]]]) -> dict[str, tuple[Box, ...]]:
-    """Boxes (x1, y1, x2, y2) of an image by label."""
-    found: dict[str, tuple[Box, ...]] = {}
-    for label, (x, y, width, height) in entries:
-        found[label] = (*found.get(label, ()), (x, y, x + width, y + height))
-    return found
 
 
 def _boxes(report: Any, label: str) -> tuple[Box, ...]:

@@ -41,6 +41,14 @@ def read_boxes(paths: Sequence[Path], *, flag: str = "--boxes") -> dict[str, lis
     return found
 
 
+def by_label(entries: Sequence[tuple[str, Corner]]) -> dict[str, tuple[Corner, ...]]:
+    """Boxes (x1, y1, x2, y2) of an image by label, in the order of its ``entries``."""
+    found: dict[str, tuple[Corner, ...]] = {}
+    for label, (x, y, width, height) in entries:
+        found[label] = (*found.get(label, ()), (x, y, x + width, y + height))
+    return found
+
+
 def _rows(path: Path, what: str) -> Iterator[tuple[int, str, object, Sequence[object]]]:
     if "boxes" in column_names(path):
         table = read_table(path, required=("file", "boxes"), name=what, lines=True)

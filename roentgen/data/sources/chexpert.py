@@ -1,17 +1,5 @@
 """Adapters for CheXpert (labels only) and CheXpert Plus (the same images with their reports).
 
-Options of ``read_chexpert``:
-
-- ``uncertain`` ("blank", "0" or "1"; "blank"): what a label of -1 becomes
-- ``missing`` ("error" or "drop"; "error"): what to do when an image of the table is not on disk
-- ``val_share`` (0.05), ``seed`` (0): of the random split of train patients into train and val
-
-``read_chexpert_plus`` has these and
-
-- ``images`` (folder; found by itself): the folder that holds ``train/`` and ``valid/``, PNG or JPEG
-- ``labels`` (file; found by itself): the labels that CheXbert took from the impressions, ``impression_fixed.json``
-- ``section`` (("impression",)): the first of these sections that is not blank is the text
-
 How the parts become manifest cells, in both:
 
 - **Views.** Frontal images only; a frontal image whose projection is neither PA nor AP (16 "LL", 1 "RL") is left out.
@@ -245,7 +233,7 @@ def read_chexpert_plus(
         images: the folder of ``train/`` and ``valid/``; None: ``PNG`` beside the table (or one of ``PLUS_FOLDERS``).
         labels: JSON lines of CheXbert's labels; None: one of ``PLUS_LABELS`` below ``root``, and without it the
             findings are blank.
-        section: names of ``PLUS_SECTIONS``.
+        section: names of ``PLUS_SECTIONS``; the first of them that is not blank is the text.
         val_share: share of the train patients for ``val``.
         seed: of that split.
 

@@ -1,19 +1,5 @@
 """Adapter for a folder of DICOM files with a CSV of reports, as a hospital exports them.
 
-Options of ``read_dicom_folder``:
-
-- ``csv`` (file; required): the CSV of the reports (``.gz`` too), one row a report
-- ``join`` ("AccessionNumber", "StudyInstanceUID", "SOPInstanceUID", "PatientID" or "path"; "AccessionNumber"): what
-  joins an image to its report: this DICOM tag, or the image's path relative to the root
-- ``key_column`` (name; as ``join``): column of the CSV that holds it
-- ``text_column`` (name; "report"): column of the report text
-- ``section`` (("impression",)): the first of these sections that is not blank is the text; ("report",) is all of it
-- ``split_column`` (name; none): column of the split; without it patients are split at random
-- ``uncertain`` ("blank", "0" or "1"; "blank"): what a finding of -1 in the CSV becomes
-- ``pseudonymise`` (false), ``salt`` (text; random): replace ``patient_id`` by a keyed hash
-- ``val_share`` (0.1), ``test_share`` (0.1), ``seed`` (0): of the random split by patient
-- ``source_name`` (""), ``licence`` (""): written to every row
-
 How the parts become manifest cells:
 
 - **Headers only** are read, in threads; pixels are not looked at (``roentgen data check`` does that). Files that are
@@ -112,9 +98,9 @@ def read_dicom_folder(
 
     Args:
         root: folder of the DICOM files, at any depth.
-        csv: the CSV of the reports.
+        csv: the CSV of the reports (``.gz`` too), one row a report.
         join: DICOM tag, or "path", that joins an image to a row of the CSV.
-        key_column: column that holds it; None: of the name ``join``.
+        key_column: column that holds the tag, or the path relative to ``root``; None: of the name ``join``.
         text_column: column of the report.
         section: sections to take, see ``sections.pick_text``; ("report",) takes the whole report, cleaned.
         split_column: column of the split; None: at random by patient.

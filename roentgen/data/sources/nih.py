@@ -1,10 +1,5 @@
 """Adapter for NIH ChestX-ray14 as its authors distribute it (and Kaggle's copy of it).
 
-Options of ``read_nih``:
-
-- ``missing`` ("error" or "drop"; "error"): what to do when an image of the table is not on disk
-- ``val_share`` (0.1), ``seed`` (0): of the random split of ``train_val_list.txt`` into train and val, by patient
-
 How its parts become manifest cells:
 
 - **Table.** ``Data_Entry_2017_v2020.csv``, else the older ``Data_Entry_2017.csv`` (ages "058Y", some of 150 and above;

@@ -1,14 +1,5 @@
 """Adapter for PadChest (BIMCV): 160,861 images of one Spanish hospital with labels in a tree of findings.
 
-Options of ``read_padchest``:
-
-- ``text`` ("labels" or "report"; "labels"): "" for the command to compose from the labels, or the report as published
-- ``labelled_by`` ("all" or "physician"; "all"): a neural network labelled three reports in four; "physician" leaves
-  those out
-- ``images`` (folder; ``root``): where to look for the images, when a resized copy lies below ``root`` too
-- ``missing`` ("error" or "drop"; "error"): what to do when an image of the table is not on disk
-- ``val_share`` (0.1), ``test_share`` (0.1), ``seed`` (0): of the random split by patient; there is no official one
-
 How its parts become manifest cells:
 
 - **Table.** ``PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv``, or the same with ``.gz`` as downloaded.
@@ -96,8 +87,8 @@ def read_padchest(
     Args:
         root: the folder of the table; the images lie below it unless ``images`` names another folder.
         text: "labels" leaves ``text`` "", "report" gives the Spanish report.
-        labelled_by: which reports to take.
-        images: folder of the images.
+        labelled_by: which reports to take; a neural network labelled three in four, "physician" leaves those out.
+        images: folder of the images, where a resized copy lies below ``root`` too.
         val_share: share of the patients for ``val``.
         test_share: share of the patients for ``test``.
         seed: of the split.

@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from roentgen import images
-from roentgen.devices import pick_device
 from roentgen.errors import UserError
 from roentgen.files import file_sha256, new_folder, reason, sha256
-from roentgen.generators.base import Info, check_length, checked_images, forget_origins, roentgen_json, words
+from roentgen.generators.base import Info, checked_images, forget_origins, roentgen_json
 from roentgen.generators.diffusion.parts import check_parts
 from roentgen.generators.diffusion.sampling import Sampling, clean_estimate, make_solver, prompts_alone
+from roentgen.generators.networks import Networks, info_of, place_of
 from roentgen.models import hub, loading
 from roentgen.models.autoencoder.channels import to_grey
 from roentgen.models.autoencoder.latents import downsampling
@@ -38,16 +38,15 @@ from roentgen.models.portable import make_portable
 from roentgen.models.text_encoders import TextReader, encode_text_states, load_text_encoder, make_reader
 
 if TYPE_CHECKING:
-    from roentgen.generators.base import Batch, Editing, Edits
-    from roentgen.generators.diffusion.objective import Losses, Objective
+    from roentgen.generators.base import Editing, Edits
+    from roentgen.generators.diffusion.objective import Objective
 
 # Where RoentGen-v2's own training script leaves the text encoder that it trained; text_encoder/ is the base model's.
 TRAINED_TEXT = "text_encoder_and_tokenizer"
-REMEMBERED = 2048  # prompts whose states are kept
 
 
 @dataclass
-class Diffusion:
+class Diffusion(Networks):
     """A Stable Diffusion pipeline: its parts on one device, and what its ``roentgen.json`` says.
 
     reader: how prompts become tokens. compiled: the U-Net was compiled. projected: a text encoder of another width was
@@ -64,15 +63,6 @@ class Diffusion:
     compiled: bool = False
     projected: bool = False
     objective: Objective | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        self._remembered = lru_cache(maxsize=REMEMBERED)(lambda text: self.encode_text(text))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which the networks compute."""
-        kind: torch.dtype = getattr(torch, self.info.dtype)
-        return kind
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -107,8 +97,7 @@ class Diffusion:
     ) -> Diffusion:
         """The pipeline in ``folder`` under the name ``name``; see ``generate.load_model`` for the rest."""
         classes = loading.check_folder(folder)
-        device = pick_device(device)
-        kind = getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32"))
+        device, kind = place_of(device, dtype)
         # Adapters are merged into the libraries' modules, too.
         parts = loading.load_components(folder, classes, kind, plain=not trainable and lora is None)
         digest = hub.model_hash(folder)
@@ -135,17 +124,7 @@ class Diffusion:
             reader = make_reader(parts["tokenizer"], parts["text_encoder"], chunks=chunks)
         except UserError as error:
             raise UserError(f"--model {name}: {error}") from None
-        vocabulary = said.get("vocabulary")
-        info = Info(
-            name=name,
-            folder=folder,
-            hash=digest,
-            device=device,
-            dtype=str(kind).removeprefix("torch."),
-            defaults=said.get("defaults", {}),
-            vocabulary=None if vocabulary is None else frozenset(part for word in vocabulary for part in words(word)),
-            lora=merged,
-        )
+        info = info_of(said, name=name, folder=folder, place=(device, kind), hash=digest, lora=merged)
         return cls(info, reader=reader, compiled=compile, **parts)
 
     def save(self, folder: Path, facts: dict[str, Any], *, dtype: torch.dtype = torch.float32) -> None:
@@ -176,14 +155,6 @@ class Diffusion:
             facts = {**facts, "text": {"chunks": self.reader.chunks}}
             (temporary / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
-    # ------------------------------------------------------------------------------------------ training
-
-    def loss(self, batch: Batch) -> Losses:
-        """The losses of each sample of a batch, by the ``objective`` that training has set."""
-        if self.objective is None:
-            raise RuntimeError("set an objective before training")
-        return self.objective(batch)
-
     # ------------------------------------------------------------------------------------------ sampling
 
     def on(self, device: torch.device) -> Diffusion:
@@ -211,10 +182,6 @@ class Diffusion:
         if sampling.negative_prompt:
             self.check(sampling.negative_prompt, "--negative-prompt")
         return sampling
-
-    def check(self, text: str, flag: str = "prompt") -> None:
-        """UserError if ``text`` is longer than the model reads."""
-        check_length(self.reader, text, flag=flag, name=self.info.name)
 
     def batch_key(self, text: str) -> int:
         """Chunks of ``text``: those of a batch must be equal."""
@@ -283,12 +250,6 @@ class Diffusion:
         if isinstance(self.unet, UNet):
             return [(keys[rows], values[rows]) for keys, values in self.unet.read(stacked)]
         return stacked[rows]
-
-    def _states(self, text: str) -> Tensor:
-        """``encode_text``, remembered unless the text encoder is in training."""
-        learns = any(parameter.requires_grad for parameter in self.text_encoder.parameters())
-        states: Tensor = self.encode_text(text) if learns else self._remembered(text)
-        return states
 
     def _denoise(
         self,

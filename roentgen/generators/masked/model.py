@@ -14,7 +14,6 @@ import dataclasses
 import json
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,28 +24,25 @@ from torch import Tensor
 
 from roentgen import images
 from roentgen.config import from_json
-from roentgen.devices import pick_device
 from roentgen.errors import UserError
 from roentgen.files import new_folder, read_json, reason, sha256
-from roentgen.generators.base import Info, check_length, checked_images, forget_origins, roentgen_json, words
+from roentgen.generators.base import Info, checked_images, forget_origins, roentgen_json
 from roentgen.generators.masked import process as P
 from roentgen.generators.masked.folder import ADVICE, PARTS, check_folder
 from roentgen.generators.masked.sampling import Sampling
 from roentgen.generators.masked.tokenizer import ImageTokenizer
 from roentgen.generators.masked.transformer import Fit, MaskedTransformer, Shape
+from roentgen.generators.networks import Networks, info_of, place_of
 from roentgen.models import hub
 from roentgen.models.portable import make_portable
 from roentgen.models.text_encoders import TextReader, encode_text_states, load_text_encoder, make_reader
 
 if TYPE_CHECKING:
-    from roentgen.generators.base import Batch
-    from roentgen.generators.masked.objective import Losses, Objective
-
-REMEMBERED = 2048  # prompts whose states are kept
+    from roentgen.generators.masked.objective import Objective
 
 
 @dataclass
-class Masked:
+class Masked(Networks):
     """Image tokenizer, transformer and text encoder on one device, and what ``roentgen.json`` says.
 
     reader: how prompts become tokens, padding hidden. process: what is masked when. objective: what ``loss`` computes,
@@ -60,15 +56,6 @@ class Masked:
     reader: TextReader = field(repr=False)
     process: P.Process = field(default_factory=P.Process)
     objective: Objective | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        self._remembered = lru_cache(maxsize=REMEMBERED)(lambda text: self.encode_text(text))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which the networks compute."""
-        kind: torch.dtype = getattr(torch, self.info.dtype)
-        return kind
 
     @property
     def pixels(self) -> int:
@@ -93,8 +80,7 @@ class Masked:
         check_folder(folder)
         if lora is not None:
             raise UserError(f"--lora {lora}: {name} is a masked transformer, which has no adapters; leave it out")
-        device = pick_device(device)
-        kind = getattr(torch, dtype or ("float16" if device.startswith("cuda") else "float32"))
+        device, kind = place_of(device, dtype)
         codes = ImageTokenizer.load(folder, dtype=kind)
         transformer, process = _load_transformer(folder, codes)
         said = roentgen_json(folder)
@@ -108,16 +94,7 @@ class Masked:
         transformer = transformer.to(device, kind).train(trainable).requires_grad_(trainable)
         if compile:
             transformer.compile()
-        vocabulary = said.get("vocabulary")
-        info = Info(
-            name=name,
-            folder=folder,
-            hash=_hash(folder, codes),
-            device=device,
-            dtype=str(kind).removeprefix("torch."),
-            defaults=said.get("defaults", {}),
-            vocabulary=None if vocabulary is None else frozenset(part for word in vocabulary for part in words(word)),
-        )
+        info = info_of(said, name=name, folder=folder, place=(device, kind), hash=_hash(folder, codes))
         encoder = encoder.to(device, kind).requires_grad_(False)
         return cls(info, codes.to(device), transformer, encoder, reader, process)
 
@@ -148,14 +125,6 @@ class Masked:
             facts = {"family": "masked", **facts, "text": {"chunks": self.reader.chunks}}
             (temporary / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
-    # ------------------------------------------------------------------------------------------ training
-
-    def loss(self, batch: Batch) -> Losses:
-        """The losses of each sample of a batch, by the ``objective`` that training has set."""
-        if self.objective is None:
-            raise RuntimeError("set an objective before training")
-        return self.objective(batch)
-
     # ------------------------------------------------------------------------------------------ sampling
 
     def on(self, device: torch.device) -> Masked:
@@ -184,10 +153,6 @@ class Masked:
         if sampling.negative_prompt:
             self.check(sampling.negative_prompt, "--negative-prompt")
         return sampling
-
-    def check(self, text: str, flag: str = "prompt") -> None:
-        """UserError if ``text`` is longer than the model reads."""
-        check_length(self.reader, text, flag=flag, name=self.info.name)
 
     def batch_key(self, text: str) -> Hashable:
         """Any texts may share a batch: padding is hidden."""
@@ -273,11 +238,6 @@ class Masked:
         tokens = self.reader.fitted(text).tokens([text]).to(self.info.device)
         states = encode_text_states(self.text_encoder, tokens, masked=self.reader.masked).to(self.dtype)
         return states[0][tokens.used[0]]
-
-    def _states(self, text: str) -> Tensor:
-        """``encode_text``, remembered."""
-        states: Tensor = self._remembered(text)
-        return states
 
     @torch.inference_mode()
     def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
