@@ -2,6 +2,7 @@
 
     python benchmarks/generate.py --out benchmarks/results/generate-cpu.json --update README.md,docs/benchmarks.md
     python benchmarks/generate.py --result benchmarks/results/generate-cpu.json --update README.md,docs/benchmarks.md
+    python benchmarks/generate.py --device cuda --model sd15-random --out generate-gpu.json
 
 Every measurement is a process of its own, so that imports, loading and writing the file count; ours and
 theirs take turns, after one warm-up each that fills the file cache. A further image costs a quarter of what
@@ -10,6 +11,9 @@ the same command with five images takes longer than with one. Memory is the proc
 A data set is `roentgen export` without a filter beside loops over stock diffusers, the same prompts and seeds: what a
 longer run takes more than a shorter one, over the images it makes more. How far the images are apart says whether the
 speed was bought with quality; for RoentGen's published sampling, eval/steps.py measures that.
+
+On a GPU both sides compute in float16 where they are not asked for something else, memory is what the GPU has more in
+use than before, and the share of its peak that the U-Net's and the decoder's operations take (MFU) stands below.
 """
 
 from __future__ import annotations
@@ -22,12 +26,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from generate_table import EXPORT, MEASURES, REFERENCE, ROENTGEN, share_of_peak, summary_table, table
+from made_models import MADE, make_model
 from numpy.typing import NDArray
 from PIL import Image
-from timing import conditions, summarised, timed, timed_images
+from timing import ask_torch, conditions, cuda_or_cpu, summarised, timed, timed_images
 from tqdm import tqdm
 
 from roentgen import errors
@@ -37,7 +43,7 @@ from roentgen.files import read_json, write_atomic
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
 from roentgen.metrics.report.tables import fill
 from roentgen.models import hub, loading
-from roentgen.provenance import Surroundings, in_words
+from roentgen.provenance import Surroundings
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = Path(__file__).with_name("stock_diffusers.py")
@@ -47,7 +53,6 @@ BATCH = {"roentgen": "its default", "diffusers": "all images of a call"}
 SET_BATCH = 16  # images at once when a data set is made
 PUBLISHED = {"steps": 75, "guidance": 4.0, "sampler": "pndm"}
 """RoentGen's sampling (Bluethgen et al. 2024, doi 10.1038/s41551-024-01246-y)."""
-EXPORT, REFERENCE, ROENTGEN = "roentgen export", "diffusers, batches", "diffusers, RoentGen's sampling"
 ARMS: dict[str, dict[str, Any]] = {
     EXPORT: {"dtype": "auto"},
     "roentgen export, float32": {"dtype": "float32"},
@@ -56,18 +61,17 @@ ARMS: dict[str, dict[str, Any]] = {
     "diffusers, batches, bfloat16": {"dtype": "bfloat16", "batch": SET_BATCH},
     ROENTGEN: {"dtype": "float32", "batch": SET_BATCH, **PUBLISHED},
 }
-MEASURES = {
-    "cold": ("one image, cold start (s)", "{:.1f}"),
-    "further": ("each further image (s)", "{:.2f}"),
-    "memory": ("largest resident set (GB)", "{:.2f}"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Measure `roentgen generate` and stock diffusers on this machine's CPU, and print a table."""
+    """Measure `roentgen generate` and stock diffusers on this machine, and print a table."""
 
-    model: Annotated[PathOrName, "mini, or a diffusers folder; both sides load the same files"] = "mini"
+    model: Annotated[
+        PathOrName,
+        "mini, a diffusers folder, or sd15-random (Stable Diffusion 1.x with random weights, for a GPU); both sides "
+        "load the same files",
+    ] = "mini"
     out: Annotated[Path | None, "JSON file for the result"] = None
     result: Annotated[Path | None, "measure nothing, take this JSON file of an earlier run"] = None
     update: Annotated[
@@ -80,6 +84,7 @@ class Settings:
     helps: Annotated[Count, "runs of `roentgen --help`; the table shows the fastest"] = 5
     short: Annotated[Count, "images of the shorter data set"] = 16
     long: Annotated[Count, "images of the longer data set, at most the lines of prompts/evaluation.csv"] = 64
+    device: Annotated[Literal["auto", "cpu", "cuda"], "where to generate"] = "cpu"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,8 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if s.result is not None:
         found = read_json(s.result, advice="fetch the model again")
     else:
-        found = measured(s.model, steps=s.steps, guidance=s.guidance, sampler=s.sampler, repeats=s.repeats,
-                         helps=s.helps, short=s.short, long=s.long)  # fmt: skip
+        device = cuda_or_cpu(s.device)
+        with tempfile.TemporaryDirectory() as scratch:
+            found = measured(s.model, place(s.model, Path(scratch)), steps=s.steps, guidance=s.guidance,
+                             sampler=s.sampler, repeats=s.repeats, helps=s.helps, short=s.short, long=s.long,
+                             device=device)  # fmt: skip
     if s.out is not None:
         write_atomic(s.out, (json.dumps(found, indent=1) + "\n").encode())
     lines = table(found)
@@ -102,8 +110,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def place(model: str, scratch: Path) -> Path:
+    """The folder of ``model``; what the benchmark makes itself lies in ``scratch``."""
+    if model in MADE and model not in hub.NAMED:
+        make_model(model, scratch / model)
+        return scratch / model
+    folder = hub.resolve(model).folder
+    if folder is None:
+        raise UserError(f"--model {model}: name a model that is on this disk, mini or a diffusers folder")
+    return folder
+
+
 def measured(
     model: str,
+    folder: Path,
     *,
     steps: int | None,
     guidance: float | None,
@@ -112,11 +132,9 @@ def measured(
     helps: int,
     short: int,
     long: int,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Run everything and return the result: values, summary, ratios, settings and machine."""
-    folder = hub.resolve(model).folder
-    if folder is None:
-        raise UserError(f"--model {model}: name a model that is on this disk, mini or a diffusers folder")
     loading.check_folder(folder)
     marks = folder / "roentgen.json"
     own = read_json(marks, advice="fetch the model again").get("defaults", {}) if marks.is_file() else {}
@@ -126,27 +144,30 @@ def measured(
     if settings["sampler"] not in SAMPLERS:
         raise UserError(f"--sampler {settings['sampler']}: unknown; choose one of {', '.join(SAMPLERS)}")
 
+    dtype = "float16" if device == "cuda" else "float32"
+
     def ours(images: int, target: Path) -> list[str]:
-        flags = {"--model": folder, "--num-images": images, "--out": target, "--device": "cpu"}
+        flags = {"--model": folder, "--num-images": images, "--out": target, "--device": device, "--dtype": dtype}
         flags |= {f"--{key}": value for key, value in settings.items()}
         pairs = [str(part) for pair in flags.items() for part in pair]
         return [sys.executable, "-m", "roentgen", "generate", PROMPT, *pairs]
 
     def stock(images: int, target: Path) -> list[str]:
-        return peer(folder, [PROMPT] * images, list(range(images)), target, {**settings, "dtype": "float32"}, images)
+        job = {**settings, "dtype": dtype, "device": device}
+        return peer(folder, [PROMPT] * images, list(range(images)), target, job, images)
 
     around = Surroundings()
-    runs = 4 * (repeats + 1) + helps + 2 * repeats * len(ARMS)
+    runs = 4 * (repeats + 1) + helps + 2 * repeats * len(arms_of(device))
     bar = tqdm(total=runs, desc="runs", file=sys.stderr)
     sides: dict[str, Callable[[int, Path], list[str]]] = {"roentgen": ours, "diffusers": stock}
     values: dict[str, dict[str, list[float]]] = {side: {name: [] for name in MEASURES} for side in sides}
     for repeat in range(-1, repeats):
         for side, command in sides.items():
-            one, memory_one = timed_images(command, 1)
+            one, memory_one = timed_images(command, 1, device)
             bar.update(1 if repeat >= 0 else 2)
             if repeat < 0:
                 continue  # the warm-up
-            many, memory_many = timed_images(command, 1 + FURTHER)
+            many, memory_many = timed_images(command, 1 + FURTHER, device)
             bar.update()
             values[side]["cold"].append(one)
             values[side]["further"].append((many - one) / FURTHER)
@@ -154,8 +175,10 @@ def measured(
     help_times = [timed([sys.executable, "-m", "roentgen", "--help"])[0] for _ in range(helps)]
     bar.update(helps)
 
-    sets = data_sets(folder, settings, repeats, short, long, bar.update)
+    sets = data_sets(folder, settings, repeats, short, long, device, bar.update)
     bar.close()
+    gpu = ask_torch("torch.cuda.get_device_name()") if device == "cuda" else None
+    where = conditions(around)
     summary = {side: {name: summarised(each) for name, each in of_side.items()} for side, of_side in values.items()}
     median = {side: {name: summary[side][name]["median"] for name in MEASURES} for side in sides}
     return {
@@ -163,12 +186,14 @@ def measured(
         "prompt": PROMPT,
         "model": model if model in hub.NAMED else folder.name,
         "model_hash": hub.model_hash(folder),
-        "settings": settings | {"repeats": repeats, "dtype": "float32", "batch": BATCH},
+        "settings": settings | {"repeats": repeats, "dtype": dtype, "batch": BATCH},
         **summary,
         "ratio": {name: median["diffusers"][name] / median["roentgen"][name] for name in MEASURES},
         "help": summarised(help_times),
         "sets": sets,
-        **conditions(around),
+        "mfu": share_of_peak(folder, settings, sets["arms"], gpu),
+        **where,
+        "machine": where["machine"] | ({} if gpu is None else {"device": gpu}),
     }
 
 
@@ -177,11 +202,20 @@ def peer(
 ) -> list[str]:
     """The command of stock diffusers for these prompts and seeds."""
     job = {"model": str(folder), "prompts": list(texts), "seeds": list(seeds), "batch": batch, "out": str(target)}
-    job |= {key: settings[key] for key in ("steps", "guidance", "dtype")}
+    job |= {key: settings[key] for key in ("steps", "guidance", "dtype", "device")}
     return [sys.executable, str(PEER), json.dumps({**job, "scheduler": SAMPLERS[settings["sampler"]]})]
 
 
 # ------------------------------------------------------------------------------------------ data sets
+
+
+def arms_of(device: str) -> dict[str, dict[str, Any]]:
+    """The arms on ``cpu`` or ``cuda``: what people take there instead of bfloat16 is float16."""
+    if device == "cpu":
+        return ARMS
+    half = {"dtype": "float16", "batch": SET_BATCH}
+    swapped = {name.replace("bfloat16", "float16"): half if "bfloat16" in name else arm for name, arm in ARMS.items()}
+    return swapped | {ROENTGEN: {**ARMS[ROENTGEN], "dtype": "float16"}}
 
 
 def prompts(count: int | None) -> list[str]:
@@ -197,23 +231,25 @@ def data_sets(
     repeats: int,
     short: int,
     long: int,
+    device: str = "cpu",
     on_run: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Seconds an image of every arm, ratios to ours, and how far the images of an arm are from stock diffusers'."""
-    values: dict[str, list[float]] = {name: [] for name in ARMS}
-    memory: dict[str, list[float]] = {name: [] for name in ARMS}
+    arms = arms_of(device)
+    values: dict[str, list[float]] = {name: [] for name in arms}
+    memory: dict[str, list[float]] = {name: [] for name in arms}
     with tempfile.TemporaryDirectory() as scratch:
         images: dict[str, Path] = {}
         listed: list[dict[str, str]] = []
         for repeat in range(repeats):
-            for number, (name, own) in enumerate(ARMS.items()):
+            for number, (name, own) in enumerate(arms.items()):
                 # A slow arm's set need not be longer than the fast ones' difference to be measured as well.
                 most = min(long, 2 * short) if name == ROENTGEN else long
                 seconds = []
                 for count in (short, most):
                     out = Path(scratch) / f"{number}-{repeat}-{count}"
-                    command = set_command(name, folder, {**settings, **own}, out, count, listed)
-                    took, peak = timed(command)
+                    command = set_command(name, folder, {**settings, **own, "device": device}, out, count, listed)
+                    took, peak = timed(command, device)
                     on_run()
                     seconds.append(took)
                     if name == EXPORT:
@@ -221,7 +257,7 @@ def data_sets(
                 values[name].append((seconds[1] - seconds[0]) / (most - short))
                 memory[name].append(peak)
                 images[name] = out
-        apart = {name: difference(images[name], images[REFERENCE], long) for name in ARMS if name != ROENTGEN}
+        apart = {name: difference(images[name], images[REFERENCE], long) for name in arms if name != ROENTGEN}
     summary = {name: summarised(each) for name, each in values.items()}
     return {
         "short": short,
@@ -236,7 +272,7 @@ def data_sets(
                 "ratio": summary[name]["median"] / summary[EXPORT]["median"],
                 **({"difference": apart[name]} if name in apart else {}),
             }
-            for name, own in ARMS.items()
+            for name, own in arms.items()
         },
     }
 
@@ -253,8 +289,8 @@ def set_command(
     wanted = out.with_suffix(".txt")
     wanted.write_text("\n".join(prompts(count)) + "\n", encoding="utf-8")
     flags = {"--model": folder, "--prompts": wanted, "--out": out, "--format": "folder", "--filter": "none"}
-    flags |= {"--batch-size": SET_BATCH, "--shard-size": count, "--device": "cpu", "--dtype": settings["dtype"]}
-    flags |= {f"--{key}": settings[key] for key in ("steps", "guidance", "sampler")}
+    flags |= {"--batch-size": SET_BATCH, "--shard-size": count, "--dtype": settings["dtype"]}
+    flags |= {f"--{key}": settings[key] for key in ("steps", "guidance", "sampler", "device")}
     return [sys.executable, "-m", "roentgen", "export", *(str(part) for pair in flags.items() for part in pair)]
 
 
@@ -274,74 +310,6 @@ def _grey(folder: Path, number: int) -> NDArray[np.float64]:
     if not file.exists():
         file = folder / read_rows(folder)[number]["image"]
     return np.asarray(Image.open(file).convert("L"), dtype=np.float64)
-
-
-# ------------------------------------------------------------------------------------------ tables
-
-
-def table(result: dict[str, Any]) -> str:
-    """The Markdown table of a result, with its conditions below."""
-    lines = ["| | roentgen | stock diffusers | stock : roentgen |", "|---|---|---|---|"]
-    for name, (words, form) in MEASURES.items():
-        cells = [form.format(result[side][name]["median"]) for side in ("roentgen", "diffusers")]
-        lines.append(f"| {words} | {cells[0]} | {cells[1]} | {result['ratio'][name]:.2f} |")
-    lines.append(f"| `roentgen --help` (s) | {result['help']['min']:.2f} | | |")
-    sets = result["sets"]
-    lines += [
-        "",
-        "| a data set, prompt by prompt | numbers | s an image | times ours | memory (GB) | grey levels apart |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for name, arm in sets["arms"].items():
-        apart = f"{arm['difference']:.2f}" if "difference" in arm else "other sampling"
-        lines.append(
-            f"| {name} | {arm['dtype']} | {arm['seconds_per_image']['median']:.2f} | {arm['ratio']:.2f} | "
-            f"{arm['memory']['median']:.2f} | {apart} |"
-        )
-    settings, facts = result["settings"], result["machine"]
-    published = sets["published"]
-    packages = [f"{name} {result['versions'][name]}" for name in ("torch", "diffusers")]
-    lines += [
-        "",
-        f"`{result['model']}` ({result['model_hash']}), {settings['steps']} steps of {settings['sampler']}, "
-        f"guidance {settings['guidance']:g}, {settings['dtype']}, on {facts['cores']} cores of "
-        f"{facts['cpu']}; {', '.join(packages)}; medians of {settings['repeats']} runs each, one process a "
-        f"run, taking turns; the help is the best of {result['help']['n']}. Data sets: what {sets['long']} images take "
-        f"more than {sets['short']}, in batches of {sets['batch']}, prompts and seeds alike; auto is bfloat16 on a CPU "
-        f"that computes in it; the last column is the mean absolute difference, of 255, to the images of {REFERENCE}; "
-        f"RoentGen's sampling is {published['steps']} steps of {published['sampler']} at guidance "
-        f"{published['guidance']:g}.{in_words(result.get('conditions'))}",
-    ]
-    return "\n".join(lines)
-
-
-def summary_table(result: dict[str, Any]) -> str:
-    """Six rows of a result for a front page; the whole is ``table``."""
-    rows = []
-    for name, (words, form) in MEASURES.items():
-        ours, theirs = (form.format(result[side][name]["median"]) for side in ("roentgen", "diffusers"))
-        rows.append(f"| {words} | {ours} | {theirs} |")
-    arms = result["sets"]["arms"]
-    float32, half = "roentgen export, float32", "diffusers, batches, bfloat16"
-    for words, *sides in (
-        ("an image of a data set, float32 (s)", [float32], [REFERENCE]),
-        ("the same, float32 or bfloat16, whichever is faster (s)", [float32, EXPORT], [REFERENCE, half]),
-        ("the same beside RoentGen's published sampling (s)", [float32, EXPORT], [ROENTGEN]),
-    ):
-        cells = [f"{min(arms[name]['seconds_per_image']['median'] for name in names):.2f}" for names in sides]
-        rows.append(f"| {words} | {cells[0]} | {cells[1]} |")
-    facts = result["machine"]
-    return "\n".join(
-        [
-            "| | roentgen | stock diffusers |",
-            "|---|---:|---:|",
-            *rows,
-            "",
-            f"`{result['model']}` ({result['model_hash']}), {result['settings']['steps']} steps of "
-            f"{result['settings']['sampler']}, on {facts['cores']} cores of {facts['cpu']}, without a GPU."
-            f"{in_words(result.get('conditions'))}",
-        ]
-    )
 
 
 if __name__ == "__main__":

@@ -18,18 +18,17 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from timing import python_path
-from train_arms import ARMS, ROOT, Comparison, last_line, run_arms
+from made_models import MADE, make_model
+from timing import cuda_or_cpu
+from train_arms import ARMS, ROOT, Comparison, run_arms
 from train_table import summarise, table
 
 from roentgen import errors
@@ -112,14 +111,6 @@ def checked_peer(peer: Path | None) -> Path:
     return peer.resolve()
 
 
-def cuda_or_cpu(device: str) -> str:
-    """``cpu`` or ``cuda``; asked of a process of its own, so that this one stays small and off the device."""
-    if device != "auto":
-        return device
-    asked = [sys.executable, "-c", "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')"]
-    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-
-
 # ---------------------------------------------------------------------------------------- model and data
 
 
@@ -138,17 +129,11 @@ def prepare(
     """Model folder and ``count`` training images, for both sides."""
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    place = folder / "model" if model in ("mini", "sd15-random") else Path(model).resolve()
+    place = folder / "model" if model in MADE else Path(model).resolve()
     if not place.is_dir():
         if place.parent != folder:
             raise UserError(f"--model {model}: no such folder; use mini, sd15-random or a diffusers folder")
-        # In a process of its own: this one stays without torch, out of the way of what it measures.
-        beside = f"import runpy, sys; sys.path.insert(0, {str(Path(__file__).resolve().parent)!r}); "
-        code = f"{beside}runpy.run_path({str(Path(__file__))!r})['write_model']({model!r}, {str(place)!r})"
-        environment = os.environ | {"PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1"}
-        made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-        if made.returncode != 0:
-            raise UserError(f"--model {model}: cannot be made ({last_line(made.stderr)})")
+        make_model(model, place)
     resolution = pipeline_resolution(place)
     job = Comparison(folder, place, peer, resolution, batch, precision, workers, device)
     write_images(job, count, pixels or resolution)
@@ -165,51 +150,6 @@ def pipeline_resolution(folder: Path) -> int:
         raise UserError(f"--model {folder}: its images have {vae['in_channels']} channel(s), and the peer trains three")
     side = int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
     return side
-
-
-def write_model(name: str, folder: str) -> None:
-    """Save the benchmark's model ``name`` as a pipeline folder that both sides load."""
-    import torch
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    from roentgen.models import hub
-
-    torch.manual_seed(0)
-    if name == "mini":
-        pipe: Any = StableDiffusionPipeline.from_pretrained(hub.MINI, dtype=torch.float32)
-    else:
-        tokenizer = CLIPTokenizer.from_pretrained(hub.MINI / "tokenizer", model_max_length=77)
-        pipe = StableDiffusionPipeline(
-            vae=AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=(128, 256, 512, 512),
-                layers_per_block=2,
-                sample_size=512,
-            ),
-            unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-            text_encoder=CLIPTextModel(
-                CLIPTextConfig(
-                    vocab_size=49408,
-                    hidden_size=768,
-                    intermediate_size=3072,
-                    num_hidden_layers=12,
-                    num_attention_heads=12,
-                    max_position_embeddings=77,
-                    hidden_act="quick_gelu",
-                    bos_token_id=tokenizer.bos_token_id,
-                    eos_token_id=tokenizer.eos_token_id,
-                    pad_token_id=tokenizer.pad_token_id,
-                )
-            ),
-            tokenizer=tokenizer,
-            scheduler=PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    pipe.save_pretrained(folder)
 
 
 def write_images(job: Comparison, count: int, pixels: int) -> None:

@@ -7,15 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-from timing import python_path
+from timing import Watch, device_memory, last_line, python_path
 from tqdm import tqdm
 
 from roentgen.errors import UserError
@@ -172,53 +170,3 @@ def run(job: Comparison, arm: str, steps: int) -> Run:
     training = out / "training.json"
     speed = json.loads(training.read_text())["speed"] if training.is_file() else None
     return Run(seconds, usage.ru_utime + usage.ru_stime, watch.peak - before, speed)
-
-
-class Watch:
-    """Largest memory (bytes) of a process and its children, looked at ten times a second (a GPU once)."""
-
-    def __init__(self, pid: int, device: str) -> None:
-        self.peak = 0
-        self._process = psutil.Process(pid)
-        self._cuda = device == "cuda"
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._over.wait(1.0 if self._cuda else 0.1):
-            self.peak = max(self.peak, device_memory() if self._cuda else resident(self._process))
-
-
-def resident(process: psutil.Process) -> int:
-    """Bytes in memory of a process and its children; pages that they share count once (PSS), where Linux says so."""
-    total = 0
-    try:
-        family = [process, *process.children(recursive=True)]
-        if len(family) == 1:
-            return int(process.memory_info().rss)
-        for each in family:
-            found = each.memory_full_info()
-            total += int(found.pss if psutil.LINUX else found.rss)
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        pass  # it has just ended
-    return total
-
-
-def device_memory() -> int:
-    """Bytes in use on the first GPU, whoever uses them."""
-    asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
-    return int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]) * 2**20
-
-
-def last_line(text: str) -> str:
-    """The last line of ``text`` that is not blank."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"

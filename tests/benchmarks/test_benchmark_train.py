@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from recipe import load_script
 
 from roentgen.errors import UserError
@@ -163,7 +164,7 @@ def test_mini_is_what_both_sides_train(bench: ModuleType, tmp_path: Path) -> Non
 
     from roentgen.models import hub
 
-    bench.write_model("mini", str(tmp_path / "model"))
+    sys.modules[bench.make_model.__module__].write_model("mini", str(tmp_path / "model"))
     assert bench.pipeline_resolution(tmp_path / "model") == 256
     theirs, ours = (
         AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=torch.float32)
@@ -190,6 +191,11 @@ def test_flops_of_a_folder(tables: ModuleType, job: Any) -> None:
         (["--peer", str(ROOT / "pyproject.toml"), "--short", "9", "--long", "9"], "--short must be below --long"),
         (["--peer", str(ROOT / "pyproject.toml"), "--model", "nowhere", "--device", "cpu"], "--model nowhere"),
         (["--peer", str(ROOT / "pyproject.toml"), "--device", "tpu"], "--device tpu"),
+        pytest.param(
+            ["--peer", str(ROOT / "pyproject.toml"), "--device", "cuda"],
+            "no CUDA GPU is available here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
     ],
 )
 def test_mistakes(bench: ModuleType, flags: list[str], words: str) -> None:
@@ -243,6 +249,7 @@ def test_the_command_for_a_gpu_at_tiny_size(
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "peer.py").write_text("import sys\nassert '--train_data_dir' in sys.argv\n")
     real = arms.run
+    monkeypatch.setattr(bench, "cuda_or_cpu", lambda device: device)
     monkeypatch.setattr(
         arms, "run", lambda job, arm, steps: dataclasses.replace(real(job, arm, steps), seconds=1.0 + steps)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,12 +12,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from recipe import load_script
 
 from roentgen.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "generate.py"
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 PAGE = "before\n<!-- results:speed -->\nstale\n<!-- /results:speed -->\nafter\n"
 
 
@@ -30,7 +33,7 @@ def result(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Pa
     """A result from made-up times: ours 2 s and 1 s an image, theirs 8 s and 3 s an image."""
     commands = []
 
-    def made_up(command: Any, images: int) -> tuple[float, float]:
+    def made_up(command: Any, images: int, device: str) -> tuple[float, float]:
         line = command(images, Path("folder"))
         commands.append(line)
         ours = "roentgen" in line
@@ -45,7 +48,7 @@ def result(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Pa
     monkeypatch.setattr(bench, "data_sets", no_sets)
     monkeypatch.setattr(bench, "timed_images", made_up)
     monkeypatch.setattr(bench, "timed", lambda command: (0.25, 0.1))
-    found = bench.measured(str(tiny_pipeline), steps=None, guidance=2.5, sampler=None, repeats=2, helps=3,
+    found = bench.measured("tiny", tiny_pipeline, steps=None, guidance=2.5, sampler=None, repeats=2, helps=3,
                            short=2, long=4)  # fmt: skip
     assert len(commands) == 2 * 1 + 2 * 2 * 2  # a warm-up each, then short and long for both, twice
     return found
@@ -64,15 +67,16 @@ def test_both_sides_get_the_same_settings(
 ) -> None:
     lines: dict[str, list[str]] = {}
 
-    def keep(command: Any, images: int) -> tuple[float, float]:
+    def keep(command: Any, images: int, device: str) -> tuple[float, float]:
         line = command(images, Path("folder"))
         lines["ours" if "roentgen" in line else "theirs"] = line
         return float(images), 1.0
 
     monkeypatch.setattr(bench, "timed_images", keep)
     monkeypatch.setattr(bench, "timed", lambda command: (0.25, 0.1))
-    monkeypatch.setattr(bench, "data_sets", lambda *_: {})
-    bench.measured(str(tiny_pipeline), steps=7, guidance=None, sampler="ddim", repeats=1, helps=1, short=2, long=4)
+    monkeypatch.setattr(bench, "data_sets", lambda *_: {"arms": {}})
+    folder = tiny_pipeline
+    bench.measured("tiny", folder, steps=7, guidance=None, sampler="ddim", repeats=1, helps=1, short=2, long=4)
     ours = dict(zip(lines["ours"][5::2], lines["ours"][6::2], strict=True))
     theirs = json.loads(lines["theirs"][-1])
     assert (ours["--steps"], ours["--guidance"], ours["--sampler"]) == (
@@ -90,7 +94,7 @@ def test_data_sets(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     jobs: dict[str, list[Any]] = {}
 
-    def made_up(command: list[str]) -> tuple[float, float]:
+    def made_up(command: list[str], device: str) -> tuple[float, float]:
         ours = "export" in command
         if ours:
             flags = dict(zip(command[4::2], command[5::2], strict=True))
@@ -112,7 +116,7 @@ def test_data_sets(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path:
         return 10.0 + cost * len(texts), 1.0
 
     monkeypatch.setattr(bench, "timed", made_up)
-    settings = {"steps": 10, "guidance": 4.0, "sampler": "unipc"}
+    settings: dict[str, Any] = {"steps": 10, "guidance": 4.0, "sampler": "unipc"}
     found = bench.data_sets(tmp_path / "model", settings, 2, 2, 6)["arms"]
     assert {name: arm["ratio"] for name, arm in found.items()} == {
         "roentgen export": 1.0,
@@ -155,6 +159,8 @@ def test_table_and_region(bench: ModuleType, result: dict[str, Any], tmp_path: P
         (["--repeats", "0"], "--repeats"),
         (["--short", "8", "--long", "8"], "--short 8 --long 8"),
         (["--long", "100000"], "--long 100000"),
+        (["--device", "tpu"], "--device tpu"),
+        pytest.param(["--device", "cuda"], "no CUDA GPU is available here", marks=without_gpu),
         (["--model", "minni"], "did you mean mini"),
         (["--model", "sd-1.5"], "on this disk"),
         (["--result", "nowhere.json"], "nowhere.json"),
@@ -204,3 +210,43 @@ def test_for_real(tmp_path: Path, make_pipeline: Callable[..., Path]) -> None:
     assert page.read_text().count("| each further image (s) |") == 1
     arms = found["sets"]["arms"]
     assert arms["roentgen export, float32"]["difference"] < 0.05 and len(arms) == 6
+
+
+@pytest.mark.slow
+def test_the_command_for_a_gpu_at_tiny_size(
+    bench: ModuleType, make_pipeline: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--device cuda: every process for real and in float16, but on this processor, where each would name the GPU."""
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho 2000\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+    timing = sys.modules[bench.timed.__module__]
+    real, commands = timing.timed, []
+
+    def here(command: list[str], device: str = "cpu") -> tuple[float, float]:
+        commands.append(command)
+        return real([word.replace('"cuda"', '"cpu"') if word != "cuda" else "cpu" for word in command], device)
+
+    monkeypatch.setattr(timing, "timed", here)
+    monkeypatch.setattr(bench, "timed", here)
+    monkeypatch.setattr(bench, "cuda_or_cpu", lambda device: device)
+    monkeypatch.setattr(bench, "ask_torch", lambda expression: "NVIDIA H200")
+    model, out = make_pipeline(tmp_path / "tiny", window=77), tmp_path / "generate-gpu.json"
+    flags = f"--device cuda --model {model} --repeats 1 --helps 1 --short 1 --long 2 --out {out}".split()
+    assert bench.main(flags) == 0
+    assert len(commands) == 19 and sum("cuda" in " ".join(command) for command in commands) == 18  # all but the help
+    found = json.loads(out.read_text())
+    assert found["settings"]["dtype"] == "float16" and found["roentgen"]["memory"]["median"] == 0
+    assert "diffusers, batches, float16" in found["sets"]["arms"] and 0 < found["mfu"] < 1
+    assert "on NVIDIA H200;" in bench.table(found) and "float32 or float16" in bench.summary_table(found)
+
+
+def test_operations_count_guidance_and_steps(bench: ModuleType, tiny_pipeline: Path) -> None:
+    operations = sys.modules[bench.share_of_peak.__module__].operations
+    once, guided, twice = (
+        operations(tiny_pipeline, {"steps": steps, "guidance": guidance})
+        for steps, guidance in ((1, 1.0), (1, 2.0), (2, 2.0))
+    )
+    assert 0 < once < guided and twice - guided == 2 * (guided - once)
