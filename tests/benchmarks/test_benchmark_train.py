@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipe import load_script
+from recipe import good, load_script
 
 from roentgen.errors import UserError
 
@@ -240,8 +241,8 @@ def test_ours_runs_for_real(bench: ModuleType, arms: ModuleType, job: Any) -> No
 def test_the_command_for_a_gpu_at_tiny_size(
     bench: ModuleType, arms: ModuleType, make_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole command with --device cuda, every process for real but on this processor; memory is what nvidia-smi
-    says. Seconds are made up, so that a busy machine changes nothing."""
+    """The whole command with --device cuda, every run for real but on this processor, ours without a process of its
+    own; memory is what nvidia-smi says. Seconds are made up, so that a busy machine changes nothing."""
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
     tool.write_text("#!/bin/sh\necho 2000\n")
@@ -249,10 +250,19 @@ def test_the_command_for_a_gpu_at_tiny_size(
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "peer.py").write_text("import sys\nassert '--train_data_dir' in sys.argv\n")
     real = arms.run
+
+    def here(job: Any, arm: str, steps: int) -> Any:
+        if arm.startswith(arms.PEER):
+            return dataclasses.replace(real(job, arm, steps), seconds=1.0 + steps)
+        shutil.rmtree(job.folder / "run", ignore_errors=True)
+        _, recipe, *flags = arms.command(job, arm, steps, job.folder / "run")
+        assert recipe == str(ROOT / "train" / "finetune.py")
+        good(*flags)
+        speed = json.loads((job.folder / "run" / "training.json").read_text())["speed"]
+        return arms.Run(1.0 + steps, 1.0 + steps, 10**9, speed)
+
     monkeypatch.setattr(bench, "cuda_or_cpu", lambda device: device)
-    monkeypatch.setattr(
-        arms, "run", lambda job, arm, steps: dataclasses.replace(real(job, arm, steps), seconds=1.0 + steps)
-    )
+    monkeypatch.setattr(arms, "run", here)
     model, out = make_pipeline(tmp_path / "model", channels=3), tmp_path / "train-gpu.json"
     words = ["--peer", str(tmp_path / "peer.py"), "--model", str(model), "--device", "cuda", "--batch", "2"]
     words += ["--short", "1", "--long", "3", "--repeats", "1", "--workers", "1", "--scratch", str(tmp_path / "work")]
@@ -260,6 +270,7 @@ def test_the_command_for_a_gpu_at_tiny_size(
     found = json.loads(out.read_text())
     assert set(found["details"]["arms"]) == {"peer", "peer-workers", "ours-online", "ours-cached"}
     assert found["details"]["arms"]["ours-online"]["images_per_second"]["median"] == 2
+    assert found["details"]["arms"]["peer"]["peak_memory_bytes"]["median"] == 0  # nothing more than before
     assert "| roentgen, latents and text cached |" in bench.table(found)
 
 

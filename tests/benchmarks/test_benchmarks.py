@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,10 +17,12 @@ import pytest
 import torch
 from recipe import load_script
 
+from roentgen import cli
 from roentgen.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "generate.py"
+SHORT = "--repeats 1 --helps 1 --short 1 --long 2"
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 PAGE = "before\n<!-- results:speed -->\nstale\n<!-- /results:speed -->\nafter\n"
 
@@ -196,14 +200,33 @@ def test_a_failed_command_is_no_measurement(bench: ModuleType) -> None:
         bench.timed_images(lambda images, folder: [sys.executable, "-c", "pass"], 1)
 
 
+def in_this_process(command: list[str], device: str = "cpu") -> tuple[float, float]:
+    """A command of a benchmark for real, but without the seconds of a new process: they are one, and one an image."""
+    words = [word.replace('"device": "cuda"', '"device": "cpu"') if word != "cuda" else "cpu" for word in command[1:]]
+    if words[:2] == ["-m", "roentgen"]:
+        assert cli.main(words[2:]) == 0
+        flags = dict(pairwise(words))
+        count = len(Path(flags["--prompts"]).read_text().splitlines()) if "--prompts" in flags else 1
+        return 1.0 + int(flags.get("--num-images", count)), 0.5
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        runpy.run_path(words[0], run_name="__main__")
+    return 1.0 + len(json.loads(words[1])["prompts"]), 0.5
+
+
 @pytest.mark.slow
-def test_for_real(tmp_path: Path, make_pipeline: Callable[..., Path]) -> None:
-    tiny_pipeline = make_pipeline(tmp_path / "tiny", window=77)  # as the prompts of data sets are long
+def test_for_real(
+    bench: ModuleType, tmp_path: Path, make_pipeline: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command: single images in processes of their own, data sets of every arm in this one."""
+    real = bench.timed
+    monkeypatch.setattr(
+        bench, "timed", lambda command, *device: (real if "--help" in command else in_this_process)(command, *device)
+    )
+    model = make_pipeline(tmp_path / "tiny", window=77)  # as the prompts of data sets are long
     page, out = tmp_path / "page.md", tmp_path / "results" / "speed.json"
     page.write_text(PAGE)
-    flags = f"--model {tiny_pipeline} --repeats 1 --helps 1 --short 1 --long 2 --out {out} --update {page}".split()
-    done = subprocess.run([sys.executable, str(SCRIPT), *flags], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert bench.main(f"--model {model} {SHORT} --out {out} --update {page}".split()) == 0
     found = json.loads(out.read_text())
     for side in ("roentgen", "diffusers"):
         assert found[side]["cold"]["median"] > 0.5 and 0.1 < found[side]["memory"]["median"] < 8
@@ -216,31 +239,41 @@ def test_for_real(tmp_path: Path, make_pipeline: Callable[..., Path]) -> None:
 def test_the_command_for_a_gpu_at_tiny_size(
     bench: ModuleType, make_pipeline: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """--device cuda: every process for real and in float16, but on this processor, where each would name the GPU."""
-    tool = tmp_path / "bin" / "nvidia-smi"
-    tool.parent.mkdir()
-    tool.write_text("#!/bin/sh\necho 2000\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
-    timing = sys.modules[bench.timed.__module__]
-    real, commands = timing.timed, []
+    """--device cuda: every command for real and in float16, but on this processor, where each would name the GPU."""
+    timing, commands = sys.modules[bench.timed.__module__], []
 
     def here(command: list[str], device: str = "cpu") -> tuple[float, float]:
-        commands.append(command)
-        return real([word.replace('"cuda"', '"cpu"') if word != "cuda" else "cpu" for word in command], device)
+        commands.append((" ".join(command), device))
+        return (0.1, 0.1) if "--help" in command else in_this_process(command)
 
     monkeypatch.setattr(timing, "timed", here)
     monkeypatch.setattr(bench, "timed", here)
     monkeypatch.setattr(bench, "cuda_or_cpu", lambda device: device)
     monkeypatch.setattr(bench, "ask_torch", lambda expression: "NVIDIA H200")
     model, out = make_pipeline(tmp_path / "tiny", window=77), tmp_path / "generate-gpu.json"
-    flags = f"--device cuda --model {model} --repeats 1 --helps 1 --short 1 --long 2 --out {out}".split()
-    assert bench.main(flags) == 0
-    assert len(commands) == 19 and sum("cuda" in " ".join(command) for command in commands) == 18  # all but the help
+    assert bench.main(f"--device cuda --model {model} {SHORT} --out {out}".split()) == 0
+    asked = [(command, device) for command, device in commands if "--help" not in command]
+    assert len(asked) == 18 and all(device == "cuda" and "cuda" in command for command, device in asked)
     found = json.loads(out.read_text())
-    assert found["settings"]["dtype"] == "float16" and found["roentgen"]["memory"]["median"] == 0
+    assert found["settings"]["dtype"] == "float16" and found["machine"]["device"] == "NVIDIA H200"
     assert "diffusers, batches, float16" in found["sets"]["arms"] and 0 < found["mfu"] < 1
     assert "on NVIDIA H200;" in bench.table(found) and "float32 or float16" in bench.summary_table(found)
+
+
+def test_memory_of_a_gpu_is_what_it_has_more_in_use(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An nvidia-smi that says 1,000 MiB more each time it is asked: before, at the start, and a second later."""
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\necho >> {tmp_path}/asked\necho $(($(wc -l < {tmp_path}/asked) * 1000))\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+    _, memory = bench.timed([sys.executable, "-c", "import time; time.sleep(1.5)"], "cuda")
+    assert memory * 1e9 >= 1000 * 2**20
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="nvidia-smi"):
+        bench.timed([sys.executable, "-c", "pass"], "cuda")
 
 
 def test_operations_count_guidance_and_steps(bench: ModuleType, tiny_pipeline: Path) -> None:

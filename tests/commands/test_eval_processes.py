@@ -51,8 +51,8 @@ def test_one_process_waits_for_nobody_and_several_need_an_address(monkeypatch: p
         pass
 
 
-def launched(start: tuple[str, ...], out: Path, words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *start, str(ROOT / "eval" / "suite.py"), *words, "--out", str(out)]
+def launched(out: Path, words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *TWO, str(ROOT / "eval" / "suite.py"), *words, "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
@@ -66,17 +66,19 @@ def figures(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does(tmp_path: Path, make_pipeline: Callable[..., Path]) -> None:
+def test_two_processes_measure_what_one_does(
+    tmp_path: Path, make_pipeline: Callable[..., Path], run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
     real = write_set(tmp_path / "real", {"test": 20}, 0)
     model = make_pipeline(tmp_path / "tiny", window=64)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("left pleural effusion\nno acute process\ncardiomegaly\n")
     words = ("--real", str(real), "--generate", str(model), "--prompts", str(prompts), "--num-images", "4",
              "--metrics", "kid,coverage", "--resamples", "20", "--replicates", "2", "--steps", "2")  # fmt: skip
-    one = launched((), tmp_path / "one", words)
-    two = launched(TWO, tmp_path / "two", words)
-    assert one.returncode == 0 and two.returncode == 0, one.stderr + two.stderr
-    assert one.stdout.count("report.html") == two.stdout.count("report.html") == 1  # one process reports
+    code, said, shown = run_cli("eval", *words, "--out", tmp_path / "one")
+    two = launched(tmp_path / "two", words)
+    assert code == 0 and two.returncode == 0, shown + two.stderr
+    assert said.count("report.html") == two.stdout.count("report.html") == 1  # one process reports
 
     for part in ("", "replicate-2"):
         a, b = tmp_path / "one" / part, tmp_path / "two" / part
@@ -102,9 +104,9 @@ def test_a_bad_image_is_named_once_and_left_out(tmp_path: Path) -> None:
     content[len(content) // 2 : len(content) // 2 + 400] = bytes(400)  # the header is whole, the pixels are not
     bad.write_bytes(content)
     words = ("--real", str(real), "--synthetic", str(made), "--metrics", "kid", "--resamples", "20")
-    refused = launched(TWO, tmp_path / "out", words)
+    refused = launched(tmp_path / "out", words)
     assert refused.returncode != 0 and refused.stderr.count("1 of 21 images are bad") == 1
     assert "test_3.png" in refused.stderr and "--skip-bad" in refused.stderr
-    skipped = launched(TWO, tmp_path / "out", (*words, "--skip-bad"))
+    skipped = launched(tmp_path / "out", (*words, "--skip-bad"))
     assert skipped.returncode == 0, skipped.stderr
     assert json.loads((tmp_path / "out" / "kid.json").read_text())["n"] == 20

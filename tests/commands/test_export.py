@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from roentgen import cli
 from roentgen.images import read_provenance
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -32,6 +33,18 @@ def command(*flags: object) -> list[str]:
 
 def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+
+
+def here(*flags: object) -> None:
+    """An export in this process, with one thread as in ``environment``, which must end well."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert cli.main(["export", *map(str, flags)]) == 0
+    finally:
+        torch.set_num_threads(threads)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -123,13 +136,13 @@ def test_pydicom_opens_it(shipped: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_finished_set_is_left_alone(shipped: Path) -> None:
+def test_a_finished_set_is_left_alone(run_cli: Cli, shipped: Path) -> None:
     before = tree(shipped)
     flags = ("--per-finding", 2, "--findings", "No Finding,Effusion,Cardiomegaly", "--out", shipped)
     formats = ("--format", "folder,parquet,webdataset,dicom")
-    done = subprocess.run(command(*flags, *formats), capture_output=True, text=True, env=environment(), timeout=600)
-    assert (done.returncode, done.stdout) == (0, f"{shipped}\n")
-    assert "complete already" in done.stderr
+    code, said, shown = run_cli("export", *flags, *formats)
+    assert (code, said) == (0, f"{shipped}\n")
+    assert "complete already" in shown
     assert tree(shipped) == before
 
 
@@ -140,7 +153,7 @@ def test_a_finished_set_is_left_alone(shipped: Path) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, str]:
     """The files of an unbroken run of the tiny model."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    subprocess.run(command("--model", model, *SMALL, "--out", out), check=True, env=environment(), timeout=900)
+    here("--model", model, *SMALL, "--out", out)
     return tree(out)
 
 
@@ -150,13 +163,14 @@ def test_killed_and_started_again_it_is_byte_identical(
     model: Path, tmp_path: Path, whole: dict[str, str], moment: str
 ) -> None:
     out = tmp_path / "out"
-    words = command("--model", model, *SMALL, "--out", out)
+    flags = ("--model", model, *SMALL, "--out", out)
     pattern, count = {
         "first draw": (".work/draws/round-0/*.json", 1),
         "third draw": (".work/draws/round-0/*.json", 3),
         "first shard written": (".work/written/*.json", 1),
     }[moment]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(*flags), env=environment(), **quiet)
     end = time.monotonic() + 400
     while len(list(out.glob(pattern))) < count:
         assert process.poll() is None and time.monotonic() < end
@@ -164,7 +178,7 @@ def test_killed_and_started_again_it_is_byte_identical(
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (out / "SHA256SUMS").exists()
-    subprocess.run(words, check=True, env=environment(), timeout=900)
+    here(*flags)
     assert tree(out) == whole
 
 

@@ -401,7 +401,7 @@ def test_fid_and_kid_of_folders_are_torch_fidelitys(inception_file: Path, tmp_pa
     from roentgen.metrics.distribution import kernel
 
     rng = np.random.default_rng(0)
-    for kind, count in (("a", 9), ("b", 12)):
+    for kind, count in (("a", 6), ("b", 8)):
         (tmp_path / kind).mkdir()
         for number, image in enumerate(greys(count)):
             noisy = np.clip(image + rng.normal(0, 40 if kind == "a" else 10, image.shape), 0, 255).astype(np.uint8)

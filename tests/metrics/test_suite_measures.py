@@ -101,10 +101,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         Image.open(path).save(copied / f"{number:03d}.png")
     siamese = folder / "pairs.py"
     siamese.write_text(SIAMESE)
-    return {"real": real, "made": made, "copied": copied, "siamese": siamese}
+    (folder / "features").mkdir()
+    return {"real": real, "made": made, "copied": copied, "siamese": siamese, "features": folder / "features"}
 
 
 def arguments(world: dict[str, Path], out: Path, *more: str, synthetic: str = "made") -> list[str]:
+    """An evaluation into ``out``; the features of its images are computed once for all of these tests."""
+    out.mkdir(exist_ok=True)
+    (out / "cache").symlink_to(world["features"])
     sets = ["--real", str(world["real"]), "--train", str(world["real"]), "--synthetic", str(world[synthetic])]
     return ["eval", *sets, "--out", str(out), "--resamples", "50", *more]
 

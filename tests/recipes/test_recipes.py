@@ -1,4 +1,4 @@
-"""The recipes as users start them, in processes of their own, and what they save is loaded.
+"""The recipes as users start them, each launcher in a process of its own once, and what they save is loaded.
 
 Options, resuming and many processes of train/finetune.py have files of their own.
 """
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from recipe import ROOT, few_rows
+from recipe import ROOT, few_rows, good
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 ENV["ACCELERATE_USE_CPU"] = "true"
@@ -21,6 +21,12 @@ ENV["ACCELERATE_USE_CPU"] = "true"
 def run(script: str, *flags: object, start: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *start, str(ROOT / "train" / script), *(str(flag) for flag in flags)]
     return subprocess.run(command, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def launched(*flags: object, name: str) -> None:
+    """A recipe's launcher in a process of its own, which must end well."""
+    made = run(f"{name}.py", *flags)
+    assert made.returncode == 0, made.stderr
 
 
 @pytest.fixture(scope="module")
@@ -65,29 +71,26 @@ def test_autoencoder_then_text_then_a_model_from_nothing(encoder: str, few: Path
     shape = ["--size", 32, "--crop", 16, "--channels", "[8, 16, 64]", "--groups", 4, "--latent_channels", 4]
     steps = ["--images", 16, "--batch_size", 4, "--precision", "no"]
     flags = [*shape, *steps, "--encoder", encoder, "--out", vae, "--manifest", few]
-    made = run("autoencoder.py", *flags)
-    assert made.returncode == 0, made.stderr
+    train = launched if encoder == "pca" else good  # once as users start them: the launchers are the same
+    train(*flags, name="autoencoder")
     if encoder == "pca":  # the decoder goes on, on the same projection with its channels rescaled
         flags[flags.index("pca")], flags[flags.index("--out") + 1] = "start", tmp_path / "next"
         more = ["--consistency_weight", 0.5, "--latent_noise", 0.1, "--gain_jitter", 0.1, "--whitening", 1]
-        made = run("autoencoder.py", *flags, "--start", vae / "vae", *more)
-        assert made.returncode == 0, made.stderr
+        good(*flags, "--start", vae / "vae", *more, name="autoencoder")
         vae = tmp_path / "next"
-    made = run(
-        "text_encoder.py", "--manifest", few, "--out", text, "--width", 32, "--layers", 1, "--texts", 128,
-        "--corpus", 200, "--window", 77,
+    train(
+        "--manifest", few, "--out", text, "--width", 32, "--layers", 1, "--texts", 128, "--corpus", 200,
+        "--window", 77, name="text_encoder",
     )  # fmt: skip
-    assert made.returncode == 0, made.stderr
     unet = {
         "sample_size": 8, "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4,
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "attention_head_dim": 2,
         "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     }  # fmt: skip
-    made = run(
-        "finetune.py", "--manifest", few, "--vae", vae / "vae", "--text", text, "--unet", json.dumps(unet),
-        "--images", 8, "--batch_size", 4, "--composed", 1, "--steps", 2, "--sample_every", 10**6, "--out", out,
+    train(
+        "--manifest", few, "--vae", vae / "vae", "--text", text, "--unet", json.dumps(unet), "--images", 8,
+        "--batch_size", 4, "--composed", 1, "--steps", 2, "--sample_every", 10**6, "--out", out, name="finetune",
     )  # fmt: skip
-    assert made.returncode == 0, made.stderr
     from roentgen import generate, load_model
 
     assert next(generate(load_model(str(out / "pipeline"), device="cpu"), ["cardiomegaly"])).image.shape == (32, 32)
@@ -100,16 +103,13 @@ def test_classifier_learns_scores_and_rewards(few: Path, finetune_flags, tmp_pat
     from roentgen.models.classifier import load_classifier
 
     flags = ["--manifest", few, "--images", 16, "--batch_size", 8, "--min_positive", 2, "--precision", "no"]
-    made = run("classifier.py", *flags, "--size", 64, "--out", tmp_path / "pixels")
-    assert made.returncode == 0, made.stderr
+    launched(*flags, "--size", 64, "--out", tmp_path / "pixels", name="classifier")
     judge = load_classifier(tmp_path / "pixels")
     images = np.zeros((3, 256, 256), np.uint8)
     assert judge.predict(images).shape == (3, len(judge.findings))
     assert judge.predict_sides(images).shape == (3, len(judge.findings), 2)
-    made = run("classifier.py", *flags, "--size", 32, "--out", tmp_path / "small")
-    assert made.returncode == 0, made.stderr
-    made = run(
-        "finetune.py", *finetune_flags, "--images", 8, "--out", tmp_path / "rewarded", "--reward", tmp_path / "small",
+    good(*flags, "--size", 32, "--out", tmp_path / "small", name="classifier")
+    good(
+        *finetune_flags, "--images", 8, "--out", tmp_path / "rewarded", "--reward", tmp_path / "small",
         "--reward_weight", 0.1,
     )  # fmt: skip
-    assert made.returncode == 0, made.stderr

@@ -10,11 +10,12 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -126,11 +127,17 @@ def render(report: Report) -> str:
         ("images", "Images", report.panels),
         ("conditions", "Conditions", True),
     ]
+    shown = [(name, title) for name, title, content in sections if content]
+    return _page().render(report=report, notes=notes, sections=shown)
+
+
+@cache
+def _page() -> Template:
+    """The page's template, which takes longer to compile than to fill."""
     jinja = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     filters = {"number": number, "interval": interval, "data_uri": data_uri, "svg_uri": _svg_uri, "parts": _parts}
     jinja.filters |= filters
-    shown = [(name, title) for name, title, content in sections if content]
-    return jinja.get_template("page.html.jinja").render(report=report, notes=notes, sections=shown)
+    return jinja.get_template("page.html.jinja")
 
 
 def _parts(value: Any) -> list[str]:
