@@ -14,7 +14,7 @@ import contextlib
 import importlib.metadata
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from inception_weights import write_random_inception
 from numpy.typing import NDArray
+from PIL import Image
 from timing import require_packages
 
 from eval import make_images
@@ -39,6 +40,7 @@ from roentgen.metrics.result import Context, write_result
 NAME = "peers"
 PACKAGES = ("piq", "torchmetrics", "torch-fidelity", "prdc")
 SIDE = 320
+SQUASHED = 299
 FEW = 64
 """Dimensions of the features of which there are more images than dimensions."""
 Features = NDArray[np.float64]
@@ -61,6 +63,7 @@ def measured(out: Path, *, images: int, seed: int) -> None:
         classifier = load_extractor("classifier")
         a, b = (classifier(pictures[side])["features"].astype(np.float64) for side in "ab")
         rows = of_features(a, b) + of_files(pictures, Path(scratch) / "inception.pth", seed)
+        rows += of_squashed(pictures, classifier)
     agree = [row["difference"] for row in rows if row["agrees"]]
     context = Context(
         extractor=f"classifier {classifier.hash}; Inception-v3 with random weights", resize=classifier.chain, seed=seed,
@@ -134,6 +137,28 @@ def of_files(pictures: Mapping[str, Sequence[NDArray[np.uint8]]], weights: Path,
                 metric.update(torch.from_numpy(image.copy()).expand(1, 3, -1, -1), real=real)
         rows.append(row(f"FID of files, torchmetrics, {words}", float(metric.compute()), ours))
     return rows
+
+
+def of_squashed(
+    pictures: Mapping[str, Sequence[NDArray[np.uint8]]], classifier: Callable[..., Any]
+) -> list[dict[str, Any]]:
+    """What CheXGenBench does before its network for X-rays, which wants 518 px and the centre square: every image is
+    squashed to 299 px a side, whatever its shape (its ``metrics/fid.py``). Here before the shipped classifier, for
+    squares, and for images of 4 to 5 on one side, as radiographs are, beside squares, as generators make them."""
+    rows = []
+    portrait = [image[:, SIDE // 10 : SIDE - SIDE // 10] for image in pictures["a"]]
+    for words, first in (("squares", pictures["a"]), ("4:5 beside squares", portrait)):
+        distances = []
+        for squash in (True, False):
+            sets = [[_squashed(image) for image in side] if squash else side for side in (first, pictures["b"])]
+            distances.append(float(frechet.feature_distance(*(classifier(one)["features"] for one in sets))))
+        rows.append(row(f"FID, squashed to {SQUASHED} px as in CheXGenBench, {words}", *distances))
+    return rows
+
+
+def _squashed(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """By Pillow's antialiased bilinear, as torchvision's ``Resize`` does to files."""
+    return np.asarray(Image.fromarray(image).resize((SQUASHED, SQUASHED), Image.Resampling.BILINEAR))
 
 
 def as_table(result: Mapping[str, Any]) -> str:

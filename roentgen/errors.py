@@ -25,6 +25,20 @@ def install(extra: str) -> str:
     return f"pip install 'roentgen-cxr[{extra}]', or in a clone pip install '.[{extra}]'"
 
 
+def is_memory(error: BaseException) -> bool:
+    """Whether memory was not to be had; PyTorch says so of a processor's in words."""
+    said = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return said or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether something is wrong with what ran, its input or the code: not memory, nor a request to stop.
+
+    A panic of a library in Rust is one, although its class is not among Python's exceptions.
+    """
+    return not is_memory(error) and (isinstance(error, Exception) or type(error).__name__ == "PanicException")
+
+
 class Terminated(BaseException):
     """SIGTERM, as batch systems send it before they kill; like KeyboardInterrupt, nothing but ``run`` catches it."""
 
@@ -48,7 +62,7 @@ def run(main: Callable[[], int | None], *, prog: str) -> int:
     except UserError as error:
         return _say(error, f"{prog}: error: {error}", 2)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):  # PyTorch's way of saying it
+        if not is_memory(error):
             raise
         return _say(error, f"{prog}: error: not enough memory; close other programs, or ask for less at once", 2)
     except OSError as error:

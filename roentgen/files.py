@@ -59,9 +59,12 @@ def read_bytes(path: Path, *, advice: str = "check the path") -> bytes:
 
 
 def read_json(path: Path, *, advice: str = "check the path") -> dict[str, Any]:
-    """A JSON file that holds an object; UserError otherwise."""
+    """A JSON file that holds an object; UserError otherwise, and where a text in it is none in Unicode."""
+    data = read_bytes(path, advice=advice)
     try:
-        value = json.loads(read_bytes(path, advice=advice))
+        value = json.loads(data)
+        if re.search(rb"\\u[dD][89a-fA-F]", data):  # half of a character is found only when it is printed
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({reason(error)}); {advice}") from None
     if not isinstance(value, dict):

@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -127,6 +129,39 @@ def test_ids_that_differ_have_names_that_differ() -> None:
     one, other, third = slugs(["Case 1", "case-1", "case-3"])
     assert one != other and {one[:7], other[:7]} == {"case-1-"} and third == "case-3"
     assert slugs(["left", "left"]) == ["left", "left"]
+
+
+def test_a_sentence_has_a_line_of_its_own_beside_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    from tqdm import tqdm
+
+    def main() -> int:
+        for _ in tqdm(range(3), desc="images", leave=False):
+            raise KeyboardInterrupt
+        return 0
+
+    assert errors.run(main, prog="roentgen") == 130
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert lines[-1].startswith("roentgen: ") and not any("images" in line for line in lines if "roentgen: " in line)
+
+
+def test_a_table_without_the_extra_names_it(tmp_path: Path) -> None:
+    """eval/table.py where jinja2 is not installed."""
+    root = Path(__file__).parents[1]
+    code = "import runpy, sys; sys.modules['jinja2'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    words = [sys.executable, "-c", code, "eval/table.py", "eval/results/mini-suite"]
+    ran = subprocess.run(words, cwd=root, capture_output=True, text=True)
+    assert ran.returncode == 2 and "Traceback" not in ran.stderr
+    assert "jinja2" in ran.stderr and "roentgen-cxr[eval]" in ran.stderr
+
+
+def test_no_text_of_the_sample_is_too_long_for_mini() -> None:
+    import pandas as pd
+
+    from roentgen import load_model
+
+    model = load_model("mini", device="cpu")
+    for text in pd.read_csv(Path(__file__).parents[1] / "data" / "sample" / "manifest.csv")["text"]:
+        model.check(text)
 
 
 def test_no_file_tells_where_the_model_lies(run_cli: Cli, make_pipeline: Callable[..., Path], tmp_path: Path) -> None:

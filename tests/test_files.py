@@ -141,6 +141,16 @@ def test_a_failed_read_is_one_sentence(tmp_path: Path) -> None:
         files.read_json(tmp_path / "a.json")
 
 
+def test_half_a_character_in_json_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(r'{"a": "\ud83e\udec1", "b": "\\ud800"}')
+    assert files.read_json(path) == {"a": "\U0001fac1", "b": "\\ud800"}  # a whole one, and the name of one
+    for text in (r'{"a": ["x\ud800"]}', r'{"\uDFFF": 1}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"a\.json"):
+            files.read_json(path)
+
+
 def test_a_home_that_nobody_knows_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     assert files.user_path("~/x") == Path("/home/somebody/x")

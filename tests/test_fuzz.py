@@ -22,7 +22,7 @@ from fuzz.world import World
 from roentgen.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-DOCUMENT, RESULT = ROOT / "docs" / "reliability.md", ROOT / "benchmarks" / "results" / "fuzz.json"
+DOCUMENT, RESULTS = ROOT / "docs" / "reliability.md", ROOT / "benchmarks" / "results"
 
 
 @pytest.mark.slow
@@ -33,6 +33,15 @@ def test_two_thousand_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert sum(row["inputs"] for row in found["counts"]) == 2000
     tried = {row["command"] for row in found["counts"]}
     assert {"generate", "export", "eval", "data check", "data shard", "train finetune", "info"} <= tried
+
+
+@pytest.mark.slow
+def test_every_value_of_json_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sample of what `--sweep` tries."""
+    code = harness.main(["--sweep", "--every", "101", "--json", str(tmp_path / "fuzz.json")])
+    found = json.loads((tmp_path / "fuzz.json").read_text())
+    assert not found["findings"] and code == 0 and found["inputs"] > 200
+    assert {"generate", "report", "export", "eval", "data shard", "push"} <= {row["command"] for row in found["counts"]}
 
 
 def test_limits_notice_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,9 +104,9 @@ def test_every_command_is_tried(tmp_path: Path) -> None:
     assert sound_words("generate", World(tmp_path)) and sound_words("no such command", World(tmp_path)) is None
 
 
-@pytest.mark.skipif(not RESULT.is_file(), reason="no long run has been made yet")
-def test_the_document_has_the_counts_of_its_result() -> None:
-    result = json.loads(RESULT.read_text())
-    text = re.search(r"<!-- results:fuzz -->\n(.*?)<!-- /results:fuzz -->", DOCUMENT.read_text(), re.DOTALL)
+@pytest.mark.parametrize("name", [name for name in ("fuzz", "fuzz-sweep") if (RESULTS / f"{name}.json").is_file()])
+def test_the_document_has_the_counts_of_its_result(name: str) -> None:
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    text = re.search(rf"<!-- results:{name} -->\n(.*?)<!-- /results:{name} -->", DOCUMENT.read_text(), re.DOTALL)
     assert text is not None and text[1].strip() == harness.table(result)
     assert not result["findings"] and result["inputs"] >= 2_000

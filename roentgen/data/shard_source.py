@@ -150,7 +150,11 @@ def is_complete(about: dict[str, Any] | None) -> bool:
         isinstance(about, dict)
         and isinstance(shards, dict)
         and {"size", "index_sha256"} <= about.keys()
-        and all(isinstance(tar, dict) and {"start", "size", "sha256"} <= tar.keys() for tar in shards.values())
+        and all(
+            isinstance(tar, dict)
+            and all(type(tar.get(key)) is kind for key, kind in (("start", int), ("size", int), ("sha256", str)))
+            for tar in shards.values()
+        )
     )
 
 

@@ -184,7 +184,8 @@ class _Writer:
 
 def _own_names(out: Path) -> set[str]:
     """The tars in ``out`` that its own lists name, whatever of the lists is left."""
-    names = set((json_object(out / ABOUT) or {}).get("shards") or ())
+    listed = (json_object(out / ABOUT) or {}).get("shards")
+    names: set[Any] = set(listed) if isinstance(listed, dict) else set()
     with contextlib.suppress(OSError, ValueError, KeyError):
         names |= set(pd.read_parquet(out / INDEX, columns=["shard"])["shard"])
     if not (json_object(out / PROGRESS / "plan.json") or {}).get("staged"):
@@ -249,6 +250,8 @@ def _tars_of_index(out: Path) -> dict[str, Written]:
     index = pd.read_parquet(out / INDEX, columns=["image", *ADDED])
     known = {}
     for name, part in index.groupby("shard", sort=False):
+        if name not in about["shards"]:
+            continue  # lost from the list: written again
         listed = about["shards"][name]
         members = [Path(image).name for image in part["image"]]
         places = zip(members, part["offset"], part["length"], part["sha256"], strict=True)

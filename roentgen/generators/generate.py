@@ -77,12 +77,12 @@ def check_model(folder: Path) -> None:
 def _family(folder: Path) -> str:
     """Family of the model in ``folder``, a key of ``FAMILIES``."""
     name = roentgen_json(folder).get("family", "diffusion")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(
             f"{folder / 'roentgen.json'}: family is {name!r}, which this version does not know; "
             f"it knows {', '.join(FAMILIES)}"
         )
-    return str(name)
+    return name
 
 
 def check_settings(*, num_images: int = 1, seed: int = 0, batch_size: int = 4, **settings: Any) -> None:

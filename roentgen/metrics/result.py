@@ -14,7 +14,7 @@ import numpy as np
 
 from roentgen.config import as_dict
 from roentgen.errors import UserError
-from roentgen.files import read_json, reason, write_atomic
+from roentgen.files import read_json, reason, sha256, write_atomic
 from roentgen.provenance import ROOT, command_line, git_state, portable, versions
 
 KEYS = (
@@ -90,8 +90,19 @@ def write_result(
             "command": context.command,
         }
     )
+    result["sha256"] = _sum(result)
     write_json(path, result)
     return dict(result)
+
+
+def _sum(result: Mapping[str, Any]) -> str:
+    """Of all that a result says beside it."""
+    return sha256(json.dumps({key: value for key, value in result.items() if key != "sha256"}, sort_keys=True))
+
+
+def is_unchanged(result: Mapping[str, Any]) -> bool:
+    """Whether a result is as it was written; one of an older version, without a sum, counts as such."""
+    return "sha256" not in result or result["sha256"] == _sum(result)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -30,7 +30,7 @@ from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import SUITES, VALIDATION, EvaluationInputs, Measure, Result, Unavailable
 from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.reading import match_to_real
-from roentgen.metrics.result import Context, read_measure, write_json, write_result
+from roentgen.metrics.result import Context, is_unchanged, read_measure, write_json, write_result
 from roentgen.provenance import __version__, portable, versions
 
 DEFAULT_EXTRACTORS = ("judge", "classifier")
@@ -334,6 +334,8 @@ def _kept(path: Path, context: Context, measure: Measure) -> dict[str, Any] | No
     try:
         result = read_measure(path)
     except UserError:
+        return None
+    if not is_unchanged(result):
         return None
     same = (result["extractor"], result["resize"], result["seed"]) == (context.extractor, context.resize, context.seed)
     return result if same and _same_inputs(result, context.inputs, measure) else None

@@ -14,16 +14,18 @@ import json
 import re
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from roentgen.errors import UserError
+from roentgen.errors import UserError, is_fault
 from roentgen.files import read_json, reason
 from roentgen.models.hub import VARIANTS, WEIGHTED, weights
 from roentgen.models.plain import load_part
 
 COMPONENTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 ADVICE = "fetch the model again"
+MOST_LAYERS = 10_000
 # For transformers: nothing is fetched, and a folder with an auto_map is not asked about on stdin.
 SAFE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # Library and classes of each component; others would run code that nobody here has read, or are of other pipelines.
@@ -143,15 +145,17 @@ def load_component(folder: Path, name: str, library: str, class_name: str, dtype
         options["torch_dtype" if library == "diffusers" else "dtype"] = dtype
     if class_name in POOLED:
         options["add_pooling_layer"] = False
-    if library == "diffusers" and name in WEIGHTED:
-        check_numbers(component, folder / name / "config.json")
+    if name in WEIGHTED:
+        check_numbers(folder / name / "config.json", component if library == "diffusers" else None)
     found: tuple[Any, Any] | None = None
     try:
         if name == "text_encoder" and library == "transformers":
             found = component.from_pretrained(folder / name, output_loading_info=True, **options)
         else:
             loaded = component.from_pretrained(folder / name, **options)
-    except Exception as error:  # config, JSON, safetensors and shape errors alike mean a bad component
+    except BaseException as error:  # config, JSON, safetensors and shape errors alike mean a bad component
+        if not is_fault(error):
+            raise
         raise UserError(
             f"{folder / name}: cannot be loaded as {class_name} ({reason(error)}); fetch the model again"
         ) from error
@@ -163,14 +167,33 @@ def load_component(folder: Path, name: str, library: str, class_name: str, dtype
     return loaded.eval().requires_grad_(False)
 
 
-def check_numbers(component: Any, path: Path) -> None:
-    """UserError if a configuration has a text, a table, true or false where ``component``, a class of diffusers, has a
-    number by default: diffusers takes it, and the first use fails."""
-    config = read_json(path, advice=ADVICE)
-    for key, parameter in inspect.signature(component.__init__).parameters.items():
+def check_numbers(path: Path, component: Any = None) -> None:
+    """UserError for a configuration whose numbers are none, or beyond all networks, which would take hours to build.
+
+    Where ``component``, a class of diffusers, has a number by default, a text, a table, true or false is refused too:
+    diffusers takes it, and the first use fails.
+    """
+    config = read_json(path, advice=ADVICE) if path.exists() else {}  # the loader says what is missing
+    for key, value in _scalars(config):
+        if isinstance(value, int | float) and not abs(value) < (MOST_LAYERS if "layers" in key else 2**31):
+            raise UserError(f"{path}: {key} is {str(value)[:40]}, which no network has; {ADVICE}")
+    defaults = {} if component is None else inspect.signature(component.__init__).parameters
+    for key, parameter in defaults.items():
         number = isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool)
         if number and isinstance(config.get(key), str | dict | bool):
             raise UserError(f"{path}: {key} must be a number, not {json.dumps(config[key])}; {ADVICE}")
+
+
+def _scalars(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """All values inside with the names under which they stand."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _scalars(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _scalars(inner, key)
+    else:
+        yield key, value
 
 
 def nothing_missing(loaded: tuple[Any, Any], who: str, *, unused: tuple[str, ...] = ()) -> Any:
@@ -204,6 +227,7 @@ def load_vae(folder: Path) -> Any:
     """An ``AutoencoderKL`` from a diffusers folder, in evaluation mode, without gradients."""
     from diffusers import AutoencoderKL
 
+    check_numbers(folder / "config.json", AutoencoderKL)
     try:
         vae = AutoencoderKL.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # config, JSON, safetensors and shape errors alike mean a bad folder

@@ -67,6 +67,7 @@ def load_clip(name: str, folder: Path, *, device: str = "cpu") -> FunctionEncode
     weights, variant = hub.pick_weights(path.name for path in folder.iterdir())
     if not weights:
         raise UserError(f"--dual-encoder {name}: no weights in {folder} (model.safetensors); fetch them as well")
+    loading.check_numbers(folder / "config.json")
     try:
         processor = CLIPImageProcessor.from_pretrained(folder, **loading.SAFE)
         tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)

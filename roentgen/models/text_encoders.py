@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roentgen.errors import UserError
+from roentgen.errors import UserError, is_fault
 from roentgen.files import read_json, reason, user_path
 from roentgen.models import hub, loading
 
@@ -83,6 +83,7 @@ def load_text_encoder(name: str, *, layer: str = "last") -> tuple[Any, Any]:
             f"--text-encoder {name}: no text encoder in {folder} (no config.json); pass a folder that "
             "`save_pretrained` or `hf download` wrote"
         )
+    loading.check_numbers(home / "config.json")
     values = read_json(home / "config.json", advice=loading.ADVICE)
     family = FAMILIES.get(str(values.get("model_type")))
     if family is None:
@@ -151,7 +152,9 @@ def _load_tokenizer(folder: Path, family: Family) -> Any:
     # The class is given, not looked up: a tokenizer_config.json may name one that only remote code has.
     try:
         return getattr(transformers, family.tokenizer).from_pretrained(folder, **loading.SAFE)
-    except Exception as error:  # JSON, tokenizers and OS errors alike mean a bad file
+    except BaseException as error:  # JSON, tokenizers and OS errors alike mean a bad file
+        if not is_fault(error):
+            raise
         raise UserError(f"{folder}: the tokenizer cannot be loaded ({reason(error)}); fetch it again") from error
 
 
@@ -366,7 +369,10 @@ def make_reader(tokenizer: Any, text_encoder: Any, *, window: int | None = None,
     try:
         frame = len(tokenizer("")["input_ids"])
         widest = min((int(limit) for limit in (tokenizer.model_max_length, positions) if limit), default=0)
-    except Exception as error:  # whatever its settings hold
+        tokenizer(["left pleural effusion"], add_special_tokens=False)
+    except BaseException as error:  # whatever its settings hold
+        if not is_fault(error):
+            raise
         raise UserError(f"the tokenizer cannot be used ({reason(error)}); fetch the model again") from error
     if window is None:
         window = widest

@@ -16,7 +16,7 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from roentgen.errors import UserError
+from roentgen.errors import UserError, is_fault
 from roentgen.files import file_hash, read_json, reason
 from roentgen.models import hub, loading
 from roentgen.prompts import NO_FINDING, parse
@@ -45,6 +45,7 @@ class Captioner:
 def open_captioner(folder: Path, *, flag: str = "--model") -> Captioner:
     """The model of a folder, on the CPU in float32 and evaluation mode; UserError where it is none of these."""
     about = read_json(folder / "config.json")
+    loading.check_numbers(folder / "config.json")
     if about.get("kind") == xreport.KIND:
         model, tokenizer, size = xreport.load(folder, flag=flag)
         return Captioner("xreport", model, tokenizer, size, plain_pixels)
@@ -60,7 +61,9 @@ def open_captioner(folder: Path, *, flag: str = "--model") -> Captioner:
         processor = AutoImageProcessor.from_pretrained(folder, **loading.SAFE)
         tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **loading.SAFE)
-    except Exception as error:  # config, tokenizer, processor and weight errors alike mean a bad folder
+    except BaseException as error:  # config, tokenizer, processor and weight errors alike mean a bad folder
+        if not is_fault(error):
+            raise
         raise UserError(
             f"{flag} {folder}: cannot be loaded as an image-to-text model ({reason(error)}); it needs config.json, "
             "weights, preprocessor_config.json and the tokenizer's files"

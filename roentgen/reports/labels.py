@@ -4,7 +4,7 @@ sentences composed from what it finds. Its prose is plain; what it says, it can 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from roentgen.errors import UserError
 from roentgen.files import file_hash, reason
+from roentgen.models.trial import blamed
 from roentgen.prompts import FINDINGS
 from roentgen.reports import screen, sentences
 from roentgen.reports.base import NOTHING_KNOWN, Context, Finding, Image, Info, Report, contexts_of, unread
@@ -135,11 +136,20 @@ class LabelsReporter:
         strange: what ``screen.refused`` reads; None leaves all images to be read.
         about: of the reporter.
         device: where it runs.
+        folder: where it comes from.
     """
 
     def __init__(
-        self, net: FindingNet, info: Mapping[str, Any], *, strange: Mapping[str, Any] | None, about: Info, device: str
+        self,
+        net: FindingNet,
+        info: Mapping[str, Any],
+        *,
+        strange: Mapping[str, Any] | None,
+        about: Info,
+        device: str,
+        folder: Path,
     ) -> None:
+        self.folder = folder
         self.net = net.to(device)
         self.rules = rules_of(info)
         self.size = int(info["size"])
@@ -166,6 +176,17 @@ class LabelsReporter:
 
     def read(self, images: Sequence[Image], contexts: Sequence[Context] = ()) -> tuple[list[Report], Predictions]:
         """The reports of at least one image, and what the network said of each."""
+        with blamed(self.folder, self.trial):
+            return self._read(images, contexts)
+
+    def trial(self) -> None:
+        """A report of an even image, and one that finds everything: fails where the folder's settings do not work."""
+        seen = self.predict([np.zeros((64, 64), np.uint8)])
+        everything = replace(self.rules, thresholds=dict.fromkeys(self.rules.findings, 0.0), abnormal={})
+        for rules in (self.rules, everything):
+            sentences.compose_report(*found_in(rules, seen, 0))
+
+    def _read(self, images: Sequence[Image], contexts: Sequence[Context]) -> tuple[list[Report], Predictions]:
         seen = self.predict(images)
         strange = np.zeros(len(images), bool) if self.strange is None else screen.refused(seen.deep, self.strange)
         reports = []
@@ -190,18 +211,18 @@ def load_labels(folder: Path, *, device: str = "cpu", name: str = "", flag: str 
                 strange = {key: arrays[key] for key in arrays.files}
         except Exception as error:  # of zip files and of arrays
             raise UserError(f"{folder / SCREEN}: cannot be read ({reason(error)}); fetch the reporter again") from error
-    about = Info(
-        name=name or folder.name,
-        hash=file_hash(folder / WEIGHTS),
-        kind="labels",
-        licence=str(info.get("licence", "")),
-        findings=tuple(info["findings"]),
-        placed=tuple(info.get("places", {})),
-        reads=(),
-    )
     try:
-        return LabelsReporter(net, info, strange=strange, about=about, device=device)
-    except (KeyError, TypeError) as error:
+        about = Info(
+            name=name or folder.name,
+            hash=file_hash(folder / WEIGHTS),
+            kind="labels",
+            licence=str(info.get("licence", "")),
+            findings=tuple(info["findings"]),
+            placed=tuple(info.get("places", {})),
+            reads=(),
+        )
+        return LabelsReporter(net, info, strange=strange, about=about, device=device, folder=folder)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{flag} {folder}: {CONFIG} is not that of a labels reporter ({reason(error)}); fetch it again"
         ) from None

@@ -138,6 +138,7 @@ def _backbone(name: str, flag: str) -> PreTrainedModel:
             f"{flag} {name}: not on this disk; where there is a network run `hf download {name} --local-dir FOLDER` "
             "(config.json and model.safetensors), then give the folder; `convolutional` needs none"
         )
+    loading.check_numbers(folder / "config.json")
     try:
         loaded: Any = AutoModel.from_pretrained(folder, output_loading_info=True, **loading.SAFE)
     except Exception as error:  # config and weight errors alike mean a bad folder

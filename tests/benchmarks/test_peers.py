@@ -46,6 +46,22 @@ def test_features_of_equal_packages_agree(bench: ModuleType) -> None:
     assert all(each["agrees"] for each in rows if "prdc" in each["what"] and "cut" not in each["what"])
 
 
+def test_a_squash_moves_what_is_not_square(bench: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 200, bench.SIDE)
+    pictures = {
+        side: [(ramp + rng.uniform(0, 55)).astype(np.uint8)[None].repeat(bench.SIDE, 0) for _ in range(6)]
+        for side in "ab"
+    }
+
+    def slopes(images: list[Any]) -> dict[str, Any]:
+        found = [[float(np.diff(image[0, [40, 200]].astype(float))[0]) / 160, float(image.mean())] for image in images]
+        return {"features": np.array(found)}
+
+    square, portrait = bench.of_squashed(pictures, slopes)
+    assert abs(portrait["difference"]) > abs(square["difference"])
+
+
 def test_torchmetrics_takes_features_as_they_are() -> None:
     """Its FID of a given network's features is ours: only its own resize differs."""
     import torch

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -300,6 +301,33 @@ def test_shards_whose_options_are_damaged_are_of_other_options(manifest: Path, t
         (tmp_path / "shards" / "shards.json").write_text(json.dumps({**about, "shard_mb": size}))
         with pytest.raises(UserError, match=r"shards.*options|shards written with"):
             write_shards(manifest, tmp_path / "shards", shard_mb=SMALL)
+
+
+@pytest.mark.parametrize("tar", ["gone", {"start": False}, {"start": None}, {"size": "x"}, {"sha256": 1}, 1.5])
+def test_damaged_lists_are_written_again(manifest: Path, tmp_path: Path, tar: Any) -> None:
+    out = tmp_path / "shards"
+    write_shards(manifest, out)
+    about, whole = out / "shards.json", {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    said = json.loads(about.read_text())
+    name = next(iter(said["shards"]))
+    if tar == "gone":
+        del said["shards"][name]
+    else:
+        said["shards"][name] = {**said["shards"][name], **tar} if isinstance(tar, dict) else tar
+    about.write_text(json.dumps(said))
+    write_shards(manifest, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == whole
+
+
+@pytest.mark.parametrize("shards", [1.5, [[]], "x", None])
+def test_a_list_of_tars_that_is_none(manifest: Path, tmp_path: Path, shards: Any) -> None:
+    out = tmp_path / "shards"
+    write_shards(manifest, out)
+    about = out / "shards.json"
+    whole = about.read_bytes()
+    about.write_text(json.dumps({**json.loads(whole), "shards": shards}))
+    write_shards(manifest, out)
+    assert about.read_bytes() == whole
 
 
 def test_overwriting_keeps_the_old_shards_until_the_new_are_whole(manifest: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from roentgen.experiments.augmentation import gain as augmentation
 from roentgen.experiments.augmentation import runs as gain_runs
 from roentgen.experiments.augmentation.arms import ARMS, plan_runs, real_subset, schedule, synthetic_rows
 from roentgen.experiments.augmentation.classifier import Recipe, build_net, classic, masked_loss
+from roentgen.experiments.augmentation.report import in_words
 from roentgen.experiments.augmentation.sources import Source
 from roentgen.metrics.adherence.auroc import weighted_auroc
 from roentgen.metrics.statistics import cluster_weights
@@ -308,6 +309,14 @@ def test_the_result_says_what_each_arm_was_trained_on(finished: Path) -> None:
         **{("real+x1", "n20"): (20, 20, 20, 128), ("real+x1", "n40"): (40, 40, 40, 128)},
         ("pretrain", "n40"): (40, 50, 50, 128),
     }
+
+
+def test_plots_name_arms_in_words() -> None:
+    words = [in_words(name) for name in ARMS]
+    assert len(set(words)) == len(words) and not any("x1" in each or "  " in each for each in words)
+    assert in_words("real+x1@g4") == "real + 1 × synthetic (g4)" and in_words("real") == "real"
+    assert in_words("classic-half") == "real, half the training, classic augmentation"
+    assert in_words("classic-synthetic-x5") == "5 × synthetic alone, classic augmentation"
 
 
 def test_all_arms_are_in_the_table_and_the_plot_is_a_picture(finished: Path) -> None:

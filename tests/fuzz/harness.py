@@ -13,25 +13,26 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from . import recipes
+from . import recipes, sweep
 from . import world as worlds
 from .case import Case
 from .cases import KINDS
 from .limits import BYTES, SECONDS, Outcome, run
 
 
-def one(world: worlds.World, seed: int, number: int) -> tuple[Case, Outcome, str]:
-    """Input ``number`` of ``seed``: what it is, what it came to, and what is wrong with that ("" is nothing)."""
+def one(world: worlds.World, seed: int, number: int, changes: Sequence[sweep.Change] = ()) -> tuple[Case, Outcome, str]:
+    """Input ``number`` of ``seed``, or of ``changes`` where there are any: what it is, what it came to, and what is
+    wrong with that ("" is nothing)."""
     rng = Random(f"{seed}-{number}")
     kind = rng.choices([kind for kind, _ in KINDS], [share for _, share in KINDS])[0]
     folder = world.scratch(number)
     with contextlib.chdir(folder):
-        case = kind(world, folder, rng)
+        case = sweep.case(world, folder, changes[number]) if changes else kind(world, folder, rng)
         outcome = run(case.call or (lambda: _call(case.words)), prog="roentgen")
         wrong = judge(case, outcome)
     shutil.rmtree(folder, ignore_errors=True)
@@ -119,29 +120,34 @@ def terminated() -> Iterator[list[int]]:
 def main(argv: list[str] | None = None) -> int:
     """Run inputs; 1 where any is a finding."""
     parser = argparse.ArgumentParser(prog="python tests/fuzz", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=2000)
+    parser.add_argument("--inputs", type=int, help="2000 inputs, or all of --sweep, where it is not said")
+    parser.add_argument("--sweep", action="store_true", help="every value of every JSON file in turn; no seed")
+    parser.add_argument("--every", type=int, default=1, help="of --sweep, this many apart")
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="repeat this input and show all of it")
     parser.add_argument("--json", type=Path, help="file of the counts; counts of other inputs of the seed are added to")
     parser.add_argument("--world", type=Path, help="folder for the files that inputs start from, kept")
-    parser.add_argument("--update", type=Path, help="document whose table `fuzz` is made from --json; runs nothing")
+    parser.add_argument("--update", type=Path, help="document whose table is made from --json; runs nothing")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so many")
     options = parser.parse_args(argv)
     if options.update is not None:
         from roentgen.metrics.report.tables import fill
 
-        fill(options.update, {"fuzz": table(json.loads(options.json.read_text()))})
+        result = json.loads(options.json.read_text())
+        fill(options.update, {"fuzz" if result["seed"] is not None else "fuzz-sweep": table(result)})
         return 0
     began, processor = time.monotonic(), time.process_time()
     tallies: Counter[tuple[str, str, str]] = Counter()
     findings: list[dict[str, Any]] = []
-    numbers = range(options.first, options.first + options.inputs) if options.only is None else [options.only]
     done = 0
     times: Counter[str] = Counter()
     with prepared(options.world) as world, terminated() as asked:
+        changes = [*sweep.changes(world)][:: options.every] if options.sweep else []
+        count = options.inputs or len(changes) or 2000
+        numbers = range(options.first, options.first + count) if options.only is None else [options.only]
         for number in numbers:
-            case, outcome, wrong = one(world, options.seed, number)
+            case, outcome, wrong = one(world, options.seed, number, changes)
             done += 1
             times[case.kind] += outcome.seconds
             came = "finding" if wrong else {0: "done", 1: "errors listed"}.get(outcome.code or 0, "refused")
@@ -160,27 +166,30 @@ def main(argv: list[str] | None = None) -> int:
                 break
     used = time.process_time() - processor
     print({kind: round(seconds, 1) for kind, seconds in times.most_common()}, file=sys.stderr)
-    print(f"inputs {options.first} to {options.first + done - 1} of seed {options.seed}: {len(findings)} findings, "
+    which = "--sweep" if options.sweep else f"--seed {options.seed}"
+    print(f"inputs {options.first} to {options.first + done - 1} of {which}: {len(findings)} findings, "
           f"{used:.0f} s of the processor")  # fmt: skip
     if options.json is not None:
-        write_counts(options.json, options.seed, options.first, done, tallies, findings, used)
+        seed = None if options.sweep else options.seed
+        write_counts(options.json, seed, options.first, done, tallies, findings, used, every=options.every)
     return 1 if findings and options.only is None else 0
 
 
 def write_counts(
-    path: Path, seed: int, first: int, done: int, tallies: Counter[tuple[str, str, str]],
-    findings: list[dict[str, Any]], seconds: float,
+    path: Path, seed: int | None, first: int, done: int, tallies: Counter[tuple[str, str, str]],
+    findings: list[dict[str, Any]], seconds: float, *, every: int = 1,
 ) -> None:  # fmt: skip
-    """Add to the counts of a seed, or begin them."""
+    """Add to the counts of a seed, or of the sweep (None), or begin them."""
     from roentgen.provenance import ROOT, git_state, versions
 
     old = json.loads(path.read_text()) if path.is_file() else {}
     if old.get("seed") != seed or old.get("next") != first:
         old = {}
+    words = f"--seed {seed}" if seed is not None else "--sweep" + (f" --every {every}" if every > 1 else "")
     counts = Counter({(row["command"], row["kind"], row["came_to"]): row["inputs"] for row in old.get("counts", ())})
     counts.update(tallies)
     result = {
-        "command": f"python tests/fuzz --seed {seed} --inputs {old.get('inputs', 0) + done}",
+        "command": f"python tests/fuzz {words} --inputs {old.get('inputs', 0) + done}",
         "seed": seed,
         "inputs": old.get("inputs", 0) + done,
         "next": first + done,
@@ -214,8 +223,9 @@ def table(result: dict[str, Any]) -> str:
     for row in result["counts"]:
         kinds[row["kind"]] += row["inputs"]
     said = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
+    began = "Every value in turn" if result["seed"] is None else f"Seed {result['seed']}"
     return "\n\n".join([
-        f"Seed {result['seed']}, {result['inputs']:,} inputs, {len(result['findings'])} findings "
+        f"{began}, {result['inputs']:,} inputs, {len(result['findings'])} findings "
         f"(`{result['command']}`).",
         markdown(["command", "refused", "errors listed", "done", "findings", "inputs"], rows),
         f"By what is odd in them: {said}.",

@@ -111,11 +111,13 @@ def test_same_command_again_computes_nothing_and_a_lost_result_is_made_again(
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.json")}
     before_names = [name.removesuffix(".json") for name in before]
     kid = result(out, "kid")
+    changed = result(out, "density")
     (out / "kid.json").unlink()
+    (out / "density.json").write_text(json.dumps({**changed, "value": 0.123, "n": 7}))
     code, _, said = run_cli(*arguments(world, out, "--train", str(world["real"])))
-    assert code == 0 and computed(said) == {"kid"}
+    assert code == 0 and computed(said) == {"kid", "density"} and result(out, "density") == changed
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("*.json")}
-    assert {name for name in before if before[name] != after[name]} == {"kid.json", "evaluation.json"}
+    assert {name for name in before if before[name] != after[name]} == {"kid.json", "density.json", "evaluation.json"}
     assert all(result(out, "kid")[key] == kid[key] for key in ("value", "ci", "n", "details", "inputs", "extractor"))
     measures = json.loads((out / "evaluation.json").read_text())["measures"]
     assert [name for name in measures if "-" not in name] == [name for name in QUICK if name in before_names]

@@ -54,3 +54,19 @@ def test_the_snippet_of_the_model_card_runs_as_it_stands(tmp_path: Path) -> None
         [sys.executable, "-c", script], cwd=MINI.parents[2], capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_stock_image_to_image_runs_on_mini_and_stock_inpainting_says_why_not() -> None:
+    """As docs/edit.md says."""
+    import numpy as np
+    from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
+    from PIL import Image
+
+    xray = Image.open(MINI.parents[2] / "data" / "sample" / "images" / "nih_00001505_000.jpg").convert("RGB")
+    stock = StableDiffusionImg2ImgPipeline.from_pretrained(MINI)
+    picture = stock("left pleural effusion", image=xray.resize((256, 256)), strength=0.5, num_inference_steps=4)[0][0]
+    assert picture.size == (256, 256) and np.ptp(np.asarray(picture).astype(int), axis=2).max() == 0  # grey
+    inpaints = StableDiffusionInpaintPipeline.from_pretrained(MINI)
+    with pytest.raises(ValueError, match="4 or 9 input channels, not 16"):
+        inpaints("left pleural effusion", image=picture, mask_image=picture, num_inference_steps=2)

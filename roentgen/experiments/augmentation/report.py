@@ -143,6 +143,30 @@ def _subset(name: str) -> str:
     return f"n = {int(size):,}" + (f", rare cut to {cut}" if cut else "")
 
 
+SAID = {
+    "real": "real",
+    "real-half": "real, half the training",
+    "real+all": "real + all synthetic",
+    "synthetic-all": "all synthetic alone",
+    "pretrain": "synthetic first, then real",
+    "rare": "real + synthetic of rare findings",
+}
+
+
+def in_words(label: str) -> str:
+    """An arm as plots name it: "classic+x1@g4" as "real + 1 × synthetic (g4), classic augmentation"."""
+    name, _, source = label.partition("@")
+    classic = name.startswith("classic")
+    plain = name.replace("classic", "real", 1)  # classic+x1 is real+x1, classic-half real-half
+    plain = plain if plain in SAID or "+x" in plain else plain.removeprefix("real-")
+    if plain not in SAID:
+        kind, _, times = plain.partition("-x" if plain.startswith("synthetic") else "+x")
+        plain = f"{times} × synthetic alone" if kind == "synthetic" else f"real + {times} × synthetic"
+    else:
+        plain = SAID[plain]
+    return plain + (f" ({source})" if source else "") + (", classic augmentation" if classic else "")
+
+
 FAMILIES = ("without synthetic images", "synthetic images alone", "mixed", "pretraining, rare findings")
 
 
@@ -167,8 +191,8 @@ def plot(result: Entry) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         height = max(2.5 * len(shown), 1.5 + 0.1 * len(labels) * max(2, len(subsets)))
-        drawing = Figure(figsize=(1.5 * WIDTH, height), layout="constrained")
-        panels = drawing.subplot_mosaic([[name, "gains"] for name in shown], width_ratios=(1, 1.15))
+        drawing = Figure(figsize=(2 * WIDTH, height), layout="constrained")
+        panels = drawing.subplot_mosaic([[name, "gains"] for name in shown], width_ratios=(1.3, 1.15))
         first = panels[shown[0]]
         for name in shown:
             panel = panels[name]
@@ -205,7 +229,9 @@ def _levels(
         style: Any = LINES[number // len(COLOURS) % len(LINES)]
         colour, marker = (INK, "o") if real else (COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
         width = 2.0 if real else 1.0
-        panel.plot(x, y, linestyle=style, marker=marker, markersize=4, color=colour, linewidth=width, label=label)
+        panel.plot(
+            x, y, linestyle=style, marker=marker, markersize=4, color=colour, linewidth=width, label=in_words(label)
+        )
         low, high = zip(*(entry["ci"] for _, entry in points), strict=True)
         if real:
             panel.fill_between(x, low, high, color=INK, alpha=0.1, linewidth=0)
@@ -217,7 +243,7 @@ def _levels(
     panel.set_xticks([], minor=True)
     panel.set_ylabel("macro AUROC on test")
     panel.grid(color="#dddddd", linewidth=0.6)
-    panel.legend(fontsize=7, ncols=2, loc="lower right")
+    panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _forest(
@@ -240,7 +266,7 @@ def _forest(
     for place in range(len(labels) - 1):
         panel.axhline(-place - 0.5, color="#eeeeee", linewidth=0.6)
     panel.axvline(0, color=BLUE, linewidth=0.8)
-    panel.set_yticks([-float(place) for place in range(len(labels))], labels)
+    panel.set_yticks([-float(place) for place in range(len(labels))], [in_words(label) for label in labels])
     panel.set_ylim(0.5 - len(labels), 0.5)
     panel.grid(axis="x", color="#dddddd", linewidth=0.6)
     panel.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(subsets)))

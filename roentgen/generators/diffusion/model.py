@@ -36,6 +36,7 @@ from roentgen.models.plain.decoder import Autoencoder
 from roentgen.models.plain.unet import UNet
 from roentgen.models.portable import make_portable
 from roentgen.models.text_encoders import TextReader, encode_text_states, load_text_encoder, make_reader
+from roentgen.models.trial import tried
 
 if TYPE_CHECKING:
     from roentgen.generators.base import Editing, Edits
@@ -187,6 +188,7 @@ class Diffusion(Networks):
         """Chunks of ``text``: those of a batch must be equal."""
         return self.reader.fitted(text).chunks
 
+    @tried
     def sample(
         self,
         texts: Sequence[str],
@@ -200,14 +202,16 @@ class Diffusion(Networks):
             pixels = self.decode(self._denoise(noise, self.guided_text(texts, sampling), sampling, on_step))
         yield from checked_images(pixels, texts, seeds)
 
+    @tried
     def edit(
         self, batch: Edits, sampling: Sampling, editing: Editing, on_step: Callable[[float], object] | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Each image of a batch as its text says, and as the autoencoder alone gives it; see ``base.Editor``."""
         from roentgen.generators.diffusion import editing as latents
 
-        return latents.edit(self, batch, sampling, editing, on_step)
+        yield from latents.edit(self, batch, sampling, editing, on_step)
 
+    @tried
     def watch(self, text: str, seed: int, sampling: Sampling) -> Iterator[np.ndarray]:
         """The network's estimate of the image after each step but the last, and the image: uint8 grey (H, W)."""
         estimates: list[Tensor] = []
@@ -217,11 +221,19 @@ class Diffusion(Networks):
             for each in [*estimates[:-1], latents]:
                 yield images.from_autoencoder(self.decode(each))[0]
 
+    @tried
     def word_maps(self, text: str, seed: int, sampling: Sampling) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The image of ``text`` and ``seed``, and where each word was looked at; see ``base.Attentive``."""
         from roentgen.generators.diffusion.attention import word_maps
 
         return word_maps(self, text, seed, sampling)
+
+    @torch.inference_mode()
+    def trial(self) -> None:
+        """One step and its image, of no text: fails where the networks that the folder describes do not work."""
+        sampling = self.sampling(steps=1, sampler="ddim")
+        latents = self._denoise(self.initial_noise(0)[None], self.guided_text([""], sampling), sampling, None)
+        self.decode(latents)
 
     def initial_noise(self, seed: int) -> Tensor:
         """Unit normal float32 (C, h, w) from ``seed`` alone, made on the CPU: equal on every device."""
@@ -316,6 +328,7 @@ class Diffusion(Networks):
         decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.dtype), return_dict=False)[0]
         return to_grey(decoded.float())
 
+    @tried
     @torch.inference_mode()
     def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (N, H, W) through the autoencoder (posterior mode) and back."""

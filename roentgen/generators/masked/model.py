@@ -36,6 +36,7 @@ from roentgen.generators.networks import Networks, info_of, place_of
 from roentgen.models import hub
 from roentgen.models.portable import make_portable
 from roentgen.models.text_encoders import TextReader, encode_text_states, load_text_encoder, make_reader
+from roentgen.models.trial import tried
 
 if TYPE_CHECKING:
     from roentgen.generators.masked.objective import Objective
@@ -144,7 +145,10 @@ class Masked(Networks):
                 f"{flags}: {self.info.name} is a masked transformer, which has no such setting; leave it out "
                 f"(it has {', '.join(sorted(known))})"
             )
-        sampling = Sampling(**{**self.info.defaults, **given})
+        try:
+            sampling = Sampling(**{**self.info.defaults, **given})
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{self.info.name} is a masked transformer: {error}") from None
         if sampling.steps > self.transformer.positions:
             raise UserError(
                 f"--steps {sampling.steps}: {self.info.name} fills {self.transformer.positions} positions; at most as "
@@ -158,6 +162,7 @@ class Masked(Networks):
         """Any texts may share a batch: padding is hidden."""
         return 0
 
+    @tried
     def sample(
         self,
         texts: Sequence[str],
@@ -178,10 +183,17 @@ class Masked(Networks):
             pixels = self.codes.decode(torch.cat(finished), self.transformer.fit.side)
         yield from checked_images(pixels, texts, seeds)
 
+    @tried
     def watch(self, text: str, seed: int, sampling: Sampling) -> Iterator[np.ndarray]:
         """The picture filling up: uint8 grey (H, W) after each step, what is still masked an even grey."""
         for codes in self.fill([text], [seed], sampling):
             yield images.from_autoencoder(self.codes.decode(codes, self.transformer.fit.side))[0]
+
+    @torch.inference_mode()
+    def trial(self) -> None:
+        """One step and its image, of no text: fails where the networks that the folder describes do not work."""
+        *_, codes = self.fill([""], [0], self.sampling(steps=1))
+        self.codes.decode(codes, self.transformer.fit.side)
 
     @torch.inference_mode()
     def fill(
@@ -239,6 +251,7 @@ class Masked(Networks):
         states = encode_text_states(self.text_encoder, tokens, masked=self.reader.masked).to(self.dtype)
         return states[0][tokens.used[0]]
 
+    @tried
     @torch.inference_mode()
     def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 grey (N, H, W) to codes and back."""

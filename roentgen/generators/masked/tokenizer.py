@@ -28,7 +28,7 @@ from roentgen.images import to_autoencoder
 from roentgen.models.autoencoder import latents
 from roentgen.models.autoencoder.channels import to_grey
 from roentgen.models.hub import MINI
-from roentgen.models.loading import check_filled, check_safetensors, load_vae
+from roentgen.models.loading import check_filled, check_numbers, check_safetensors, load_vae
 
 MOST_CODES = 2048  # of a group: whole numbers that the cache's float16 holds exactly
 ADVICE = "make it again with train/tokenizer.py"
@@ -192,6 +192,7 @@ def load_autoencoder(folder: Path) -> Any:
         return load_vae(folder / "vae" if (folder / "vae").is_dir() else folder)
     from diffusers import VQModel
 
+    check_numbers(folder / "vq" / "config.json", VQModel)
     try:
         model = VQModel.from_pretrained(folder / "vq", local_files_only=True)
     except Exception as error:  # see loading.load_vae

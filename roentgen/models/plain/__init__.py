@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from roentgen.errors import is_fault
 from roentgen.files import read_json
 from roentgen.models.hub import weights
 
@@ -38,7 +39,9 @@ def load_part(name: str, folder: Path, class_name: str, dtype: Any) -> Any:
         if name == "scheduler":
             return _schedule(folder, class_name)
         return _network(name, folder, class_name, dtype)
-    except Exception:  # whatever its configuration holds
+    except BaseException as error:  # whatever its configuration holds
+        if not is_fault(error):
+            raise
         return None
 
 
