@@ -355,17 +355,23 @@ def make_grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: in
     return np.array(grid, dtype=np.uint8)
 
 
-def _wrap(text: str, font: Any, width: int, most: int = 3) -> list[str]:
-    """Break ``text`` into at most ``most`` lines that fit ``width`` pixels; the rest becomes an ellipsis."""
-    lines: list[str] = [""]
+def wrapped(text: str, font: Any, width: int) -> list[str]:
+    """``text`` in lines that fit ``width`` pixels, nothing left out; a longer word is a line of its own."""
+    lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and font.getlength(longer) > width:
             lines.append(word)
         else:
             lines[-1] = longer
-    if len(lines) > most:
-        lines = [*lines[: most - 1], lines[most - 1] + "…"]
+    return lines
+
+
+def _wrap(text: str, font: Any, width: int) -> list[str]:
+    """``text`` in at most three lines that fit ``width`` pixels; the rest becomes an ellipsis."""
+    lines = wrapped(text, font, width)
+    if len(lines) > 3:
+        lines = [*lines[:2], lines[2] + "…"]
     for index, line in enumerate(lines):
         while line.rstrip("…") and font.getlength(line) > width:
             line = line.rstrip("…")[:-1] + "…"

@@ -122,9 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         context = Context(
             extractor=f"{NAME}.lung_asymmetry",
             resize="centre square, 64 px",
-            seed=0,
             settings={"threshold": THRESHOLD, "rows": ROWS, "columns": COLUMNS},
-            model={},
             inputs={"manifest": args.manifest.name},
             command=f"python -m {NAME} --manifest MANIFEST --out sides.csv --result RESULT",
         )

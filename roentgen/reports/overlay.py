@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from roentgen.images import wrapped
 from roentgen.reports.base import Image as Pixels
 from roentgen.reports.base import Report
 from roentgen.reports.boxes import Box, iou, to_pixels
@@ -124,11 +125,11 @@ def _with_legend(
     rows: list[tuple[str, tuple[int, int, int], str, Any]] = []
     for tag, colour, text in lines:
         ink = INK if tag else colour
-        for place, piece in enumerate(_wrapped(text, font, picture.width - 2 * pad - indent)):
+        for place, piece in enumerate(wrapped(text, font, picture.width - 2 * pad - indent)):
             rows.append((tag if not place else "", colour if tag else ink, piece, font))
     notes = [part for part in (title, NOTE) if part]
     for note in notes:
-        rows += [("", PALE, piece, small) for piece in _wrapped(note, small, picture.width - 2 * pad - indent)]
+        rows += [("", PALE, piece, small) for piece in wrapped(note, small, picture.width - 2 * pad - indent)]
     step = round(1.4 * size)
     whole = Image.new("RGB", (picture.width, picture.height + 2 * pad + step * len(rows)), PAPER)
     whole.paste(picture, (0, 0))
@@ -140,18 +141,6 @@ def _with_legend(
             draw.text((pad + round(6 * unit), y), tag, fill=PAPER, font=font)
         draw.text((pad + indent, y), text, fill=INK if tag else colour, font=face)
     return whole
-
-
-def _wrapped(text: str, font: Any, width: int) -> list[str]:
-    """``text`` in lines that fit ``width`` pixels, nothing left out."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
 
 
 def picture_bytes(picture: Image.Image, marks: Mapping[str, str]) -> bytes:

@@ -89,7 +89,7 @@ def make_set(
         judge: says which are kept.
         find_repeats: says which repeat others; None keeps all.
         who: this one of how many processes.
-        wait: a barrier among them; ``processes.PeerLost`` where one has gone.
+        wait: a barrier among them; ``devices.PeerLost`` where one has gone.
         on_image: called after each image that is drawn, with whether it was kept.
         on_kept_shard: called with the number of rows of each shard that an earlier run has drawn.
         draws: draws shards elsewhere; None draws them here with ``make`` and ``judge``.

@@ -68,8 +68,7 @@ def latent_cache(
         source: images.
         folder: of all caches; this one is ``latents-<key>`` in it, the key made of weights, size and resize chain.
         device: to encode on; the autoencoder is moved there if there is work.
-        process, processes: number of this process and of all that build together.
-        wait: barrier of these processes; called four times.
+        team: the processes that build it together, which meet four times.
         batch_size: images encoded at once.
 
     Raises:

@@ -108,7 +108,7 @@ def side_adherence(
         leftness: (N, F) left less right for the classifier, above 0 for the patient's left.
         sides: (N, F) "left", "right", or anything else ("bilateral", "") where there is nothing to tell apart.
         findings: names of the columns.
-        groups: (N,) prompt or patient, for the intervals (``laterality.clustered_wilson``; a bootstrap would give no
+        groups: (N,) prompt or patient, for the intervals (``statistics.clustered_wilson``; a bootstrap would give no
             width where all are right).
         real, real_groups: leftness and sides of real images, the ceiling, and their patients.
     """

@@ -144,7 +144,7 @@ def train_points(inputs: EvaluationInputs) -> NDArray[np.float32]:
 
 
 def near_result(inputs: EvaluationInputs, found: dict[str, Any]) -> Result:
-    """What ``memorisation.near_duplicates`` found, with names and with what is expected of unseen images."""
+    """What ``near_duplicates`` found, with names and with what is expected of unseen images."""
     train = inputs.training()
     details = found["details"]
     names = [Path(image).name for image in inputs.synthetic.table["image"]]
