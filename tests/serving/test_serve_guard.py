@@ -155,6 +155,15 @@ def test_other_sites_pages_and_names_are_refused(tiny_model: Any) -> None:
         assert "default-src 'self'" in reply.headers["content-security-policy"]
 
 
+@pytest.mark.parametrize("path", ["/", "/page/page.css"])
+def test_a_wish_for_a_part_of_a_page_is_answered_with_the_whole(tiny_model: Any, path: str) -> None:
+    with running(Catalogue({"tiny": tiny_model})) as server:
+        whole = httpx.get(server.url + path)
+        for wish in ("x", "bytes=0-1", "bytes=9-1"):
+            answer = httpx.get(server.url + path, headers={"range": wish})
+            assert answer.status_code == 200 and answer.content == whole.content
+
+
 def test_bodies_are_limited_in_size_and_time(tiny_model: Any) -> None:
     with running(Catalogue({"tiny": tiny_model}), limits=Limits(body_mb=1, body_seconds=1)) as server:
         assert httpx.post(f"{server.url}/{ROUTE}", content=b"x" * 1_000_001).status_code == 413
