@@ -13,6 +13,7 @@ run() {
 run benchmarks/generate.py --out $R/generate-cpu.json --update README.md,$D,roentgen/models/mini/README.md
 run benchmarks/profile_networks.py --out $R/profile-cpu.json --update $D
 run benchmarks/profile_networks.py --part training --out $R/profile-training-cpu.json --update $D
+run benchmarks/compiled.py --out $R/compiled-cpu.json --update $D
 run eval/guided_share.py --out eval/results/mini --update $D
 run benchmarks/load.py --repeats 2 --unsettled generate --out $R/load-cpu.json --update $D
 run benchmarks/eval.py --out $R/eval-cpu.json --update $D

@@ -80,7 +80,7 @@ class Export:
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto (float16 on a CUDA GPU, bfloat16 on a CPU that computes in it, else float32), float32, float16 or
             bfloat16.
-        compile: Compile the network first; pays off for thousands of images.
+        compile: Compile the network first; for GPUs, on a CPU it makes images slower.
         ray: Draw on a Ray cluster: its address, auto (the one that this machine is of) or local (one on this machine).
     """
 

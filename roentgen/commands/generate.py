@@ -77,7 +77,7 @@ class Generate:
         batch_size: Images computed at once: speed and memory; images stay the same within one grey level.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto (float16 on a CUDA GPU, else float32), float32, float16 or bfloat16.
-        compile: Compile the network first; pays off for many images.
+        compile: Compile the network first; for GPUs, on a CPU it makes images slower.
     """
 
     prompt: Annotated[tuple[str, ...], Positional()] = ()

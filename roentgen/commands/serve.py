@@ -56,7 +56,7 @@ class Serve:
         gather_ms: How long the first request of a batch waits for others.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto (float16 on a CUDA GPU, else float32), float32, float16 or bfloat16.
-        compile: Compile the networks first; pays off for many images.
+        compile: Compile the networks first; for GPUs, on a CPU it makes images slower.
     """
 
     model: tuple[PathOrName, ...] = ("mini",)
