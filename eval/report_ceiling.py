@@ -28,6 +28,7 @@ from roentgen.experiments.reading import context_of
 from roentgen.files import require_writable
 from roentgen.images import read_image
 from roentgen.metrics.adherence.auroc import auroc, weighted_auroc
+from roentgen.metrics.adherence.f1 import best_f1_threshold, f1_score
 from roentgen.metrics.report.tables import figure, fill
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import read_result, shown, write_result
@@ -133,10 +134,7 @@ def ceiling_of(
 
 def best_f1(scores: np.ndarray, truth: np.ndarray) -> float:
     """The highest F1 that any threshold has on these very images."""
-    order = np.argsort(-scores, kind="stable")
-    hits, called = np.cumsum(truth[order]), np.arange(1, len(truth) + 1)
-    ends = np.append(np.diff(scores[order]) != 0, True)  # equal scores are called together
-    return float((2 * hits / (called + truth.sum()))[ends].max())
+    return f1_score(scores >= best_f1_threshold(scores, truth), truth)
 
 
 def binormal_f1(area: float, prevalence: float) -> float:
