@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,6 +136,10 @@ def test_samplers_step_as_those_of_diffusers(sampler: str, predicts: str) -> Non
     name, changes = SAMPLERS[sampler]
     spacings, zero = ("linspace", "leading", "trailing"), predicts == "v_prediction"
     for spacing, betas, terminal in product(spacings, ("linear", "scaled_linear"), {False, zero}):
+        if terminal and betas == "linear" and sampler.endswith("karras") and np.__version__.startswith("1."):
+            # The last of diffusers' noise levels is below the one before it here, and which timestep it is nearest to
+            # hangs on how numpy rounds a power: 999 with numpy 1, 995 with numpy 2.
+            continue
         config = {"beta_schedule": betas, "prediction_type": predicts, "timestep_spacing": spacing, "steps_offset": 1}
         config |= {"rescale_betas_zero_snr": terminal, "clip_sample": False, "set_alpha_to_one": spacing == "leading"}
         base = diffusers.DDIMScheduler(**config)

@@ -89,6 +89,8 @@ def test_a_panic_in_a_tokenizer(tiny_pipeline: Path, tmp_path: Path) -> None:
     """A panic of a library in Rust is no Exception of Python."""
     folder = shutil.copytree(tiny_pipeline, tmp_path / "tiny")
     path = folder / "tokenizer" / "tokenizer.json"
+    if not path.is_file():
+        pytest.skip("transformers 4 writes vocab.json and merges.txt alone")
     said = json.loads(path.read_text())
     said["model"]["continuing_subword_prefix"] = "../../etc/passwd"
     path.write_text(json.dumps(said))
