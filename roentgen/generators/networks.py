@@ -13,6 +13,7 @@ from torch import Tensor
 from roentgen.devices import pick_device
 from roentgen.generators.base import Info, check_length, words
 from roentgen.models.text_encoders import TextReader
+from roentgen.models.trial import tried
 
 if TYPE_CHECKING:
     from roentgen.generators.base import Batch
@@ -50,6 +51,11 @@ class Networks:
         states: Tensor = self.encode_text(text) if learns else self._remembered(text)
         return states
 
+    def trial(self) -> object:
+        """One step and its image, of no text: fails where the networks that the folder describes do not work."""
+        raise NotImplementedError
+
+    @tried
     def loss(self, batch: Batch) -> Any:
         """The losses of each sample of a batch, by the ``objective`` that training has set."""
         if self.objective is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recipe import few_rows, refused
 
 from roentgen import generate, load_model
 from roentgen.errors import UserError, is_fault
@@ -83,6 +84,13 @@ def test_a_reporter_whose_settings_do_not_work(tmp_path: Path, key: str, value: 
         reporter = load_labels(changed(folder, "config.json", key, value))
         reporter.strange = None  # noise is no radiograph, and would not be read
         reporter.report(image)
+
+
+def test_a_training_of_networks_that_do_not_work(tiny_pipeline: Path, tmp_path: Path) -> None:
+    folder = changed(shutil.copytree(tiny_pipeline, tmp_path / "tiny"), "unet/config.json", "attention_head_dim", -1)
+    manifest = few_rows(tmp_path / "few")
+    flags = ("--images", 4, "--batch-size", 2, "--precision", "no", "--sample-every", 100, "--out", tmp_path / "out")
+    assert "tiny: its networks fail" in refused("--manifest", manifest, "--model", folder, *flags)
 
 
 def test_a_panic_in_a_tokenizer(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ class Diffusion(Networks):
 
     @torch.inference_mode()
     def trial(self) -> None:
-        """One step and its image, of no text: fails where the networks that the folder describes do not work."""
+        """See ``Networks``."""
         sampling = self.sampling(steps=1, sampler="ddim")
         latents = self._denoise(self.initial_noise(0)[None], self.guided_text([""], sampling), sampling, None)
         self.decode(latents)

@@ -23,6 +23,10 @@ def check_parts(name: str, parts: dict[str, Any]) -> None:
             f"--model {name}: its U-Net gives {gives} channels for latents of {latents} (a learned variance); "
             "no sampler here reads that"
         )
+    size = unet.sample_size
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or not all(type(side) is int and 0 < side < 2**16 for side in sides):
+        raise UserError(f"--model {name}: its U-Net's sample_size is {size!r}, which is no size; fetch the model again")
     scale = getattr(vae, "scaling_factor", None)
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
         raise UserError(f"--model {name}: its autoencoder's scaling_factor is {scale!r}; fetch the model again")

@@ -191,7 +191,7 @@ class Masked(Networks):
 
     @torch.inference_mode()
     def trial(self) -> None:
-        """One step and its image, of no text: fails where the networks that the folder describes do not work."""
+        """See ``Networks``."""
         *_, codes = self.fill([""], [0], self.sampling(steps=1))
         self.codes.decode(codes, self.transformer.fit.side)
 
