@@ -163,8 +163,11 @@ class LabelsReporter:
         return self._about
 
     def predict(self, images: Sequence[Image]) -> Predictions:
-        """What the network says of grey images uint8 [H, W] of any sizes."""
-        return predict(self.net, np.stack([squash(image, self.size) for image in images]), device=self.device)
+        """What the network says of grey images uint8 [H, W] of any sizes; UserError where that is no number."""
+        seen = predict(self.net, np.stack([squash(image, self.size) for image in images]), device=self.device)
+        if not all(np.isfinite(values).all() for values in vars(seen).values()):
+            raise UserError(f"{self.folder / WEIGHTS}: damaged, the network gives no numbers; fetch them again")
+        return seen
 
     def report(self, image: Image, context: Context = NOTHING_KNOWN) -> Report:
         """See ``Reporter``."""

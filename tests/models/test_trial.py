@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from recipe import few_rows, refused
+from safetensors.torch import load_file, save_file
 
 from roentgen import generate, load_model
 from roentgen.errors import UserError, is_fault
@@ -84,6 +85,15 @@ def test_a_reporter_whose_settings_do_not_work(tmp_path: Path, key: str, value: 
         reporter = load_labels(changed(folder, "config.json", key, value))
         reporter.strange = None  # noise is no radiograph, and would not be read
         reporter.report(image)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_reporter_whose_network_gives_no_numbers(tmp_path: Path, value: float) -> None:
+    folder = shutil.copytree(find_reporter(MINI_REPORT), tmp_path / "reporter")
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "edge.bias": weights["edge.bias"] * 0 + value}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        load_labels(folder).report(np.zeros((90, 80), np.uint8))
 
 
 def test_a_training_of_networks_that_do_not_work(tiny_pipeline: Path, tmp_path: Path) -> None:
