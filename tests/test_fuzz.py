@@ -104,7 +104,7 @@ def test_every_command_is_tried(tmp_path: Path) -> None:
     assert sound_words("generate", World(tmp_path)) and sound_words("no such command", World(tmp_path)) is None
 
 
-@pytest.mark.parametrize("name", [name for name in ("fuzz", "fuzz-sweep") if (RESULTS / f"{name}.json").is_file()])
+@pytest.mark.parametrize("name", ["fuzz", "fuzz-sweep"])
 def test_the_document_has_the_counts_of_its_result(name: str) -> None:
     result = json.loads((RESULTS / f"{name}.json").read_text())
     text = re.search(rf"<!-- results:{name} -->\n(.*?)<!-- /results:{name} -->", DOCUMENT.read_text(), re.DOTALL)
