@@ -22,7 +22,7 @@ from . import recipes, sweep
 from . import world as worlds
 from .case import Case
 from .cases import KINDS
-from .limits import BYTES, SECONDS, Outcome, run
+from .limits import BYTES, SECONDS, Outcome, as_new, run
 
 
 def one(world: worlds.World, seed: int, number: int, changes: Sequence[sweep.Change] = ()) -> tuple[Case, Outcome, str]:
@@ -40,13 +40,9 @@ def one(world: worlds.World, seed: int, number: int, changes: Sequence[sweep.Cha
 
 
 def _call(words: list[str]) -> int:
-    from accelerate.state import AcceleratorState, GradientState
+    from roentgen import cli
 
-    from roentgen import cli, files
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    files._cleaned.clear()  # a new process would not know them
+    as_new()
     if words[0].endswith(".py"):
         made: int = recipes.script(words[0]).main(words[1:])
         return made

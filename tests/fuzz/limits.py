@@ -72,6 +72,17 @@ def run(call: Callable[[], int | None], *, prog: str) -> Outcome:
     return Outcome(code, printed, said, problem, where, time.process_time() - began)
 
 
+def as_new() -> None:
+    """What a new process would not know: the state of accelerate, and which folders were cleaned of leftovers."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from roentgen import files
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    files._cleaned.clear()
+
+
 def _stream() -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
 

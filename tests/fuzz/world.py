@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .limits import run
+from .limits import as_new, run
 
 TESTS = Path(__file__).parents[1]
 if str(TESTS) not in sys.path:  # the builders of the tests
@@ -144,6 +144,7 @@ def sound(words: list[str]) -> None:
     """Run a command line that has to succeed."""
     from roentgen import cli
 
+    as_new()
     found = run(lambda: cli.main(words), prog="roentgen")
     assert found.code == 0 and not found.problem, (words, found)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from recipe import load_script
 from torch import Tensor, nn
 
 from roentgen.errors import UserError
@@ -272,9 +272,6 @@ def test_autocast_as_cuda_does_it() -> None:
 
 def test_memory_table_is_that_of_its_result() -> None:
     root = Path(__file__).resolve().parents[2]
-    spec = importlib.util.spec_from_file_location("benchmark_memory", root / "benchmarks" / "memory.py")
-    assert spec is not None and spec.loader is not None
-    memory = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(memory)
+    memory = load_script("benchmarks/memory.py")
     result = json.loads((root / "benchmarks" / "results" / "memory-sd1.json").read_text())
     assert memory.table(result) in (root / "docs" / "training.md").read_text()
