@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from generate import SET_BATCH, difference, prompts
+from generate import SET_BATCH, check_lengths, difference, export_words, on_disk
 from timing import machine, timed
 from tqdm import tqdm
 
 from roentgen import errors
 from roentgen.config import Count, PathOrName, parse_settings
-from roentgen.errors import UserError
 from roentgen.metrics.report.tables import Reported, table
 from roentgen.metrics.result import Context, write_result
 from roentgen.models import hub
@@ -45,9 +44,7 @@ class Settings(Reported):
 
 def measured(out: Path, model: str, *, short: int, long: int) -> None:
     """Time plain, compiling and compiled runs of both types of numbers, and write the result."""
-    folder = hub.resolve(model).folder
-    if folder is None:
-        raise UserError(f"--model {model}: name a model that is on this disk, mini or a diffusers folder")
+    folder = on_disk(model)
     around = Surroundings()
     found = {}
     bar = tqdm(total=5 * len(DTYPES), desc="runs", file=sys.stderr)
@@ -81,11 +78,7 @@ def measured(out: Path, model: str, *, short: int, long: int) -> None:
 
 def command(folder: Path, scratch: Path, name: str, count: int, dtype: str, *, compiled: bool) -> list[str]:
     """One export of ``count`` images, whose compiler keeps what it makes below ``scratch``."""
-    wanted = scratch / f"{count}.txt"
-    wanted.write_text("\n".join(prompts(count)) + "\n", encoding="utf-8")
-    flags = {"--model": folder, "--prompts": wanted, "--out": scratch / name, "--format": "folder", "--filter": "none"}
-    flags |= {"--batch-size": SET_BATCH, "--shard-size": count, "--dtype": dtype, "--device": "cpu"}
-    words = ["-m", "roentgen", "export", *(str(part) for pair in flags.items() for part in pair)]
+    words = export_words(folder, scratch / name, count, dtype=dtype, device="cpu")
     words += ["--compile"] if compiled else []
     line = f"import os, sys; os.environ['TORCHINDUCTOR_CACHE_DIR'] = {str(scratch / 'cache')!r}; "
     return [sys.executable, "-c", f"{line}os.execv(sys.executable, {[sys.executable, *words]!r})"]
@@ -128,8 +121,7 @@ def as_table(result: Mapping[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/compiled.py", about=__doc__)
-    if not s.short < s.long <= len(prompts(None)):
-        raise UserError(f"--short {s.short} --long {s.long}: must rise, to {len(prompts(None))} at most")
+    check_lengths(s.short, s.long)
     return s.report(
         "compiled", table=as_table, measure=lambda path: measured(path, s.model, short=s.short, long=s.long)
     )

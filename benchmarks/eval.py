@@ -59,8 +59,7 @@ class Settings(Reported):
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/eval.py", about=__doc__)
-    if s.update is not None:  # before minutes of measuring
-        replace_between_markers(s.update, "eval-speed", "", write=False)
+    replace_between_markers(s.update, "eval-speed", "", write=False)  # before minutes of measuring
     if s.result is not None:
         found = read_json(s.result)
     else:
@@ -72,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_atomic(s.out, (json.dumps(found, indent=1) + "\n").encode())
     lines = table(found)
     print(lines)
-    if s.update is not None:
-        replace_between_markers(s.update, "eval-speed", lines)
+    replace_between_markers(s.update, "eval-speed", lines)
     return 0
 
 

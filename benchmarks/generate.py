@@ -89,8 +89,7 @@ class Settings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/generate.py", about=__doc__)
-    if not s.short < s.long <= len(prompts(None)):
-        raise UserError(f"--short {s.short} --long {s.long}: must rise, to {len(prompts(None))} at most")
+    check_lengths(s.short, s.long)
     for document in s.update:  # before minutes of measuring
         fill(document, {"speed": "", "speed-summary": ""}, write=False)
     if s.result is not None:
@@ -115,6 +114,11 @@ def place(model: str, scratch: Path) -> Path:
     if model in MADE and model not in hub.NAMED:
         make_model(model, scratch / model)
         return scratch / model
+    return on_disk(model)
+
+
+def on_disk(model: str) -> Path:
+    """The folder of a model that need not be made."""
     folder = hub.resolve(model).folder
     if folder is None:
         raise UserError(f"--model {model}: name a model that is on this disk, mini or a diffusers folder")
@@ -218,6 +222,13 @@ def arms_of(device: str) -> dict[str, dict[str, Any]]:
     return swapped | {ROENTGEN: {**ARMS[ROENTGEN], "dtype": "float16"}}
 
 
+def check_lengths(short: int, long: int) -> None:
+    """UserError unless there are prompts for a set of ``long`` images, which is longer than one of ``short``."""
+    most = len(prompts(None))
+    if not short < long <= most:
+        raise UserError(f"--short {short} --long {long}: must rise, to {most} at most")
+
+
 def prompts(count: int | None) -> list[str]:
     """The first ``count`` prompts of the evaluation set, all with None; no two alike."""
     with (ROOT / "prompts" / "evaluation.csv").open(encoding="utf-8", newline="") as file:
@@ -286,12 +297,17 @@ def set_command(
         rows = listed[:count]
         seeds = [int(row["seed"]) for row in rows]
         return peer(folder, [row["text"] for row in rows], seeds, out, settings, settings["batch"])
+    given = {key: settings[key] for key in ("dtype", "steps", "guidance", "sampler", "device")}
+    return [sys.executable, *export_words(folder, out, count, **given)]
+
+
+def export_words(folder: Path, out: Path, count: int, **settings: Any) -> list[str]:
+    """`roentgen export` of the first ``count`` prompts, in one shard of PNGs, as words for Python."""
     wanted = out.with_suffix(".txt")
     wanted.write_text("\n".join(prompts(count)) + "\n", encoding="utf-8")
     flags = {"--model": folder, "--prompts": wanted, "--out": out, "--format": "folder", "--filter": "none"}
-    flags |= {"--batch-size": SET_BATCH, "--shard-size": count, "--dtype": settings["dtype"]}
-    flags |= {f"--{key}": settings[key] for key in ("steps", "guidance", "sampler", "device")}
-    return [sys.executable, "-m", "roentgen", "export", *(str(part) for pair in flags.items() for part in pair)]
+    flags |= {"--batch-size": SET_BATCH, "--shard-size": count, **{f"--{key}": settings[key] for key in settings}}
+    return ["-m", "roentgen", "export", *(str(part) for pair in flags.items() for part in pair)]
 
 
 def read_rows(out: Path) -> list[dict[str, str]]:

@@ -28,8 +28,8 @@ def make_model(name: str, place: Path) -> None:
 def write_model(name: str, folder: str) -> None:
     """Save the benchmark's model ``name`` as a pipeline folder that both sides load."""
     import torch
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTokenizer
 
     from roentgen.models import hub
 
@@ -38,29 +38,9 @@ def write_model(name: str, folder: str) -> None:
         pipe: Any = StableDiffusionPipeline.from_pretrained(hub.MINI, dtype=torch.float32)
     else:
         tokenizer = CLIPTokenizer.from_pretrained(hub.MINI / "tokenizer", model_max_length=77)
+        ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         pipe = StableDiffusionPipeline(
-            vae=AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=(128, 256, 512, 512),
-                layers_per_block=2,
-                sample_size=512,
-            ),
-            unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-            text_encoder=CLIPTextModel(
-                CLIPTextConfig(
-                    vocab_size=49408,
-                    hidden_size=768,
-                    intermediate_size=3072,
-                    num_hidden_layers=12,
-                    num_attention_heads=12,
-                    max_position_embeddings=77,
-                    hidden_act="quick_gelu",
-                    bos_token_id=tokenizer.bos_token_id,
-                    eos_token_id=tokenizer.eos_token_id,
-                    pad_token_id=tokenizer.pad_token_id,
-                )
-            ),
+            **stable_diffusion(**ids),
             tokenizer=tokenizer,
             scheduler=PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1),
             safety_checker=None,
@@ -68,3 +48,35 @@ def write_model(name: str, folder: str) -> None:
             requires_safety_checker=False,
         )
     pipe.save_pretrained(folder)
+
+
+def stable_diffusion(side: int = 64, **text: Any) -> dict[str, Any]:
+    """The networks of Stable Diffusion 1.x with random weights, on the current device.
+
+    side: of the latents; 64 is 512 pixels. text: further settings of its text encoder.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return {
+        "vae": AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            sample_size=8 * side,
+        ),
+        "unet": UNet2DConditionModel(sample_size=side, cross_attention_dim=768),
+        "text_encoder": CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408,
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+                max_position_embeddings=77,
+                hidden_act="quick_gelu",
+                **text,
+            )
+        ),
+    }

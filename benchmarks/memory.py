@@ -38,27 +38,13 @@ class Settings(Reported):
 def estimate_all(batch: int, side: int, out: Path) -> None:
     """One estimate a setup; written to ``out``."""
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from made_models import stable_diffusion
 
     from roentgen.training.estimate import estimate
 
     with torch.device("meta"):
-        unet: Any = UNet2DConditionModel(
-            sample_size=side, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8
-        )
-        text: Any = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-            )
-        )
-        vae: Any = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=4,
-        )
+        networks = stable_diffusion(side)
+    unet, text, vae = (networks[name] for name in ("unet", "text_encoder", "vae"))
     vae.requires_grad_(False)
     setups: dict[str, dict[str, Any]] = {}
     for name, options in SETUPS.items():

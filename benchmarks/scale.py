@@ -66,9 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = read_json(s.out, advice="make it first")
     if not result["equal"]:
         raise UserError(f"{s.out}: the sets differ")
-    if s.update is not None:
-        replace_between_markers(s.update, "scale", said(result))
-        replace_between_markers(s.update, "million", million())
+    replace_between_markers(s.update, "scale", said(result))
+    replace_between_markers(s.update, "million", million())
     return 0
 
 

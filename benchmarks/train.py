@@ -72,8 +72,7 @@ class Settings(Reported):
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/train.py", about=__doc__)
-    if s.update is not None:  # before minutes of measuring
-        replace_between_markers(s.update, "train-speed", "", write=False)
+    replace_between_markers(s.update, "train-speed", "", write=False)  # before minutes of measuring
     if s.result is not None:
         found = read_result(s.result)
     else:
@@ -93,8 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = summarise(job, runs, name=s.model, **lengths, out=stored, conditions=around.facts())
     lines = table(found)
     print(lines)
-    if s.update is not None:
-        replace_between_markers(s.update, "train-speed", lines)
+    replace_between_markers(s.update, "train-speed", lines)
     return 0
 
 

@@ -112,8 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     require(s.out is not None, "--out is missing: name the folder for the results")
     assert s.out is not None
-    if s.update is not None:  # before the hours of work, not after
-        replace_between_markers(s.update, REGION, "", write=False)
+    replace_between_markers(s.update, REGION, "", write=False)  # before the hours of work, not after
     if not s.table_only:
         require(s.real is not None, "--real is missing: name a manifest with train, val and test images")
         if not measure(s):

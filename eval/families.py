@@ -78,8 +78,7 @@ class Settings:
 def main(argv: Sequence[str] | None = None) -> int:
     threads.settle()
     s = parse_settings(Settings, argv, prog="eval/families.py", about=__doc__)
-    if s.update is not None:
-        replace_between_markers(s.update, NAME, "", write=False)
+    replace_between_markers(s.update, NAME, "", write=False)
     if s.measure != "none":
         require_writable(s.out, "--out")
     if s.measure == "quality":
@@ -93,8 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             drawn, lines = plot(*results), table(*results)
         if s.plot is not None:
             write_atomic(s.plot, drawn.encode())
-        if s.update is not None:
-            replace_between_markers(s.update, NAME, lines)
+        replace_between_markers(s.update, NAME, lines)
     return 0
 
 

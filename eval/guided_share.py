@@ -46,8 +46,7 @@ class Settings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="eval/guided_share.py", about=__doc__)
-    if s.update is not None:
-        replace_between_markers(s.update, NAME, "", write=False)
+    replace_between_markers(s.update, NAME, "", write=False)
     rows = read_manifest(s.manifest, splits=["val"])
     texts = list(dict.fromkeys(rows["text"]))[: s.images]
     model = load_model(s.model)
@@ -79,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     lines = as_table(read_result(s.out / "guided_share.json"))
     print(lines)
-    if s.update is not None:
-        replace_between_markers(s.update, NAME, lines)
+    replace_between_markers(s.update, NAME, lines)
     return 0
 
 

@@ -78,8 +78,7 @@ class Settings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="eval/sensitivity.py", about=__doc__)
-    if s.update is not None:  # before the minutes of work, not after
-        replace_between_markers(s.update, NAME, "", write=False)
+    replace_between_markers(s.update, NAME, "", write=False)  # before the minutes of work, not after
     if s.measure:
         require(s.manifest is not None, "--manifest is missing; name a manifest with train and test images")
         require_writable(s.out, "--out")

@@ -21,7 +21,8 @@ SAMPLE = ROOT / "data" / "sample" / "manifest.csv"
 
 def load_script(name: str) -> Any:
     """A script of the repository, such as eval/steps.py, as a module, which finds what stands beside it."""
-    spec = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / name)
+    known = name.removesuffix(".py").replace("/", "_")
+    spec = importlib.util.spec_from_file_location(f"script_{known}", ROOT / name)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # settings are read from the module by its name

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from recipe import load_script
 
 from roentgen import cli, errors
 from roentgen.config import parse_call
@@ -22,16 +21,7 @@ pytest.importorskip("torchxrayvision")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def example() -> ModuleType:
-    path = ROOT / "examples/augment_with_torchxrayvision.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-EXAMPLE = example()
+EXAMPLE = load_script("examples/augment_with_torchxrayvision.py")
 
 
 @pytest.fixture(scope="module")

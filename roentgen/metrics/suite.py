@@ -306,7 +306,7 @@ def _earlier(
         if name in results or measure is None or not path.exists():
             continue
         result = read_measure(path)
-        if _same_inputs(result, inputs, measure):
+        if _still_holds(result, inputs, measure):
             found[name] = result
     return found
 
@@ -335,15 +335,15 @@ def _kept(path: Path, context: Context, measure: Measure) -> dict[str, Any] | No
         result = read_measure(path)
     except UserError:
         return None
-    if not is_unchanged(result):
-        return None
     same = (result["extractor"], result["resize"], result["seed"]) == (context.extractor, context.resize, context.seed)
-    return result if same and _same_inputs(result, context.inputs, measure) else None
+    return result if same and _still_holds(result, context.inputs, measure) else None
 
 
-def _same_inputs(result: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]], measure: Measure) -> bool:
+def _still_holds(result: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]], measure: Measure) -> bool:
+    """Whether a stored result is as it was written, and of these inputs."""
     sets = ("real", "synthetic", *measure.reads)
-    return all((result["inputs"].get(name) or {}).get("hash") == inputs.get(name, {}).get("hash") for name in sets)
+    same = [(result["inputs"].get(name) or {}).get("hash") == inputs.get(name, {}).get("hash") for name in sets]
+    return is_unchanged(result) and all(same)
 
 
 def _write(path: Path, measure: Measure, found: Result, context: Context, inputs: EvaluationInputs) -> dict[str, Any]:

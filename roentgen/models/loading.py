@@ -168,12 +168,19 @@ def load_component(folder: Path, name: str, library: str, class_name: str, dtype
 
 
 def check_numbers(path: Path, component: Any = None) -> None:
-    """UserError for a configuration whose numbers are none, or beyond all networks, which would take hours to build.
+    """``read_config``, where there is a file: the loader says what is missing."""
+    if path.exists():
+        read_config(path, component)
+
+
+def read_config(path: Path, component: Any = None) -> dict[str, Any]:
+    """What a configuration says; UserError where its numbers are none, or beyond all networks, and would take hours to
+    build.
 
     Where ``component``, a class of diffusers, has a number by default, a text, a table, true or false is refused too:
     diffusers takes it, and the first use fails.
     """
-    config = read_json(path, advice=ADVICE) if path.exists() else {}  # the loader says what is missing
+    config = read_json(path, advice=ADVICE)
     for key, value in _scalars(config):
         if isinstance(value, int | float) and not abs(value) < (MOST_LAYERS if "layers" in key else 2**31):
             raise UserError(f"{path}: {key} is {str(value)[:40]}, which no network has; {ADVICE}")
@@ -182,6 +189,7 @@ def check_numbers(path: Path, component: Any = None) -> None:
         number = isinstance(parameter.default, int | float) and not isinstance(parameter.default, bool)
         if number and isinstance(config.get(key), str | dict | bool):
             raise UserError(f"{path}: {key} must be a number, not {json.dumps(config[key])}; {ADVICE}")
+    return config
 
 
 def _scalars(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

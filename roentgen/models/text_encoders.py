@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from roentgen.errors import UserError, is_fault
-from roentgen.files import read_json, reason, user_path
+from roentgen.files import reason, user_path
 from roentgen.models import hub, loading
 
 # Names of --text-encoder; None stands for the text encoder that the pipeline has.
@@ -83,8 +83,7 @@ def load_text_encoder(name: str, *, layer: str = "last") -> tuple[Any, Any]:
             f"--text-encoder {name}: no text encoder in {folder} (no config.json); pass a folder that "
             "`save_pretrained` or `hf download` wrote"
         )
-    loading.check_numbers(home / "config.json")
-    values = read_json(home / "config.json", advice=loading.ADVICE)
+    values = loading.read_config(home / "config.json")
     family = FAMILIES.get(str(values.get("model_type")))
     if family is None:
         raise UserError(

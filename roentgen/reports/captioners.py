@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from roentgen.errors import UserError, is_fault
-from roentgen.files import file_hash, read_json, reason
+from roentgen.files import file_hash, reason
 from roentgen.models import hub, loading
 from roentgen.prompts import NO_FINDING, parse
 from roentgen.reports import screen, xreport
@@ -44,8 +44,7 @@ class Captioner:
 
 def open_captioner(folder: Path, *, flag: str = "--model") -> Captioner:
     """The model of a folder, on the CPU in float32 and evaluation mode; UserError where it is none of these."""
-    about = read_json(folder / "config.json")
-    loading.check_numbers(folder / "config.json")
+    about = loading.read_config(folder / "config.json")
     if about.get("kind") == xreport.KIND:
         model, tokenizer, size = xreport.load(folder, flag=flag)
         return Captioner("xreport", model, tokenizer, size, plain_pixels)

@@ -43,7 +43,7 @@ def test_one_run_at_tiny_size_without_a_compiler(
         caches.append(command[-1].split("'TORCHINDUCTOR_CACHE_DIR'] = ")[1].split(";")[0])
         compiled = "'--compile'" in command[-1]
         real([word.replace(", '--compile'", "") for word in command])
-        count = 2 if "/2.txt" in command[-1] else 1
+        count = 2 if "'--shard-size', '2'" in command[-1] else 1
         return 5.0 + count * (0.5 if compiled else 1.0) + 9 * compiled, 0.1
 
     monkeypatch.setattr(bench, "timed", here)

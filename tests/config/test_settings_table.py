@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from recipe import load_script
 
 from roentgen import cli
 from roentgen.commands.data import OWN, prepare
@@ -26,13 +24,7 @@ FOLDERS = ("roentgen/recipes", "train", "eval")
 SCRIPTS = [f"{folder}/{path.name}" for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 
 
-@cache
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name.replace("/", "_").removesuffix(".py"), ROOT / name)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+script = cache(load_script)
 
 
 def all_settings() -> list[tuple[str, Setting]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from recipe import load_script
 
 from roentgen.errors import UserError
 from roentgen.images import read_image, resize_center_crop
@@ -82,11 +82,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of torch-fidelity's Inception that let the picture through to the features."""
     pytest.importorskip("torch_fidelity")
     file = tmp_path_factory.mktemp("inception") / "inception.pth"
-    spec = importlib.util.spec_from_file_location("benchmark_eval", ROOT / "benchmarks" / "inception_weights.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.write_random_inception(file, seed=0)
+    load_script("benchmarks/inception_weights.py").write_random_inception(file, seed=0)
     return file
 
 

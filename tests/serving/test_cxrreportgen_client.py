@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import threading
 from collections.abc import Iterator
@@ -13,20 +12,16 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+from recipe import load_script
 
 from roentgen.errors import UserError
 from roentgen.reports import Finding, Report, from_pixels, read_request, write_reply
 
-PATH = Path(__file__).resolve().parents[2] / "examples/cxrreportgen_client.py"
 BOX = (150, 40, 250, 160)  # pixels of an image of 400 x 200
 
 
 def client() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(PATH.stem, PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("examples/cxrreportgen_client.py")
 
 
 class Endpoint(BaseHTTPRequestHandler):

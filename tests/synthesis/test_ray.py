@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recipe import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = ("--per-finding", "4", "--findings", "Effusion,Edema", "--filter", "none", "--format", "folder")
@@ -121,10 +122,6 @@ def test_without_ray_it_is_told_first(run_cli: Any, tmp_path: Path, monkeypatch:
 @pytest.mark.slow
 def test_two_workers_and_one_killed(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray (the extra ray) is not among the packages of the tests")
-    spec = importlib.util.spec_from_file_location("scale", ROOT / "benchmarks" / "scale.py")
-    assert spec is not None and spec.loader is not None
-    scale = importlib.util.module_from_spec(spec)
-    sys.modules["scale"] = scale
-    spec.loader.exec_module(scale)
+    scale = load_script("benchmarks/scale.py")
     rows = scale.compare(scale.Settings(model=str(model), images=2, shard_size=4, steps=20), tmp_path)
     assert len({row["sums"] for row in rows}) == 1

@@ -20,7 +20,7 @@ from roentgen.experiments.augmentation.sources import Rows, Source
 
 @dataclass(frozen=True)
 class Arm:
-    """What an arm trains on.
+    """What an arm trains on: ``what`` in words, ``short`` in few, for plots.
 
     real: the real subset. synthetic: as many times the real subset in synthetic images (infinity: all there are).
     Beside real images the amount sets how often each kind is seen: a set that is too small is repeated, and the count
@@ -31,6 +31,7 @@ class Arm:
     """
 
     what: str
+    short: str
     real: bool = True
     synthetic: float = 0.0
     pretrain: bool = False
@@ -41,27 +42,49 @@ class Arm:
 
 def _arms() -> dict[str, Arm]:
     plain_arms = {
-        "real": Arm("the real images"),
+        "real": Arm("the real images", "real"),
         # With equal epochs instead of equal steps an arm with x1 is trained twice as long as real alone, and what
         # that alone is worth would be taken for a gain. This is real alone with the shorter of the two trainings.
-        "real-half": Arm("the real images, half the training: what equal epochs would give beside real+x1", share=0.5),
+        "real-half": Arm(
+            "the real images, half the training: what equal epochs would give beside real+x1",
+            "real, half the training",
+            share=0.5,
+        ),
         **{
-            f"synthetic-x{k}": Arm(f"synthetic images alone, {k} times as many as real ones", real=False, synthetic=k)
+            f"synthetic-x{k}": Arm(
+                f"synthetic images alone, {k} times as many as real ones",
+                f"{k} × synthetic alone",
+                real=False,
+                synthetic=k,
+            )
             for k in (1, 5)
         },
-        "synthetic-all": Arm("all synthetic images alone", real=False, synthetic=math.inf),
+        "synthetic-all": Arm("all synthetic images alone", "all synthetic alone", real=False, synthetic=math.inf),
         **{
-            f"real+x{k:g}": Arm(f"the real images and {k:g} times as many synthetic ones", synthetic=k)
+            f"real+x{k:g}": Arm(
+                f"the real images and {k:g} times as many synthetic ones", f"real + {k:g} × synthetic", synthetic=k
+            )
             for k in (0.5, 1, 2, 5)
         },
-        "real+all": Arm("the real images and all synthetic ones", synthetic=math.inf),
-        "pretrain": Arm("all synthetic images first, then the real ones", synthetic=math.inf, pretrain=True),
-        "rare": Arm("the real images and as many synthetic ones of rare findings", synthetic=1, rare=True),
+        "real+all": Arm("the real images and all synthetic ones", "real + all synthetic", synthetic=math.inf),
+        "pretrain": Arm(
+            "all synthetic images first, then the real ones",
+            "synthetic first, then real",
+            synthetic=math.inf,
+            pretrain=True,
+        ),
+        "rare": Arm(
+            "the real images and as many synthetic ones of rare findings",
+            "real + synthetic of rare findings",
+            synthetic=1,
+            rare=True,
+        ),
     }
     found = dict(plain_arms)
     for name, arm in plain_arms.items():
         prefix = name.replace("real", "classic", 1) if name.startswith("real") else f"classic-{name}"
-        found[prefix] = replace(arm, what=f"{arm.what}; classic augmentation", classic=True)
+        words = {"what": f"{arm.what}; classic augmentation", "short": f"{arm.short}, classic augmentation"}
+        found[prefix] = replace(arm, **words, classic=True)  # type: ignore[arg-type]
     return found
 
 

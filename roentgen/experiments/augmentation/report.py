@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from roentgen.experiments.augmentation.arms import ARMS
 from roentgen.metrics.report.plots import BLUE, COLOURS, INK, LINES, MARKERS, STYLE, WIDTH
 from roentgen.metrics.report.tables import figure, table
 
@@ -143,28 +144,10 @@ def _subset(name: str) -> str:
     return f"n = {int(size):,}" + (f", rare cut to {cut}" if cut else "")
 
 
-SAID = {
-    "real": "real",
-    "real-half": "real, half the training",
-    "real+all": "real + all synthetic",
-    "synthetic-all": "all synthetic alone",
-    "pretrain": "synthetic first, then real",
-    "rare": "real + synthetic of rare findings",
-}
-
-
 def in_words(label: str) -> str:
-    """An arm as plots name it: "classic+x1@g4" as "real + 1 × synthetic (g4), classic augmentation"."""
+    """An arm as plots name it: "real+x1@g4" as "real + 1 × synthetic (g4)"."""
     name, _, source = label.partition("@")
-    classic = name.startswith("classic")
-    plain = name.replace("classic", "real", 1)  # classic+x1 is real+x1, classic-half real-half
-    plain = plain if plain in SAID or "+x" in plain else plain.removeprefix("real-")
-    if plain not in SAID:
-        kind, _, times = plain.partition("-x" if plain.startswith("synthetic") else "+x")
-        plain = f"{times} × synthetic alone" if kind == "synthetic" else f"real + {times} × synthetic"
-    else:
-        plain = SAID[plain]
-    return plain + (f" ({source})" if source else "") + (", classic augmentation" if classic else "")
+    return ARMS[name].short + (f" ({source})" if source else "")
 
 
 FAMILIES = ("without synthetic images", "synthetic images alone", "mixed", "pretraining, rare findings")

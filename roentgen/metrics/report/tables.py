@@ -32,11 +32,15 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def replace_between_markers(document: Path, name: str, text: str, *, write: bool = True) -> bool:
+def replace_between_markers(document: Path | None, name: str, text: str, *, write: bool = True) -> bool:
     """Put ``text`` between ``<!-- results:NAME -->`` and ``<!-- /results:NAME -->``; whether that changes it.
+
+    Without a document nothing is done, as where a script is given no ``--update``.
 
     UserError where the markers are not there exactly once, in this order.
     """
+    if document is None:
+        return False
     start, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
     try:
         content = document.read_text(encoding="utf-8")
@@ -80,8 +84,8 @@ def report(
     ``update``: document in which the region results:``name`` is replaced by the table. UserError where neither file is
     named, or the document has no such region: before anything is measured.
     """
-    if update is not None:
-        replace_between_markers(Path(update), name, "", write=False)
+    update = None if update is None else Path(update)
+    replace_between_markers(update, name, "", write=False)
     if result is None and out is None:
         raise UserError("--out is missing; name a JSON file for the result")
     if result is None:
@@ -91,8 +95,7 @@ def report(
     with shown(path):
         lines = table(stored)
     print(lines)
-    if update is not None:
-        replace_between_markers(Path(update), name, lines)
+    replace_between_markers(update, name, lines)
     return 0
 
 
