@@ -193,6 +193,11 @@ def check(recipe: Recipe, run: Run) -> None:
         lora.rank == 0 or (lora.unet and train.unet) or (lora.text_encoder and train.text_encoder),
         "--lora.rank is set, but no adapter is trained: set --lora.unet with --train.unet, or the text encoder's two",
     )
+    require(
+        train.unet_only is None or (train.unet and not (lora.rank and lora.unet)),
+        f"--train.unet-only {train.unet_only} chooses among weights that are not trained: leave it out, or set "
+        "--train.unet and no adapters on the U-Net (--no-lora.unet)",
+    )
     fresh = [run.vae, run.text, recipe.unet]
     require(
         all(f is not None for f in fresh) if run.model is None else run.text is None and recipe.unet is None,

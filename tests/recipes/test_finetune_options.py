@@ -76,6 +76,21 @@ def test_unet_alone(base: Base, tmp_path: Path) -> None:
     assert not changed(base.model, result, "text_encoder") and not changed(base.model, result, "vae")
 
 
+@pytest.mark.parametrize("only, layers", [("crossattn_kv", "k v"), ("crossattn", "q k v out")])
+def test_cross_attention_alone(only: str, layers: str, base: Base, tmp_path: Path) -> None:
+    good(*base.flags, "--out", tmp_path, "--train.text_encoder", "false", "--train.unet-only", only)
+    moved = changed(base.model, tmp_path / "pipeline", "unet")
+    assert moved and all(".attn2.to_" in name for name in moved)
+    assert {name.split(".attn2.to_")[1].split(".")[0] for name in moved} == set(layers.split())
+    assert not changed(base.model, tmp_path / "pipeline", "text_encoder")
+
+
+@pytest.mark.parametrize("without", [["--no-train.unet"], ["--lora.rank", 2]], ids=["frozen", "adapters"])
+def test_a_choice_among_weights_that_are_not_trained_is_refused(without: list, base: Base, tmp_path: Path) -> None:
+    said = refused(*base.flags, "--out", tmp_path, "--train.unet-only", "crossattn", *without)
+    assert "--train.unet-only" in said
+
+
 def test_text_encoder_alone(base: Base, tmp_path: Path) -> None:
     good(*base.flags, "--out", tmp_path, "--train.unet", "false")
     result = tmp_path / "pipeline"

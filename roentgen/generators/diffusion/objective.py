@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,11 +26,20 @@ if TYPE_CHECKING:
     from roentgen.generators.diffusion.model import Diffusion
 
 
+# Layers of the U-Net that read the text: all four, or the two that make keys and values of it (Custom Diffusion,
+# Kumari et al. 2023, section 3.2).
+CROSS_ATTENTION = {"crossattn_kv": ("attn2.to_k.", "attn2.to_v."), "crossattn": ("attn2.",)}
+
+
 @dataclass(frozen=True)
 class Train:
     """What is trained; the rest is frozen."""
 
     unet: Annotated[bool, "the U-Net"] = True
+    unet_only: Annotated[
+        Literal["crossattn", "crossattn_kv"] | None,
+        "of the U-Net only its cross-attention, or only the keys and values of that; null for all of it",
+    ] = None
     text_encoder: Annotated[bool, "the text encoder"] = True
     vae_decoder: Annotated[bool, "the autoencoder's decoder (its encoder never is: latents stay what they are)"] = False
 
@@ -75,6 +84,9 @@ def set_trained(model: Diffusion, train: Train, lora: Lora, *, rates: tuple[floa
     put in place."""
     for module, wanted in ((model.unet, train.unet), (model.text_encoder, train.text_encoder)):
         module.requires_grad_(wanted)
+    if train.unet and train.unet_only is not None:
+        for name, parameter in model.unet.named_parameters():
+            parameter.requires_grad_(any(part in name for part in CROSS_ATTENTION[train.unet_only]))
     if lora.rank:
         add_lora(*adapted(model, train, lora), rank=lora.rank, alpha=lora.alpha)
     if model.projected:  # a new layer has to learn, whatever else does
