@@ -42,9 +42,9 @@ class Settings(Reported):
     long: Annotated[Count, "images of the longer set; multiples of 16 leave no smaller batch to compile again"] = 96
 
 
-def measured(out: Path, model: str, *, short: int, long: int) -> None:
+def measured(s: Settings, out: Path) -> None:
     """Time plain, compiling and compiled runs of both types of numbers, and write the result."""
-    folder = on_disk(model)
+    folder, short, long = on_disk(s.model), s.short, s.long
     around = Surroundings()
     found = {}
     bar = tqdm(total=5 * len(DTYPES), desc="runs", file=sys.stderr)
@@ -65,13 +65,13 @@ def measured(out: Path, model: str, *, short: int, long: int) -> None:
     context = Context(
         extractor="wall clock",
         settings={"short": short, "long": long, "batch": SET_BATCH},
-        model={"name": model if model in hub.NAMED else folder.name, "hash": hub.model_hash(folder)},
+        model={"name": s.model if s.model in hub.NAMED else folder.name, "hash": hub.model_hash(folder)},
         command=f"python benchmarks/compiled.py --short {short} --long {long}",
     )  # fmt: skip
     value = found[DTYPES[0]]["pays_from"]["filled"]
     write_result(
         out, metric="images from which compiling pays, float32, cache filled",
-        value=math.nan if value is None else value, ci=(math.nan, math.nan), ci_method="none: one run each", n=1,
+        value=math.nan if value is None else value, ci_method="none: one run each", n=1,
         context=context, details={"dtypes": found, "machine": machine(), "conditions": around.facts()},
     )  # fmt: skip
 
@@ -107,24 +107,19 @@ def as_table(result: Mapping[str, Any]) -> str:
             rows.append([dtype, f"yes, cache {words}", f"{start[way]:.1f}", f"{each['filled']:.3f}", shown])
     apart = " and ".join(f"{found['difference']:.2f}" for found in details["dtypes"].values())
     facts = details["machine"]
-    return "\n".join(
-        [
-            table(["numbers", "compiled", "start (s)", "s an image", "pays from (images)"], rows),
-            "",
-            f"`{result['model']['name']}` ({result['model']['hash']}), sets of {settings['short']} and "
-            f"{settings['long']} images in batches of {settings['batch']}, on {facts['cores']} cores of "
-            f"{facts['cpu']}; torch {result['versions']['torch']}; one run each. Compiled and plain images are {apart} "
-            f"grey levels of 255 apart on average.{in_words(details['conditions'])} Made by `{result['command']}`.",
-        ]
-    )
+    return table(
+        ["numbers", "compiled", "start (s)", "s an image", "pays from (images)"], rows,
+        f"`{result['model']['name']}` ({result['model']['hash']}), sets of {settings['short']} and "
+        f"{settings['long']} images in batches of {settings['batch']}, on {facts['cores']} cores of "
+        f"{facts['cpu']}; torch {result['versions']['torch']}; one run each. Compiled and plain images are {apart} "
+        f"grey levels of 255 apart on average.{in_words(details['conditions'])} Made by `{result['command']}`.",
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/compiled.py", about=__doc__)
     check_lengths(s.short, s.long)
-    return s.report(
-        "compiled", table=as_table, measure=lambda path: measured(path, s.model, short=s.short, long=s.long)
-    )
+    return s.report("compiled", measure=measured, table=as_table)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,11 @@ from tqdm import tqdm
 
 from roentgen import errors
 from roentgen.config import Count, Range, Workers, parse_settings
-from roentgen.files import write_atomic
+from roentgen.files import read_json
 from roentgen.images import read_image
-from roentgen.metrics.report.tables import Reported, replace_between_markers
-from roentgen.models.loading import read_json
+from roentgen.metrics.report.tables import Reported
+from roentgen.metrics.report.tables import table as markdown
+from roentgen.metrics.result import write_json
 from roentgen.provenance import Surroundings, in_words
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,41 +60,35 @@ class Settings(Reported):
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/eval.py", about=__doc__)
-    replace_between_markers(s.update, "eval-speed", "", write=False)  # before minutes of measuring
-    if s.result is not None:
-        found = read_json(s.result)
-    else:
-        require_packages(("torch-fidelity", "clean-fid", "scipy"))
-        with tempfile.TemporaryDirectory(dir=s.scratch) as folder:
-            how = {"images": s.images, "side": s.side, "repeats": s.repeats, "workers": s.workers, "dim": s.dim}
-            found = measured(Path(folder), **how)
-    if s.out is not None:
-        write_atomic(s.out, (json.dumps(found, indent=1) + "\n").encode())
-    lines = table(found)
-    print(lines)
-    replace_between_markers(s.update, "eval-speed", lines)
-    return 0
+    return s.report("eval-speed", measure=run, table=table, keep=False, read=read_json)
 
 
-def measured(folder: Path, *, images: int, side: int, repeats: int, workers: int, dim: int) -> dict[str, Any]:
+def run(s: Settings, out: Path) -> None:
+    """Measure everything, to ``out``."""
+    require_packages(("torch-fidelity", "clean-fid", "scipy"))
+    with tempfile.TemporaryDirectory(dir=s.scratch) as folder:
+        write_json(out, measured(s, Path(folder)))
+
+
+def measured(s: Settings, folder: Path) -> dict[str, Any]:
     """Run everything and return the result: values, summary, ratios, settings and machine."""
-    make_images(folder, images, side=side)
+    make_images(folder, s.images, side=s.side)
     call(folder, {"side": "weights"})
     tools = [tool for peer, own in PEERS.items() for tool in (own, peer)]
     values: dict[str, dict[str, list[float]]] = {tool: {} for tool in tools}
     around = Surroundings()
-    bar = tqdm(total=repeats * len(tools), desc="runs", file=sys.stderr)
-    for _ in range(repeats):
+    bar = tqdm(total=s.repeats * len(tools), desc="runs", file=sys.stderr)
+    for _ in range(s.repeats):
         for tool in tools:
             bar.set_postfix_str(tool)
-            job = {"side": tool, "a": str(folder / "a"), "b": str(folder / "b"), "workers": workers}
+            job = {"side": tool, "a": str(folder / "a"), "b": str(folder / "b"), "workers": s.workers}
             answer, seconds, memory = call(folder, job)
             for name, value in (("seconds", seconds), ("memory", memory), ("fid", answer["fid"])):
                 values[tool].setdefault(name, []).append(value)
             values[tool].setdefault("without_start", []).append(answer["seconds"])
             bar.update()
     bar.close()
-    root, _, _ = call(folder, {"side": "roots", "dim": dim})
+    root, _, _ = call(folder, {"side": "roots", "dim": s.dim})
 
     summary = {tool: {name: summarised(each) for name, each in of.items()} for tool, of in values.items()}
     compared: dict[str, dict[str, float]] = {}
@@ -107,7 +102,7 @@ def measured(folder: Path, *, images: int, side: int, repeats: int, workers: int
     where = conditions(around)
     return {
         "metric": "eval-speed",
-        "settings": {"images": images, "side": side, "repeats": repeats, "workers": workers, "dim": dim},
+        "settings": {key: getattr(s, key) for key in ("images", "side", "repeats", "workers", "dim")},
         "tools": summary,
         "compared": compared,
         "root": root | {"ratio": root["scipy"] / root["roentgen"]},
@@ -146,26 +141,24 @@ def call(folder: Path, job: dict[str, Any]) -> tuple[dict[str, float], float, fl
 
 def table(result: dict[str, Any]) -> str:
     """The Markdown table of a result, with its conditions below."""
-    lines = ["| FID | seconds | GB | peer : ours | relative difference |", "|---|---|---|---|---|"]
+    rows = []
     for peer, own in PEERS.items():
         resize = "TensorFlow-1 resize" if own == "roentgen" else "clean resize"
         for tool, words in ((own, f"roentgen, {resize}"), (peer, peer)):
             of, compared = result["tools"][tool], result["compared"][peer]
-            last = f"{compared['ratio']:.2f} | {compared['difference']:.1e}" if tool == peer else " | "
-            lines.append(f"| {words} | {of['seconds']['median']:.0f} | {of['memory']['median']:.2f} | {last} |")
+            last = [f"{compared['ratio']:.2f}", f"{compared['difference']:.1e}"] if tool == peer else ["", ""]
+            rows.append([words, f"{of['seconds']['median']:.0f}", f"{of['memory']['median']:.2f}", *last])
     root, settings, facts = result["root"], result["settings"], result["machine"]
     packages = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", *PEERS, "scipy"))
-    lines += [
-        "",
+    return markdown(
+        ["FID", "seconds", "GB", "peer : ours", "relative difference"], rows,
         f"Trace of the root of a product of two covariances in {settings['dim']} dimensions: {root['roentgen']:.2f} s, "
         f"`scipy.linalg.sqrtm` {root['scipy']:.2f} s, {root['ratio']:.1f} times as long, relative difference "
         f"{root['difference']:.0e}.",
-        "",
         f"{settings['images']} images of {settings['side']} px in two folders, Inception-v3 with random weights, "
         f"{facts['cores']} cores of {facts['cpu']}; {packages}; median of "
         f"{settings['repeats']} run(s), whole processes.{in_words(result.get('conditions'))}",
-    ]
-    return "\n".join(lines)
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

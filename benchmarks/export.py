@@ -24,6 +24,7 @@ from typing import Annotated, Any
 from roentgen import errors
 from roentgen.config import Count, CountFromZero, parse_settings
 from roentgen.metrics.report.tables import Reported, rising
+from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, write_result
 
 SIDE = 16
@@ -37,26 +38,25 @@ class Settings(Reported):
     compared: Annotated[CountFromZero, "largest set whose images are compared with one another"] = 100_000
 
 
-def measured(sizes: Sequence[int], compared: int, out: Path) -> None:
+def measured(s: Settings, out: Path) -> None:
     """A process a size; the value is the largest size's memory over the smallest one's."""
     sets = []
-    for size in sizes:
+    for size in s.rows:
         print(f"{size:,} rows", file=sys.stderr)
         done = subprocess.run(
-            [sys.executable, __file__, "--one", str(size), str(int(size <= compared))],
+            [sys.executable, __file__, "--one", str(size), str(int(size <= s.compared))],
             stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
         sets.append(json.loads(done.stdout))
     growth = sets[-1]["memory"] / sets[0]["memory"]
     context = Context(
-        
-        settings={"rows": list(sizes), "compared": compared, "side": SIDE, "format": "webdataset"},
+        settings={"rows": s.rows, "compared": s.compared, "side": SIDE, "format": "webdataset"},
         model={"name": "stand-in that makes noise", "hash": "none"},
-        command=f"python benchmarks/export.py --rows={','.join(map(str, sizes))} --compared={compared}",
+        command=f"python benchmarks/export.py --rows={','.join(map(str, s.rows))} --compared={s.compared}",
     )  # fmt: skip
     write_result(
         out, metric="largest resident set of roentgen export, largest set over smallest", value=growth,
-        ci=(growth, growth), ci_method="none: one run each", n=sizes[-1], context=context, details={"sets": sets},
+        ci=(growth, growth), ci_method="none: one run each", n=s.rows[-1], context=context, details={"sets": sets},
     )  # fmt: skip
 
 
@@ -98,13 +98,15 @@ FINDINGS = "Atelectasis,Cardiomegaly,Consolidation,Edema,Effusion,Emphysema,Fibr
 
 def table(result: Mapping[str, Any]) -> str:
     """The Markdown table of a result."""
-    lines = ["| rows | compared with one another | largest resident set (GB) | ms a row |", "|---:|---|---:|---:|"]
-    for one in result["details"]["sets"]:
-        each = 1000 * one["seconds"] / one["rows"]
-        lines.append(f"| {one['rows']:,} | {'yes' if one['compared'] else 'no'} | {one['memory']:.2f} | {each:.2f} |")
-    return "\n".join(
-        [*lines, "", f"Noise of {SIDE} x {SIDE} pixels in place of a model. Made by `{result['command']}`."]
-    )
+    rows = [
+        [f"{one['rows']:,}", "yes" if one["compared"] else "no", f"{one['memory']:.2f}",
+         f"{1000 * one['seconds'] / one['rows']:.2f}"]
+        for one in result["details"]["sets"]
+    ]  # fmt: skip
+    return markdown(
+        ["rows", "compared with one another", "largest resident set (GB)", "ms a row"], rows,
+        f"Noise of {SIDE} x {SIDE} pixels in place of a model. Made by `{result['command']}`.",
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     s = parse_settings(Settings, words, prog="benchmarks/export.py", about=__doc__)
     rising(s.rows, "--rows")
-    return s.report("export-memory", measure=lambda path: measured(s.rows, s.compared, path), table=table)
+    return s.report("export-memory", measure=measured, table=table)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Time and memory of `roentgen generate`, beside stock diffusers with the same weights in the same run.
 
-    python benchmarks/generate.py --out benchmarks/results/generate-cpu.json --update README.md,docs/benchmarks.md
-    python benchmarks/generate.py --result benchmarks/results/generate-cpu.json --update README.md,docs/benchmarks.md
+    python benchmarks/generate.py --out benchmarks/results/generate-cpu.json --update README.md docs/benchmarks.md
+    python benchmarks/generate.py --result benchmarks/results/generate-cpu.json --update README.md docs/benchmarks.md
     python benchmarks/generate.py --device cuda --model sd15-random --out generate-gpu.json
 
 Every measurement is a process of its own, so that imports, loading and writing the file count; ours and
@@ -25,6 +25,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,9 +40,10 @@ from tqdm import tqdm
 from roentgen import errors
 from roentgen.config import Count, Guidance, PathOrName, Steps, parse_settings
 from roentgen.errors import UserError
-from roentgen.files import read_json, write_atomic
+from roentgen.files import read_json
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
-from roentgen.metrics.report.tables import fill
+from roentgen.metrics.report.tables import Reported
+from roentgen.metrics.result import write_json
 from roentgen.models import hub, loading
 from roentgen.provenance import Surroundings
 
@@ -64,7 +66,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Reported):
     """Measure `roentgen generate` and stock diffusers on this machine, and print a table."""
 
     model: Annotated[
@@ -72,11 +74,9 @@ class Settings:
         "mini, a diffusers folder, or sd15-random (Stable Diffusion 1.x with random weights, for a GPU); both sides "
         "load the same files",
     ] = "mini"
-    out: Annotated[Path | None, "JSON file for the result"] = None
-    result: Annotated[Path | None, "measure nothing, take this JSON file of an earlier run"] = None
     update: Annotated[
         tuple[Path, ...], "documents in which the regions results:speed and results:speed-summary are replaced"
-    ] = ()
+    ] = ()  # type: ignore[assignment]
     steps: Annotated[Steps | None, "denoising steps (default: the model's)"] = None
     guidance: Annotated[Guidance | None, "guidance scale (default: the model's)"] = None
     sampler: Annotated[str | None, "dpm++, unipc (both also NAME-karras), ddim or pndm (default: the model's)"] = None
@@ -90,23 +90,17 @@ class Settings:
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/generate.py", about=__doc__)
     check_lengths(s.short, s.long)
-    for document in s.update:  # before minutes of measuring
-        fill(document, {"speed": "", "speed-summary": ""}, write=False)
-    if s.result is not None:
-        found = read_json(s.result, advice="fetch the model again")
-    else:
-        device = cuda_or_cpu(s.device)
-        with tempfile.TemporaryDirectory() as scratch:
-            found = measured(s.model, place(s.model, Path(scratch)), steps=s.steps, guidance=s.guidance,
-                             sampler=s.sampler, repeats=s.repeats, helps=s.helps, short=s.short, long=s.long,
-                             device=device)  # fmt: skip
-    if s.out is not None:
-        write_atomic(s.out, (json.dumps(found, indent=1) + "\n").encode())
-    lines = table(found)
-    print(lines)
-    for document in s.update:
-        fill(document, {"speed": lines, "speed-summary": summary_table(found)})
-    return 0
+    return s.report(
+        ("speed", "speed-summary"), measure=run, keep=False, read=partial(read_json, advice="fetch the model again"),
+        table=lambda found: {"speed": table(found), "speed-summary": summary_table(found)},
+    )  # fmt: skip
+
+
+def run(s: Settings, out: Path) -> None:
+    """Measure everything, to ``out``."""
+    device = cuda_or_cpu(s.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_json(out, measured(s, place(s.model, Path(scratch)), device))
 
 
 def place(model: str, scratch: Path) -> Path:
@@ -125,24 +119,12 @@ def on_disk(model: str) -> Path:
     return folder
 
 
-def measured(
-    model: str,
-    folder: Path,
-    *,
-    steps: int | None,
-    guidance: float | None,
-    sampler: str | None,
-    repeats: int,
-    helps: int,
-    short: int,
-    long: int,
-    device: str = "cpu",
-) -> dict[str, Any]:
+def measured(s: Settings, folder: Path, device: str = "cpu") -> dict[str, Any]:
     """Run everything and return the result: values, summary, ratios, settings and machine."""
     loading.check_folder(folder)
     marks = folder / "roentgen.json"
     own = read_json(marks, advice="fetch the model again").get("defaults", {}) if marks.is_file() else {}
-    given = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    given, repeats = {key: getattr(s, key) for key in ("steps", "guidance", "sampler")}, s.repeats
     settings: dict[str, Any] = {**dataclasses.asdict(Sampling()), **own}
     settings = {key: settings[key] if value is None else value for key, value in given.items()}
     if settings["sampler"] not in SAMPLERS:
@@ -161,7 +143,7 @@ def measured(
         return peer(folder, [PROMPT] * images, list(range(images)), target, job, images)
 
     around = Surroundings()
-    runs = 4 * (repeats + 1) + helps + 2 * repeats * len(arms_of(device))
+    runs = 4 * (repeats + 1) + s.helps + 2 * repeats * len(arms_of(device))
     bar = tqdm(total=runs, desc="runs", file=sys.stderr)
     sides: dict[str, Callable[[int, Path], list[str]]] = {"roentgen": ours, "diffusers": stock}
     values: dict[str, dict[str, list[float]]] = {side: {name: [] for name in MEASURES} for side in sides}
@@ -176,10 +158,10 @@ def measured(
             values[side]["cold"].append(one)
             values[side]["further"].append((many - one) / FURTHER)
             values[side]["memory"].append(max(memory_one, memory_many))
-    help_times = [timed([sys.executable, "-m", "roentgen", "--help"])[0] for _ in range(helps)]
-    bar.update(helps)
+    help_times = [timed([sys.executable, "-m", "roentgen", "--help"])[0] for _ in range(s.helps)]
+    bar.update(s.helps)
 
-    sets = data_sets(folder, settings, repeats, short, long, device, bar.update)
+    sets = data_sets(s, folder, settings, device, bar.update)
     bar.close()
     gpu = ask_torch("torch.cuda.get_device_name()") if device == "cuda" else None
     where = conditions(around)
@@ -188,7 +170,7 @@ def measured(
     return {
         "metric": "generate-speed",
         "prompt": PROMPT,
-        "model": model if model in hub.NAMED else folder.name,
+        "model": s.model if s.model in hub.NAMED else folder.name,
         "model_hash": hub.model_hash(folder),
         "settings": settings | {"repeats": repeats, "dtype": dtype, "batch": BATCH},
         **summary,
@@ -237,22 +219,16 @@ def prompts(count: int | None) -> list[str]:
 
 
 def data_sets(
-    folder: Path,
-    settings: dict[str, Any],
-    repeats: int,
-    short: int,
-    long: int,
-    device: str = "cpu",
-    on_run: Callable[[], object] = lambda: None,
+    s: Settings, folder: Path, settings: dict[str, Any], device: str = "cpu", on_run: Callable[[], object] = bool
 ) -> dict[str, Any]:
     """Seconds an image of every arm, ratios to ours, and how far the images of an arm are from stock diffusers'."""
-    arms = arms_of(device)
+    arms, short, long = arms_of(device), s.short, s.long
     values: dict[str, list[float]] = {name: [] for name in arms}
     memory: dict[str, list[float]] = {name: [] for name in arms}
     with tempfile.TemporaryDirectory() as scratch:
         images: dict[str, Path] = {}
         listed: list[dict[str, str]] = []
-        for repeat in range(repeats):
+        for repeat in range(s.repeats):
             for number, (name, own) in enumerate(arms.items()):
                 # A slow arm's set need not be longer than the fast ones' difference to be measured as well.
                 most = min(long, 2 * short) if name == ROENTGEN else long

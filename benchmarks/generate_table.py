@@ -8,6 +8,7 @@ from typing import Any
 
 from train_table import utilisation
 
+from roentgen.metrics.report.tables import table as markdown
 from roentgen.provenance import in_words
 
 EXPORT, REFERENCE, ROENTGEN = "roentgen export", "diffusers, batches", "diffusers, RoentGen's sampling"
@@ -46,30 +47,28 @@ def operations(folder: Path, settings: Mapping[str, Any]) -> int:
 
 def table(result: dict[str, Any]) -> str:
     """The Markdown table of a result, with its conditions below."""
-    lines = ["| | roentgen | stock diffusers | stock : roentgen |", "|---|---|---|---|"]
+    rows = []
     for name, (words, form) in measures(result).items():
         cells = [form.format(result[side][name]["median"]) for side in ("roentgen", "diffusers")]
-        lines.append(f"| {words} | {cells[0]} | {cells[1]} | {result['ratio'][name]:.2f} |")
-    lines.append(f"| `roentgen --help` (s) | {result['help']['min']:.2f} | | |")
+        rows.append([words, *cells, f"{result['ratio'][name]:.2f}"])
+    rows.append(["`roentgen --help` (s)", f"{result['help']['min']:.2f}", "", ""])
     sets = result["sets"]
-    lines += [
-        "",
-        "| a data set, prompt by prompt | numbers | s an image | times ours | memory (GB) | grey levels apart |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for name, arm in sets["arms"].items():
-        apart = f"{arm['difference']:.2f}" if "difference" in arm else "other sampling"
-        lines.append(
-            f"| {name} | {arm['dtype']} | {seconds(arm['seconds_per_image']['median'])} | {arm['ratio']:.2f} | "
-            f"{arm['memory']['median']:.2f} | {apart} |"
-        )
+    of_sets = [
+        [name, arm["dtype"], seconds(arm["seconds_per_image"]["median"]), f"{arm['ratio']:.2f}",
+         f"{arm['memory']['median']:.2f}", f"{arm['difference']:.2f}" if "difference" in arm else "other sampling"]
+        for name, arm in sets["arms"].items()
+    ]  # fmt: skip
     settings, facts = result["settings"], result["machine"]
     published = sets["published"]
     auto = "float16 on a GPU" if "device" in facts else "bfloat16 on a CPU that computes in it"
     mfu = "" if result.get("mfu") is None else f" {EXPORT} takes {result['mfu']:.0%} of the device's peak in bfloat16."
     packages = [f"{name} {result['versions'][name]}" for name in ("torch", "diffusers")]
-    lines += [
-        "",
+    return markdown(
+        ["", "roentgen", "stock diffusers", "stock : roentgen"], rows,
+        markdown(
+            ["a data set, prompt by prompt", "numbers", "s an image", "times ours", "memory (GB)", "grey levels apart"],
+            of_sets,
+        ),
         f"`{result['model']}` ({result['model_hash']}), {settings['steps']} steps of {settings['sampler']}, "
         f"guidance {settings['guidance']:g}, {settings['dtype']}, on "
         f"{hardware(facts)}; {', '.join(packages)}; medians of {settings['repeats']} runs each, one process a "
@@ -78,8 +77,7 @@ def table(result: dict[str, Any]) -> str:
         f"column is the mean absolute difference, of 255, to the images of {REFERENCE}; "
         f"RoentGen's sampling is {published['steps']} steps of {published['sampler']} at guidance "
         f"{published['guidance']:g}.{mfu}{in_words(result.get('conditions'))}",
-    ]
-    return "\n".join(lines)
+    )  # fmt: skip
 
 
 def summary_table(result: dict[str, Any]) -> str:
@@ -87,7 +85,7 @@ def summary_table(result: dict[str, Any]) -> str:
     rows = []
     for name, (words, form) in measures(result).items():
         ours, theirs = (form.format(result[side][name]["median"]) for side in ("roentgen", "diffusers"))
-        rows.append(f"| {words} | {ours} | {theirs} |")
+        rows.append([words, ours, theirs])
     arms = result["sets"]["arms"]
     float32, half = "roentgen export, float32", next(name for name in arms if name.startswith(f"{REFERENCE}, "))
     kind = half.rpartition(" ")[2]
@@ -97,19 +95,14 @@ def summary_table(result: dict[str, Any]) -> str:
         ("the same beside RoentGen's published sampling (s)", [float32, EXPORT], [ROENTGEN]),
     ):
         cells = [seconds(min(arms[name]["seconds_per_image"]["median"] for name in names)) for names in sides]
-        rows.append(f"| {words} | {cells[0]} | {cells[1]} |")
+        rows.append([words, *cells])
     facts = result["machine"]
-    return "\n".join(
-        [
-            "| | roentgen | stock diffusers |",
-            "|---|---:|---:|",
-            *rows,
-            "",
-            f"`{result['model']}` ({result['model_hash']}), {result['settings']['steps']} steps of "
-            f"{result['settings']['sampler']}, on {hardware(facts)}{'' if 'device' in facts else ', without a GPU'}."
-            f"{in_words(result.get('conditions'))}",
-        ]
-    )
+    return markdown(
+        ["", "roentgen", "stock diffusers"], rows,
+        f"`{result['model']}` ({result['model_hash']}), {result['settings']['steps']} steps of "
+        f"{result['settings']['sampler']}, on {hardware(facts)}{'' if 'device' in facts else ', without a GPU'}."
+        f"{in_words(result.get('conditions'))}",
+    )  # fmt: skip
 
 
 def measures(result: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

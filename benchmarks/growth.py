@@ -54,10 +54,10 @@ class Settings(Reported):
     )
 
 
-def measured(out: Path, sizes: Sequence[int]) -> None:
+def measured(s: Settings, out: Path) -> None:
     """A process a task and size; the value is the largest memory at the largest size over that at the smallest."""
     found: dict[str, list[dict[str, float]]] = {task: [] for task in TASKS}
-    around = Surroundings()
+    sizes, around = s.rows, Surroundings()
     bar = tqdm(total=sum(sizes) * len(TASKS), desc="rows", file=sys.stderr)
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
@@ -137,15 +137,12 @@ def as_table(result: Mapping[str, Any]) -> str:
             if before is not None:
                 each = f"{1000 * (run['seconds'] - before['seconds']) / (run['rows'] - before['rows']):.2f}"
             rows.append([task, f"{run['rows']:,}", f"{run['seconds']:.1f}", each, f"{run['memory']:.2f}"])
-    return "\n".join(
-        [
-            table(["task", "images", "seconds", "ms for each image more", "largest resident set (GB)"], rows),
-            "",
-            f"Near-duplicates: {', '.join(WAYS[way] for way in dict.fromkeys(details['near_search']))}. "
-            f"Noise of {SIDE} x {SIDE} pixels, on {details['cpu']}; one run each."
-            f"{in_words(details['conditions'])} Made by `{result['command']}`.",
-        ]
-    )
+    return table(
+        ["task", "images", "seconds", "ms for each image more", "largest resident set (GB)"], rows,
+        f"Near-duplicates: {', '.join(WAYS[way] for way in dict.fromkeys(details['near_search']))}. "
+        f"Noise of {SIDE} x {SIDE} pixels, on {details['cpu']}; one run each."
+        f"{in_words(details['conditions'])} Made by `{result['command']}`.",
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     s = parse_settings(Settings, words, prog="benchmarks/growth.py", about=__doc__)
     rising(s.rows, "--rows")
-    return s.report(NAME, measure=lambda path: measured(path, s.rows), table=as_table)
+    return s.report(NAME, measure=measured, table=as_table)
 
 
 if __name__ == "__main__":

@@ -73,20 +73,20 @@ class Settings(Reported):
     ] = ""
 
 
-def measured(out: Path, *, repeats: int, only: str, unsettled: str) -> None:
+def measured(s: Settings, out: Path) -> None:
     """Run everything; the result is written after each round, so that what was measured stays."""
     found: Found = {}
     with tempfile.TemporaryDirectory() as scratch:
-        chosen = {name: words for name, words in commands(Path(scratch)).items() if name.startswith(only)}
+        chosen = {name: words for name, words in commands(Path(scratch)).items() if name.startswith(s.only)}
         if not chosen:
             known = ", ".join(commands(Path(scratch)))
-            raise UserError(f"--only {only}: no command begins like that; they are {known}")
+            raise UserError(f"--only {s.only}: no command begins like that; they are {known}")
         for words in filter(None, chosen.values()):  # the file cache
             together(ON, words, busy=0, count=1)
-        free = [name for name in chosen if name != FLOOR and name.startswith(unsettled)]
+        free = [name for name in chosen if name != FLOOR and name.startswith(s.unsettled)]
         around = Surroundings()
-        bar = tqdm(total=(repeats * len(chosen) + len(free)) * len(SCENARIOS), desc="runs", file=sys.stderr)
-        for number in range(repeats):
+        bar = tqdm(total=(s.repeats * len(chosen) + len(free)) * len(SCENARIOS), desc="runs", file=sys.stderr)
+        for number in range(s.repeats):
             rounds = [(name, SETTLED) for name in chosen]
             rounds += [(name, UNSETTLED) for name in free] if number == 0 else []
             for name, policy in rounds:
@@ -97,7 +97,7 @@ def measured(out: Path, *, repeats: int, only: str, unsettled: str) -> None:
                     place = found.setdefault(name, {}).setdefault(policy, {})
                     place.setdefault(scenario, []).append([max(each) for each in zip(*runs, strict=True)])
                     bar.update()
-            settings = {"repeats": number + 1, "only": only, "unsettled": unsettled}
+            settings = {"repeats": number + 1, "only": s.only, "unsettled": s.unsettled}
             store(out, found, settings, around.facts())
         bar.close()
 
@@ -176,24 +176,18 @@ def as_table(result: Mapping[str, Any]) -> str:
         cells = [by.get((command, scenario, policy)) for policy in POLICIES]
         shown = [f"{cell['seconds']:.1f} ({cell['ratio']:.2f})" if cell else "–" for cell in cells]
         rows.append([command, scenario, f"{by[command, scenario, SETTLED]['fair']:.1f}", *shown])
-    return "\n".join(
-        [
-            table(["command", "other work", "fair share (s)", *(f"{policy} (s)" for policy in POLICIES)], rows),
-            "",
-            f"Brackets: times the fair share; the goal is {GOAL}. `mini` on {details['cores']} cores of "
-            f"{details['cpu']}; torch {result['versions']['torch']}; medians of {result['settings']['repeats']} "
-            f"run(s), left to OpenMP one run, of four at once the slowest.{in_words(details['conditions'])} "
-            f"Made by `{result['command']}`.",
-        ]
-    )
+    return table(
+        ["command", "other work", "fair share (s)", *(f"{policy} (s)" for policy in POLICIES)], rows,
+        f"Brackets: times the fair share; the goal is {GOAL}. `mini` on {details['cores']} cores of "
+        f"{details['cpu']}; torch {result['versions']['torch']}; medians of {result['settings']['repeats']} "
+        f"run(s), left to OpenMP one run, of four at once the slowest.{in_words(details['conditions'])} "
+        f"Made by `{result['command']}`.",
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/load.py", about=__doc__)
-    return s.report(
-        NAME, table=as_table,
-        measure=lambda path: measured(path, repeats=s.repeats, only=s.only, unsettled=s.unsettled),
-    )  # fmt: skip
+    return s.report(NAME, measure=measured, table=as_table)
 
 
 if __name__ == "__main__":

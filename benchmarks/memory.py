@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from roentgen import errors
 from roentgen.config import BatchSize, Count, parse_settings
 from roentgen.metrics.report.tables import Reported
+from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, write_result
 
 SETUPS = {
@@ -35,13 +36,14 @@ class Settings(Reported):
     side: Annotated[Count, "side of the latents; 64 is 512 pixels"] = 64
 
 
-def estimate_all(batch: int, side: int, out: Path) -> None:
+def estimate_all(s: Settings, out: Path) -> None:
     """One estimate a setup; written to ``out``."""
     import torch
     from made_models import stable_diffusion
 
     from roentgen.training.estimate import estimate
 
+    batch, side = s.batch, s.side
     with torch.device("meta"):
         networks = stable_diffusion(side)
     unet, text, vae = (networks[name] for name in ("unet", "text_encoder", "vae"))
@@ -78,22 +80,18 @@ def estimate_all(batch: int, side: int, out: Path) -> None:
 def table(result: Mapping[str, Any]) -> str:
     """The Markdown table of a result."""
     settings = result["settings"]
-    lines = ["| saving memory by | estimate (GB) |", "|---|---:|"]
-    lines += [f"| {name} | {one['bytes'] / 1e9:.1f} |" for name, one in result["details"]["setups"].items()]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Stable Diffusion 1.x, U-Net and CLIP trained at {settings['pixels']} px, batch {settings['batch']}, "
-            f"{settings['precision']}, EMA, cached latents; GB are 10^9 bytes, so a 24 GiB card has 25.8. "
-            f"{result['warnings'][0][0].upper()}{result['warnings'][0][1:]}. Made by `{result['command']}`.",
-        ]
-    )
+    rows = [[name, f"{one['bytes'] / 1e9:.1f}"] for name, one in result["details"]["setups"].items()]
+    return markdown(
+        ["saving memory by", "estimate (GB)"], rows,
+        f"Stable Diffusion 1.x, U-Net and CLIP trained at {settings['pixels']} px, batch {settings['batch']}, "
+        f"{settings['precision']}, EMA, cached latents; GB are 10^9 bytes, so a 24 GiB card has 25.8. "
+        f"{result['warnings'][0][0].upper()}{result['warnings'][0][1:]}. Made by `{result['command']}`.",
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/memory.py", about=__doc__)
-    return s.report("memory", measure=lambda path: estimate_all(s.batch, s.side, path), table=table)
+    return s.report("memory", measure=estimate_all, table=table)
 
 
 if __name__ == "__main__":

@@ -54,20 +54,20 @@ class Settings(Reported):
     seed: Annotated[Seed, "of random weights"] = 0
 
 
-def measured(out: Path, *, images: int, seed: int) -> None:
+def measured(s: Settings, out: Path) -> None:
     """Everything, to ``out``."""
     require_packages(PACKAGES)
     with tempfile.TemporaryDirectory() as scratch:
-        make_images(Path(scratch), images, side=SIDE)
+        make_images(Path(scratch), s.images, side=SIDE)
         pictures = {side: [read_image(p) for p in sorted((Path(scratch) / side).iterdir())] for side in "ab"}
         classifier = load_extractor("classifier")
         a, b = (classifier(pictures[side])["features"].astype(np.float64) for side in "ab")
-        rows = of_features(a, b) + of_files(pictures, Path(scratch) / "inception.pth", seed)
+        rows = of_features(a, b) + of_files(pictures, Path(scratch) / "inception.pth", s.seed)
         rows += of_squashed(pictures, classifier)
     agree = [row["difference"] for row in rows if row["agrees"]]
     context = Context(
-        extractor=f"classifier {classifier.hash}; Inception-v3 with random weights", resize=classifier.chain, seed=seed,
-        settings={"images": images, "side": SIDE}, model={"name": "data/sample, jittered"},
+        extractor=f"classifier {classifier.hash}; Inception-v3 with random weights", resize=classifier.chain,
+        seed=s.seed, settings={"images": s.images, "side": SIDE}, model={"name": "data/sample, jittered"},
         command="python benchmarks/peers.py --out benchmarks/results/peers.json --update docs/metrics.md",
     )  # fmt: skip
     write_result(
@@ -75,7 +75,7 @@ def measured(out: Path, *, images: int, seed: int) -> None:
         metric="largest relative difference between a package that agrees and ours, on equal features",
         value=max(agree),
         ci_method="none: both read the same features",
-        n=images // 2,
+        n=s.images // 2,
         context=context,
         details={"rows": rows, "packages": {name: importlib.metadata.version(name) for name in PACKAGES}},
     )
@@ -170,19 +170,16 @@ def as_table(result: Mapping[str, Any]) -> str:
         for each in details["rows"]
     ]  # fmt: skip
     packages = ", ".join(f"{name} {version}" for name, version in details["packages"].items())
-    return "\n".join(
-        [
-            markdown(["figure, package", "theirs", "ours", "difference"], rows),
-            "",
-            f"{result['n']} images on each side; {packages}. Inception-v3 has random weights: the size of a "
-            "distance of files means nothing.",
-        ]
-    )
+    return markdown(
+        ["figure, package", "theirs", "ours", "difference"], rows,
+        f"{result['n']} images on each side; {packages}. Inception-v3 has random weights: the size of a "
+        "distance of files means nothing.",
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/peers.py", about=__doc__)
-    return s.report(NAME, measure=lambda path: measured(path, images=s.images, seed=s.seed), table=as_table)
+    return s.report(NAME, measure=measured, table=as_table)
 
 
 if __name__ == "__main__":

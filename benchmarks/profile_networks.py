@@ -46,7 +46,7 @@ class Settings(Reported):
     repeats: Annotated[Count, "runs of each step; the fastest counts"] = 3
 
 
-def measured(out: Path, name: str, part: str, *, batch: int, repeats: int) -> None:
+def measured(s: Settings, out: Path) -> None:
     """Time and profile the steps of a part, and write the result."""
     threads.settle()
     import torch
@@ -56,7 +56,8 @@ def measured(out: Path, name: str, part: str, *, batch: int, repeats: int) -> No
     from roentgen.generators.generate import load_model
 
     keep_freed_memory()
-    model: Any = load_model(name, device="cpu", dtype="float32", trainable=part == "training")
+    part, repeats, batch = s.part, s.repeats, s.batch or (16 if s.part == "sampling" else 8)
+    model: Any = load_model(s.model, device="cpu", dtype="float32", trainable=part == "training")
     dtype, steps = (sampling_steps if part == "sampling" else training_steps)(model, batch)
     a, b = torch.randn(SIDE, SIDE, dtype=dtype), torch.randn(SIDE, SIDE, dtype=dtype)
     around = Surroundings()
@@ -167,26 +168,19 @@ def as_table(result: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     head = ["", "ms an image", "GFLOP an image", "GFLOP/s", "of a matrix product's", *KINDS, "the rest"]
     peak, settings = details["flops_per_second_of_a_product"] / 1e9, result["settings"]
-    return "\n".join(
-        [
-            table(head, rows),
-            "",
-            f"`{result['model']['name']}` ({result['model']['hash']}), batch {settings['batch']}, "
-            f"{settings.get('dtype', 'float32')}, "
-            f"{details['threads']} thread(s) of {details['cpu']}; a product of two matrices of {settings['side']} x "
-            f"{settings['side']}: {peak:.0f} GFLOP/s; torch {result['versions']['torch']}."
-            f"{in_words(details['conditions'])} Made by `{result['command']}`.",
-        ]
-    )
+    return table(
+        head, rows,
+        f"`{result['model']['name']}` ({result['model']['hash']}), batch {settings['batch']}, "
+        f"{settings.get('dtype', 'float32')}, "
+        f"{details['threads']} thread(s) of {details['cpu']}; a product of two matrices of {settings['side']} x "
+        f"{settings['side']}: {peak:.0f} GFLOP/s; torch {result['versions']['torch']}."
+        f"{in_words(details['conditions'])} Made by `{result['command']}`.",
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/profile_networks.py", about=__doc__)
-    images = s.batch or (16 if s.part == "sampling" else 8)
-    return s.report(
-        NAMES[s.part], table=as_table,
-        measure=lambda path: measured(path, s.model, s.part, batch=images, repeats=s.repeats),
-    )  # fmt: skip
+    return s.report(NAMES[s.part], measure=measured, table=as_table)
 
 
 if __name__ == "__main__":

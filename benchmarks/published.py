@@ -66,11 +66,16 @@ class Settings(Reported):
     batch_size: Annotated[BatchSize, "images through the network at a time"] = 16
 
 
-def measured(
-    scratch: Path, out: Path, folders: Sequence[Path | None], *, images: int, seed: int, batch_size: int
-) -> None:
-    """Everything, to ``out``; ``folders`` are of real and generated images, None for those of the sample."""
-    real, generated = folders
+def measured(s: Settings, out: Path) -> None:
+    """Everything, to ``out``."""
+    require_packages(PACKAGES)
+    with tempfile.TemporaryDirectory() as scratch:
+        compare(s, out, Path(scratch))
+
+
+def compare(s: Settings, out: Path, scratch: Path) -> None:
+    """The figures; what is made for them lies in ``scratch``."""
+    real, generated, images, seed, batch_size = s.real, s.generated, s.images, s.seed, s.batch_size
     if real is None or generated is None:
         real, generated = scratch / "real", scratch / "generated"
         make_images(real, generated, images, seed=seed)
@@ -358,14 +363,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/published.py", about=__doc__)
     if (s.real is None) != (s.generated is None):
         raise UserError("--real and --generated belong together; give both, or none for the images of data/sample")
-
-    def own(path: Path) -> None:
-        require_packages(PACKAGES)
-        with tempfile.TemporaryDirectory() as scratch:
-            folders = [s.real, s.generated]
-            measured(Path(scratch), path, folders, images=s.images, seed=s.seed, batch_size=s.batch_size)
-
-    return s.report(NAME, measure=own, table=table)
+    return s.report(NAME, measure=measured, table=table)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from roentgen.config import Count, parse_settings
 from roentgen.errors import UserError
 from roentgen.files import file_sha256
 from roentgen.metrics.report.tables import Reported
+from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, write_result
 from roentgen.reports.load import MINI_REPORT, SHIPPED
 
@@ -41,8 +42,9 @@ class Settings(Reported):
     further: Annotated[Count, "images of the longer command beyond the first"] = 4
 
 
-def run(out: Path, repeats: int, further: int) -> None:
+def run(s: Settings, out: Path) -> None:
     """Time both commands in turn, and write the result."""
+    repeats, further = s.repeats, s.further
     images = sorted(IMAGES.glob("*.jpg"))[: 1 + further]
     if len(images) <= further:
         raise UserError(f"--further {further}: {IMAGES} has {len(images)} images; use less")
@@ -76,22 +78,20 @@ def table(result: Mapping[str, Any]) -> str:
     """The Markdown table of a result."""
     found, settings = result["details"]["seconds"], result["settings"]
     names = {"cold": "one image, cold start", "further": "each further image"}
-    lines = [
-        "| `roentgen report`, mini-report | median (s) | smallest to largest | goal (s) |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {name} | {found[key]['median']:.2f} | {found[key]['min']:.2f} to {found[key]['max']:.2f} | "
-        f"under {result['details']['goals'][key]:.0f} |"
+    rows = [
+        [name, f"{found[key]['median']:.2f}", f"{found[key]['min']:.2f} to {found[key]['max']:.2f}",
+         f"under {result['details']['goals'][key]:.0f}"]
         for key, name in names.items()
-    ]
-    note = f"{settings['repeats']} runs on {settings['cores']} cores of {settings['cpu']}, nothing beside them."
-    return "\n".join([*lines, "", note])
+    ]  # fmt: skip
+    return markdown(
+        ["`roentgen report`, mini-report", "median (s)", "smallest to largest", "goal (s)"], rows,
+        f"{settings['repeats']} runs on {settings['cores']} cores of {settings['cpu']}, nothing beside them.",
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/report.py", about=__doc__)
-    return s.report("reports-speed", measure=lambda path: run(path, s.repeats, s.further), table=table)
+    return s.report("reports-speed", measure=run, table=table)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from roentgen.errors import UserError
 from roentgen.files import read_json
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
 from roentgen.metrics.report.tables import Reported
+from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, write_result
 from roentgen.models.hub import MINI
 from roentgen.provenance import Surroundings, in_words, processor
@@ -51,6 +52,7 @@ OUR_WORDS = [sys.executable, "-m", "roentgen", "serve", "--port", "0", "--device
 COMPARED = 8  # clients at which the goal is set
 GOAL = 1.5
 FIFTHS = 5
+COLUMNS = {"clients": "d", "images_per_second": ".2f", "p50": ".1f", "p95": ".1f"}
 PROMPTS = ("left pleural effusion", "cardiomegaly", "right pneumothorax", "no acute cardiopulmonary process")
 
 
@@ -68,14 +70,15 @@ class Settings(Reported):
     ] = False
 
 
-def measured_memory(out: Path, requests: int) -> None:
-    """Memory over ``requests`` requests and as many again."""
+def measured_memory(s: Settings, out: Path) -> None:
+    """Memory over so many requests and as many again."""
+    requests = s.requests
     with started(OUR_WORDS) as (url, process):
         faults = memory_of(url, process, requests)
     grown = faults["memory_mb"][-1] - faults["memory_mb"][FIFTHS - 1]
     write_result(
         out, metric=f"MB that roentgen serve grows by from request {requests} to {2 * requests}",
-        value=grown, ci=(grown, grown), ci_method="none: one run", n=requests, goal="0", warnings=[],
+        value=grown, ci=(grown, grown), ci_method="none: one run", n=requests, goal="0",
         details={"faults": faults, "cores": cores(), "cpu": processor()},
         context=Context(
             extractor="resident memory", settings=settings_of_mini() | {"steps": 1},
@@ -90,9 +93,9 @@ def settings_of_mini() -> dict[str, Any]:
     return {**asdict(Sampling()), **read_json(MINI / "roentgen.json").get("defaults", {})}
 
 
-def measured(out: Path, clients: Sequence[int], images: int) -> None:
+def measured(s: Settings, out: Path) -> None:
     """Run everything and write the result; the value is our rate over that of stock diffusers."""
-    settings = settings_of_mini()
+    settings, clients, images = settings_of_mini(), s.clients, s.images
     job = {"model": str(MINI), **{key: settings[key] for key in ("steps", "guidance")}}
     stock = [sys.executable, str(PEER), json.dumps({**job, "scheduler": SAMPLERS[settings["sampler"]]})]
     arms: dict[str, tuple[list[str], Ask]] = {
@@ -123,7 +126,7 @@ def measured(out: Path, clients: Sequence[int], images: int) -> None:
     )  # fmt: skip
     write_result(
         out, metric=f"images a second at {COMPARED} clients, roentgen serve over stock diffusers", value=value,
-        ci=(value, value), ci_method="none: one run", n=images, context=context, goal=f"at least {GOAL}", warnings=[],
+        ci=(value, value), ci_method="none: one run", n=images, context=context, goal=f"at least {GOAL}",
         details={
             "loads": loads, "faults": faults, "cores": cores(), "cpu": processor(), "conditions": conditions,
             "grey_levels_apart": float(np.abs(made[OURS].astype(float) - made[STOCK]).mean()),
@@ -266,26 +269,20 @@ def table(result: Mapping[str, Any]) -> str:
     """The Markdown tables of a result, with their conditions below."""
     details = result["details"]
     settings = result["settings"]
-    lines = ["| server | clients | images a second | p50 (s) | p95 (s) |", "|---|---:|---:|---:|---:|"]
-    lines += [
-        f"| {one['server']} | {one['clients']} | {one['images_per_second']:.2f} | {one['p50']:.1f} | {one['p95']:.1f} |"
-        for one in details["loads"]
-    ]
+    rows = [[one["server"], *(f"{one[key]:{form}}" for key, form in COLUMNS.items())] for one in details["loads"]]
     faults = details["faults"]
     answers = ", ".join(f"{count} with {status}" for status, count in sorted(faults["stopped_with"].items()))
-    lines += [
-        "",
+    return markdown(
+        ["server", "clients", "images a second", "p50 (s)", "p95 (s)"], rows,
         f"At {COMPARED} clients `roentgen serve` makes {result['value']:.2f} times as many images as stock diffusers "
         f"(goal: {result['goal']}). `mini`, {settings['steps']} steps of {settings['sampler']}, guidance "
         f"{settings['guidance']:g}, float32, {settings['images']} images a load, on {details['cores']} cores of "
         f"{details['cpu']}, one run; the images of both are {details['grey_levels_apart']:.2f} grey levels apart on "
         f"average.{in_words(details['conditions'])}",
-        "",
         f"Faults: after {faults['leavers']} clients that left in the middle of 8 images each, the next one had its "
         f"image in {faults['answer_after_leavers_seconds']:.1f} s. SIGTERM with 24 requests open: they were answered "
         f"{answers}; the exit code was {faults['exit_code']}.",
-    ]
-    return "\n".join(lines)
+    )  # fmt: skip
 
 
 def memory_in_words(faults: Mapping[str, Any]) -> str:
@@ -303,11 +300,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/serve.py", about=__doc__)
     if s.memory:
         return s.report(
-            f"{NAME}-memory", measure=lambda path: measured_memory(path, s.requests),
+            f"{NAME}-memory", measure=measured_memory,
             table=lambda found: memory_in_words(found["details"]["faults"]),
         )  # fmt: skip
     require(COMPARED in s.clients, f"--clients: {COMPARED} must be among them, at which the goal is set")
-    return s.report(NAME, measure=lambda path: measured(path, s.clients, s.images), table=table)
+    return s.report(NAME, measure=measured, table=table)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,7 @@ from train_table import summarise, table
 from roentgen import errors
 from roentgen.config import BatchSize, Count, PathOrName, Pixels, Workers, parse_settings
 from roentgen.errors import UserError
-from roentgen.metrics.report.tables import Reported, replace_between_markers
-from roentgen.metrics.result import read_result
+from roentgen.metrics.report.tables import Reported
 from roentgen.provenance import Surroundings
 
 SAMPLE = ROOT / "data" / "sample" / "manifest.csv"
@@ -72,28 +71,20 @@ class Settings(Reported):
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/train.py", about=__doc__)
-    replace_between_markers(s.update, "train-speed", "", write=False)  # before minutes of measuring
-    if s.result is not None:
-        found = read_result(s.result)
-    else:
-        if not s.short < s.long:
-            raise UserError("--short must be below --long")
-        script = checked_peer(s.peer)
-        arms = [name for name in ARMS if s.compiled or not name.endswith("-compiled")]
-        with tempfile.TemporaryDirectory() as temporary:
-            job = prepare(
-                s.scratch or Path(temporary), s.model, peer=script, batch=s.batch, count=s.batch * s.long,
-                pixels=s.pixels, precision=s.precision, workers=s.workers, device=cuda_or_cpu(s.device),
-            )  # fmt: skip
-            around = Surroundings()
-            runs = run_arms(job, arms, short=s.short, long=s.long, repeats=s.repeats)
-            stored = s.out or job.folder / "r"
-            lengths = {"short": s.short, "long": s.long}
-            found = summarise(job, runs, name=s.model, **lengths, out=stored, conditions=around.facts())
-    lines = table(found)
-    print(lines)
-    replace_between_markers(s.update, "train-speed", lines)
-    return 0
+    return s.report("train-speed", measure=measured, table=table, keep=False)
+
+
+def measured(s: Settings, out: Path) -> None:
+    """Run all arms, and write the result to ``out``."""
+    if not s.short < s.long:
+        raise UserError("--short must be below --long")
+    script = checked_peer(s.peer)
+    arms = [name for name in ARMS if s.compiled or not name.endswith("-compiled")]
+    with tempfile.TemporaryDirectory() as temporary:
+        job = prepare(s, script, s.scratch or Path(temporary), cuda_or_cpu(s.device))
+        around = Surroundings()
+        runs = run_arms(job, arms, short=s.short, long=s.long, repeats=s.repeats)
+        summarise(job, runs, name=s.model, short=s.short, long=s.long, out=out, conditions=around.facts())
 
 
 def checked_peer(peer: Path | None) -> Path:
@@ -112,29 +103,18 @@ def checked_peer(peer: Path | None) -> Path:
 # ---------------------------------------------------------------------------------------- model and data
 
 
-def prepare(
-    folder: Path,
-    model: str,
-    *,
-    peer: Path,
-    batch: int,
-    count: int,
-    pixels: int | None,
-    precision: str,
-    workers: int,
-    device: str,
-) -> Comparison:
-    """Model folder and ``count`` training images, for both sides."""
+def prepare(s: Settings, peer: Path, folder: Path, device: str) -> Comparison:
+    """Model folder and training images in ``folder``, for both sides."""
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    place = folder / "model" if model in MADE else Path(model).resolve()
+    place = folder / "model" if s.model in MADE else Path(s.model).resolve()
     if not place.is_dir():
         if place.parent != folder:
-            raise UserError(f"--model {model}: no such folder; use mini, sd15-random or a diffusers folder")
-        make_model(model, place)
+            raise UserError(f"--model {s.model}: no such folder; use mini, sd15-random or a diffusers folder")
+        make_model(s.model, place)
     resolution = pipeline_resolution(place)
-    job = Comparison(folder, place, peer, resolution, batch, precision, workers, device)
-    write_images(job, count, pixels or resolution)
+    job = Comparison(folder, place, peer, resolution, s.batch, s.precision, s.workers, device)
+    write_images(job, s.batch * s.long, s.pixels or resolution)
     return job
 
 

@@ -13,6 +13,7 @@ from train_arms import ARMS, PEER, Comparison, Run, command
 
 from roentgen.errors import UserError
 from roentgen.files import file_hash
+from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, write_result
 from roentgen.provenance import in_words
 from roentgen.threads import cores
@@ -182,10 +183,7 @@ def table(result: Mapping[str, Any]) -> str:
     """The Markdown table of a result, with its conditions below."""
     details, settings = result["details"], result["settings"]
     arms, best = details["arms"], details["compared_with"]
-    lines = [
-        "| | images/s | times the peer | memory (GB) | waiting for data | MFU |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows = []
     for arm, found in arms.items():
         rate = found["images_per_second"]
         cells = [
@@ -196,18 +194,17 @@ def table(result: Mapping[str, Any]) -> str:
             "" if found["data_wait_share"] is None else f"{found['data_wait_share']['median']:.1%}",
             "" if found["mfu"] is None else f"{found['mfu']:.1%}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     versions = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", "diffusers"))
     machine = details["machine"]
     made = arms["ours-cached"].get("seconds_to_make_caches")
     steps = settings["steps"]
-    lines += [
-        "",
+    return markdown(
+        ["", "images/s", "times the peer", "memory (GB)", "waiting for data", "MFU"], rows,
         f"`{settings['model']}` at {settings['resolution']} px, batch {settings['batch']}, {settings['precision']}, "
         f"U-Net trained with EMA, {settings['workers']} workers, on {machine['device']} ({machine['cores']} cores, "
         f"threads: {machine['threads']}); {versions}. Medians (extremes) of {result['n']} pairs of runs of {steps[0]} "
         f'and {steps[1]} steps, taking turns; "times the peer" is against its faster arm. Making the caches of '
         f"{steps[1] * settings['batch']} images took {made:.0f} s, once and outside these rates."
         f"{in_words(details.get('conditions'))}",
-    ]
-    return "\n".join(lines)
+    )  # fmt: skip

@@ -80,12 +80,12 @@ CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
 }
 
 
-def run(out: Path, images: int, seed: int) -> None:
+def run(s: Settings, out: Path) -> None:
     """Every method on the same images; written to ``out``."""
     require_packages([LIBRARY])
     from imwatermark import WatermarkDecoder, WatermarkEncoder
 
-    model = load_model("mini")
+    images, seed, model = s.images, s.seed, load_model("mini")
     texts = [TEXTS[number % len(TEXTS)] for number in range(images)]
     made = generate(model, texts, seeds=range(seed, seed + images), batch_size=8)
     drawn = np.stack([each.image for each in made])
@@ -136,19 +136,16 @@ def table(result: Mapping[str, Any]) -> str:
     rows.append(["bits right in images without it"] + [f"{one['unmarked']:.0%}" for one in methods.values()])
     for name in next(iter(methods.values()))["bits"]:
         rows.append([f"bits right: {name}"] + [f"{one['bits'][name]:.0%}" for one in methods.values()])
-    return "\n".join(
-        [
-            markdown(["", *methods], rows),
-            "",
-            f"{result['n']} images of `{result['model']['name']}` ({result['model']['hash']}), {BITS} bits each, "
-            f"{result['extractor']}; half of the bits are right by chance. Made by `{result['command']}`.",
-        ]
-    )
+    return markdown(
+        ["", *methods], rows,
+        f"{result['n']} images of `{result['model']['name']}` ({result['model']['hash']}), {BITS} bits each, "
+        f"{result['extractor']}; half of the bits are right by chance. Made by `{result['command']}`.",
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="benchmarks/watermark.py", about=__doc__)
-    return s.report(NAME, measure=lambda path: run(path, s.images, s.seed), table=table)
+    return s.report(NAME, measure=run, table=table)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def result(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         return {"fid": fid, "seconds": seconds[side] - 5}, seconds[side] + repeat, 0.5
 
     monkeypatch.setattr(bench, "call", made_up)
-    found = bench.measured(tmp_path, images=6, side=32, repeats=3, workers=2, dim=16)
+    found = bench.measured(bench.Settings(images=6, side=32, repeats=3, dim=16), tmp_path)
     sides = [call["side"] for call in calls]
     assert sides == ["weights", *(["roentgen", "torch-fidelity", "roentgen-clean", "clean-fid"] * 3), "roots"]
     return found

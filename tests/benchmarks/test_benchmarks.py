@@ -52,8 +52,8 @@ def result(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Pa
     monkeypatch.setattr(bench, "data_sets", no_sets)
     monkeypatch.setattr(bench, "timed_images", made_up)
     monkeypatch.setattr(bench, "timed", lambda command: (0.25, 0.1))
-    found = bench.measured("tiny", tiny_pipeline, steps=None, guidance=2.5, sampler=None, repeats=2, helps=3,
-                           short=2, long=4)  # fmt: skip
+    settings = bench.Settings(model="tiny", guidance=2.5, repeats=2, helps=3, short=2, long=4)
+    found = bench.measured(settings, tiny_pipeline)
     assert len(commands) == 2 * 1 + 2 * 2 * 2  # a warm-up each, then short and long for both, twice
     return found
 
@@ -79,8 +79,8 @@ def test_both_sides_get_the_same_settings(
     monkeypatch.setattr(bench, "timed_images", keep)
     monkeypatch.setattr(bench, "timed", lambda command: (0.25, 0.1))
     monkeypatch.setattr(bench, "data_sets", lambda *_: {"arms": {}})
-    folder = tiny_pipeline
-    bench.measured("tiny", folder, steps=7, guidance=None, sampler="ddim", repeats=1, helps=1, short=2, long=4)
+    asked = bench.Settings(model="tiny", steps=7, sampler="ddim", repeats=1, helps=1, short=2, long=4)
+    bench.measured(asked, tiny_pipeline)
     ours = dict(zip(lines["ours"][5::2], lines["ours"][6::2], strict=True))
     theirs = json.loads(lines["theirs"][-1])
     assert (ours["--steps"], ours["--guidance"], ours["--sampler"]) == (
@@ -121,7 +121,8 @@ def test_data_sets(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     monkeypatch.setattr(bench, "timed", made_up)
     settings: dict[str, Any] = {"steps": 10, "guidance": 4.0, "sampler": "unipc"}
-    found = bench.data_sets(tmp_path / "model", settings, 2, 2, 6)["arms"]
+    asked = bench.Settings(repeats=2, short=2, long=6)
+    found = bench.data_sets(asked, tmp_path / "model", settings)["arms"]
     assert {name: arm["ratio"] for name, arm in found.items()} == {
         "roentgen export": 1.0,
         "roentgen export, float32": 1.0,
@@ -151,7 +152,7 @@ def test_table_and_region(bench: ModuleType, result: dict[str, Any], tmp_path: P
     assert bench.main(["--result", str(stored), "--update", str(page)]) == 0
     text = page.read_text()
     assert "| one image, cold start (s) | 2.0 | 8.0 | 4.00 |" in text and "stale" not in text
-    assert text.startswith("before\n<!-- results:speed -->\n\n| |")
+    assert text.startswith("before\n<!-- results:speed -->\n\n|  |")
     assert text.endswith("\n<!-- /results:speed -->\nafter\n")
     assert bench.main(["--result", str(stored), "--update", str(page)]) == 0
     assert page.read_text() == text  # a second time changes nothing

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,10 +28,10 @@ def figure(entry: Mapping[str, Any] | None, *, digits: int = 2, key: str = "valu
     return f"{text}, n = {entry['n']}" if count else text
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, first column to the left, the others to the right."""
+def table(header: list[str], rows: list[list[str]], *notes: str) -> str:
+    """A Markdown table, first column to the left, the others to the right; ``notes`` are paragraphs below it."""
     lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    return "\n\n".join(["\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]), *notes])
 
 
 def replace_between_markers(document: Path | None, name: str, text: str, *, write: bool = True) -> bool:
@@ -70,32 +72,49 @@ def fill(document: Path, texts: Mapping[str, str], *, write: bool = True) -> boo
     return any([replace_between_markers(document, name, texts[name], write=write) for name in present])
 
 
+def fill_all(documents: Iterable[Path], texts: Mapping[str, str], *, check: bool = False) -> None:
+    """``fill`` each document; with ``check`` nothing is written, and UserError names one that is out of date."""
+    for document in documents:
+        if fill(document, texts, write=not check) and check:
+            raise UserError(f"{document} is out of date; run the command again without --check")
+
+
 def report(
-    name: str,
+    name: str | Sequence[str],
     *,
     out: str | Path | None,
     result: str | Path | None,
-    update: str | Path | None,
+    update: str | Path | Iterable[Path] | None,
     measure: Callable[[Path], object],
-    table: Callable[[Mapping[str, Any]], str],
+    table: Callable[[Mapping[str, Any]], str | Mapping[str, str]],
+    read: Callable[[Path], Mapping[str, Any]] = read_result,
+    keep: bool = True,
+    check: bool = False,
 ) -> int:
     """Have ``measure`` write its result to ``out``, or take that of ``result``; print its ``table``.
 
-    ``update``: document in which the region results:``name`` is replaced by the table. UserError where neither file is
-    named, or the document has no such region: before anything is measured.
+    ``update``: documents in which the region results:``name`` is replaced by the table; of several names ``table``
+    gives a text each, of which the first is printed. ``keep`` False: without ``out`` the result is only shown.
+    ``check``: see ``fill_all``. UserError where neither file is named, or a document has no such region: before
+    anything is measured.
     """
-    update = None if update is None else Path(update)
-    replace_between_markers(update, name, "", write=False)
-    if result is None and out is None:
+    names = [name] if isinstance(name, str) else list(name)
+    given = [] if update is None else [update] if isinstance(update, str | Path) else update
+    documents = [Path(each) for each in given]
+    for document in documents:
+        fill(document, dict.fromkeys(names, ""), write=False)
+    if keep and result is None and out is None:
         raise UserError("--out is missing; name a JSON file for the result")
-    if result is None:
-        measure(Path(str(out)))
-    path = Path(str(result or out))
-    stored = read_result(path)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(result or out or Path(scratch) / "result.json")
+        if result is None:
+            measure(path)
+        stored = read(path)
     with shown(path):
-        lines = table(stored)
-    print(lines)
-    replace_between_markers(update, name, lines)
+        made = table(stored)
+        texts = {names[0]: made} if isinstance(made, str) else made
+    print(texts[names[0]])
+    fill_all(documents, texts, check=check)
     return 0
 
 
@@ -107,11 +126,10 @@ class Reported:
     result: Annotated[Path | None, "measure nothing, take this JSON file of an earlier run"] = None
     update: Annotated[Path | None, "document whose region is replaced by the table"] = None
 
-    def report(self, name: str, *, measure: Callable[[Path], object], table: Callable[[Mapping[str, Any]], str]) -> int:
-        """``report`` under ``name`` with these files."""
-        return report(
-            name, **{key: getattr(self, key) for key in ("out", "result", "update")}, measure=measure, table=table
-        )
+    def report(self, name: str | Sequence[str], *, measure: Callable[[Any, Path], object], **how: Any) -> int:
+        """``report`` under ``name`` with these files; ``measure`` is given these settings and the file to write."""
+        files = {key: getattr(self, key) for key in ("out", "result", "update")}
+        return report(name, **files, measure=partial(measure, self), **how)
 
 
 def rising(sizes: Sequence[int], flag: str) -> None:
