@@ -19,6 +19,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,13 +28,10 @@ import torch
 
 from roentgen import errors
 from roentgen.config import (
-    BatchSize,
     Count,
     CountFromZero,
-    Range,
     Rate,
     Resamples,
-    Share,
     as_dict,
     parse_settings,
     require,
@@ -41,11 +39,11 @@ from roentgen.config import (
 from roentgen.experiments.augmentation import gain as augmentation
 from roentgen.experiments.augmentation import report as augmentation_report
 from roentgen.experiments.augmentation.arms import ARMS, BASELINE, Run, plan_runs, real_subset
-from roentgen.experiments.augmentation.classifier import NETS, Recipe, build_net, check_recipe
+from roentgen.experiments.augmentation.classifier import Recipe, build_net, check_recipe
 from roentgen.experiments.augmentation.runs import Task, run_all
 from roentgen.experiments.augmentation.sources import RARE_SHARE, Inputs, open_inputs, origin
 from roentgen.files import file_hash, require_writable, write_atomic
-from roentgen.metrics.report.tables import replace_between_markers
+from roentgen.metrics.report import tables
 from roentgen.metrics.result import Context, read_result, shown, write_result
 from roentgen.metrics.statistics import RESAMPLES, cluster_weights
 from roentgen.provenance import command_line, portable
@@ -60,8 +58,8 @@ KEPT = ("real", "synthetic", "images_seen", "synthetic_distinct", "val", "chosen
 """What the table has of each run."""
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Recipe):
     """Settings of the experiment."""
 
     out: Annotated[Path | None, "folder for the results"] = None
@@ -87,15 +85,11 @@ class Settings:
     cut_sizes: Annotated[tuple[Count, ...], "... at these sizes (default: the largest of --sizes)"] = ()
     primary: Annotated[str | None, "arm whose gain is the headline, chosen before the run (default: real+x1)"] = None
     min_positive: Annotated[Count, "positive train images that a finding must have"] = 30
-    net: Annotated[Literal[tuple(NETS)] | None, "network (default: densenet121 on a GPU, else small)"] = None  # type: ignore[valid-type]
-    weights: Annotated[str, "none, or for densenet121 imagenet or xrv"] = Recipe.weights
-    size: Annotated[Count | None, "side in pixels (default: 64 for small, 224 for densenet121)"] = None
-    images: Annotated[Count, "images seen in training by every arm"] = Recipe.images
-    batch_size: Annotated[BatchSize, "images a step"] = Recipe.batch_size
-    rate: Annotated[Rate | None, "peak learning rate (default: 1e-3 for small, 1e-4 for densenet121)"] = None
-    weight_decay: Annotated[float, Range(0, 100), "of AdamW"] = Recipe.weight_decay
-    label_smoothing: Annotated[Share, "share by which targets move to 0.5"] = Recipe.label_smoothing
-    validations: Annotated[Count, "times that val may choose; 1: the last weights"] = Recipe.validations
+    net: Annotated[  # type: ignore[assignment]
+        Literal["small", "densenet121"] | None, "network (default: densenet121 on a GPU, else small)"
+    ] = None
+    size: Annotated[Count | None, "side in pixels (default: 64 for small, 224 for densenet121)"] = None  # type: ignore[assignment]
+    rate: Annotated[Rate | None, "peak learning rate (default: 1e-3 for small, 1e-4 for densenet121)"] = None  # type: ignore[assignment]
     resamples: Annotated[Resamples, "of the bootstrap over test patients"] = RESAMPLES
     device: Annotated[Literal["cpu", "cuda"] | None, "default: cuda where there is a GPU"] = None
     jobs: Annotated[CountFromZero, "runs at a time (0: the CPU's cores, or 1 on a GPU)"] = 0
@@ -112,24 +106,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     require(s.out is not None, "--out is missing: name the folder for the results")
     assert s.out is not None
-    replace_between_markers(s.update, REGION, "", write=False)  # before the hours of work, not after
+    tables.replace_between_markers(s.update, REGION, "", write=False)  # before the hours of work, not after
     if not s.table_only:
         require(s.real is not None, "--real is missing: name a manifest with train, val and test images")
         if not measure(s):
             return 0  # a dry run
     path = s.out / f"{NAME}.json"
     require(path.is_file(), f"--table-only: {path} does not exist; run the experiment into this --out first")
-    result = read_result(path)
-    with shown(path):
-        text, drawn = augmentation_report.markdown(result), augmentation_report.plot(result)
-    write_atomic(s.out / f"{NAME}.md", (text + "\n").encode())
-    write_atomic(s.out / f"{NAME}.png", drawn)
-    if s.update is None:
-        print(text)
-    else:
-        replace_between_markers(s.update, REGION, text)
-    print(path)
-    return 0
+    return tables.report(REGION, out=None, result=path, update=s.update, measure=print, table=partial(drawn, s.out))
+
+
+def drawn(out: Path, result: dict[str, Any]) -> str:
+    """The tables, which are written beside the result as well, with the plot."""
+    text = augmentation_report.markdown(result)
+    write_atomic(out / f"{NAME}.png", augmentation_report.plot(result))
+    write_atomic(out / f"{NAME}.md", (text + "\n").encode())
+    return text
 
 
 def measure(s: Settings) -> bool:

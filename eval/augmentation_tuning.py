@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from roentgen import errors
-from roentgen.config import Count, Filled, Seed, parse_settings, require
+from roentgen.config import Count, Filled, Seed, from_json, parse_settings, require
 from roentgen.data.manifest import finding_columns, read_manifest
 from roentgen.devices import keep_freed_memory
 from roentgen.experiments.augmentation.arms import real_subset
@@ -86,20 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(text: str) -> tuple[int, Recipe]:
     """``n=500,rate=1e-3`` as 500 and a recipe; UserError for what is no setting."""
-    kinds: dict[str, type] = {name: type(value) for name, value in asdict(Recipe()).items()}
-    n, recipe = 0, Recipe()
-    for word in text.split(","):
-        key, _, value = word.partition("=")
-        try:
-            if key == "n":
-                n = int(value)
-            else:
-                recipe = replace(recipe, **{key: kinds[key](value)})
-        except (KeyError, ValueError):
-            raise errors.UserError(f"--try {word}: write n or one of {', '.join(kinds)} with its value") from None
-    require(n > 1, f"--try {text}: say how many real images with n=5000")
+    words = dict(word.partition("=")[::2] for word in text.split(","))
+    n = words.pop("n", "")
+    require(n.isdecimal() and int(n) > 1, f"--try {text}: say how many real images with n=5000")
+    recipe = from_json(Recipe, words, f"--try {text}")
     check_recipe(recipe)
-    return n, recipe
+    return int(n), recipe
 
 
 def one(real: Source, n: int, largest: int, findings: Sequence[str], recipe: Recipe, seed: int) -> dict[str, Any]:

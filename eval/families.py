@@ -219,21 +219,16 @@ def table(good: Mapping[str, Any], fast: Mapping[str, Any]) -> str:
         rows.append([f"`{p['model']}`", str(p["steps"]), *took, *shown])
     memory = ", ".join(f"`{name}` {size:.0f} MB" for name, size in fast["details"]["memory_mb"].items())
     names = ", ".join(good["details"]["curve"][0]["findings"]) or "no finding: too few cases of each"
-    return "\n".join(
-        [
-            markdown(head, rows),
-            "",
-            f"{good['n']} prompts of `{good['settings']['split']}`, the same in every row; macro AUROC "
-            f"over {names}; Frechet distance in the shipped classifier's features to {good['details']['real_n']} real "
-            f"images, to be compared within this table only. Images a second: median of {fast['settings']['repeats']} "
-            f"timings of {fast['settings']['timed']} images on {fast['settings']['threads']} CPU threads, a mean of "
-            f"{fast['details']['busy_cores']:.1f} processes running. Memory of `roentgen generate` at most: {memory}.",
-            "",
-            trained(),
-            "",
-            f"Made by `{good['command']}` and `{fast['command']}`.",
-        ]
-    )
+    return markdown(
+        head, rows,
+        f"{good['n']} prompts of `{good['settings']['split']}`, the same in every row; macro AUROC "
+        f"over {names}; Frechet distance in the shipped classifier's features to {good['details']['real_n']} real "
+        f"images, to be compared within this table only. Images a second: median of {fast['settings']['repeats']} "
+        f"timings of {fast['settings']['timed']} images on {fast['settings']['threads']} CPU threads, a mean of "
+        f"{fast['details']['busy_cores']:.1f} processes running. Memory of `roentgen generate` at most: {memory}.",
+        trained(),
+        f"Made by `{good['command']}` and `{fast['command']}`.",
+    )  # fmt: skip
 
 
 def trained() -> str:

@@ -30,7 +30,6 @@ from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import write_result
 from roentgen.metrics.sharpness import CLIPPED_WHITE, COHERENCE, CONTRAST, MIN_SIDE, band_name, sharpness_of
-from roentgen.synthesis.folder import Job, generated_images
 
 BANDS = ((16, 32), (32, 48), (48, 64))
 SLACK = 0.02
@@ -69,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(s: Settings) -> None:
     """Every setting on the same prompts and seeds, and the real images, to ``OUT/guidance.json``."""
-    study = Study.of(s, generated_images, Job)
+    study = Study.of(s)
     real = study.real(study.rows)
     features = study.features(real)
     moments = frechet.moments(features)
@@ -145,20 +144,16 @@ def table(result: Mapping[str, Any]) -> str:
             ]
         )
     model, names = result["model"], ", ".join(details["curve"][0]["findings"]) or "none"
-    return "\n".join(
-        [
-            markdown(head, rows),
-            "",
-            f"`{model['name']}` ({model['hash']}), {details['steps']} steps, {result['n']} prompts of `val`, the same "
-            f"prompts and seeds for every row; macro AUROC over {names}; "
-            f"distances in the classifier's features to as many real `val` images, all at {SIDE} px. Power: share of "
-            "the image's power in a band of cycles an image. White: pixels above 240. From: share of the steps "
-            "that pass before guidance begins. Bold: nearest to real images of "
-            f"those whose AUROC is within {SLACK} of the best.",
-            "",
-            f"Made by `{result['command']}`.",
-        ]
-    )
+    return markdown(
+        head, rows,
+        f"`{model['name']}` ({model['hash']}), {details['steps']} steps, {result['n']} prompts of `val`, the same "
+        f"prompts and seeds for every row; macro AUROC over {names}; "
+        f"distances in the classifier's features to as many real `val` images, all at {SIDE} px. Power: share of "
+        "the image's power in a band of cycles an image. White: pixels above 240. From: share of the steps "
+        "that pass before guidance begins. Bold: nearest to real images of "
+        f"those whose AUROC is within {SLACK} of the best.",
+        f"Made by `{result['command']}`.",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

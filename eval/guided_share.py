@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +23,8 @@ from roentgen.config import BatchSize, Count, Filled, PathOrName, Seed, Share, p
 from roentgen.data.manifest import read_manifest
 from roentgen.files import file_hash
 from roentgen.generators.generate import generate, load_model
-from roentgen.metrics.report.tables import replace_between_markers, table
-from roentgen.metrics.result import Context, read_result, write_result
+from roentgen.metrics.report.tables import report, table
+from roentgen.metrics.result import Context, write_result
 
 NAME = "guided-share"
 MOST = 1.0
@@ -46,7 +47,12 @@ class Settings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="eval/guided_share.py", about=__doc__)
-    replace_between_markers(s.update, NAME, "", write=False)
+    path = s.out / "guided_share.json"
+    return report(NAME, out=path, result=None, update=s.update, measure=partial(measured, s), table=as_table)
+
+
+def measured(s: Settings, out: Path) -> None:
+    """Every share on the same texts and seeds, to ``out``."""
     rows = read_manifest(s.manifest, splits=["val"])
     texts = list(dict.fromkeys(rows["text"]))[: s.images]
     model = load_model(s.model)
@@ -72,14 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     value = float(min(fit, default=1.0))
     write_result(
-        s.out / "guided_share.json", metric="smallest share of guided steps that changes images little", value=value,
+        out, metric="smallest share of guided steps that changes images little", value=value,
         ci=(value, value), ci_method="none: the smallest of those compared", n=len(texts), context=context,
         goal=f"mean change at most {MOST:g} grey level", details={"shares": found},
     )  # fmt: skip
-    lines = as_table(read_result(s.out / "guided_share.json"))
-    print(lines)
-    replace_between_markers(s.update, NAME, lines)
-    return 0
 
 
 def as_table(result: Mapping[str, Any]) -> str:
@@ -90,15 +92,12 @@ def as_table(result: Mapping[str, Any]) -> str:
         for row in result["details"]["shares"]
     ]
     model = result["model"]
-    return "\n".join(
-        [
-            table(head, rows),
-            "",
-            f"`{model['name']}` ({model['hash']}), {model['steps']} steps of {model['sampler']} at guidance "
-            f"{model['guidance']}, beside the same images with every step guided; {result['n']} texts of `val`. "
-            f"Made by `{result['command']}`.",
-        ]
-    )
+    return table(
+        head, rows,
+        f"`{model['name']}` ({model['hash']}), {model['steps']} steps of {model['sampler']} at guidance "
+        f"{model['guidance']}, beside the same images with every step guided; {result['n']} texts of `val`. "
+        f"Made by `{result['command']}`.",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

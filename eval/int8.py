@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,9 +26,9 @@ from roentgen.data.manifest import finding_columns, labels_in, read_manifest
 from roentgen.experiments.reading import context_of
 from roentgen.files import require_writable
 from roentgen.images import read_image
-from roentgen.metrics.report.tables import figure, fill
+from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import read_result, shown, write_result
+from roentgen.metrics.result import write_result
 from roentgen.metrics.text import clinical, grounding
 from roentgen.prompts import NO_FINDING
 from roentgen.reports import Report, load_reporter
@@ -56,9 +57,13 @@ class Settings:
 def main(argv: Sequence[str] | None = None) -> int:
     threads.settle()
     s = parse_settings(Settings, argv, prog="eval/int8.py", about=__doc__)
+    path = s.out / "int8.json"
+    return report(REGION, out=path, result=None, update=s.documents, measure=partial(measured, s), table=as_table)
+
+
+def measured(s: Settings, out: Path) -> None:
+    """Both on the same images, to ``out``."""
     require_writable(s.out, "--out")
-    for document in s.documents:  # before the hours of work, not after
-        fill(document, {REGION: ""}, write=False)
     table = read_manifest(s.manifest, splits=[s.split], allow_empty_text=True)
     boxes = read_boxes(s.boxes) if s.boxes else {}
     boxed = table["image"].isin(list(boxes))
@@ -97,16 +102,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         leave_out={"boxes", "documents"},
     )
     write_result(
-        s.out / "int8.json", metric="times as fast in int8 as in float32", value=faster,
+        out, metric="times as fast in int8 as in float32", value=faster,
         ci_method="none: one run, both in turn", n=len(table), context=context,
         warnings=["measured beside other work on the machine, which both share"], details=details,
     )  # fmt: skip
-    for document in s.documents:
-        with shown(s.out):
-            lines = tables(s.out)
-        fill(document, {REGION: lines})
     print(f"{faster:.2f} times as fast, {details['agreement']}")
-    return 0
 
 
 def read_in_turn(
@@ -152,9 +152,8 @@ def agreement(one: Sequence[Report], other: Sequence[Report]) -> dict[str, float
     }
 
 
-def tables(out: Path) -> str:
-    """The Markdown table of the result in ``out``."""
-    kinds = read_result(out / "int8.json")["details"]["kinds"]
+def as_table(result: Mapping[str, Any]) -> str:
+    """The Markdown table of the result."""
     return markdown(
         ["numbers", "ms an image", "weights, MB", "macro F1", "pointing game, reported boxes"],
         [
@@ -162,7 +161,7 @@ def tables(out: Path) -> str:
                 kind, f"{1000 * row['seconds']:.0f}", f"{row['weight_bytes'] / 1e6:.1f}", figure(row["macro"]),
                 figure(row["pointing"], count=True) if "pointing" in row else "–",
             ]
-            for kind, row in kinds.items()
+            for kind, row in result["details"]["kinds"].items()
         ],
     )  # fmt: skip
 

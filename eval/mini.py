@@ -61,26 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for split in ("train", "val", "test"):
         if split not in splits:
             raise errors.UserError(f"--manifest {s.manifest} has no image in split {split}; its figures need all three")
+    own = {"manifest", "model", "prompts", "out", "images", "each", "sided"}
     flags = Evaluation(
-        real=str(s.manifest),
-        train=str(s.manifest),
-        out=str(s.out),
-        suite=s.suite,
-        generate=s.model,
-        prompts=str(s.prompts or s.manifest),
-        num_prompts=s.images,
-        num_images=s.each,
-        probes=s.sided,
-        reconstructions=s.reconstructions,
-        steps=s.steps,
-        guidance=s.guidance,
-        sampler=s.sampler,
-        seed=s.seed,
-        batch_size=s.batch_size,
-        device=s.device,
-        dtype=s.dtype,
-        resamples=s.resamples,
-    )
+        real=str(s.manifest), train=str(s.manifest), out=str(s.out), generate=s.model,
+        prompts=str(s.prompts or s.manifest), num_prompts=s.images, num_images=s.each, probes=s.sided,
+        **{name: value for name, value in vars(s).items() if name not in own},
+    )  # fmt: skip
     return evaluate(flags)
 
 

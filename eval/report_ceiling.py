@@ -12,8 +12,9 @@ documents.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,9 +30,9 @@ from roentgen.files import require_writable
 from roentgen.images import read_image
 from roentgen.metrics.adherence.auroc import auroc, weighted_auroc
 from roentgen.metrics.adherence.f1 import best_f1_threshold, f1_score
-from roentgen.metrics.report.tables import figure, fill
+from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import read_result, shown, write_result
+from roentgen.metrics.result import write_result
 from roentgen.metrics.statistics import cluster_weights, percentile_interval
 from roentgen.metrics.text import clinical
 from roentgen.provenance import command_line
@@ -61,9 +62,13 @@ class Settings:
 def main(argv: Sequence[str] | None = None) -> int:
     threads.settle()
     s = parse_settings(Settings, argv, prog="eval/report_ceiling.py", about=__doc__)
+    path = s.out / "ceiling.json"
+    return report(REGION, out=path, result=None, update=s.documents, measure=partial(measured, s), table=as_table)
+
+
+def measured(s: Settings, out: Path) -> None:
+    """The reporter on the images, to ``out``."""
     require_writable(s.out, "--out")
-    for document in s.documents:
-        fill(document, {REGION: ""}, write=False)
     table = read_manifest(s.manifest, splits=[s.split], allow_empty_text=True)
     reporter = load_reporter(s.model)
     require(isinstance(reporter, LabelsReporter), f"--model {s.model}: is no labels reporter, which has probabilities")
@@ -88,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reporter, s, s.manifest, command=command_line("eval/report_ceiling.py", s), leave_out={"documents"}
     )
     write_result(
-        s.out / "ceiling.json", value=bound,
+        out, value=bound,
         metric=f"mean over findings of the highest F1 that AUROC and prevalence allow, {s.split}",
         ci_method="none; of each finding by a bootstrap by patient",
         n=len(table), context=context, details={
@@ -96,12 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "macro_auroc": float(np.mean([row["auroc"]["value"] for row in rows])),
         },
     )  # fmt: skip
-    for document in s.documents:
-        with shown(s.out):
-            lines = tables(s.out)
-        fill(document, {REGION: lines})
     print(f"macro F1 {reached['macro']['value']:.3f}; at most {bound:.3f} for these AUROCs")
-    return 0
 
 
 def read_all(reporter: LabelsReporter, paths: Sequence[str], batch: int) -> tuple[list[str], np.ndarray]:
@@ -151,9 +151,9 @@ def auroc_for(goal: float, prevalence: float) -> float:
     return float(areas[int((values >= goal).argmax())]) if (values >= goal).any() else float("nan")
 
 
-def tables(out: Path) -> str:
-    """The Markdown table of the result in ``out``."""
-    details = read_result(out / "ceiling.json")["details"]
+def as_table(result: Mapping[str, Any]) -> str:
+    """The Markdown table of the result."""
+    details = result["details"]
     return markdown(
         ["finding", "images with it", "AUROC", "F1", "F1 of the best threshold for these images",
          "highest F1 at this AUROC", f"AUROC needed for F1 {details['goal']:.1f}"],

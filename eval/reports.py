@@ -29,9 +29,9 @@ from roentgen.experiments.reading import context_of
 from roentgen.files import require_writable
 from roentgen.images import read_image
 from roentgen.metrics.adherence.round_trip import sides_of
-from roentgen.metrics.report.tables import figure, fill
+from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, read_result, shown, write_result
+from roentgen.metrics.result import Context, read_result, write_result
 from roentgen.metrics.statistics import percentile_interval
 from roentgen.metrics.text import clinical, grounding
 from roentgen.metrics.text.report_scores import BLEU, Described, text_scores
@@ -47,6 +47,7 @@ CI = "95 % percentile, bootstrap by patient, 1000 resamples"
 TEXT = (*BLEU, "ROUGE-1", "ROUGE-2", "ROUGE-L", "ROUGE-Lsum", "METEOR", "CIDEr")
 NORMAL, ALL, RANDOM, NEAREST = "always normal", "every finding", "random report", "nearest training image's report"
 NIH = "NIH ChestX-ray14"
+NAMES = tuple(f"reports-{name}" for name in ("clinical", "findings", "text", "places", "radfact"))
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,12 @@ class Settings:
 def main(argv: Sequence[str] | None = None) -> int:
     threads.settle()
     s = parse_settings(Settings, argv, prog="eval/reports.py", about=__doc__)
-    if not s.tables_only:
-        require(s.manifest is not None, "--manifest is missing: manifest with `train` and `test` images")
-        measure(s)
-    with shown(s.out):
-        texts = tables(s.out)
-    for document in s.documents:
-        fill(document, texts)
-    return 0
+    require(s.tables_only or s.manifest is not None, "--manifest is missing: manifest with `train` and `test` images")
+    path = s.out / "clinical.json"
+    return report(
+        NAMES, out=path, result=path if s.tables_only else None, update=s.documents, measure=lambda _: measure(s),
+        table=lambda _: tables(s.out),
+    )  # fmt: skip
 
 
 def measure(s: Settings) -> None:

@@ -24,17 +24,17 @@ from roentgen import errors
 from roentgen.config import BatchSize, Count, Range, Seed, parse_settings, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
+from roentgen.experiments.sensitivity import tables
 from roentgen.experiments.sensitivity.damages import DAMAGES, damaged_sample, doses_of
 from roentgen.experiments.sensitivity.noise import noise_of_all, range_about
 from roentgen.experiments.sensitivity.results import write_metric, write_planted
 from roentgen.experiments.sensitivity.samples import SIDE, Reader, World, pairs_of
 from roentgen.experiments.sensitivity.scores import BOUNDS, METRICS
-from roentgen.experiments.sensitivity.tables import report
 from roentgen.files import file_hash, require_writable
 from roentgen.metrics import neighbours
 from roentgen.metrics.extractors import load_extractor
-from roentgen.metrics.report.tables import replace_between_markers
-from roentgen.metrics.result import Context, shown
+from roentgen.metrics.report.tables import report
+from roentgen.metrics.result import Context
 from roentgen.provenance import portable
 
 NAME = "sensitivity"
@@ -78,25 +78,21 @@ class Settings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="eval/sensitivity.py", about=__doc__)
-    replace_between_markers(s.update, NAME, "", write=False)  # before the minutes of work, not after
-    if s.measure:
-        require(s.manifest is not None, "--manifest is missing; name a manifest with train and test images")
-        require_writable(s.out, "--out")
-        require_writable(s.work, "--work")
-        measure(s)
-    with shown(s.out):
-        text = report(s.out)
-    if s.update is None:
-        print(text)
-    else:
-        replace_between_markers(s.update, NAME, text)
-        print(s.update)
-    return 0
+    require(
+        not s.measure or s.manifest is not None, "--manifest is missing; name a manifest with train and test images"
+    )
+    path = s.out / "fid.json"
+    return report(
+        NAME, out=path, result=None if s.measure else path, update=s.update, measure=lambda _: measure(s),
+        table=lambda _: tables.report(s.out),
+    )  # fmt: skip
 
 
 def measure(s: Settings) -> None:
     """Everything, to one JSON a metric and one for the planted copies."""
     assert s.manifest is not None
+    require_writable(s.out, "--out")
+    require_writable(s.work, "--work")
     damaged, real, train = choose_rows(s)
     classifier = load_extractor("classifier", device=s.device)
     chosen = classifier if s.extractor == "classifier" else load_extractor(s.extractor, device=s.device)

@@ -38,7 +38,6 @@ from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import read_result, shown, write_result
 from roentgen.metrics.statistics import cluster_weights, percentile_interval
-from roentgen.synthesis.folder import Job, generated_images
 
 NAME = "steps"
 """Of the region in a document."""
@@ -80,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(s: Settings) -> None:
     """Every setting on the same prompts and seeds, to ``OUT/steps.json``."""
-    study = Study.of(s, generated_images, Job)
+    study = Study.of(s)
     real = study.features(study.real(study.val))
     # The reference last, as it takes longest.
     settings = [(sampler, steps) for sampler in s.samplers for steps in sorted(s.steps)]
@@ -190,20 +189,16 @@ def table(result: Mapping[str, Any]) -> str:
         )
     model, settings = result["model"], result["settings"]
     names = ", ".join(details["curve"][0]["findings"]) or "no finding: too few cases of each"
-    return "\n".join(
-        [
-            markdown(head, rows),
-            "",
-            f"`{model['name']}` ({model['hash']}), guidance {settings['guidance']:g}, {result['n']} prompts of `val`, "
-            f"the same prompts and seeds for every row; macro AUROC over {names}; Frechet distance in the classifier's "
-            f"features to {details['real_n']} real `val` images. Reference: {details['reference'][0]} with "
-            f"{details['reference'][1]} steps. Change: mean difference in grey levels of 255 to the images of the same "
-            f"sampler's most steps. Bold: fewest network calls with a change of at most {DONE} and neither measure "
-            "worse beyond its interval.",
-            "",
-            f"Made by `{result['command']}`.",
-        ]
-    )
+    return markdown(
+        head, rows,
+        f"`{model['name']}` ({model['hash']}), guidance {settings['guidance']:g}, {result['n']} prompts of `val`, "
+        f"the same prompts and seeds for every row; macro AUROC over {names}; Frechet distance in the classifier's "
+        f"features to {details['real_n']} real `val` images. Reference: {details['reference'][0]} with "
+        f"{details['reference'][1]} steps. Change: mean difference in grey levels of 255 to the images of the same "
+        f"sampler's most steps. Bold: fewest network calls with a change of at most {DONE} and neither measure "
+        "worse beyond its interval.",
+        f"Made by `{result['command']}`.",
+    )  # fmt: skip
 
 
 def plot(result: Mapping[str, Any]) -> str:

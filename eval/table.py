@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, words, prog="eval/table.py", about=__doc__)
     try:
         from roentgen.metrics.report.page import markdown, quality
-        from roentgen.metrics.report.tables import fill
+        from roentgen.metrics.report.tables import fill_all
         from roentgen.metrics.result import shown
     except ModuleNotFoundError as error:
         raise errors.UserError(f"eval/table.py needs {error.name}; pip install 'roentgen-cxr[eval]'") from None
@@ -43,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         texts = {"suite": whole, "mini": whole, "quality": quality(s.results)}
     if not s.documents:
         print(whole)
-    for document in s.documents:
-        if fill(document, texts, write=not s.check) and s.check:
-            raise errors.UserError(f"{document} is out of date; run the command again without --check")
+    fill_all(s.documents, texts, check=s.check)
     return 0
 
 

@@ -47,12 +47,12 @@ from roentgen.experiments.text_probe import (
     summarise,
 )
 from roentgen.files import file_hash, require_writable, tensors_hash
-from roentgen.metrics.report.tables import fill
+from roentgen.metrics.report.tables import fill_all
 from roentgen.metrics.result import Context, read_result, shown, write_result
 from roentgen.metrics.statistics import RESAMPLES, cluster_weights
 from roentgen.models.hub import NAMED
 from roentgen.models.text_encoders import encode_text_states, load_text_encoder, make_reader
-from roentgen.provenance import command_line, portable
+from roentgen.provenance import portable
 
 WORDS, RANDOM, SHUFFLED = "bag of words", "random weights", "shuffled labels"
 POOLS = ("mean", "end")
@@ -104,9 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with shown(s.out):
         text = probe_report(result)
     print(text)
-    for document in s.update:
-        if fill(document, {"text-encoder": text}, write=not s.check) and s.check:
-            raise errors.UserError(f"{document} is out of date; run the command again without --check")
+    fill_all(s.update, {"text-encoder": text}, check=s.check)
     return 0
 
 
@@ -138,25 +136,11 @@ def measure(s: Settings) -> dict[str, Any]:
         for pool in POOLS for size in sizes if after is not None
     ]  # fmt: skip
     main_run = (differences or runs)[len(sizes) - 1]["auroc"]["macro"]
-    context = Context(
-        extractor="frozen text encoder, logistic regression",
-        resize="none",
-        seed=s.seed,
-        settings={
-            **{
-                key: portable(value)
-                for key, value in vars(s).items()
-                if key not in ("update", "check", "out", "reports")
-            },
-            "encoder": list(encoders),
-        },
-        model=models,
-        inputs={"reports": {"name": path.name, "sha256": file_hash(path)}},
-        command=command_line(
-            "eval/text_encoder_probe.py",
-            replace(s, encoder=tuple(without_folders(text) for text in s.encoder), update=(), check=False),
-        ),
-    )
+    told = replace(s, encoder=tuple(without_folders(text) for text in s.encoder), update=(), check=False)
+    context = Context.of(
+        "eval/text_encoder_probe.py", told, extractor="frozen text encoder, logistic regression", resize="none",
+        model=models, inputs={"reports": {"name": path.name, "sha256": file_hash(path)}},
+    )  # fmt: skip
     counted = zip(reports.findings, reports.labels.T, strict=True)
     return write_result(
         s.out,

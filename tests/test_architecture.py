@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # From the roof to the ground; what is not listed (files.py, images.py, errors.py, ...) is the ground itself.
 ROOMS = (
-    "cli", "commands", "recipes", "serving", "synthesis", "experiments", "metrics", "training", "generators", "reports",
+    "cli", "commands", "recipes", "serving", "experiments", "synthesis", "metrics", "training", "generators", "reports",
     "models", "data", "prompts",
 )  # fmt: skip
 HEIGHT = {room: height for height, room in enumerate(reversed(ROOMS), start=1)}

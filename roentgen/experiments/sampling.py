@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +24,7 @@ from roentgen.metrics.result import Context
 from roentgen.metrics.statistics import Floats, cluster_weights
 from roentgen.models.classifier import Classifier, load_classifier
 from roentgen.provenance import portable
+from roentgen.synthesis.folder import Job, generated_images
 
 SIDE = 256
 WARNING = "chosen on val; Frechet distances at this n are biased upwards and only comparable in this file"
@@ -50,10 +51,7 @@ class StudySettings:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """The prompts of val with the labels that they were composed from, the model that draws them, and the judge.
-
-    draw, job: ``generated_images`` and ``Job`` of the synthesis, which is above this room.
-    """
+    """The prompts of val with the labels that they were composed from, the model that draws them, and the judge."""
 
     settings: StudySettings
     judge: Classifier
@@ -61,11 +59,9 @@ class Study:
     val: pd.DataFrame
     rows: pd.DataFrame
     texts: Sequence[str]
-    draw: Callable[..., Sequence[NDArray[np.uint8]]]
-    job: Callable[[str, int], Any]
 
     @classmethod
-    def of(cls, s: StudySettings, draw: Callable[..., Any], job: Callable[[str, int], Any]) -> Study:
+    def of(cls, s: StudySettings) -> Study:
         """UserError where the manifest, the judge or the model is missing."""
         require(s.manifest is not None, "--manifest is missing; name a manifest with val images")
         require(s.classifier is not None, "--classifier is missing; name a classifier's folder")
@@ -73,7 +69,7 @@ class Study:
         require_writable(s.out, "--out")
         judge, model = load_classifier(s.classifier), load_model(s.model, dtype=s.dtype)
         val = read_manifest(s.manifest, splits=["val"], allow_empty_text=True)
-        return cls(s, judge, model, val, *draw_prompts(val, s.images, s.seed), draw, job)
+        return cls(s, judge, model, val, *draw_prompts(val, s.images, s.seed))
 
     @property
     def labels(self) -> Floats:
@@ -87,9 +83,9 @@ class Study:
     def made(self, folder: str, **sampling: Any) -> NDArray[np.uint8]:
         """Every prompt with this sampling, from the same seeds; kept in ``folder`` of the work folder."""
         s = self.settings
-        jobs = [self.job(text, s.seed + number) for number, text in enumerate(self.texts)]
+        jobs = [Job(text, s.seed + number) for number, text in enumerate(self.texts)]
         chosen = self.model.sampling(**sampling)
-        return np.stack(self.draw(self.model, jobs, s.work / folder, sampling=chosen, batch_size=s.batch_size))
+        return generated_images(self.model, jobs, s.work / folder, sampling=chosen, batch_size=s.batch_size)
 
     def auroc(self, images: NDArray[np.uint8]) -> Macro:
         """The judge's macro AUROC of images in the order of the prompts."""

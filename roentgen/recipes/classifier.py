@@ -43,6 +43,7 @@ from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import auroc
 from roentgen.models.classifier import HalvesNet, inside_part, noisy_or_loss, save_classifier
 from roentgen.recipes import CONFIGS
+from roentgen.training.augment import jittered
 from roentgen.training.loop import steps
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import cosine_rate
@@ -207,29 +208,9 @@ def side_signs(table: pd.DataFrame, findings: Sequence[str]) -> torch.Tensor:
 
 def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Small shifts, zooms, turns, contrast and brightness changes and noise of (N, 1, H, W) in [-1, 1]; no flips."""
-    n = x.shape[0]
-
-    def uniform(low: float, high: float) -> torch.Tensor:
-        return torch.rand(n, generator=generator) * (high - low) + low
-
-    angle, zoom = uniform(-0.12, 0.12), uniform(0.88, 1.08)
-    theta = torch.stack(
-        [
-            torch.stack([zoom * angle.cos(), -zoom * angle.sin(), uniform(-0.08, 0.08)], 1),
-            torch.stack([zoom * angle.sin(), zoom * angle.cos(), uniform(-0.08, 0.08)], 1),
-        ],
-        1,
-    )
-    x = F.grid_sample(
-        x,
-        F.affine_grid(theta, list(x.shape), align_corners=False),
-        padding_mode="border",
-        align_corners=False,
-    )
-    contrast, brightness = uniform(0.75, 1.25).view(-1, 1, 1, 1), uniform(-0.2, 0.2).view(-1, 1, 1, 1)
-    x = (x * contrast + brightness).clamp(-1, 1)
+    x = jittered(x, generator, contrast=(0.75, 1.25))
     smooth = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    x = x + (torch.rand(n, 1, 1, 1, generator=generator) < 0.3) * (smooth - x)
+    x = x + (torch.rand(len(x), 1, 1, 1, generator=generator) < 0.3) * (smooth - x)
     return x + 0.03 * torch.randn(x.shape, generator=generator)
 
 

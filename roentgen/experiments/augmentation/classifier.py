@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from roentgen.config import BatchSize, Count, Range, Rate, ShareBelowOne
 from roentgen.errors import UserError
 from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.extractor import loading_weights, require_file
 from roentgen.metrics.extractors import xrv_net
+from roentgen.training.augment import jittered
 from roentgen.training.order import Order, batch_generator
 from roentgen.training.schedule import cosine_rate
 
@@ -33,24 +35,19 @@ START_LOGIT = -2.5  # findings are rare: without it the first steps do nothing b
 PREDICT_BATCH = 128
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How every arm is trained.
+    """How every arm is trained."""
 
-    net: a key of ``NETS``; weights: what it starts from. size: side of the image in pixels. images: length of training
-    in images seen. validations: times that the averaged weights are judged on val; the best are tested. 1 takes the
-    last ones and leaves val alone.
-    """
-
-    net: str = "small"
-    weights: str = "none"
-    size: int = 64
-    images: int = 16_000
-    batch_size: int = 32
-    rate: float = 1e-3
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.0
-    validations: int = 6
+    net: Annotated[Literal["small", "densenet121"], "network"] = "small"
+    weights: Annotated[str, "none, or for densenet121 imagenet or xrv"] = "none"
+    size: Annotated[Count, "side of the image in pixels, a multiple of 32"] = 64
+    images: Annotated[Count, "images seen in training by every arm"] = 16_000
+    batch_size: Annotated[BatchSize, Range(2, 65_536), "images a step; a batch of one has no spread"] = 32
+    rate: Annotated[Rate, "peak learning rate"] = 1e-3
+    weight_decay: Annotated[float, Range(0, 100), "of AdamW"] = 0.05
+    label_smoothing: Annotated[ShareBelowOne, "share by which targets move to 0.5"] = 0.0
+    validations: Annotated[Count, "times that val may choose among the averaged weights; 1: the last ones"] = 6
 
 
 @dataclass(frozen=True)
@@ -172,25 +169,16 @@ def _xrv_features() -> nn.Module:
 
 NETS: dict[str, Callable[[int, str], nn.Module]] = {"small": _small, "densenet121": _densenet121}
 WEIGHTS: dict[str, tuple[str, ...]] = {"small": ("none",), "densenet121": ("none", "imagenet", "xrv")}
-LEAST_SIZE = {"small": 32, "densenet121": 32}  # pixels; both divide the side by 32
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """UserError where the recipe names what does not exist or makes no sense."""
-    if recipe.net not in NETS:
-        raise UserError(f"--net {recipe.net} does not exist; choose from {', '.join(NETS)}")
+    """UserError where settings of the recipe do not fit one another."""
     if recipe.weights not in WEIGHTS[recipe.net]:
         raise UserError(f"--weights {recipe.weights}: --net {recipe.net} takes {', '.join(WEIGHTS[recipe.net])}")
-    if recipe.size < LEAST_SIZE[recipe.net] or recipe.size % 32:
+    if recipe.size % 32:
         raise UserError(f"--size {recipe.size}: the side must be a multiple of 32 pixels")
-    if recipe.batch_size < 2:
-        raise UserError(f"--batch-size {recipe.batch_size} must be at least 2: a batch of one has no spread")
-    if recipe.validations < 1:
-        raise UserError(f"--validations {recipe.validations} must be at least 1: 1 takes the last weights")
     if recipe.images < 2 * recipe.batch_size * recipe.validations:
         raise UserError(f"--images {recipe.images}: too few for {recipe.validations} --validations; give more")
-    if not recipe.rate > 0 or not recipe.weight_decay >= 0 or not 0 <= recipe.label_smoothing < 1:
-        raise UserError("--rate must be above 0, --weight-decay at least 0, --label-smoothing in [0, 1)")
 
 
 def build_net(recipe: Recipe, findings: int, *, seed: int) -> nn.Module:
@@ -212,23 +200,7 @@ def classic(x: Tensor, generator: torch.Generator) -> Tensor:
 
     Up to 7 degrees, 8 % of half the side, 0.88 to 1.08 times, contrast 0.8 to 1.25, brightness 0.2.
     """
-    n = x.shape[0]
-
-    def uniform(low: float, high: float) -> Tensor:
-        return (torch.rand(n, generator=generator) * (high - low) + low).to(x.device)
-
-    angle, zoom = uniform(-0.12, 0.12), uniform(0.88, 1.08)
-    theta = torch.stack(
-        [
-            torch.stack([zoom * angle.cos(), -zoom * angle.sin(), uniform(-0.08, 0.08)], 1),
-            torch.stack([zoom * angle.sin(), zoom * angle.cos(), uniform(-0.08, 0.08)], 1),
-        ],
-        1,
-    )
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    contrast, brightness = uniform(0.8, 1.25).view(-1, 1, 1, 1), uniform(-0.2, 0.2).view(-1, 1, 1, 1)
-    return (x * contrast + brightness).clamp(-1, 1)
+    return jittered(x, generator, contrast=(0.8, 1.25))
 
 
 def masked_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
