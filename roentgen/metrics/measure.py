@@ -8,7 +8,7 @@ the table of what each notices read what the decorator says.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,15 @@ class Result:
         """From a dictionary with value, ci, ci_method, n, warnings and details; ``notes`` are added, ``more`` wins."""
         known = {key: found[key] for key in ("value", "ci", "n", "ci_method", "details")} | more
         return cls(**known, notes=tuple(dict.fromkeys([*found["warnings"], *notes])))
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The value, its interval and n."""
+        return {"value": self.value, "ci": self.ci, "n": self.n}
+
+    def plus(self, *, notes: Sequence[str] = (), **fields: Any) -> Result:
+        """With further notes, and other ``fields``."""
+        return replace(self, notes=tuple(dict.fromkeys([*self.notes, *notes])), **fields)
 
     @classmethod
     def of_rows(cls, rows: Sequence[Entry], ci_method: str, **more: Any) -> Result:

@@ -8,8 +8,8 @@ from roentgen.metrics.measure import REGISTRY, Measure
 
 MODULES = (
     "distribution.fid",
-    "distribution.kid",
-    "distribution.neighbourhoods",
+    "distribution.kernel",
+    "distribution.prdc",
     "adherence.auroc",
     "adherence.f1",
     "adherence.calibration",

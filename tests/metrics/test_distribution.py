@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
 
 from roentgen.metrics.distribution import frechet, kernel
 from roentgen.metrics.distribution import pairs as distribution
-from roentgen.metrics.distribution.fid import fd_infinity, fid
-from roentgen.metrics.distribution.kid import kid
-from roentgen.metrics.distribution.neighbourhoods import coverage, density, precision, recall
+from roentgen.metrics.distribution.fid import fd_infinity, fid, fid_by_finding
+from roentgen.metrics.distribution.kernel import kid
 from roentgen.metrics.distribution.pairs import Pair
-from roentgen.metrics.distribution.prdc import manifolds, radii
+from roentgen.metrics.distribution.prdc import SHARES, manifold_share, manifolds, radii
+from roentgen.metrics.measure import Result
 
 
 def draws(n: int, dim: int = 8, *, shift: float = 0.0, scale: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -118,15 +119,16 @@ def test_interval_draws_patients_whole() -> None:
 def test_fd_infinity_takes_the_bias_away() -> None:
     """Two samples of one distribution: the distance falls with n and the extrapolation is near its floor."""
     x, y = draws(3000, 16), draws(20000, 16, seed=1)
-    line = frechet.fd_infinity(x, y)
+    line = fd_infinity(Pair(x, y, resamples=2))
     at_n = frechet.frechet_distance(frechet.moments(x), frechet.moments(y))
-    assert line.points[0][0] == 300 and line.points[-1] == (3000, pytest.approx(at_n, rel=1e-12))
-    assert line.slope > 0 and abs(line.value) < at_n < line.points[0][1]
+    first, *_, last = line.details["points"]
+    assert first["n"] == 300 and last == {"n": 3000, "value": pytest.approx(at_n, rel=1e-12)}
+    assert line.details["slope"] > 0 and abs(line.value) < at_n < first["value"]
     # Known distance: unit shift of every feature.
-    shifted = frechet.fd_infinity(x + 1, y)
+    shifted = fd_infinity(Pair(x + 1, y, resamples=2))
     assert shifted.value == pytest.approx(16, abs=1.2)
     with pytest.raises(ValueError, match="too few"):
-        frechet.fd_infinity(x[:3], y, smallest=1.0)
+        fd_infinity(Pair(x[:2], y))
 
 
 # ------------------------------------------------------------------------------------------------ KID
@@ -146,9 +148,9 @@ def test_kid_is_torch_fidelitys() -> None:
         rng_seed=2020,
         verbose=False,
     )
-    found = kernel.kernel_distance(a, b, subsets=15, subset_size=32, resamples=0)
+    found = kid(Pair(a, b, resamples=2), subsets=15, subset_size=32)
     assert found.value == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-9)
-    assert found.sd == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-6)
+    assert found.details["sd_over_subsets"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-6)
 
 
 def test_kid_of_all_images_is_clean_fids() -> None:
@@ -177,16 +179,16 @@ def test_mmd_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_kid_is_unbiased_and_its_subsets_are_not_the_whole_set() -> None:
     values = [
-        kernel.kernel_distance(draws(40, seed=2 * i), draws(40, seed=2 * i + 1), subsets=5, resamples=0).value
-        for i in range(60)
+        kid(Pair(draws(40, seed=2 * i), draws(40, seed=2 * i + 1), resamples=2), subsets=5).value for i in range(60)
     ]
     assert abs(np.mean(values)) < 2.5 * np.std(values) / np.sqrt(60) and min(values) < 0
-    found = kernel.kernel_distance(draws(41), draws(300, seed=1), subsets=30, resamples=200)
-    assert found.subset_size == 20 and found.sd > 0
-    assert found.ci[0] < found.whole < found.ci[1]
-    assert kernel.kernel_distance(draws(2500), draws(2400, seed=1), subsets=2, resamples=0).subset_size == 1000
+    found = kid(Pair(draws(41), draws(300, seed=1), resamples=200), subsets=30)
+    assert found.details["subset_size"] == 20 and found.details["sd_over_subsets"] > 0
+    assert found.ci[0] < found.details["all_images"] < found.ci[1]
+    large = kid(Pair(draws(2500), draws(2400, seed=1), resamples=2), subsets=2)
+    assert large.details["subset_size"] == 1000
     with pytest.raises(ValueError, match="do not fit"):
-        kernel.kernel_distance(draws(10), draws(10), subset_size=11)
+        kid(Pair(draws(10), draws(10)), subset_size=11)
 
 
 # ----------------------------------------------------------------------------------------------- PRDC
@@ -237,53 +239,54 @@ def pair() -> Pair:
     return Pair(draws(150, 6, shift=2), draws(300, 6, seed=1), None, patients, resamples=50)
 
 
-METRICS = {metric.__name__: metric for metric in (fid, kid, fd_infinity, precision, recall, density, coverage)}
+METRICS: dict[str, Callable[[Pair], Result]] = {"fid": fid, "kid": kid, "fd_infinity": fd_infinity}
+METRICS |= {name: partial(manifold_share, name=name) for name in SHARES}
 
 
-def measured(name: str, pair: Pair) -> dict[str, Any]:
-    return distribution.with_floor(METRICS[name], pair, falls_with_n=name in ("fid", "fd_infinity"))
+def measured(name: str, pair: Pair) -> Result:
+    return distribution.against_real(METRICS[name], pair, bound="floor", falls_with_n=name in ("fid", "fd_infinity"))
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_a_result_with_a_floor(name: str, pair: Pair) -> None:
     found = measured(name, pair)
-    assert set(found) == {"value", "ci", "ci_method", "n", "warnings", "details"}
-    low, high = found["ci"]
-    assert low <= found["value"] <= high and found["n"] == 150 and "%" in found["ci_method"]
-    floor = found["details"]["floor"]
+    low, high = found.ci
+    assert low <= found.value <= high and found.n == 150 and "%" in found.ci_method
+    floor = found.floor
+    assert floor is not None
     better = (
-        floor["value"] > found["value"]
+        floor["value"] > found.value
         if name in ("precision", "recall", "density", "coverage")
-        else (floor["value"] < found["value"])
+        else (floor["value"] < found.value)
     )
     assert better and floor["n"] + floor["real_n"] in (300, 2 * min(floor["n"], floor["real_n"]))
     assert found == measured(name, replace(pair))  # nothing is left to chance
 
 
 def test_floor_halves_share_no_patient(pair: Pair) -> None:
-    halves = distribution.real_halves(pair)
+    halves = pair.halves
     assert halves is not None and halves.synthetic_groups and halves.real_groups
     assert not set(halves.synthetic_groups) & set(halves.real_groups)
     assert len(halves.synthetic) + len(halves.real) == 300 and abs(len(halves.synthetic) - 150) <= 3
     one_patient = replace(pair, real_groups=[0] * 300)
-    assert distribution.real_halves(one_patient) is None
+    assert one_patient.halves is None
     found = measured("precision", one_patient)
-    assert "floor" not in found["details"] and any("too few real" in line for line in found["warnings"])
+    assert found.floor is None and any("too few real" in line for line in found.notes)
 
 
 def test_fid_is_held_against_the_floor_at_equal_n(pair: Pair) -> None:
-    at_n = measured("fid", pair)["details"]["at_floor_n"]
+    at_n = measured("fid", pair).details["at_floor_n"]
     assert at_n["n"] in (149, 150, 151, 147, 153) and at_n["floor"] < at_n["value"]
 
 
 def test_small_n_is_a_warning() -> None:
     few = Pair(draws(20, 32), draws(30, 32, seed=1), resamples=20)
-    assert any("not above the feature dimension 32" in line for line in fid(few)["warnings"])
-    assert any("not to be trusted" in line for line in fd_infinity(few)["warnings"])
-    assert any("subsets of 10" in line for line in kid(few)["warnings"])
-    assert any("n = 20" in line for line in coverage(few)["warnings"])
+    assert any("not above the feature dimension 32" in line for line in fid(few).notes)
+    assert any("not to be trusted" in line for line in fd_infinity(few).notes)
+    assert any("subsets of 10" in line for line in kid(few).notes)
+    assert any("n = 20" in line for line in manifold_share(few, "coverage").notes)
     many = Pair(draws(200, 4), draws(300, 4, seed=1), resamples=20)
-    assert fid(many)["warnings"] == []
+    assert fid(many).notes == []
 
 
 def test_per_finding(pair: Pair) -> None:
@@ -294,10 +297,10 @@ def test_per_finding(pair: Pair) -> None:
     real["Effusion"][:150] = real["Cardiomegaly"][150:] = real["Hernia"][:200] = 1
     real["Effusion"][299] = np.nan
     features = np.concatenate([draws(70, 6), draws(80, 6, shift=4)])
-    found = distribution.per_finding(fid, replace(pair, synthetic=features), synthetic, real)
-    assert found["Effusion"]["value"] < 5 < found["Cardiomegaly"]["value"]
-    assert (found["Effusion"]["n"], found["Effusion"]["details"]["real_n"]) == (70, 150)
-    assert np.isnan(found["Hernia"]["value"]) and "at least 50" in found["Hernia"]["warnings"][0]
+    found = fid_by_finding(replace(pair, synthetic=features), synthetic, real)
+    assert found["Effusion"].value < 5 < found["Cardiomegaly"].value
+    assert (found["Effusion"].n, found["Effusion"].details["real_n"]) == (70, 150)
+    assert np.isnan(found["Hernia"].value) and "at least 50" in found["Hernia"].notes[0]
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -311,8 +314,7 @@ def test_nan_features_are_refused(name: str, pair: Pair) -> None:
 def test_distances_grow_with_the_damage() -> None:
     for name in ("fid", "kid"):
         values = [
-            METRICS[name](Pair(draws(200, 6, shift=s), draws(200, 6, seed=1), resamples=5))["value"]
-            for s in (0, 0.5, 1)
+            METRICS[name](Pair(draws(200, 6, shift=s), draws(200, 6, seed=1), resamples=5)).value for s in (0, 0.5, 1)
         ]
         assert all(low < high for low, high in pairwise(values))
 

@@ -394,7 +394,8 @@ def test_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
 def test_fid_and_kid_of_folders_are_torch_fidelitys(inception_file: Path, tmp_path: Path) -> None:
     """From files to figures: unequal n, three sizes of images, grey and RGB files."""
     torch_fidelity = pytest.importorskip("torch_fidelity")
-    from roentgen.metrics.distribution import kernel
+    from roentgen.metrics.distribution.kernel import kid
+    from roentgen.metrics.distribution.pairs import Pair
 
     rng = np.random.default_rng(0)
     for kind, count in (("a", 6), ("b", 8)):
@@ -420,6 +421,6 @@ def test_fid_and_kid_of_folders_are_torch_fidelitys(inception_file: Path, tmp_pa
     a, b = (extractor([read_image(path) for path in sorted((tmp_path / kind).iterdir())])["features"] for kind in "ab")
     fid = frechet.frechet_distance(frechet.moments(a), frechet.moments(b))
     assert fid == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
-    kid = kernel.kernel_distance(a, b, subsets=20, subset_size=6, resamples=0)
-    assert kid.value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
-    assert kid.sd == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3)
+    found = kid(Pair(a, b, resamples=2), subsets=20, subset_size=6)
+    assert found.value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
+    assert found.details["sd_over_subsets"] == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3)

@@ -9,7 +9,7 @@ import pytest
 
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.distribution.fid import fid
-from roentgen.metrics.distribution.pairs import Pair, with_floor
+from roentgen.metrics.distribution.pairs import Pair, against_real
 from roentgen.metrics.statistics import clustered_wilson, wilson_interval
 
 # ------------------------------------------------------------------------------------------ shares over patients
@@ -101,5 +101,5 @@ def test_the_result_says_how_many_resamples_it_took(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(frechet, "WORK", 1.0)  # no work is affordable
     rng = np.random.default_rng(0)
     pair = Pair(rng.normal(size=(60, 4)), rng.normal(size=(60, 4)), resamples=500)
-    found = with_floor(fid, pair, falls_with_n=True)
-    assert found["details"]["resamples"] == 10 and "10 resamples" in found["ci_method"]
+    found = against_real(fid, pair, bound="floor", falls_with_n=True)
+    assert found.details["resamples"] == 10 and "10 resamples" in found.ci_method

@@ -201,7 +201,6 @@ def frechet_interval(
     a: NDArray[np.floating],
     b: NDArray[np.floating],
     *,
-    paired: bool = False,
     groups_a: Groups | None = None,
     groups_b: Groups | None = None,
     resamples: int = LEAST,
@@ -210,14 +209,12 @@ def frechet_interval(
     """95 % interval of the distance of ``a`` (N, D) to ``b`` (M, D) at these sizes, by bootstrap.
 
     ``groups_a`` (N,) and ``groups_b`` (M,) name the patient (or prompt) of each image, which are drawn whole; None:
-    each image is its own. ``paired``: draw the same rows of both (image and its reconstruction).
+    each image is its own.
     """
     x, y = feature_rows(a), feature_rows(b)
-    if paired and len(x) != len(y):
-        raise ValueError("paired sets must have equal sizes")
     weights_a = cluster_weights(own_groups(groups_a, x), resamples, seed)
     weights_b = cluster_weights(own_groups(groups_b, y), resamples, seed + 1)
-    _, draws = resampled_distance(x, y, [(u, u if paired else v) for u, v in zip(weights_a, weights_b, strict=True)])
+    _, draws = resampled_distance(x, y, zip(weights_a, weights_b, strict=True))
     low, high = percentile_interval(draws)
     return max(low, 0.0), max(high, 0.0)
 
@@ -235,38 +232,3 @@ def resampled_distance(x: Floats, y: Floats, weights: Iterable[tuple[Floats, Flo
     draws = np.array([weighted_frechet(x, y, cross, u, v) for u, v in weights if min(u.sum(), v.sum()) > 1])
     value = weighted_frechet(x, y, cross, np.ones(len(x)), np.ones(len(y)))
     return value, draws - draws.mean() + value
-
-
-@dataclass(frozen=True)
-class Extrapolation:
-    """A straight line through distances against 1/n: ``value`` at 1/n = 0, ``slope``, and its points (n, distance)."""
-
-    value: float
-    slope: float
-    points: list[tuple[int, float]]
-
-
-def fd_infinity(
-    synthetic: NDArray[np.floating],
-    real: NDArray[np.floating],
-    *,
-    points: int = 15,
-    smallest: float = 0.1,
-    seed: int = 0,
-) -> Extrapolation:
-    """Frechet distance for infinitely many generated images (Chong & Forsyth 2020).
-
-    A finite sample raises the distance by a term in 1/n. The distances of random subsets of ``synthetic`` (N, D), of
-    ``points`` sizes evenly spaced from ``smallest`` * N to N, to the whole of ``real`` (M, D) lie near a straight
-    line over 1/n; its intercept is the value. The bias of the finite ``real`` stays: compare at equal M. It may be
-    negative for sets that are alike. The law holds for n well above D only.
-    """
-    x = feature_rows(synthetic)
-    first = max(2, round(smallest * len(x)))
-    if points < 2 or first >= len(x):
-        raise ValueError(f"{len(x)} images are too few for {points} sizes")
-    rng = np.random.default_rng(seed)
-    sizes = np.unique(np.linspace(first, len(x), points).round().astype(int))
-    found = [(int(n), feature_distance(x[rng.choice(len(x), n, replace=False)], real)) for n in sizes]
-    slope, value = np.polyfit([1 / n for n, _ in found], [distance for _, distance in found], 1)
-    return Extrapolation(float(value), float(slope), found)

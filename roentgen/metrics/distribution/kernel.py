@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import NDArray
 
-from roentgen.metrics.statistics import (
-    RESAMPLES,
-    Floats,
-    Groups,
-    cluster_weights,
-    feature_rows,
-    own_groups,
-    percentile_interval,
-)
+from roentgen.metrics.distribution.pairs import UNSTABLE, Pair, measured
+from roentgen.metrics.extractor import Extractor
+from roentgen.metrics.measure import EvaluationInputs, Result, measure
+from roentgen.metrics.noticed import COLLAPSE, LOOKS, Noticed
+from roentgen.metrics.statistics import Floats, cluster_weights, feature_rows, own_groups, percentile_interval
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
 ROWS = 512  # of a kernel matrix in memory at a time
-
-
-@dataclass(frozen=True)
-class KernelDistance:
-    """value: mean MMD^2 over ``subsets`` random subsets of ``subset_size`` of both sets, sd: over them.
-
-    whole: MMD^2 of all images; ci: 95 % bootstrap interval of it. Unbiased, so all may be below 0.
-    """
-
-    value: float
-    sd: float
-    subsets: int
-    subset_size: int
-    whole: float
-    ci: tuple[float, float]
 
 
 def polynomial_kernel(x: Floats, y: Floats) -> Floats:
@@ -75,28 +53,17 @@ def weighted_mmd2(x: Floats, y: Floats, u: Floats, v: Floats) -> Floats:
     return within(x, u) + within(y, v) - 2 * between
 
 
-def kernel_distance(
-    synthetic: NDArray[np.floating],
-    real: NDArray[np.floating],
-    *,
-    subsets: int = SUBSETS,
-    subset_size: int | None = None,
-    synthetic_groups: Groups | None = None,
-    real_groups: Groups | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 2020,
-) -> KernelDistance:
-    """KID of ``synthetic`` (N, D) to ``real`` (M, D).
+def kid(pair: Pair, *, subsets: int = SUBSETS, subset_size: int | None = None, seed: int = 2020) -> Result:
+    """Kernel distance: unbiased, so it can be below 0 and needs fewer images than FID.
 
     Args:
-        subsets: random subsets of each set.
+        pair: the features; the interval is that of the MMD^2 of all images.
+        subsets: random subsets of each set, over which the value is the mean.
         subset_size: None: 1000, or half of the smaller set where that is less, so that no two subsets are the whole
             set and their spread means something. A size given must fit both sets.
-        synthetic_groups, real_groups: prompt or patient of each image, drawn whole for the interval.
-        resamples: for the interval; 0 gives (NaN, NaN).
-        seed: the subsets are those of torch-fidelity for this ``rng_seed`` and ``synthetic`` as its first input.
+        seed: the subsets are those of torch-fidelity for this ``rng_seed`` and the generated set as its first input.
     """
-    x, y = feature_rows(synthetic, least=2), feature_rows(real, least=2)
+    x, y = feature_rows(pair.synthetic, least=2), feature_rows(pair.real, least=2)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"feature dimensions differ: {x.shape[1]} and {y.shape[1]}")
     smaller = min(len(x), len(y))
@@ -108,9 +75,28 @@ def kernel_distance(
     for number in range(subsets):
         chosen = x[rng.choice(len(x), size, replace=False)], y[rng.choice(len(y), size, replace=False)]
         values[number] = mmd2(*chosen)
-    ci = (float("nan"), float("nan"))
-    if resamples:
-        u = cluster_weights(own_groups(synthetic_groups, x), resamples, seed)
-        v = cluster_weights(own_groups(real_groups, y), resamples, seed + 1)
-        ci = percentile_interval(weighted_mmd2(x, y, u, v))
-    return KernelDistance(float(values.mean()), float(values.std()), subsets, size, mmd2(x, y), ci)
+    u = cluster_weights(own_groups(pair.synthetic_groups, x), pair.resamples, seed)
+    v = cluster_weights(own_groups(pair.real_groups, y), pair.resamples, seed + 1)
+    few = (
+        f"subsets of {size} images, half of the smaller set, instead of {SUBSET_SIZE}: the "
+        "mean is comparable with published values, the spread over subsets is not"
+    )
+    return pair.result(
+        float(values.mean()),
+        percentile_interval(weighted_mmd2(x, y, u, v)),
+        UNSTABLE.format(pair.resamples, " of the estimate from all images"),
+        notes=[few] if size < SUBSET_SIZE else [],
+        subsets=subsets,
+        subset_size=size,
+        sd_over_subsets=float(values.std()),
+        all_images=mmd2(x, y),
+        kernel="(x.y / D + 1)^3",
+    )
+
+
+@measure(
+    "kid", "Kernel distance (KID)", suite="quick", better="lower", each_extractor=True,
+    noticed={"kid": Noticed("KID x 1000", 1, 1, (*LOOKS, COLLAPSE))},
+)  # fmt: skip
+def measure_kid(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+    return measured(kid, inputs, extractor, bound="floor")

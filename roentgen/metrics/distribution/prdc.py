@@ -7,13 +7,17 @@ inequalities are those of the reference package ``prdc``; only a few rows of a d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.statistics import Floats, feature_rows
+from roentgen.metrics.distribution.pairs import CACHED, NEIGHBOURS, Pair, measured
+from roentgen.metrics.extractor import Extractor
+from roentgen.metrics.measure import EvaluationInputs, Result, measure
+from roentgen.metrics.noticed import COLLAPSE, LOOKS, ONE_KIND, Noticed
+from roentgen.metrics.statistics import Floats, cluster_weights, estimate, feature_rows, own_groups
 
-NEIGHBOURS = 5
 ROWS = 512  # of a distance matrix in memory at a time
 
 
@@ -30,7 +34,6 @@ class Manifolds:
     recalled: Floats
     dense: Floats
     covered: Floats
-    k: int
 
     precision = property(lambda self: float(self.precise.mean()))
     recall = property(lambda self: float(self.recalled.mean()))
@@ -56,7 +59,7 @@ def manifolds(
         in_balls += (distances < real_radii[part, None]).sum(axis=0)
         recalled[part] = (distances < synthetic_radii).any(axis=1)
         covered[part] = distances.min(axis=1) < real_radii[part]
-    return Manifolds((in_balls > 0).astype(np.float64), recalled, in_balls / k, covered, k)
+    return Manifolds((in_balls > 0).astype(np.float64), recalled, in_balls / k, covered)
 
 
 def radii(points: Floats, k: int, *, rows: int = ROWS) -> Floats:
@@ -73,3 +76,59 @@ def radii(points: Floats, k: int, *, rows: int = ROWS) -> Floats:
 def _distances(a: Floats, b: Floats) -> Floats:
     squared = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * (a @ b.T)
     return np.sqrt(np.clip(squared, 0, None))
+
+
+SHARES = {
+    "precision": ("precise", "synthetic_groups"),
+    "recall": ("recalled", "real_groups"),
+    "density": ("dense", "synthetic_groups"),
+    "coverage": ("covered", "real_groups"),
+}
+"""Each metric: the field of ``Manifolds`` that it is the mean of, and the groups of the pair that those images have."""
+
+
+@lru_cache(maxsize=CACHED)  # four metrics read it
+def _manifolds(pair: Pair) -> tuple[Pair, Manifolds]:
+    """The pair cut to equal n at random, and its manifolds."""
+    rng = np.random.default_rng(pair.seed)
+    size = min(len(pair.synthetic), len(pair.real))
+
+    def chosen(count: int) -> NDArray[np.intp]:
+        return np.sort(rng.choice(count, size, replace=False)) if count > size else np.arange(count)
+
+    cut = pair.picked(chosen(len(pair.synthetic)), chosen(len(pair.real)))
+    return cut, manifolds(cut.real, cut.synthetic)
+
+
+def manifold_share(pair: Pair, name: str) -> Result:
+    """Precision: share of generated images that lie among the real ones. Recall: share of real images that lie among
+    the generated ones. Density: in how many real balls a generated image lies, over k; about 1 for equal
+    distributions, and may be above. Coverage: share of real images that have a generated one within their ball."""
+    cut, found = _manifolds(pair)
+    values, groups = (getattr(part, field) for part, field in zip((found, cut), SHARES[name], strict=True))
+    spread = estimate(values, cluster_weights(own_groups(groups, values), pair.resamples, pair.seed))
+    n = len(cut.synthetic)
+    return cut.result(
+        spread["value"],
+        spread["ci"],
+        f"95 % bootstrap by patient or prompt of the images' scores, manifolds held, {pair.resamples} resamples",
+        notes=[f"n = {n}: neighbours are far apart below some 1,000 images; compare at equal n"] if n < 1000 else [],
+        k=NEIGHBOURS,
+        synthetic_given=len(pair.synthetic),
+        real_given=len(pair.real),
+        equal_n="the larger set was cut at random" if len(pair.synthetic) != len(pair.real) else "as given",
+    )
+
+
+def _register(name: str, damages: tuple[str, ...], **about: str) -> None:
+    noticed = {name: Noticed(name, 2, -1, damages)}
+
+    @measure(name, name.capitalize(), suite="quick", each_extractor=True, noticed=noticed, **about)
+    def compute(inputs: EvaluationInputs, extractor: Extractor) -> Result:
+        return measured(partial(manifold_share, name=name), inputs, extractor)
+
+
+_register("precision", LOOKS, better="higher", unit="share")
+_register("recall", (COLLAPSE, ONE_KIND), better="higher", unit="share")
+_register("density", LOOKS, better="near 1")
+_register("coverage", (COLLAPSE, ONE_KIND), better="higher", unit="share")
