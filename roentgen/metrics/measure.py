@@ -125,6 +125,10 @@ class Result:
         """The value, its interval and n."""
         return {"value": self.value, "ci": self.ci, "n": self.n}
 
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands among the details of another result."""
+        return {**self.entry, "ci_method": self.ci_method, "warnings": list(self.notes), "details": self.details}
+
     def plus(self, *, notes: Sequence[str] = (), **fields: Any) -> Result:
         """With further notes, and other ``fields``."""
         return replace(self, notes=tuple(dict.fromkeys([*self.notes, *notes])), **fields)

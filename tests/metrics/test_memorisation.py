@@ -12,7 +12,7 @@ from roentgen.metrics.diversity import repeats as duplicates
 from roentgen.metrics.memorisation import damage, reidentification
 from roentgen.metrics.memorisation import nearness as memorisation
 from roentgen.metrics.memorisation.authenticity import authenticity
-from roentgen.metrics.memorisation.copies import near_duplicate_threshold, near_duplicates
+from roentgen.metrics.memorisation.copies import FLAGGED, near_duplicate_threshold, near_duplicates
 from roentgen.metrics.memorisation.planted import planted_recall
 
 
@@ -76,7 +76,8 @@ def test_nearer_to_train_by_patient_is_wider_than_by_image() -> None:
     assert width(by_patient.ci) > 2 * width(by_image.ci)
     # Which subset of a larger train is drawn widens it further.
     larger = memorisation.nearer_to_train(queries[::10], cloud(1000, seed=4), test, groups=range(10))
-    assert larger.subset_sd > 0 and width(larger.ci) > 0.3 and larger.nearer.shape == (10,)
+    assert larger.details["subset_sd"] > 0 and width(larger.ci) > 0.3
+    assert larger.per_image[memorisation.NEARER].shape == (10,)
 
 
 def test_membership_test_finds_copies_and_is_right_about_chance() -> None:
@@ -87,9 +88,8 @@ def test_membership_test_finds_copies_and_is_right_about_chance() -> None:
     copies = np.concatenate([fresh[:30], train[:30]])
     found = memorisation.membership_test(copies, train, test, resamples=300)
     assert found["p"] < 0.02 and found["share"] > found["null"][1]
-    result = memorisation.nearness(copies, train, test, resamples=200)
-    assert result["details"]["membership"]["p"] < 0.02
-    assert result["n"] == 60 and any("60 queries" in warning for warning in result["warnings"])
+    result = memorisation.nearer_to_train(copies, train, test, resamples=200)
+    assert result.n == 60 and any("60 queries" in note for note in result.notes)
 
 
 def test_membership_p_is_uniform_when_nothing_was_memorised() -> None:
@@ -109,23 +109,23 @@ def test_authenticity_by_hand() -> None:
     # Nearest 1.0 (its own neighbour 1 away): 0.4 away copies it, 1.5 away does not. Nearest 10 (4 away): 3 copies.
     queries = np.array([[1.4], [2.5], [7.0]])
     result = authenticity(queries, train)
-    np.testing.assert_array_equal(result["details"]["authentic"], [0, 1, 0])
-    assert result["value"] == pytest.approx(1 / 3)
-    assert authenticity(train, train)["value"] == 0
+    np.testing.assert_array_equal(result.per_image["authentic"], [0, 1, 0])
+    assert result.value == pytest.approx(1 / 3)
+    assert authenticity(train, train).value == 0
 
 
 def test_authenticity_is_not_fooled_by_a_second_image_of_the_same_patient() -> None:
     train = np.array([[0.0], [0.1], [10.0], [20.0]])  # the first two are one patient's
     query = np.array([[-0.5]])
-    assert authenticity(query, train)["value"] == 1
-    assert authenticity(query, train, train_groups=["a", "a", "b", "c"])["value"] == 0
+    assert authenticity(query, train).value == 1
+    assert authenticity(query, train, train_groups=["a", "a", "b", "c"]).value == 0
 
 
 def test_authenticity_beside_unseen_images() -> None:
     train, unseen = cloud(200, seed=1), cloud(200, seed=2)
     result = authenticity(cloud(200, seed=3), train, unseen=unseen)
-    real = result["details"]["unseen"]
-    assert abs(result["value"] - real["value"]) < 0.15 and real["n"] == 200
+    real = result.ceiling
+    assert real is not None and abs(result.value - real["value"]) < 0.15 and real["n"] == 200
 
 
 # ---------------------------------------------------------------------------------------------- near-duplicates
@@ -136,14 +136,14 @@ def test_the_threshold_flags_its_quantile_of_unseen_images_and_all_copies() -> N
     fresh = cloud(190, seed=3)
     queries = np.concatenate([fresh, train[:10] + 1e-3])
     result = near_duplicates(queries, train, unseen)
-    flagged = result["details"]["flagged"]
+    flagged = result.per_image[FLAGGED]
     assert flagged[190:].all() and flagged[:190].mean() < 0.05
-    pairs = result["details"]["pairs"]
+    pairs = result.details["pairs"]
     assert {(pair["query"], pair["train"]) for pair in pairs[:10]} == {(190 + i, i) for i in range(10)}
     assert [pair["distance"] for pair in pairs] == sorted(pair["distance"] for pair in pairs)
-    assert near_duplicates(unseen, train, unseen)["value"] == pytest.approx(0.01)
+    assert near_duplicates(unseen, train, unseen).value == pytest.approx(0.01)
     few = near_duplicates(queries, train, unseen[:20])
-    assert any("20 unseen images" in warning for warning in few["warnings"])
+    assert any("20 unseen images" in warning for warning in few.notes)
 
 
 def test_recall_on_planted_copies_of_images() -> None:
@@ -155,10 +155,10 @@ def test_recall_on_planted_copies_of_images() -> None:
     threshold = near_duplicate_threshold(unseen, train)
     numbers = np.arange(20)
     found = planted_recall(space, dict.fromkeys(space, numbers), train, threshold=threshold)
-    assert found["exact"]["value"] == found["exact"]["details"]["right_source"] == 1
-    assert found["brighter"]["value"] > 0.9
+    assert found["exact"].value == found["exact"].details["right_source"] == 1
+    assert found["brighter"].value > 0.9
     wrong = planted_recall(space, dict.fromkeys(space, numbers[::-1]), train, threshold=threshold)
-    assert wrong["exact"]["value"] == 1 and wrong["exact"]["details"]["right_source"] == 0
+    assert wrong["exact"].value == 1 and wrong["exact"].details["right_source"] == 0
 
 
 def test_copies_that_are_brighter_or_cropped_are_found_among_views() -> None:
@@ -171,8 +171,8 @@ def test_copies_that_are_brighter_or_cropped_are_found_among_views() -> None:
     sources = dict.fromkeys(kinds, np.arange(15))
     points = {kind: neighbours.standardise(each) for kind, each in kinds.items()}
     found = planted_recall(points, sources, pool, threshold=threshold, views=3)
-    assert all(entry["details"]["right_source"] > 0.9 for entry in found.values()), found
-    listed = near_duplicates(points["cropped"], pool, unseen, views=3)["details"]["pairs"]
+    assert all(entry.details["right_source"] > 0.9 for entry in found.values()), found
+    listed = near_duplicates(points["cropped"], pool, unseen, views=3).details["pairs"]
     assert all(pair["train"] == pair["query"] for pair in listed[:10])
     # A change of brightness and contrast changes nothing; a flat image is no division by zero.
     np.testing.assert_allclose(neighbours.standardise(0.5 * kinds["exact"] + 0.1), points["exact"], atol=1e-4)
@@ -240,16 +240,16 @@ def test_duplicates_within_counts_what_was_repeated() -> None:
         return neighbours.thumbnails(np.stack(images)), duplicates.difference_hash(images)
 
     result = duplicates.duplicates_within(*space(made), *space(real))
-    details = result["details"]
-    assert result["value"] == pytest.approx(13 / 60)
+    details = result.details
+    assert result.value == pytest.approx(13 / 60)
     assert (details["distinct"], details["largest"], details["exact"]) == (49, 11, 11)
     clean = duplicates.duplicates_within(*space(made[:49]), *space(real))
-    assert clean["value"] == 0 and clean["details"]["distinct"] == 49
+    assert clean.value == 0 and clean.details["distinct"] == 49
     # Two images of one patient are no repetition.
     patients = [0, 1, *range(2, 49), 1, *[0] * 10]
-    assert duplicates.duplicates_within(*space(made), *space(real), groups=patients)["value"] == 0
+    assert duplicates.duplicates_within(*space(made), *space(real), groups=patients).value == 0
     few = duplicates.duplicates_within(*space(made), *space(real[:20]))
-    assert any("equal size" in warning for warning in few["warnings"])
+    assert any("equal size" in warning for warning in few.notes)
 
 
 def test_thresholds_are_quantiles_of_nearest_distances_in_bits_and_in_features() -> None:
@@ -298,29 +298,29 @@ def test_reidentification_with_a_toy_siamese() -> None:
     unseen = [flat(20 * p + 10) for p in range(10)]
     patients = [p for p in range(10) for _ in range(2)]
     pairs, _ = reidentification.patient_pairs(patients, count=10)
-    same = reidentification.scores(toy, train, train, pairs, batch_size=3)
+    same = reidentification.scores(toy, train.__getitem__, train.__getitem__, pairs, batch_size=3)
     np.testing.assert_array_equal(same, -np.ones(10))
 
     def features(images: list[np.ndarray]) -> np.ndarray:
         return np.array([[image.mean()] for image in images])
 
     def nearest_scores(images: list[np.ndarray]) -> np.ndarray:
-        return reidentification.scores(
-            toy, images, train, reidentification.nearest_pairs(features(images), features(train))
-        )
+        near = neighbours.nearest(features(images), features(train))[0][:, 0]
+        pairs = np.column_stack([np.arange(len(images)), near])
+        return reidentification.scores(toy, images.__getitem__, train.__getitem__, pairs)
 
     different = nearest_scores(unseen)
     assert (different <= -9).all()
     copies = reidentification.reidentification(nearest_scores(train[::2]), same, different)
-    assert copies["value"] == 1 and copies["details"]["power"]["value"] == 1
-    assert copies["details"]["reidentified"]["value"] == 1
+    assert copies.value == 1 and copies.details["power"]["value"] == 1
+    assert copies.details["reidentified"]["value"] == 1
     strangers = reidentification.reidentification(different, same, different)
-    assert strangers["value"] == 0.5 and strangers["details"]["reidentified"]["value"] == 0
-    assert strangers["details"]["against_same"]["value"] == 1
+    assert strangers.value == 0.5 and strangers.details["reidentified"]["value"] == 0
+    assert strangers.details["against_same"]["value"] == 1
     half = reidentification.reidentification(np.r_[nearest_scores(train[:10:2]), different[:5]], same, different)
-    assert half["value"] == pytest.approx(0.5 + 0.5 * 0.5, abs=0.06)
+    assert half.value == pytest.approx(0.5 + 0.5 * 0.5, abs=0.06)
     blind = reidentification.reidentification(different, different, different)
-    assert any("AUROC 0.50" in warning for warning in blind["warnings"])
+    assert any("AUROC 0.50" in warning for warning in blind.notes)
 
 
 def test_a_siamese_that_gives_no_score_a_pair_is_an_error() -> None:
@@ -328,4 +328,4 @@ def test_a_siamese_that_gives_no_score_a_pair_is_an_error() -> None:
     pairs = np.array([[0, 1], [2, 3]])
     for bad in (lambda a, b: np.zeros(1), lambda a, b: np.full(2, np.nan)):
         with pytest.raises(ValueError, match="one finite score a pair"):
-            reidentification.scores(bad, images, images, pairs)
+            reidentification.scores(bad, images.__getitem__, images.__getitem__, pairs)

@@ -232,9 +232,9 @@ def test_planted_copies_are_found() -> None:
     fresh = RNG.normal(size=(60, 8))
     copies = train[20:80] + RNG.normal(0, 1e-3, (60, 8))
     found = memorisation.nearer_to_train(copies, train, test)
-    assert found.value == 1 and found.subsets == 1
-    assert found.nearest_train.tolist() == list(range(20, 80))
-    assert found.distance.max() < 0.02
+    assert found.value == 1 and found.details["subsets"] == 1
+    assert found.per_image[memorisation.NEAREST].tolist() == list(range(20, 80))
+    assert found.per_image[memorisation.DISTANCE].max() < 0.02
     half = memorisation.nearer_to_train(np.concatenate([copies, fresh]), train, test, resamples=200)
     assert half.value == pytest.approx(0.75, abs=0.1)
     assert half.ci[0] < half.value < half.ci[1]
@@ -243,7 +243,7 @@ def test_planted_copies_are_found() -> None:
 def test_a_larger_train_set_is_no_memorisation() -> None:
     train, test, fresh = (RNG.normal(size=(n, 6)) for n in (2000, 200, 300))
     found = memorisation.nearer_to_train(fresh, train, test, resamples=200)
-    assert found.pool == 200 and found.subsets == 20
+    assert found.details["pool"] == 200 and found.details["subsets"] == 20
     assert found.value == pytest.approx(0.5, abs=0.08)  # without equal pools it is about 0.9
     to_train, to_test = cdist(fresh, train), cdist(fresh, test)
     assert (to_train.min(axis=1) < to_test.min(axis=1)).mean() > 0.8

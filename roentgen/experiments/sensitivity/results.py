@@ -130,12 +130,10 @@ def write_planted(out: Path, world: World, reader: Reader, context: Context, *, 
             threshold=threshold,
             views=len(pool) // len(train),
         )
-        for entry in kinds.values():
-            del entry["details"]["found"]
         spaces[space] = {
             "title": title,
             "threshold": threshold,
-            "kinds": kinds,
+            "kinds": {kind: found.as_dict() for kind, found in kinds.items()},
         }
     first = spaces["features"]["kinds"]["exact"]
     write_result(

@@ -16,7 +16,7 @@ from roentgen.metrics.distribution import frechet, kernel, prdc
 from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
 from roentgen.metrics.diversity.repeats import duplicates_within
 from roentgen.metrics.measures import MEASURES
-from roentgen.metrics.memorisation.authenticity import authenticity
+from roentgen.metrics.memorisation.authenticity import AUTHENTIC, authenticity
 from roentgen.metrics.memorisation.copies import near_duplicates
 from roentgen.metrics.memorisation.nearness import nearer_to_train
 from roentgen.metrics.noticed import Noticed
@@ -64,7 +64,7 @@ def nearer(s: KnownImages, w: World) -> float:
 def authentic_rows(s: KnownImages, w: World) -> Floats:
     """1 where a row is authentic (N,)."""
     found = authenticity(s.features, w.train.features, train_groups=w.train.patients, resamples=1)
-    return np.asarray(found["details"]["authentic"])
+    return np.asarray(found.per_image[AUTHENTIC])
 
 
 def in_space(space: str, s: KnownImages) -> NDArray[np.floating]:
@@ -78,20 +78,12 @@ def train_in_space(space: str, w: World) -> NDArray[np.floating]:
 
 def copied(space: str, s: KnownImages, w: World) -> float:
     queries, unseen = in_space(space, s), in_space(space, w.real)
-    return float(near_duplicates(queries, train_in_space(space, w), unseen, listed=0)["value"])
+    return near_duplicates(queries, train_in_space(space, w), unseen).value
 
 
 def repeated(s: KnownImages, w: World) -> float:
-    found = duplicates_within(
-        s.features,
-        s.hashes,
-        w.real.features,
-        w.real.hashes,
-        groups=s.patients,
-        real_groups=w.real.patients,
-        listed=0,
-    )
-    return float(found["value"])
+    mine, real = (s.features, s.hashes), (w.real.features, w.real.hashes)
+    return duplicates_within(*mine, *real, groups=s.patients, real_groups=w.real.patients).value
 
 
 def alike(which: str, s: KnownImages, w: World) -> float:

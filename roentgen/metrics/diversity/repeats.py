@@ -7,10 +7,7 @@ nearest-neighbour distances among real images of different patients.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +15,8 @@ from PIL import Image
 
 from roentgen.images import read_image
 from roentgen.metrics.extractor import Extractor
-from roentgen.metrics.measure import EvaluationInputs, Result, measure
-from roentgen.metrics.memorisation.copies import QUANTILE
+from roentgen.metrics.measure import NOTHING, EvaluationInputs, Result, measure
+from roentgen.metrics.memorisation.copies import LISTED, QUANTILE
 from roentgen.metrics.neighbours import MEMORY, Ints, nearest
 from roentgen.metrics.noticed import COLLAPSE, ONE_KIND, Noticed
 from roentgen.metrics.reading import one_seed
@@ -124,18 +121,16 @@ def duplicates_within(
     *,
     groups: Groups | None = None,
     real_groups: Groups | None = None,
-    quantile: float = QUANTILE,
-    listed: int = 50,
-) -> dict[str, Any]:
+) -> Result:
     """Share of images (N) that have a near-duplicate in their own set, and how many different ones are left.
 
     Thresholds are ``thresholds`` of the real set. More images have nearer neighbours by chance, so the real set
-    should be as large: a warning says where it is not. Pairs of one of ``groups`` (N,), such as
+    should be as large: a note says where it is not. Pairs of one of ``groups`` (N,), such as
     two images of one patient in a real set, do not count, nor do those of ``real_groups`` for the thresholds.
     ``details`` holds ``distinct`` (families), ``largest`` family,
-    ``exact`` (images whose hash and, but for rounding, features equal another's) and the nearest ``listed`` pairs.
+    ``exact`` (images whose hash and, but for rounding, features equal another's) and the nearest ``LISTED`` pairs.
     """
-    by_feature, by_hash = thresholds(real_features, real_hashes, groups=real_groups, quantile=quantile)
+    by_feature, by_hash = thresholds(real_features, real_hashes, groups=real_groups)
     pairs, gap, bits = pairs_below(features, hashes, feature_threshold=by_feature, hash_threshold=by_hash)
     if groups is not None:
         names = np.asarray([str(group) for group in groups])
@@ -144,36 +139,35 @@ def duplicates_within(
     n = len(features)
     family = families(pairs, n)
     sizes = np.bincount(family, minlength=n)
-    share = float((sizes[family] > 1).mean())
-    order = np.lexsort((bits, gap))[:listed]
     same = (gap <= EXACT * by_feature) & (bits == 0)
-    warnings = []
+    notes = []
     if not 0.8 <= len(real_features) / n <= 1.25:
-        warnings.append(
+        notes.append(
             f"{n} images against {len(real_features)} real ones: the thresholds hold for sets of equal size only"
         )
-    if quantile * len(real_features) < 1:
-        warnings.append(f"{len(real_features)} real images cannot tell the {quantile:.1%} quantile")
-    return {
-        "value": share,
-        # Images that share a near-duplicate are no independent draws: an interval would be too narrow.
-        "ci": (math.nan, math.nan),
-        "ci_method": "none: images of one family are not independent",
-        "n": n,
-        "warnings": warnings,
-        "details": {
+    if QUANTILE * len(real_features) < 1:
+        notes.append(f"{len(real_features)} real images cannot tell the {QUANTILE:.1%} quantile")
+    nearest_pairs = [
+        {"first": int(first), "second": int(second), "distance": float(distance), "bits": int(differing)}
+        for (first, second), distance, differing in (
+            (pairs[row], gap[row], bits[row]) for row in np.lexsort((bits, gap))[:LISTED]
+        )
+    ]
+    return Result(
+        float((sizes[family] > 1).mean()),
+        NOTHING,  # images that share a near-duplicate are no independent draws: an interval would be too narrow
+        n,
+        "none: images of one family are not independent",
+        notes=notes,
+        details={
             "feature_threshold": by_feature,
             "hash_threshold": by_hash,
             "distinct": int((sizes > 0).sum()),
             "largest": int(sizes.max()),
             "exact": len(np.unique(pairs[same])),
-            "pairs": [
-                {"first": int(i), "second": int(j), "distance": float(gap[row]), "bits": int(bits[row])}
-                for row in order
-                for i, j in [pairs[row]]
-            ],
+            "pairs": nearest_pairs,
         },
-    }
+    )
 
 
 @measure(
@@ -189,8 +183,8 @@ def measure_repeats(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     patients = inputs.real.patients
     found = duplicates_within(*made, *real, real_groups=patients)
     of_real = duplicates_within(*real, *real, groups=patients, real_groups=patients)
-    floor = {"value": of_real["value"], "n": of_real["n"], "what": "real images among themselves"}
-    names = [Path(image).name for image in inputs.synthetic.table["image"]]
-    for pair in found["details"]["pairs"]:
+    floor = {"value": of_real.value, "n": of_real.n, "what": "real images among themselves"}
+    names = [path.name for path in inputs.synthetic.paths]
+    for pair in found.details["pairs"]:
         pair |= {"first_image": names[pair["first"]], "second_image": names[pair["second"]]}
-    return Result.of(found, floor=floor, notes=one_seed(inputs))
+    return found.plus(floor=floor, notes=one_seed(inputs))

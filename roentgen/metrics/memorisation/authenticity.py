@@ -8,11 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics.extractor import Extractor
-from roentgen.metrics.measure import EvaluationInputs, Result, bound, measure
+from roentgen.metrics.measure import EvaluationInputs, Result, measure
 from roentgen.metrics.memorisation.nearness import rough_if_few
 from roentgen.metrics.neighbours import nearest
 from roentgen.metrics.noticed import ALL_COPIES, Noticed
-from roentgen.metrics.statistics import RESAMPLES, Floats, Groups, mean_interval, numbered, wilson_interval
+from roentgen.metrics.statistics import (
+    RESAMPLES,
+    Floats,
+    Groups,
+    cluster_weights,
+    estimate,
+    numbered,
+    own_groups,
+    wilson_interval,
+)
+
+AUTHENTIC = "authentic"
+"""Column of single images."""
 
 
 def authenticity(
@@ -24,7 +36,7 @@ def authenticity(
     train_groups: Groups | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Result:
     """AuthPct as a share: ``queries`` that are farther from their nearest training image than that one from its own.
 
     Alaa et al. 2022, section 4.3: a sample is authentic if d(query, r) > d(r, nearest other training item), r being
@@ -42,34 +54,29 @@ def authenticity(
         _, between = nearest(train[sources], train, without=own[sources], pool_groups=own)
         return (distance[:, 0] > between[back, 0]).astype(np.float64)
 
-    authentic = shares(queries)
-    details: dict[str, Any] = {"authentic": authentic, "pool": len(train)}
+    weights = cluster_weights(own_groups(groups, queries), resamples, seed)
+    found = estimate(authentic := shares(queries), weights)
+    ceiling = None
     if unseen is not None and len(unseen):
         real = shares(unseen)
-        details["unseen"] = {
-            "value": float(real.mean()),
-            "ci": wilson_interval(int(real.sum()), len(real)),
-            "n": len(real),
-        }
-    return {
-        "value": float(authentic.mean()),
-        "ci": mean_interval(authentic, groups, resamples=resamples, seed=seed),
-        "ci_method": f"95 % percentile, bootstrap by {'image' if groups is None else 'patient'}, {resamples} resamples",
-        "n": len(queries),
-        "warnings": rough_if_few(len(queries), "queries"),
-        "details": details,
-    }
+        value, ci = float(real.mean()), wilson_interval(int(real.sum()), len(real))
+        ceiling = {"value": value, "ci": ci, "n": len(real), "what": "held-out real images"}
+    return Result(
+        **found,
+        ci_method=f"95 % percentile, bootstrap by {'image' if groups is None else 'patient'}, {resamples} resamples",
+        ceiling=ceiling,
+        notes=rough_if_few(len(queries), "queries"),
+        details={"pool": len(train)},
+        per_image={AUTHENTIC: authentic},
+    )
 
 
 @measure(
     "authenticity", "Authentic (AuthPct)", suite="standard", better="higher", unit="share", each_extractor=True,
-    reads=("train",), tested={"authentic": "Authentic share"},
+    reads=("train",), tested={AUTHENTIC: "Authentic share"},
     noticed={"authpct": Noticed("AuthPct (share)", 3, -1, ALL_COPIES)},
 )  # fmt: skip
 def measure_authenticity(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     groups: dict[str, Any] = {"groups": inputs.bootstrap_groups, "train_groups": inputs.training().patients}
     queries, train, unseen = (inputs.of(name, extractor) for name in ("synthetic", "train", "real"))
-    found = authenticity(queries, train, unseen=unseen, **groups, **inputs.bootstrap)
-    details = found["details"]
-    per_image = {"authentic": details.pop("authentic")}
-    return Result.of(found, ceiling=bound(details.pop("unseen"), "held-out real images"), per_image=per_image)
+    return authenticity(queries, train, unseen=unseen, **groups, **inputs.bootstrap)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from roentgen.metrics import neighbours
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import VALIDATION, EvaluationInputs, Result, bound, measure
-from roentgen.metrics.memorisation.nearness import Nearness, nearer_to_train, rough_if_few
+from roentgen.metrics.memorisation.nearness import nearer_to_train, rough_if_few
 from roentgen.metrics.neighbours import nearest
 from roentgen.metrics.noticed import ALL_COPIES, Noticed
 from roentgen.metrics.reading import pixels
@@ -23,69 +22,57 @@ from roentgen.metrics.statistics import wilson_interval
 
 QUANTILE = 0.01
 """Share of unseen real images that the threshold of a near-duplicate flags."""
+LISTED = 50
+FLAGGED = "near-duplicate of a training image"
+"""Column of single images."""
 
 
-def near_duplicate_threshold(
-    unseen: NDArray[np.floating], train: NDArray[np.floating], *, quantile: float = QUANTILE
-) -> float:
-    """Distance below which ``quantile`` of ``unseen`` real images (B, D) lie from their nearest training image."""
-    if not 0 < quantile < 1:
-        raise ValueError(f"quantile must be between 0 and 1, got {quantile}")
-    _, distance = nearest(unseen, train)
-    return float(np.quantile(distance[:, 0], quantile))
+def near_duplicate_threshold(unseen: NDArray[np.floating], train: NDArray[np.floating]) -> float:
+    """Distance below which ``QUANTILE`` of ``unseen`` real images (B, D) lie from their nearest training image."""
+    return float(np.quantile(nearest(unseen, train)[1][:, 0], QUANTILE))
 
 
 def near_duplicates(
-    queries: NDArray[np.floating],
-    train: NDArray[np.floating],
-    unseen: NDArray[np.floating],
-    *,
-    quantile: float = QUANTILE,
-    views: int = 1,
-    listed: int = 50,
-) -> dict[str, Any]:
-    """Share of ``queries`` nearer to a training image than all but ``quantile`` of ``unseen`` real images are.
+    queries: NDArray[np.floating], train: NDArray[np.floating], unseen: NDArray[np.floating], *, views: int = 1
+) -> Result:
+    """Share of ``queries`` nearer to a training image than all but ``QUANTILE`` of ``unseen`` real images are.
 
-    A model that memorises nothing is expected to have about ``quantile``; ``details["pairs"]`` holds the nearest
-    ``listed`` pairs, nearest first, (query, train, distance, whether below the threshold), for looking at. With
+    A model that memorises nothing is expected to have about ``QUANTILE``; ``details["pairs"]`` holds the nearest
+    ``LISTED`` pairs, nearest first, (query, train, distance, whether below the threshold), for looking at. With
     ``views`` V, ``train`` is (A * V, D), the rows of one image one after the other, as
     ``neighbours.train_views`` gives them.
     """
-    threshold = near_duplicate_threshold(unseen, train, quantile=quantile)
-    numbers, distance = nearest(queries, train)
-    order = np.argsort(distance[:, 0], kind="stable")
-    below = distance[:, 0] < threshold
+    threshold = near_duplicate_threshold(unseen, train)
+    numbers, distance = (found[:, 0] for found in nearest(queries, train))
+    below = distance < threshold
     count = int(below.sum())
-    warnings = rough_if_few(len(queries), "queries")
-    if quantile * len(unseen) < 1:
-        warnings.append(
-            f"{len(unseen)} unseen images cannot tell the {quantile:.1%} quantile: the threshold rests on the nearest "
-            f"of them; {math.ceil(1 / quantile)} or more are needed"
+    notes = rough_if_few(len(queries), "queries")
+    if QUANTILE * len(unseen) < 1:
+        notes.append(
+            f"{len(unseen)} unseen images cannot tell the {QUANTILE:.1%} quantile: the threshold rests on the nearest "
+            f"of them; {math.ceil(1 / QUANTILE)} or more are needed"
         )
-    return {
-        "value": count / len(queries),
-        "ci": wilson_interval(count, len(queries)),
-        "ci_method": "95 % Wilson",
-        "n": len(queries),
-        "warnings": warnings,
-        "details": {
-            "expected": quantile,
-            "threshold": threshold,
-            "count": count,
-            "unseen": len(unseen),
-            "flagged": below,
-            "pairs": [
-                {
-                    "query": i,
-                    "train": int(near) // views,
-                    "distance": float(gap),
-                    "near_duplicate": bool(gap < threshold),
-                }
-                for i in order[:listed].tolist()
-                for near, gap in [(numbers[i, 0], distance[i, 0])]
-            ],
+    pairs = [
+        {
+            "query": i,
+            "train": int(numbers[i]) // views,
+            "distance": float(distance[i]),
+            "near_duplicate": bool(below[i]),
+        }
+        for i in np.argsort(distance, kind="stable")[:LISTED].tolist()
+    ]
+    return Result(
+        count / len(queries),
+        wilson_interval(count, len(queries)),
+        len(queries),
+        "95 % Wilson",
+        floor={"value": QUANTILE, "what": "held-out real images, by how the threshold is set"},
+        notes=notes,
+        details={
+            "expected": QUANTILE, "threshold": threshold, "count": count, "unseen": len(unseen), "pairs": pairs
         },
-    }
+        per_image={FLAGGED: below.astype(int)},
+    )  # fmt: skip
 
 
 COPY_PIXELS = 128
@@ -112,9 +99,7 @@ def by_thumbnails(inputs: EvaluationInputs) -> tuple[str, str]:
 def measure_near_duplicates(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Near-duplicates in features; brighter and cropped copies are for ``measure_near_copies``."""
     inputs.training()
-    return near_result(
-        inputs, near_duplicates(*(inputs.of(name, extractor) for name in ("synthetic", "train", "real")))
-    )
+    return _named(inputs, near_duplicates(*(inputs.of(name, extractor) for name in ("synthetic", "train", "real"))))
 
 
 @measure(
@@ -126,7 +111,7 @@ def measure_near_copies(inputs: EvaluationInputs, extractor: Extractor) -> Resul
     """Near-duplicates in standardised 32 x 32 pixels, against central crops of each training image."""
     train = train_points(inputs)
     made, unseen = (points_of(images, small_points) for images in (inputs.synthetic, inputs.real))
-    return near_result(inputs, near_duplicates(made, train, unseen, views=len(neighbours.VIEWS)))
+    return _named(inputs, near_duplicates(made, train, unseen, views=len(neighbours.VIEWS)))
 
 
 def small_points(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -143,17 +128,12 @@ def train_points(inputs: EvaluationInputs) -> NDArray[np.float32]:
     return points_of(inputs.training(), neighbours.train_views)
 
 
-def near_result(inputs: EvaluationInputs, found: dict[str, Any]) -> Result:
-    """What ``near_duplicates`` found, with names and with what is expected of unseen images."""
-    train = inputs.training()
-    details = found["details"]
-    names = [Path(image).name for image in inputs.synthetic.table["image"]]
-    seen = [Path(image).name for image in train.table["image"]]
-    for pair in details["pairs"]:
+def _named(inputs: EvaluationInputs, found: Result) -> Result:
+    """With the names of the images of each pair."""
+    names, seen = ([Path(path).name for path in images.paths] for images in (inputs.synthetic, inputs.training()))
+    for pair in found.details["pairs"]:
         pair |= {"image": names[pair["query"]], "train_image": seen[pair["train"]]}
-    per_image = {"near-duplicate of a training image": details.pop("flagged").astype(int)}
-    expected = {"value": details["expected"], "what": "held-out real images, by how the threshold is set"}
-    return Result.of(found, floor=expected, per_image=per_image)
+    return found
 
 
 @measure(
@@ -164,17 +144,11 @@ def measure_nearest_pixels(inputs: EvaluationInputs, extractor: Extractor) -> Re
     """Share of generated images nearer to training images than to as many unseen ones, in 32 x 32 pixels."""
     train, real = (points_of(images, neighbours.thumbnails) for images in (inputs.training(), inputs.real))
 
-    def nearer(images: ImageSet, groups: Sequence[object]) -> Nearness:
+    def nearer(images: ImageSet, groups: Sequence[object]) -> Result:
         return nearer_to_train(points_of(images, neighbours.thumbnails), train, real, groups=groups, **inputs.bootstrap)
 
-    found = nearer(inputs.synthetic, inputs.bootstrap_groups)
-    control = None if inputs.validation is None else nearer(inputs.validation, inputs.validation.patients)
-    return Result(
-        value=found.value,
-        ci=found.ci,
-        n=found.n,
-        ci_method=f"95 % percentile, bootstrap by patient and over train subsets, {inputs.resamples} resamples",
-        floor={"value": 0.5, "what": "no difference"},
-        ceiling=bound(vars(control), "validation images") if control else None,
-        details={"pool": found.pool, "subsets": found.subsets, "subset_sd": found.subset_sd},
-    )
+    found = nearer(inputs.synthetic, inputs.bootstrap_groups).plus(per_image={})
+    if inputs.validation is None:
+        return found
+    control = nearer(inputs.validation, inputs.validation.patients)
+    return found.plus(ceiling=bound(control.entry, "validation images"))

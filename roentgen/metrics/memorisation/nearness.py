@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from roentgen.metrics.statistics import (
     Floats,
     Groups,
     cluster_weights,
-    mean_interval,
+    estimate,
     own_groups,
     percentile_interval,
 )
@@ -34,26 +33,8 @@ FEW = 100
 """Below this many images a share is too rough to say more than "all" or "none"."""
 OFTEN = 10
 """A prompt that occurs more often than this in training is one seen often."""
-
-
-@dataclass(frozen=True)
-class Nearness:
-    """``value``: share of queries nearer to train than to test, in [0, 1] (a half: it makes no difference).
-
-    ``pool``: size of each side; ``subsets``: how many random subsets the larger side gave; ``subset_sd``:
-    spread of the share; ``nearest_train`` (N,) and ``distance`` (N,): nearest of all training items;
-    ``nearer`` (N,): share of the subsets in which each query was nearer to train.
-    """
-
-    value: float
-    ci: tuple[float, float]
-    n: int
-    pool: int
-    subsets: int
-    subset_sd: float
-    nearest_train: NDArray[np.int64]
-    distance: Floats
-    nearer: Floats
+NEAREST, DISTANCE, NEARER = "nearest training row", "distance to training", "share nearer to training"
+"""Columns of single images."""
 
 
 def nearer_to_train(
@@ -65,12 +46,18 @@ def nearer_to_train(
     subsets: int = 20,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> Nearness:
-    """Share of ``queries`` (N, D) whose nearest of ``train`` (A, D) is closer than that of ``test`` (B, D).
+) -> Result:
+    """Share of ``queries`` (N, D) whose nearest of ``train`` (A, D) is closer than that of ``test`` (B, D); a half: it
+    makes no difference.
 
     Of more images one is nearer by chance alone, so the larger side is cut to random subsets of the smaller
     one's size and the share is the mean over them. Ties count half. The interval draws queries (with ``groups``
     (N,) patients, all queries of one together) and subsets.
+
+    Returns:
+        ``details``: ``pool``, the size of each side; how many ``subsets`` the larger gave; ``subset_sd``, the spread
+        of the share. ``per_image`` (N,): number of the nearest of all training items and its distance, and the share
+        of the subsets in which the query was nearer to train.
     """
     if min(len(queries), len(train), len(test)) == 0:
         raise ValueError("queries, train and test must each hold at least one item")
@@ -93,16 +80,22 @@ def nearer_to_train(
         weights = cluster_weights(groups, resamples, seed)
         picked = nearer[rng.integers(subsets, size=resamples)]
         draws = list((weights * picked).sum(axis=1) / weights.sum(axis=1))
-    return Nearness(
-        value=float(nearer.mean()),
-        ci=percentile_interval(draws),
-        n=n,
-        pool=size,
-        subsets=subsets,
-        subset_sd=float(nearer.mean(axis=1).std()),
-        nearest_train=numbers[:, 0],
-        distance=closest[:, 0],
-        nearer=nearer.mean(axis=0),
+    notes = rough_if_few(n, "queries") + rough_if_few(size, "unseen images")
+    if len(train) > 4 * len(test):
+        notes.append(
+            f"train holds {len(train)} images and the unseen set {len(test)}: a copy counts only where its source is "
+            f"in the subset of {size}, {size / len(train):.0%} of the time; look at the near-duplicates"
+        )
+    return Result(
+        float(nearer.mean()),
+        percentile_interval(draws),
+        n,
+        f"95 % percentile, bootstrap by {'image' if groups is None else 'patient'} and over train "
+        f"subsets, {resamples} resamples",
+        floor={"value": 0.5, "what": "no difference"},
+        notes=notes,
+        details={"pool": size, "subsets": subsets, "subset_sd": float(nearer.mean(axis=1).std())},
+        per_image={NEAREST: numbers[:, 0], DISTANCE: closest[:, 0], NEARER: nearer.mean(axis=0)},
     )
 
 
@@ -123,9 +116,9 @@ def membership_test(
     queries: NDArray[np.floating],
     train: NDArray[np.floating],
     test: NDArray[np.floating],
-    *,
     train_groups: Groups | None = None,
     test_groups: Groups | None = None,
+    *,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -161,46 +154,6 @@ def membership_test(
     }
 
 
-def nearness(
-    queries: NDArray[np.floating],
-    train: NDArray[np.floating],
-    test: NDArray[np.floating],
-    *,
-    groups: Groups | None = None,
-    train_groups: Groups | None = None,
-    test_groups: Groups | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """``nearer_to_train`` and ``membership_test`` as one result: value (0.5: none), interval, p, each query's share.
-
-    ``details["nearer"]`` (N,) is the share of subsets in which the query was nearer to train, for ``by_frequency``.
-    """
-    found = nearer_to_train(queries, train, test, groups=groups, resamples=resamples, seed=seed)
-    test_of = membership_test(
-        queries, train, test, train_groups=train_groups, test_groups=test_groups, resamples=resamples, seed=seed
-    )
-    warnings = rough_if_few(found.n, "queries") + rough_if_few(found.pool, "unseen images")
-    if len(train) > 4 * len(test):
-        warnings.append(
-            f"train holds {len(train)} images and the unseen set {len(test)}: a copy counts only where its source is "
-            f"in the subset of {found.pool}, {found.pool / len(train):.0%} of the time; look at the near-duplicates"
-        )
-    return {
-        "value": found.value,
-        "ci": found.ci,
-        "ci_method": f"95 % percentile, bootstrap by {'image' if groups is None else 'patient'} and over train "
-        f"subsets, {resamples} resamples",
-        "n": found.n,
-        "warnings": warnings,
-        "details": {
-            **{key: getattr(found, key) for key in ("pool", "subsets", "subset_sd")},
-            "membership": test_of,
-            **{key: getattr(found, key) for key in ("nearest_train", "distance", "nearer")},
-        },
-    }
-
-
 def prompt_counts(prompts: Sequence[Hashable], training: Sequence[Hashable]) -> Ints:
     """How often each of ``prompts`` (N,) occurs among the prompts of ``training``.
 
@@ -214,29 +167,26 @@ def prompt_counts(prompts: Sequence[Hashable], training: Sequence[Hashable]) -> 
 def by_frequency(
     values: Floats,
     counts: NDArray[np.integer],
-    *,
     groups: Groups | None = None,
-    often: int = OFTEN,
+    *,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Mean of ``values`` (N,) of any measure above, apart for prompts seen "never", "rarely" and "often" in training.
 
-    ``counts`` (N,) as ``prompt_counts`` gives them; rarely is 1 to ``often`` times. Groups without a prompt are listed
+    ``counts`` (N,) as ``prompt_counts`` gives them; rarely is 1 to ``OFTEN`` times. Groups without a prompt are listed
     with n = 0 and NaN.
     """
     if len(values) != len(counts):
         raise ValueError(f"{len(values)} values and {len(counts)} counts")
     names = np.asarray([str(group) for group in own_groups(groups, values)])
-    ranges = (("never", 0, 0), ("rarely", 1, often), ("often", often + 1, np.iinfo(np.int64).max))
     result = []
-    for name, low, high in ranges:
-        rows = np.flatnonzero((counts >= low) & (counts <= high))
-        found: dict[str, Any] = {"value": math.nan, "ci": NOTHING}
+    for name, low, high in (("never", 0, 0), ("rarely", 1, OFTEN), ("often", OFTEN + 1, None)):
+        rows = np.flatnonzero((counts >= low) & (counts <= (counts if high is None else high)))
+        found: dict[str, Any] = {"value": math.nan, "ci": NOTHING, "n": 0}
         if len(rows):
-            ci = mean_interval(values[rows], names[rows], resamples=resamples, seed=seed)
-            found = {"value": float(np.mean(values[rows])), "ci": ci}
-        result.append({"seen": name, "from": low, "to": None if name == "often" else high, **found, "n": len(rows)})
+            found = estimate(values[rows], cluster_weights(names[rows], resamples, seed))
+        result.append({"seen": name, "from": low, "to": high, **found})
     return result
 
 
@@ -251,39 +201,33 @@ def rough_if_few(n: int, what: str) -> list[str]:
 @measure(
     "nearest", "Nearer to training than to held-out", suite="quick", better="near 0.5", unit="share",
     each_extractor=True, reads=("train", VALIDATION),
-    tested={
-        "distance to training": "Distance to the nearest training image",
-        "share nearer to training": "Share nearer to training",
-    },
+    tested={DISTANCE: "Distance to the nearest training image", NEARER: "Share nearer to training"},
     noticed={"nearer": Noticed("nearer to train", 3, 1, ALL_COPIES)},
 )  # fmt: skip
 def measure_nearest(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Share of generated images nearer to training images than to as many unseen ones."""
     train, groups = inputs.training(), inputs.bootstrap_groups
     queries, seen, unseen = (inputs.of(name, extractor) for name in ("synthetic", "train", "real"))
-    patients: dict[str, Any] = {"train_groups": train.patients, "test_groups": inputs.real.patients}
-    found = nearness(queries, seen, unseen, groups=groups, **patients, **inputs.bootstrap)
-    details = found["details"]
+    found = nearer_to_train(queries, seen, unseen, groups=groups, **inputs.bootstrap)
+    patients = train.patients, inputs.real.patients
+    counts = prompt_counts(inputs.synthetic.table["text"].tolist(), train.table["text"].tolist())
     distances = {
-        "generated to training": details.pop("distance"),
+        "generated to training": found.per_image[DISTANCE],
         "generated to held-out real": nearest(queries, unseen)[1][:, 0],
         "held-out real to training": nearest(unseen, seen)[1][:, 0],
     }
-    nearer = details.pop("nearer")
-    per_image = {
-        "nearest training row": details.pop("nearest_train"),
-        "distance to training": distances["generated to training"],
-        "share nearer to training": nearer,
+    details = {
+        **found.details,
+        "membership": membership_test(queries, seen, unseen, *patients, **inputs.bootstrap),
+        "by_frequency": by_frequency(found.per_image[NEARER], counts, groups, **inputs.bootstrap),
+        "histogram": histogram(distances),
     }
-    counts = prompt_counts(inputs.synthetic.table["text"].tolist(), train.table["text"].tolist())
-    details["by_frequency"] = by_frequency(nearer, counts, groups=groups, **inputs.bootstrap)
-    details["histogram"] = histogram(distances)
     more: dict[str, Any] = {}
     if inputs.validation is not None:
         mine = inputs.of(VALIDATION, extractor)
         control = nearer_to_train(mine, seen, unseen, groups=inputs.validation.patients, **inputs.bootstrap)
-        more["ceiling"] = bound(vars(control), "validation images")
-    return Result.of(found, floor={"value": 0.5, "what": "no difference"}, per_image=per_image, **more)
+        more["ceiling"] = bound(control.entry, "validation images")
+    return found.plus(details=details, **more)
 
 
 def histogram(values: Mapping[str, Floats], bins: int = 30) -> dict[str, Any]:

@@ -34,32 +34,28 @@ def planted_recall(
     *,
     threshold: float,
     views: int = 1,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Result]:
     """How many copies ``near_duplicates`` would find, by kind of copy (exact, cropped, blurred, brightness-shifted).
 
     ``planted[kind]`` (K, D) are features of copies of the training items ``sources[kind]`` (K,), made with
-    ``damage.plant``. ``value`` is the share below ``threshold``; ``details["right_source"]`` the share that is and
-    whose nearest training item is the one copied, ``details["found"]`` (K,) which are. ``views`` as in
+    ``damage.plant``. The value is the share below ``threshold``; ``details["right_source"]`` the share that is and
+    whose nearest training item is the one copied, ``per_image["found"]`` (K,) which are. ``views`` as in
     ``near_duplicates``.
     """
     result = {}
     for kind, features in planted.items():
         numbers, distance = nearest(features, train)
-        found = distance[:, 0] < threshold
+        found, n = distance[:, 0] < threshold, len(features)
         right = found & (numbers[:, 0] // views == np.asarray(sources[kind]))
-        n = len(features)
-        result[kind] = {
-            "value": float(found.mean()),
-            "ci": wilson_interval(int(found.sum()), n),
-            "ci_method": "95 % Wilson",
-            "n": n,
-            "warnings": rough_if_few(n, "planted copies"),
-            "details": {
-                "right_source": float(right.mean()),
-                "median_distance": float(np.median(distance)),
-                "found": found,
-            },
-        }
+        result[kind] = Result(
+            float(found.mean()),
+            wilson_interval(int(found.sum()), n),
+            n,
+            "95 % Wilson",
+            notes=rough_if_few(n, "planted copies"),
+            details={"right_source": float(right.mean()), "median_distance": float(np.median(distance))},
+            per_image={"found": found},
+        )
     return result
 
 
@@ -113,18 +109,15 @@ def measure_planted_copies(inputs: EvaluationInputs, extractor: Extractor) -> Re
         threshold = near_duplicate_threshold(unseen, pool)
         recall = planted_recall(queries, dict.fromkeys(COPIES, sources), pool, threshold=threshold, views=views)
         for kind, entry in recall.items():
-            found[kind] |= entry["details"].pop("found")
-            warnings += entry["warnings"]
-            kept = {key: entry[key] for key in ("value", "ci", "n")}
-            rows.append({"name": kind, "group": space, **kept, **entry["details"], "floor": floor})
+            found[kind] |= entry.per_image["found"]
+            warnings += entry.notes
+            rows.append({"name": kind, "group": space, **entry.entry, **entry.details, "floor": floor})
     both = np.concatenate([found[kind] for kind in COPIES]).astype(np.float64)
     ci = clustered_wilson(both, np.ones(len(both)), list(np.tile(sources, len(COPIES))))
-    whole: dict[str, Any] = {"value": float(both.mean()), "ci": ci, "n": len(both)}
-    return Result(
-        **whole,
-        ci_method="95 % Wilson; of any kind: at the effective number of independent copies",
-        floor=floor,
-        rows=[{"name": "any kind", "group": " or ".join(searches), "floor": floor, **whole}, *rows],
+    whole: dict[str, Any] = {"value": float(both.mean()), "ci": ci, "n": len(both), "floor": floor}
+    return Result.of_rows(
+        [{"name": "any kind", "group": " or ".join(searches), **whole}, *rows],
+        "95 % Wilson; of any kind: at the effective number of independent copies",
         notes=list(dict.fromkeys(warnings)),
         details={"sources": len(sources), "kinds": KINDS},
     )

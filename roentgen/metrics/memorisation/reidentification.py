@@ -26,12 +26,22 @@ from roentgen.images import read_image
 from roentgen.metrics.adherence.auroc import weighted_auroc
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet
-from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, bound, measure
+from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.neighbours import Ints, nearest
-from roentgen.metrics.statistics import RESAMPLES, Floats, Groups, cluster_weights, estimate, percentile_interval
+from roentgen.metrics.statistics import (
+    RESAMPLES,
+    Floats,
+    Groups,
+    cluster_weights,
+    estimate,
+    own_groups,
+    percentile_interval,
+)
 
-Images = Sequence[NDArray[np.uint8]]
-Siamese = Callable[[Images, Images], NDArray[np.floating]]
+Grey = NDArray[np.uint8]
+Images = Callable[[int], Grey]
+"""The image of this number."""
+Siamese = Callable[[Sequence[Grey], Sequence[Grey]], NDArray[np.floating]]
 """Scores (n,) of n pairs of grey uint8 images, higher for "same patient"; any scale."""
 POWER = 0.8
 """A siamese model below this AUROC on real pairs is too weak to find anything."""
@@ -71,23 +81,14 @@ def patient_pairs(patients: Groups, *, count: int, seed: int = 0) -> tuple[Ints,
     )
 
 
-def nearest_pairs(queries: NDArray[np.floating], train: NDArray[np.floating]) -> Ints:
-    """Each of ``queries`` (N, D) with its nearest training image, (N, 2): the pairs worth showing to the siamese.
-
-    Nearest pairs are likelier "same" than random ones, so their control is ``nearest_pairs(unseen real, train)``.
-    """
-    numbers, _ = nearest(queries, train)
-    return np.column_stack([np.arange(len(queries)), numbers[:, 0]])
-
-
 def scores(
-    siamese: Siamese, first: Images, second: Images, pairs: Ints, *, batch_size: int = 32
-) -> NDArray[np.float64]:
+    siamese: Siamese, first: Images, second: Images, pairs: NDArray[np.integer], *, batch_size: int = 32
+) -> Floats:
     """Scores (P,) of ``pairs`` (P, 2), numbers in ``first`` and ``second``; ValueError if the model gives others."""
     found = np.empty(len(pairs))
     for start in range(0, len(pairs), batch_size):
-        part = pairs[start : start + batch_size]
-        given = np.asarray(siamese([first[a] for a, _ in part], [second[b] for _, b in part]), dtype=np.float64)
+        part = pairs[start : start + batch_size].tolist()
+        given = np.asarray(siamese([first(a) for a, _ in part], [second(b) for _, b in part]), dtype=np.float64)
         if given.shape != (len(part),) or not np.isfinite(given).all():
             raise ValueError(f"the siamese model must give one finite score a pair: {len(part)} pairs, {given.shape}")
         found[start : start + batch_size] = given
@@ -104,7 +105,7 @@ def reidentification(
     different_groups: Groups | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Result:
     """How like a training patient generated images score, between different (0.5) and same patients (the ceiling).
 
     Args:
@@ -116,7 +117,7 @@ def reidentification(
             patient; None: each pair its own.
 
     Returns:
-        ``value``: AUROC of generated against different pairs (0.5: no more like the training patient than strangers
+        AUROC of generated against different pairs (0.5: no more like the training patient than strangers
         are; 1: all more like). ``details``: ``power``, AUROC of same against different (the siamese itself);
         ``against_same``, AUROC of same against generated pairs (0.5: generated pairs look like one patient);
         ``reidentified``, share of generated pairs above the 99 % quantile of different ones, expected 1 %.
@@ -124,11 +125,8 @@ def reidentification(
     g, s, d = (np.asarray(part, dtype=np.float64) for part in (generated, same, different))
     if min(len(g), len(s), len(d)) == 0:
         raise ValueError("scores of generated, same-patient and different-patient pairs are all needed")
-    parts = (groups, same_groups, different_groups)
-    weights = [
-        cluster_weights(range(len(part)) if group is None else group, resamples, seed + number)
-        for number, (part, group) in enumerate(zip((g, s, d), parts, strict=True))
-    ]
+    parts = ((g, groups), (s, same_groups), (d, different_groups))
+    weights = [cluster_weights(own_groups(of, part), resamples, seed + place) for place, (part, of) in enumerate(parts)]
 
     def compare(high: int, low: int) -> dict[str, Any]:
         both = (g, s, d)[high], (g, s, d)[low]
@@ -138,35 +136,32 @@ def reidentification(
         whole = weighted_auroc(values, labels, np.ones((1, len(values))))
         return {"value": float(whole[0]), "ci": percentile_interval(draws)}
 
-    power, value = compare(1, 2), compare(0, 2)
+    power = compare(1, 2)
     alarm = float(np.quantile(d, 1 - FALSE_ALARMS))
     hits = (g > alarm).astype(np.float64)
-    warnings = []
+    notes = []
     if power["value"] < POWER:
-        warnings.append(
+        notes.append(
             f"the siamese model tells real patients apart with AUROC {power['value']:.2f} only: that it finds nothing "
             "means nothing"
         )
     if len(d) * FALSE_ALARMS < 1:
-        warnings.append(f"{len(d)} different-patient pairs cannot tell the {1 - FALSE_ALARMS:.0%} quantile")
-    return {
-        "value": value["value"],
-        "ci": value["ci"],
-        "ci_method": f"95 % percentile, bootstrap by {'pair' if groups is None else 'patient'}, {resamples} resamples",
-        "n": len(g),
-        "warnings": warnings,
-        "details": {
+        notes.append(f"{len(d)} different-patient pairs cannot tell the {1 - FALSE_ALARMS:.0%} quantile")
+    return Result(
+        **compare(0, 2),
+        ci_method=f"95 % percentile, bootstrap by {'pair' if groups is None else 'patient'}, {resamples} resamples",
+        n=len(g),
+        floor={"value": 0.5, "what": "no more like training patients than unseen images are"},
+        ceiling={**power, "n": len(s), "what": "real pairs of one patient"},
+        notes=notes,
+        details={
             "power": power,
             "against_same": compare(1, 0),
-            "reidentified": {
-                **estimate(hits, weights[0]),
-                "expected": FALSE_ALARMS,
-                "threshold": alarm,
-            },
+            "reidentified": {**estimate(hits, weights[0]), "expected": FALSE_ALARMS, "threshold": alarm},
             "same_pairs": len(s),
             "different_pairs": len(d),
         },
-    }
+    )
 
 
 @dataclass(frozen=True)
@@ -249,50 +244,33 @@ def measure_reidentification(inputs: EvaluationInputs, extractor: Extractor) -> 
         )
     groups = inputs.bootstrap_groups
 
-    def nearest_scores(images: ImageSet, name: str) -> tuple[Floats, NDArray[np.int64]]:
-        rows = np.sort(np.random.default_rng(inputs.seed).permutation(len(images))[:SIAMESE_PAIRS])
-        near = nearest_pairs(inputs.of(name, extractor)[rows], pool)
-        return siamese_scores(siamese, images, train, np.column_stack([rows, near[:, 1]])), rows
+    def scored(first: ImageSet, pairs: NDArray[np.integer]) -> Floats:
+        """Scores (P,) of rows of a set and of training images, read as they are needed."""
+        images, others = first.paths, train.paths
+        try:
+            return scores(siamese.compare, lambda a: read_image(images[a]), lambda b: read_image(others[b]), pairs)
+        except UserError:
+            raise
+        except Exception as error:  # somebody else's code
+            raise UserError(
+                f"--siamese {siamese.name} failed on two lists of grey uint8 images ({type(error).__name__}: {error}); "
+                "it must give one score a pair, higher for the same patient"
+            ) from error
 
-    generated, rows = nearest_scores(inputs.synthetic, "synthetic")
-    strangers, unseen = nearest_scores(inputs.real, "real")
-    found = reidentification(
+    def with_nearest(images: ImageSet) -> tuple[Floats, NDArray[np.int64]]:
+        """Scores of images, each with its nearest training image: likelier "same" than random pairs."""
+        rows = np.sort(np.random.default_rng(inputs.seed).permutation(len(images))[:SIAMESE_PAIRS])
+        near = nearest(inputs.of(images.name, extractor)[rows], pool)[0][:, 0]
+        return scored(images, np.column_stack([rows, near])), rows
+
+    generated, rows = with_nearest(inputs.synthetic)
+    strangers, unseen = with_nearest(inputs.real)
+    return reidentification(
         generated,
-        siamese_scores(siamese, train, train, same),
+        scored(train, same),
         strangers,
         groups=[groups[row] for row in rows],
         same_groups=[train.patients[first] for first, _ in same],
         different_groups=[inputs.real.patients[row] for row in unseen],
         **inputs.bootstrap,
     )
-    return Result.of(
-        found,
-        floor={"value": 0.5, "what": "no more like training patients than unseen images are"},
-        ceiling=bound({**found["details"]["power"], "n": len(same)}, "real pairs of one patient"),
-    )
-
-
-def siamese_scores(siamese: LoadedSiamese, first: ImageSet, second: ImageSet, pairs: NDArray[np.integer]) -> Floats:
-    """Scores (P,) of ``pairs`` (P, 2) of rows of two sets, read as they are needed."""
-    try:
-        return scores(siamese.compare, Read(first), Read(second), np.asarray(pairs, dtype=np.int64))
-    except UserError:
-        raise
-    except Exception as error:  # somebody else's code
-        raise UserError(
-            f"--siamese {siamese.name} failed on two lists of grey uint8 images ({type(error).__name__}: {error}); "
-            "it must give one score a pair, higher for the same patient"
-        ) from error
-
-
-class Read(Sequence[NDArray[np.uint8]]):
-    """The images of a set, read when they are asked for."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self.paths = images.paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, row: Any) -> Any:
-        return read_image(self.paths[row])

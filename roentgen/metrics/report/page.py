@@ -18,6 +18,7 @@ from roentgen.files import write_atomic
 from roentgen.images import read_image
 from roentgen.metrics.adherence.scored import SHOWN
 from roentgen.metrics.measures import MEASURES
+from roentgen.metrics.memorisation.nearness import DISTANCE, NEAREST
 from roentgen.metrics.report import plots
 from roentgen.metrics.report.html import Line, Panel, Picture, Plot, Report, number, render, spelled
 from roentgen.metrics.report.tables import table
@@ -306,8 +307,8 @@ def panels(out: Path, outcome: Outcome) -> list[Panel]:
             picked = _varied(rows, asked)
             if picked:
                 found.append(Panel(title, about, [one(i, f"[{shown[i]:.2f}]") for i in picked]))
-    gap = _column(out / "nearest.images.csv", "distance to training", len(images))
-    place = _column(out / "nearest.images.csv", "nearest training row", len(images))
+    gap = _column(out / "nearest.images.csv", DISTANCE, len(images))
+    place = _column(out / "nearest.images.csv", NEAREST, len(images))
     if inputs.train is not None and gap is not None and place is not None:
         found.append(_neighbours(inputs.synthetic, inputs.train, gap, place.astype(int)))
     return found
