@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from roentgen import errors
-from roentgen.config import Count, Seed, parse_settings, require
+from roentgen.config import Count, Seed, parse_settings
 from roentgen.data.images import load_pixels
-from roentgen.data.manifest import read_manifest
+from roentgen.data.manifest import train_and_val
 from roentgen.files import require_writable
 from roentgen.images import to_autoencoder
 from roentgen.metrics.result import Context, write_result
@@ -45,9 +45,7 @@ class Settings:
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="eval/latents.py", about=__doc__)
     require_writable(s.out.parent, "--out")
-    table = read_manifest(s.manifest, splits=["train", "val"], allow_empty_text=True)
-    train, val = (table[table["split"] == split] for split in ("train", "val"))
-    require(len(train) > 0 and len(val) > 0, f"--manifest {s.manifest} needs `train` and `val` images")
+    train, val = train_and_val(s.manifest, allow_empty_text=True)
     fitted = load_pixels(train["image"].tolist()[:: max(1, len(train) // s.images)], size=256).pixels
     x = to_autoencoder(load_pixels(val["image"].tolist(), size=256).pixels)
     rows = []

@@ -343,6 +343,21 @@ def kept(folder: Path, name: str, key: str, make: Callable[[], Arrays]) -> dict[
     return {name: header.map(name) for name in header.tensors}
 
 
+def kept_in_batches(
+    folder: Path, name: str, key: str, make: Callable[[slice], Arrays], *, count: int, size: int = 64, what: str = ""
+) -> dict[str, NDArray[Any]]:
+    """``kept`` of what ``make`` gives for ``size`` of ``count`` items at a time, behind a bar on stderr."""
+
+    from tqdm import tqdm
+
+    def whole() -> dict[str, NDArray[Any]]:
+        starts = tqdm(range(0, count, size), desc=what or name, unit="batch", file=sys.stderr, leave=False)
+        parts = [make(slice(start, start + size)) for start in starts]
+        return {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
+
+    return kept(folder, name, key, whole)
+
+
 @functools.lru_cache(maxsize=256)
 def _was_sound(path: Path, size: int, modified: int, changed: int) -> bool:
     """``_is_sound`` of a file of this size and times: large arrays are hashed once a process."""

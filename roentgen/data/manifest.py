@@ -111,6 +111,15 @@ def read_manifest(
     return table
 
 
+def train_and_val(path: Path, *, allow_empty_text: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of the splits `train` and `val`, numbered from 0 each; UserError where one of them has none."""
+    table = read_manifest(path, splits=["train", "val"], allow_empty_text=allow_empty_text)
+    train, val = (table[table["split"] == split].reset_index(drop=True) for split in ("train", "val"))
+    if not len(train) or not len(val):
+        raise UserError(f"--manifest {path}: needs images of the splits train and val")
+    return train, val
+
+
 def load_table(path: Path) -> pd.DataFrame:
     """Read the file as text cells, "" for blank, with all core columns present.
 
@@ -201,6 +210,15 @@ def labels_in(table: pd.DataFrame, findings: Sequence[str]) -> NDArray[np.float3
     if NO_FINDING in table:
         labels[np.isnan(labels) & (table[NO_FINDING].to_numpy(np.float32, na_value=np.nan) == 1)[:, None]] = 0
     return labels
+
+
+def side_signs(table: pd.DataFrame, findings: Sequence[str]) -> NDArray[np.float32]:
+    """Known sides (N, F) of ``findings``: 1 is the patient's left, -1 the right, 0 both or not known."""
+    signs = np.zeros((len(table), len(findings)), np.float32)
+    for column, name in enumerate(findings):
+        if name + SIDE_SUFFIX in table:
+            signs[:, column] = table[name + SIDE_SUFFIX].map({"left": 1, "right": -1}).fillna(0)
+    return signs
 
 
 def side_columns(table: pd.DataFrame) -> list[str]:

@@ -76,6 +76,22 @@ def noisy_or_loss(sides: Tensor, labels: Tensor) -> Tensor:
     return -(labels * log_positive + (1 - labels) * log_negative)
 
 
+def finding_loss(
+    image: Tensor, sides: Tensor, labels: Tensor, signs: Tensor, *, smoothing: float, mil: float, side: float
+) -> Tensor:
+    """Loss of image logits (N, F) and side logits (N, F, 2) against labels (N, F) in {0, 1, NaN = no loss}.
+
+    Cross-entropy of the image, ``mil`` times the noisy-or of its halves, and ``side`` times what makes the named half
+    outweigh the other, where ``signs`` (N, F) are not 0. ``smoothing`` moves labels towards 0.5.
+    """
+    known = ~labels.isnan()
+    target = labels.nan_to_num(0.0) * (1 - smoothing) + 0.5 * smoothing
+    error = F.binary_cross_entropy_with_logits(image, target, reduction="none") + mil * noisy_or_loss(sides, target)
+    margin = sides[..., 1] - sides[..., 0]
+    apart = (F.softplus(-margin * signs) * signs.abs()).sum() / len(labels)
+    return (error * known).sum() / known.sum().clamp(min=1) + side * apart
+
+
 @dataclass(frozen=True)
 class Classifier:
     """A trained classifier; make one with ``load_classifier``."""

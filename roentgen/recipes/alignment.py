@@ -24,12 +24,11 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
-from roentgen.cache import kept
-from roentgen.config import Count, Range, Rate, Seed, Share, ShareBelowOne, Short, parse_settings, require
+from roentgen.cache import kept, kept_in_batches
+from roentgen.config import Count, Range, Rate, Share, ShareBelowOne, Short, parse_settings, require
 from roentgen.data.images import CHAIN, load_pixels
-from roentgen.data.manifest import finding_columns, read_manifest
+from roentgen.data.manifest import finding_columns, train_and_val
 from roentgen.files import file_hash, require_writable, sha256
 from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.report.tables import figure, replace_between_markers, table
@@ -49,18 +48,16 @@ from roentgen.models.dual_encoder import (
 )
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
 from roentgen.provenance import portable
-from roentgen.recipes import CONFIGS
+from roentgen.recipes import CONFIGS, Basics
 from roentgen.training.loop import steps
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import cosine_rate
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Basics):
     """Settings of the dual encoder recipe."""
 
-    manifest: Annotated[Path, "manifest with `train` and `val` images"]
-    out: Annotated[Path, Short("-o"), "folder for the heads"]
     texts: Annotated[int, Range(1, 1000), "texts a training image, the manifest's and composed ones"] = 4
     bare: Annotated[
         Share,
@@ -81,17 +78,13 @@ class Settings:
     weight_decay: Annotated[float, Range(0, 100), "of AdamW"] = 0.1
     noise: Annotated[float, Range(0, 100), "standard deviation of the noise on standardised image features"] = 0.0
     eval_every: Annotated[Count, "pairs between validations"] = 15_000
-    seed: Annotated[Seed, "of weights, order, texts and dropout"] = 0
     resamples: Annotated[int, Range(1, 1_000_000), "bootstrap resamples of the result"] = 1000
-    cache: Annotated[Path | None, "folder for decoded images and features (default OUT/cache)"] = None
     result: Annotated[Path | None, "JSON of the val figures (default OUT/alignment.json)"] = None
-    dry_run: Annotated[bool, "print what would be done and stop"] = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     s = parse_settings(Settings, argv, prog="roentgen train alignment", about=__doc__, configs=CONFIGS)
-    table = read_manifest(s.manifest, splits=["train", "val"])
-    train, val = (table[table["split"] == split].reset_index(drop=True) for split in ("train", "val"))
+    train, val = train_and_val(s.manifest)
     require(len(train) >= s.batch_size, f"--manifest {s.manifest}: {len(train)} train images; lower --batch-size")
     require(len(val) >= 2, f"--manifest {s.manifest}: fewer than two val images; they choose the heads")
     print(f"{len(train)} training and {len(val)} validation images; {s.pairs} pairs to see", flush=True)
@@ -194,13 +187,11 @@ def bare(labels: Labels) -> Labels:
 def image_features(rows: pd.DataFrame, judge: Any, hashes: dict[str, str], cache: Path) -> np.ndarray:
     """Features (N, D) of the rows' images, kept under the hash of the pixels and of the classifier."""
     pixels = load_pixels(rows["image"].tolist(), size=judge.size, cache=cache).pixels
-
-    def make() -> dict[str, np.ndarray]:
-        starts = tqdm(range(0, len(pixels), 64), desc="image features", unit="batch", file=sys.stderr, leave=False)
-        return {"rows": np.concatenate([judge.features(np.array(pixels[start : start + 64])) for start in starts])}
-
     key = sha256(hashes["classifier"], np.ascontiguousarray(pixels))
-    return np.array(kept(cache, "image-features", key, make)["rows"])
+    made = kept_in_batches(
+        cache, "image-features", key, lambda part: {"rows": judge.features(np.array(pixels[part]))}, count=len(pixels)
+    )
+    return np.array(made["rows"])
 
 
 def measure(

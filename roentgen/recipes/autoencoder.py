@@ -25,7 +25,7 @@ from diffusers import AutoencoderKL
 from roentgen import config as cfg
 from roentgen.config import as_dict, parse_settings, require
 from roentgen.data.images import load_pixels
-from roentgen.data.manifest import read_manifest
+from roentgen.data.manifest import train_and_val
 from roentgen.errors import UserError
 from roentgen.files import new_files, require_writable, write_atomic
 from roentgen.images import from_autoencoder, make_grid, save_image, to_autoencoder
@@ -35,7 +35,7 @@ from roentgen.models.autoencoder.channels import with_channels
 from roentgen.models.autoencoder.fast_norm import use_fast_group_norm
 from roentgen.models.loading import load_vae
 from roentgen.provenance import portable
-from roentgen.recipes import CONFIGS
+from roentgen.recipes import CONFIGS, Basics
 from roentgen.training.checkpoints import Checkpoints
 from roentgen.training.loop import steps
 from roentgen.training.order import batch_generator, batch_indices
@@ -44,12 +44,10 @@ from roentgen.training.setup import make_accelerator, share_of_batch
 from roentgen.training.trackers import Log, Trackers
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Basics):
     """Settings of the autoencoder recipe; every count is in images."""
 
-    manifest: Annotated[Path, "manifest with `train` and `val` images (see `roentgen data prepare`)"]
-    out: Annotated[Path, cfg.Short("-o"), "run folder"]
     size: Annotated[cfg.Pixels, "side of the square image in pixels"] = 256
     crop: Annotated[
         cfg.Pixels, "side of the random training crop; a convolutional autoencoder learns the same from crops, sooner"
@@ -104,13 +102,10 @@ class Settings:
     degrade: Annotated[cfg.Share, "share of those whose input, not target, is reduced to half resolution"] = 0.5
     ema_halflife: Annotated[cfg.HalfLife, "half-life of the weight average"] = 2_000
     precision: Annotated[Literal["bf16", "no"], "bf16 or no"] = "bf16"
-    seed: Annotated[cfg.Seed, "seed of order, crops and noise"] = 0
     trackers: Trackers = ("tensorboard",)
     log_every: Annotated[cfg.Count, "images between log lines"] = 800
     sample_every: Annotated[cfg.Count, "images between reconstruction grids and validation"] = 8_000
     checkpoint_every: Annotated[cfg.Count, "images between checkpoints"] = 8_000
-    cache: Annotated[Path | None, "folder for decoded images (default OUT/cache)"] = None
-    dry_run: Annotated[bool, "print what would be done and stop"] = False
 
 
 # Settings that may change between a run and its continuation.
@@ -135,9 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     mine = share_of_batch(accelerator, s.batch_size)
 
     # Data: images that hold detail at full size may be drawn more often than those that were stored smaller.
-    table = read_manifest(s.manifest, splits=["train", "val"], allow_empty_text=True)
-    train, val = (table[table["split"] == split] for split in ("train", "val"))
-    require(len(train) > 0 and len(val) > 0, f"--manifest {s.manifest} needs `train` and `val` images")
+    train, val = train_and_val(s.manifest, allow_empty_text=True)
     if accelerator.is_main_process:
         print(
             f"{len(train)} training images, {len(val)} validation images; factor {factor}, "
@@ -177,16 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ema = EMA([vae], halflife=s.ema_halflife)
     checkpoints = Checkpoints(s.out / "checkpoints")
     settings = as_dict(s)
-    images, end = 0, min(s.images, s.until or s.images)
-    saved = checkpoints.latest()
-    if saved is not None:
-        checkpoints.check_same(saved["settings"], settings, free=FREE)
-        vae.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        ema.load_state_dict(saved["ema"])
-        if critic is not None:
-            critic.load_state_dict(saved["critic"])
-        images = saved["images"]
+    states = {"model": vae, "optimizer": optimizer, "ema": ema} | ({} if critic is None else {"critic": critic})
+    end = min(s.images, s.until or s.images)
+    images = checkpoints.resume(states, settings, free=FREE).get("images", 0)
     log = Log(s.trackers, s.out, as_dict(s)) if accelerator.is_main_process else None
     accelerator.print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.1f} M parameters; starting at {images} images")
 
@@ -260,9 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             running.clear()
         # Before the pictures: whatever happens to them, the training is kept.
         if log is not None and step.due(s.checkpoint_every):
-            state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
-            judges = critic.state_dict() if critic is not None else {}
-            checkpoints.save(images, {**state, "critic": judges, "settings": settings})
+            checkpoints.save_parts(images, states, settings=settings)
         if log is not None and step.due(s.sample_every):
             ema.swap()
             before, after = reconstruct(vae, held_out.pixels[:16], accelerator.device, s.precision)

@@ -14,13 +14,12 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from roentgen.config import (
     BatchSize,
@@ -28,7 +27,6 @@ from roentgen.config import (
     Pixels,
     Range,
     Rate,
-    Seed,
     ShareBelowOne,
     Short,
     Weight,
@@ -37,12 +35,12 @@ from roentgen.config import (
     require,
 )
 from roentgen.data.images import load_pixels
-from roentgen.data.manifest import SIDE_SUFFIX, finding_columns, read_manifest
+from roentgen.data.manifest import finding_columns, read_manifest, side_signs
 from roentgen.files import require_writable
 from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import auroc
-from roentgen.models.classifier import HalvesNet, inside_part, noisy_or_loss, save_classifier
-from roentgen.recipes import CONFIGS
+from roentgen.models.classifier import HalvesNet, finding_loss, inside_part, save_classifier
+from roentgen.recipes import CONFIGS, Basics
 from roentgen.training.augment import jittered
 from roentgen.training.loop import steps
 from roentgen.training.order import batch_generator, batch_indices
@@ -51,12 +49,10 @@ from roentgen.training.setup import make_accelerator, share_of_batch
 from roentgen.training.trackers import Log, Trackers
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Basics):
     """Settings of the classifier recipe."""
 
-    manifest: Annotated[Path, "manifest with `train` and `val` images"]
-    out: Annotated[Path, Short("-o"), "folder for the classifier"]
     part: Annotated[
         str, "share of training patients to use, as START-END of the unit interval (patients are hashed into it)"
     ] = "0-1"
@@ -74,11 +70,8 @@ class Settings:
     side_weight: Annotated[Weight, "weight of the loss on known sides (the manifest's `<Finding>_side` columns)"] = 0.5
     label_smoothing: Annotated[ShareBelowOne, "towards 0.5, for labels mined from reports"] = 0.02
     precision: Annotated[Literal["bf16", "no"], "bf16 or no"] = "bf16"
-    seed: Annotated[Seed, "seed of order and augmentation"] = 0
     trackers: Trackers = ("tensorboard",)
     eval_every: Annotated[Count, "images between validations"] = 8_000
-    cache: Annotated[Path | None, "folder for decoded images (default OUT/cache)"] = None
-    dry_run: Annotated[bool, "print what would be done and stop"] = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         everything = load_pixels(table["image"].tolist(), size=s.size, cache=s.cache or s.out / "cache").pixels
     inputs, val_inputs = everything[train.index], everything[val.index]
     labels = torch.tensor(train[findings].to_numpy(dtype=np.float32, na_value=np.nan))
-    known_sides = side_signs(train, findings)
+    known_sides = torch.from_numpy(side_signs(train, findings))
     val_labels = val[findings].to_numpy(dtype=np.float32, na_value=np.nan)
 
     torch.manual_seed(s.seed)
@@ -134,21 +127,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         generator = batch_generator(s.seed, step.number)
         x = augment(to_autoencoder(inputs[chosen.numpy()]), generator)[mine].to(accelerator.device)
         y = labels[chosen][mine].to(accelerator.device)
-        known = ~y.isnan()
-        target = y.nan_to_num(0.0) * (1 - s.label_smoothing) + 0.5 * s.label_smoothing
-
+        sign = known_sides[chosen][mine].to(accelerator.device)
         for group in optimizer.param_groups:
             group["lr"] = cosine_rate(step.before, peak=s.rate, warmup=2_000, total=s.images, floor=0.01)
         model.train()
         with accelerator.autocast():
             logits, sides = model(x.contiguous(memory_format=torch.channels_last))
-        error = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
-        error = error + s.mil_weight * noisy_or_loss(sides.float(), target)
-        loss = (error * known).sum() / known.sum()
-        # Known sides: the named half must outweigh the other.
-        sign = known_sides[chosen][mine].to(accelerator.device)
-        margin = (sides[..., 1] - sides[..., 0]).float()
-        loss = loss + s.side_weight * (F.softplus(-margin * sign) * sign.abs()).sum() / s.batch_size
+        loss = finding_loss(
+            logits.float(), sides.float(), y, sign, smoothing=s.label_smoothing, mil=s.mil_weight, side=s.side_weight
+        )
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
@@ -160,12 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             net.eval()
             if accelerator.is_main_process:
                 scores = predict(net, val_inputs, accelerator.device)
-                per = {}
-                for i, f in enumerate(findings):
-                    known_val = ~np.isnan(val_labels[:, i])
-                    truth = val_labels[known_val, i]
-                    if 8 <= truth.sum() <= len(truth) - 8:
-                        per[f] = auroc(scores[known_val, i].astype(float), truth.astype(float))
+                per = finding_aurocs(scores, val_labels, findings, least=8)
                 macro = float(np.mean(list(per.values()))) if per else 0.0
                 print(
                     f"{images} images, loss {torch.stack(running).mean().item():.4f}, validation macro AUROC "
@@ -196,14 +178,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def side_signs(table: pd.DataFrame, findings: Sequence[str]) -> torch.Tensor:
-    """+1 where a finding is on the patient's left, -1 on the right, 0 where that is not known, (N, F)."""
-    signs = torch.zeros(len(table), len(findings))
-    for i, name in enumerate(findings):
-        if name + SIDE_SUFFIX in table:
-            column = table[name + SIDE_SUFFIX]
-            signs[:, i] = torch.from_numpy((column == "left").to_numpy(float) - (column == "right").to_numpy(float))
-    return signs
+def finding_aurocs(
+    scores: NDArray[np.floating], labels: NDArray[np.float32], findings: Sequence[str], *, least: int
+) -> dict[str, float]:
+    """AUROC of each finding with at least ``least`` positives and negatives; scores, labels (N, F), NaN unknown."""
+    found = {}
+    for column, name in enumerate(findings):
+        known = ~np.isnan(labels[:, column])
+        truth = labels[known, column].astype(float)
+        if least <= truth.sum() <= len(truth) - least:
+            found[name] = auroc(scores[known, column].astype(float), truth)
+    return found
 
 
 def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

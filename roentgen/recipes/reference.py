@@ -12,7 +12,6 @@ was trained on: its `train` images are those of which near-copies are rejected. 
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,9 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from roentgen.cache import kept
-from roentgen.config import Count, InnerShare, Seed, Short, parse_settings, require
+from roentgen.cache import kept_in_batches
+from roentgen.config import Count, InnerShare, parse_settings, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.files import file_sha256, require_writable, sha256
@@ -33,21 +31,17 @@ from roentgen.metrics.extractors import classifier_extractor
 from roentgen.metrics.neighbours import thumbnails
 from roentgen.models.classifier import inside_part, load_classifier
 from roentgen.prompts import labels_from_row
-from roentgen.recipes import CONFIGS
+from roentgen.recipes import CONFIGS, Basics
 from roentgen.synthesis.filters import copies, demographics, load_filter, prompt, real
 from roentgen.synthesis.filters.appearance import fit_appearance
 from roentgen.synthesis.filters.reference import save_reference
 from roentgen.synthesis.filters.repeats import pair_counts
 
-BLOCK = 64
 
-
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(Basics):
     """Settings of the reference."""
 
-    manifest: Annotated[Path, "manifest with `train` and `val` images"]
-    out: Annotated[Path, Short("-o"), "folder for the reference"]
     classifier: Annotated[
         Path | None, "folder made by roentgen train classifier, copied into the reference (default: the one that ships)"
     ] = None
@@ -66,9 +60,6 @@ class Settings:
         InnerShare, "share of real images of other patients that count as near-copies of a training image"
     ] = 0.01
     fit_images: Annotated[Count, "training images at most from which it is learned what real images look like"] = 2500
-    seed: Annotated[Seed, "which ones"] = 0
-    cache: Annotated[Path | None, "folder for decoded images and the classifier's outputs (default OUT/cache)"] = None
-    dry_run: Annotated[bool, "print what would be done and stop"] = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,11 +149,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def outputs(extractor: Extractor, images: NDArray[np.uint8], cache: Path) -> dict[str, NDArray[np.float32]]:
     """The classifier's outputs of uint8 images (N, H, W), kept in ``cache`` by content."""
-
-    def make() -> dict[str, NDArray[np.float32]]:
-        starts = tqdm(range(0, len(images), BLOCK), desc="classifier", file=sys.stderr, leave=False)
-        parts = [extractor(list(images[start : start + BLOCK])) for start in starts]
-        return {name: np.concatenate([part[name] for part in parts]) for name in extractor.outputs}
-
     key = sha256(f"{extractor.key} {images.shape}", np.ascontiguousarray(images))
-    return kept(cache, "outputs", key, make)
+    return kept_in_batches(cache, "outputs", key, lambda part: extractor(list(images[part])), count=len(images))

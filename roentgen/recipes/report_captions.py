@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from roentgen.config import require, seed_of_32_bits
-from roentgen.data.manifest import read_manifest
+from roentgen.data.manifest import train_and_val
 from roentgen.errors import UserError, install
 from roentgen.files import open_atomic, reason
 from roentgen.images import from_autoencoder, read_image, to_autoencoder
@@ -118,9 +118,7 @@ def _require_scorers(recipe: Recipe) -> None:
 
 def _tables(recipe: Recipe, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Training and validation images with their texts; with ``--preferences`` the training images are those rated."""
-    table = read_manifest(run.manifest, splits=["train", "val"])
-    train, val = (table[table["split"] == split].reset_index(drop=True) for split in ("train", "val"))
-    require(len(train) > 0 and len(val) > 0, f"--manifest {run.manifest}: needs images of the splits train and val")
+    train, val = train_and_val(run.manifest)
     if recipe.sample < 1:
         train = train.sample(frac=recipe.sample, random_state=seed_of_32_bits(recipe.seed)).reset_index(drop=True)
         require(len(train) > 0, f"--sample {recipe.sample:g}: leaves no training image; use more")

@@ -26,9 +26,9 @@ from roentgen.data.boxes import read_boxes
 from roentgen.data.manifest import WEIGHT, finding_columns, read_manifest
 from roentgen.files import write_atomic
 from roentgen.images import read_image
-from roentgen.metrics.adherence.auroc import auroc
 from roentgen.models.efficientnet_lite import TRUNK, load_imagenet
 from roentgen.prompts import NO_FINDING
+from roentgen.recipes.classifier import finding_aurocs
 from roentgen.recipes.report_calibration import calibrate_rules
 from roentgen.recipes.report_features import jitter_of, trunk_features
 from roentgen.recipes.report_screen import fit_screen
@@ -95,7 +95,8 @@ def train_labels(recipe: Recipe, run: Run, accelerator: Accelerator, settings: d
         chosen = batch_indices(weights, len(data.train), size=recipe.batch_size, seed=recipe.seed, batch=step.number)
         rows = data.train[chosen.numpy()]
         views = torch.randint(r.views, (len(rows),), generator=generator).tolist()
-        kept = torch.from_numpy(np.stack([data.stores[v].take([row])[0] for v, row in zip(views, rows, strict=True)]))
+        places = [number if v else row for v, row, number in zip(views, rows, chosen.tolist(), strict=True)]
+        kept = torch.from_numpy(np.stack([data.stores[v].take([p])[0] for v, p in zip(views, places, strict=True)]))
         jitters = [jitter_of(data.digests[row], v) for row, v in zip(rows, views, strict=True)]
         for group in optimizer.param_groups:
             group["lr"] = cosine_rate(
@@ -193,7 +194,7 @@ def _validate(
 ) -> dict[str, Any]:  # fmt: skip
     """Measure on ``val``, and write the reporter where it is the best so far; returns the best."""
     seen = see_rows(net, data.stores[0], data.val, recipe.labels.frozen)
-    per = validation_auroc(seen, data.targets, data.val)
+    per = finding_aurocs(seen.image, data.targets.labels[data.val].numpy(), data.targets.findings, least=7)
     macro, mean = float(np.mean(list(per.values()))) if per else 0.0, torch.stack(list(losses)).mean().item()
     speed = images / (time.perf_counter() - began)
     print(f"{images} images, loss {mean:.4f}, validation macro AUROC {macro:.3f}, {speed:.0f}/s", flush=True)
@@ -266,27 +267,14 @@ def _read(run: Run, r: LabelsRecipe) -> _Data:
 
 
 def _features(data: _Data, net: FindingNet, r: LabelsRecipe, cache: Path) -> None:
-    """Stores by row of the table: the first view of all images, the others of training images."""
+    """Stores of the first view, of all images by their row, and of the others, of training images by their number."""
     paths = data.table["image"].tolist()
     more_of = {"size": r.size, "cache": cache, "blocks": r.frozen}
     stores, data.digests = trunk_features(net.features, paths, views=1, **more_of)  # type: ignore[arg-type]
-    data.stores = list(stores)
+    data.stores = stores
     if r.views > 1:
-        mine = [paths[row] for row in data.train]
-        more, _ = trunk_features(net.features, mine, views=r.views, **more_of)  # type: ignore[arg-type]
-        place = {row: item for item, row in enumerate(data.train.tolist())}
-        data.stores += [_Renumbered(store, place) for store in more[1:]]  # type: ignore[misc]
-
-
-@dataclass(frozen=True)
-class _Renumbered:
-    """A store of some rows, asked for by their number among all."""
-
-    store: RowStore
-    place: dict[int, int]
-
-    def take(self, items: Sequence[int]) -> np.ndarray:
-        return self.store.take([self.place[int(item)] for item in items])
+        more, _ = trunk_features(net.features, [paths[row] for row in data.train], views=r.views, **more_of)  # type: ignore[arg-type]
+        data.stores += more[1:]
 
 
 def _weights(data: _Data, boost: float) -> Tensor:
@@ -305,18 +293,6 @@ def see_rows(net: FindingNet, store: RowStore, rows: np.ndarray, blocks: int = T
         kept = torch.from_numpy(store.take(rows[start : start + 16 * STAGE])).float().to(device)
         parts.append(probabilities(net.after_trunk(net.features.onward(kept, blocks))))
     return join(parts)
-
-
-def validation_auroc(seen: Predictions, targets: Targets, rows: np.ndarray, *, least: int = 7) -> dict[str, float]:
-    """AUROC of each finding with at least ``least`` positive and negative validation images."""
-    truth = targets.labels[torch.from_numpy(rows)].numpy()
-    found = {}
-    for column, name in enumerate(targets.findings):
-        known = ~np.isnan(truth[:, column])
-        mine = truth[known, column].astype(float)
-        if least <= mine.sum() <= len(mine) - least:
-            found[name] = auroc(seen.image[known, column].astype(float), mine)
-    return found
 
 
 def _finish(recipe: Recipe, run: Run, net: FindingNet, data: _Data, seen: Predictions, best: dict[str, Any]) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from roentgen.images import read_image
@@ -28,7 +26,7 @@ DAMAGES: dict[str, Callable[[Image], Image]] = {
 as sound as the other, with the heart on the right."""
 MOST = 500  # images of each kind, sound and damaged
 LIMIT = 0.995  # share of validation images that each test lets through
-PENALTY = 1e-3
+PENALTY = 1e-3  # weight of the squared norm beside the mean loss
 
 
 def fit_screen(
@@ -65,16 +63,10 @@ def fit_screen(
 
 def _logistic(good: NDArray[np.float32], bad: NDArray[np.float32], mean: NDArray[Any]) -> tuple[NDArray[Any], float]:
     """Weights (D,) and bias of a logistic regression of damaged against sound features, with an L2 penalty."""
-    x = torch.from_numpy(np.concatenate([good, bad]) - np.asarray(mean, dtype=np.float32))
-    y = torch.cat([torch.zeros(len(good)), torch.ones(len(bad))])
-    weights, bias = torch.zeros(x.shape[1], requires_grad=True), torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights, bias], max_iter=200, line_search_fn="strong_wolfe")
+    from sklearn.linear_model import LogisticRegression
 
-    def closure() -> Any:
-        optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(x @ weights + bias, y) + PENALTY * (weights**2).sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return weights.detach().numpy(), float(bias.detach())
+    x = np.concatenate([good, bad]).astype(np.float64) - mean
+    fit = LogisticRegression(C=1 / (2 * PENALTY * len(x)), tol=1e-6, max_iter=1000).fit(
+        x, np.arange(len(x)) >= len(good)
+    )
+    return fit.coef_[0], float(fit.intercept_[0])

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roentgen.data.boxes import Corner
-from roentgen.data.manifest import SEVERITY_SUFFIX, SIDE_SUFFIX, labels_in
+from roentgen.data.manifest import SEVERITY_SUFFIX, labels_in, side_signs
 from roentgen.data.sources.openchest import BOXED_AS_OPACITY, OPACITY
-from roentgen.models.classifier import noisy_or_loss
+from roentgen.models.classifier import finding_loss
 from roentgen.prompts import FINDINGS, NO_FINDING
 from roentgen.recipes.report_features import Jitter
 from roentgen.reports.boxes import Box
@@ -83,18 +83,9 @@ def read_targets(
     view = table["view"] if "view" in table else pd.Series([""] * len(table))
     ap = np.where(view == "AP", 1.0, np.where(view == "PA", 0.0, np.nan)).astype(np.float32)
     return Targets(
-        tuple(findings), torch.from_numpy(labels), _sides(table, findings), _severities(table, findings),
-        torch.from_numpy(ap), torch.from_numpy(known_normal), tuple(places),
+        tuple(findings), torch.from_numpy(labels), torch.from_numpy(side_signs(table, findings)),
+        _severities(table, findings), torch.from_numpy(ap), torch.from_numpy(known_normal), tuple(places),
     )  # fmt: skip
-
-
-def _sides(table: pd.DataFrame, findings: Sequence[str]) -> Tensor:
-    signs = torch.zeros(len(table), len(findings))
-    for column, name in enumerate(findings):
-        if name + SIDE_SUFFIX in table:
-            said = table[name + SIDE_SUFFIX]
-            signs[:, column] = torch.from_numpy((said == "left").to_numpy(float) - (said == "right").to_numpy(float))
-    return signs
 
 
 def _severities(table: pd.DataFrame, findings: Sequence[str]) -> Tensor:
@@ -112,15 +103,8 @@ def _severities(table: pd.DataFrame, findings: Sequence[str]) -> Tensor:
 
 def label_loss(out: Outputs, targets: Targets, rows: Tensor, *, smoothing: float, mil: float, side: float) -> Tensor:
     """Binary cross-entropy of image labels, their noisy-or over the halves, known sides, severities, and the view."""
-    labels = targets.labels[rows].to(out.image.device)
-    known = ~labels.isnan()
-    target = labels.nan_to_num(0.0) * (1 - smoothing) + 0.5 * smoothing
-    error = F.binary_cross_entropy_with_logits(out.image, target, reduction="none")
-    error = error + mil * noisy_or_loss(out.sides, target)
-    loss = (error * known).sum() / known.sum().clamp(min=1)
-    sign = targets.sides[rows].to(out.image.device)
-    margin = out.sides[..., 1] - out.sides[..., 0]
-    loss = loss + side * (F.softplus(-margin * sign) * sign.abs()).sum() / len(rows)
+    labels, signs = (values[rows].to(out.image.device) for values in (targets.labels, targets.sides))
+    loss = finding_loss(out.image, out.sides, labels, signs, smoothing=smoothing, mil=mil, side=side)
     severity = targets.severity[rows].to(out.image.device)
     measured = ~severity.isnan()
     loss = loss + 0.5 * ((out.severity - severity.nan_to_num(0.0)) ** 2 * measured).sum() / measured.sum().clamp(min=1)

@@ -82,15 +82,11 @@ def train_vqgan(v: Vq, source: ImageSource, out: Path, *, seed: int, settings: d
     optimizer = torch.optim.Adam(inner.parameters(), v.rate, **options)
     against = torch.optim.Adam(critic.parameters(), v.rate, **options)
     network, critic_, optimizer, against = accelerator.prepare(V.Vqgan(inner), critic, optimizer, against)
-    last_used = torch.zeros(v.codes, dtype=torch.int64)
-    checkpoints, images, end = Checkpoints(out / "checkpoints"), 0, min(v.images, v.until or v.images)
-    if (saved := checkpoints.latest()) is not None:
-        checkpoints.check_same(saved["settings"], settings, free=FREE)
-        inner.load_state_dict(saved["model"])
-        critic.load_state_dict(saved["critic"])
-        optimizer.load_state_dict(saved["optimizer"])
-        against.load_state_dict(saved["against"])
-        last_used, images = saved["last_used"], saved["images"]
+    checkpoints, end = Checkpoints(out / "checkpoints"), min(v.images, v.until or v.images)
+    parts = {"model": inner, "critic": critic, "optimizer": optimizer, "against": against}
+    saved = checkpoints.resume(parts, settings, free=FREE)
+    last_used, images = saved.get("last_used", torch.zeros(v.codes, dtype=torch.int64)), saved.get("images", 0)
+    if saved:
         accelerator.print(f"continuing at {images} images")
     weights = torch.from_numpy(source.table["weight"].to_numpy(float)) if "weight" in source.table else None
     told: list[float] = []
@@ -138,10 +134,6 @@ def train_vqgan(v: Vq, source: ImageSource, out: Path, *, seed: int, settings: d
             )
             told.clear()
         if accelerator.is_main_process and step.due(v.checkpoint_every):
-            state = {
-                "model": inner.state_dict(), "critic": critic.state_dict(), "optimizer": optimizer.state_dict(),
-                "against": against.state_dict(), "last_used": last_used, "settings": settings,
-            }  # fmt: skip
-            checkpoints.save(images, state)
+            checkpoints.save_parts(images, parts, last_used=last_used, settings=settings)
     accelerator.wait_for_everyone()
     return inner.cpu().eval().requires_grad_(False)

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,20 @@ class Checkpoints:
                 f"{path}: checkpoint cannot be read ({reason(error)}); delete it to use the one before"
             ) from None
         return state
+
+    def save_parts(self, images: int, parts: Mapping[str, Any], **more: Any) -> None:
+        """``save`` of the states of ``parts`` by name, and of ``more``, of which ``settings`` are for ``resume``."""
+        self.save(images, {name: part.state_dict() for name, part in parts.items()} | more)
+
+    def resume(self, parts: Mapping[str, Any], settings: dict[str, Any], *, free: frozenset[str]) -> dict[str, Any]:
+        """What ``save_parts`` saved last, the states loaded into ``parts``; empty where the run has none."""
+        saved = self.latest()
+        if saved is None:
+            return {}
+        self.check_same(saved["settings"], settings, free=free)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        return saved
 
     def load_into(self, saved: dict[str, Any], module: nn.Module, load: Callable[[nn.Module, Any], None]) -> None:
         """``load(module, saved["model"])``; UserError where the checkpoint is of another model."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from roentgen.cache import kept
+from roentgen.cache import kept_in_batches
+from roentgen.data.manifest import side_signs
 from roentgen.files import sha256
 from roentgen.metrics import neighbours
 from roentgen.metrics.adherence.laterality import LEFT, RIGHT
@@ -112,42 +111,33 @@ class Reader:
     def outputs(self, pixels: NDArray[np.uint8], name: str) -> dict[str, Floats]:
         both = {extractor.key: extractor for extractor in (self.classifier, self.chosen)}
         key = sha256(f"{pixels.shape} {sorted(both)}", np.ascontiguousarray(pixels).data)
-        found = kept(self.work / "outputs", "outputs", key, lambda: self._make(pixels, name, both))
-        return {field: _double(values) for field, values in found.items()}
 
-    def _make(self, pixels: NDArray[np.uint8], name: str, both: dict[str, Extractor]) -> dict[str, NDArray[Any]]:
-        parts: dict[str, list[dict[str, NDArray[np.float32]]]] = {extractor_key: [] for extractor_key in both}
-        starts = range(0, len(pixels), self.batch_size)
-        for start in tqdm(starts, desc=name, file=sys.stderr, leave=False):
-            for extractor_key, extractor in both.items():
-                parts[extractor_key].append(extractor(list(pixels[start : start + self.batch_size])))
+        def make(part: slice) -> dict[str, NDArray[Any]]:
+            said = {extractor_key: extractor(list(pixels[part])) for extractor_key, extractor in both.items()}
+            scores, sides = said[self.classifier.key], said[self.classifier.key]["sides"].astype(np.float64)
+            return {
+                "features": said[self.chosen.key]["features"],
+                "probabilities": scores["probabilities"],
+                "leftness": (sides[..., LEFT] - sides[..., RIGHT]).astype(np.float32),
+                "thumbs": neighbours.thumbnails(pixels[part]).astype(np.float32),
+                "hashes": duplicates.difference_hash(list(pixels[part])),
+            }
 
-        def joined(extractor: Extractor, output: str) -> Floats:
-            return np.concatenate([part[output] for part in parts[extractor.key]]).astype(np.float64)
-
-        sides = joined(self.classifier, "sides")
-        found: dict[str, Any] = {
-            "features": joined(self.chosen, "features"),
-            "probabilities": joined(self.classifier, "probabilities"),
-            "leftness": sides[..., LEFT] - sides[..., RIGHT],
-            "thumbs": neighbours.thumbnails(pixels).astype(np.float64),
-            "hashes": duplicates.difference_hash(list(pixels)),
-        }
-        # Everything came in single precision, so nothing is lost, and half of the disk is saved.
-        return {field: v.astype(np.float32) if v.dtype == np.float64 else v for field, v in found.items()}
+        found = kept_in_batches(
+            self.work / "outputs", "outputs", key, make, count=len(pixels), size=self.batch_size, what=name
+        )
+        return {field: v.astype(np.float64) if v.dtype == np.float32 else v for field, v in found.items()}
 
     def sample(self, pixels: NDArray[np.uint8], rows: pd.DataFrame, name: str) -> KnownImages:
         """Images with what the manifest's ``rows`` say of them."""
         findings = self.classifier.findings
         nothing = pd.Series(np.nan, index=rows.index)
-        blank = pd.Series("", index=rows.index)
-        sides = [rows.get(f"{f}_side", blank).map({"left": 1, "right": -1}).fillna(0) for f in findings]
         kinds = [str(kind_of(labels_from_row(row))) for row in rows.to_dict("records")]  # type: ignore[call-overload]
         return KnownImages(
             pixels=pixels,
             **self.outputs(pixels, name),  # type: ignore[arg-type]
             labels=np.column_stack([rows.get(f, nothing).to_numpy(np.float64) for f in findings]),
-            sides=np.column_stack(sides).astype(np.int64),
+            sides=side_signs(rows, findings).astype(np.int64),
             patients=rows["patient_id"].to_numpy(dtype=str),
             kinds=np.unique(kinds, return_inverse=True)[1],
         )
@@ -155,10 +145,6 @@ class Reader:
     def again(self, sample: KnownImages, pixels: NDArray[np.uint8], name: str) -> KnownImages:
         """The same rows with other pixels."""
         return replace(sample, pixels=pixels, **self.outputs(pixels, name))  # type: ignore[arg-type]
-
-
-def _double(values: NDArray[Any]) -> NDArray[Any]:
-    return values.astype(np.float64) if values.dtype == np.float32 else values
 
 
 def changed(pixels: NDArray[np.uint8], change: Callable[[damage.Grey, int], damage.Grey]) -> NDArray[np.uint8]:
