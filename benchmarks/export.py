@@ -83,11 +83,11 @@ def make_one(rows: int, compare: bool) -> dict[str, Any]:
     info = SetInfo("stand-in", len(plan), plan.findings, {"name": "stand-in"}, plan.as_dict(), None, "benchmark")
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        outcome = make_set(
+        counts = make_set(
             plan, info, Path(folder) / "set", formats=("webdataset",), make=make, judge=Filter(("broken",)),
             find_repeats=Repeats(4, len(plan)) if compare else None,
         )  # fmt: skip
-        assert outcome is not None and outcome.images == rows
+        assert counts is not None and counts["images"] == rows
     unit = 1 if sys.platform == "darwin" else 1024
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
     return {"rows": rows, "compared": compare, "seconds": time.perf_counter() - began, "memory": memory}

@@ -281,14 +281,14 @@ def _run(
         def on_shard(rows: int) -> None:
             bar.update(min(rows, bar.total - bar.n))
 
-        outcome = make_set(
+        counts = make_set(
             plan, maker.info(command), out, formats=formats, make=maker.make, judge=maker.filter,
             find_repeats=maker.find_repeats, who=who, wait=wait, on_image=on_image, on_kept_shard=on_shard,
             draws=draws,
         )  # fmt: skip
-    if outcome is not None:
-        say_shortfalls(outcome.counts, plan.max_tries)
-        print(f"{outcome.images} images", file=sys.stderr)
+    if counts is not None:
+        say_shortfalls(counts, plan.max_tries)
+        print(f"{counts['images']} images", file=sys.stderr)
         print(out)
     return 0
 

@@ -223,10 +223,8 @@ class DrawStore:
         return False
 
     def read(self, round: int, shard: int) -> Draw:
-        """A draw without its images; UserError where it is lost: nothing may count as rejected for that."""
-        body = read_values(self._path(round, shard))
-        if body is None:
-            raise UserError(f"{self._path(round, shard)} is lost or damaged; run the same command again")
+        """A draw without its images; UserError where it is lost."""
+        body = read_values(self._path(round, shard), needed=True)
         return Draw([Drawn(**{**row, "rejected": tuple(row["rejected"])}) for row in body["rows"]], body["provenance"])
 
     def records(

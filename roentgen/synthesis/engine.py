@@ -47,14 +47,6 @@ class FindRepeats(Protocol):
     def __call__(self, blocks: Iterable[tuple[Sequence[int], NDArray[np.uint8]]], scratch: Path, /) -> set[int]: ...
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What the whole set came to: the counts of the card."""
-
-    images: int
-    counts: Mapping[str, Any]
-
-
 def is_finished(out: Path) -> bool:
     """Whether a set is complete: its sums are written last. UserError where a file of a complete set is lost."""
     if not (out / SUMS).is_file():
@@ -77,7 +69,7 @@ def make_set(
     on_image: Callable[[bool], object] = lambda kept: None,
     on_kept_shard: Callable[[int], object] = lambda rows: None,
     draws: Draws | None = None,
-) -> Outcome | None:
+) -> dict[str, Any] | None:
     """Make the set of ``plan`` in ``out``, going on from what is there.
 
     Args:
@@ -95,7 +87,7 @@ def make_set(
         draws: draws shards elsewhere; None draws them here with ``make`` and ``judge``.
 
     Returns:
-        What came of it, None in all processes but the first.
+        What came of it, the counts of the card; None in all processes but the first.
 
     Raises:
         UserError: nothing can come of it, nothing was kept, the disk is full, or another process failed.
@@ -145,7 +137,7 @@ def _write_plan(plan: Plan, out: Path) -> None:
         write_values(seal, [plan.hash, file_sha256(out / TABLE)], scratch=out / WORK / "scratch")
 
 
-def _finish(shards: _Shards, info: SetInfo, out: Path, writers: Sequence[Writer], rounds: int) -> Outcome:
+def _finish(shards: _Shards, info: SetInfo, out: Path, writers: Sequence[Writer], rounds: int) -> dict[str, Any]:
     counts = shards.counts(rounds)
     if not counts["images"]:
         worst = max(counts["rejected"], key=counts["rejected"].__getitem__, default="none")
@@ -158,7 +150,7 @@ def _finish(shards: _Shards, info: SetInfo, out: Path, writers: Sequence[Writer]
     write_card(out, info, counts)
     write_sums(out)
     shutil.rmtree(out / WORK)
-    return Outcome(counts["images"], counts)
+    return counts
 
 
 @dataclass(frozen=True)
@@ -201,9 +193,7 @@ class _Shards:
 
     def verdict(self, round: int) -> Mapping[str, Any]:
         """What ``settle`` wrote."""
-        found: Mapping[str, Any] | None = read_values(self._verdict_path(round))
-        if found is None:
-            raise UserError(f"{self._verdict_path(round)} is lost or damaged; run the same command again")
+        found: Mapping[str, Any] = read_values(self._verdict_path(round), needed=True)
         return found
 
     def current(self, shard: int, last: int) -> list[tuple[int, Drawn]]:
@@ -235,7 +225,7 @@ class _Shards:
 
     def counts(self, rounds: int) -> dict[str, Any]:
         """Counts of the card, summed a shard at a time."""
-        found = add_tallies(self._tally(shard) for shard in range(len(self)))
+        found = add_tallies(read_values(self._written_path(shard), needed=True) for shard in range(len(self)))
         rejected: Counter[str] = Counter()
         drawn = 0
         for round in range(rounds):
@@ -261,12 +251,6 @@ class _Shards:
             if kept:
                 bits = np.frombuffer(bytes.fromhex("".join(drawn.bits for drawn in kept)), np.uint8)
                 yield [drawn.slot for drawn in kept], bits.reshape(len(kept), -1)
-
-    def _tally(self, shard: int) -> Mapping[str, Any]:
-        found: Mapping[str, Any] | None = read_values(self._written_path(shard))
-        if found is None:
-            raise UserError(f"{self._written_path(shard)} is lost or damaged; run the same command again")
-        return found
 
     def _verdict_path(self, round: int) -> Path:
         return self.work / "draws" / f"round-{round}.json"

@@ -96,28 +96,35 @@ class Group:
         return {key: value for key, value in values.items() if value not in (None, [], {})}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What ``roentgen export`` is asked to make, with nothing left to be decided.
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How the images of a set are drawn, whatever they show.
 
-    steps, guidance, sampler, guided_share: None is the model's own. max_tries: seeds a row may use up before it counts
-    as missing.
-    shard_size: rows a shard. findings: columns of labels, in the vocabulary's order. source: where the plan comes from,
-    as plain values.
+    name: of the set. model: name, folder or hub id. seed: of the first image. steps, guidance, sampler, guided_share:
+    None is the model's own. max_tries: seeds a row may use up before it counts as missing. shard_size: rows a shard.
     """
 
-    name: str
-    model: str
-    seed: int
-    steps: int | None
-    guidance: float | None
-    sampler: str | None
-    max_tries: int
-    shard_size: int
+    name: str = "synthetic"
+    model: str = "mini"
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+    guided_share: float | None = None
+    max_tries: int = 4
+    shard_size: int = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Drawing):
+    """What ``roentgen export`` is asked to make, with nothing left to be decided.
+
+    findings: columns of labels, in the vocabulary's order. source: where the plan comes from, as plain values.
+    """
+
     findings: tuple[str, ...]
     source: Mapping[str, Any]
     groups: tuple[Group, ...] = field(repr=False)
-    guided_share: float | None = None
 
     @property
     def sampling(self) -> dict[str, Any]:

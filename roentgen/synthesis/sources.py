@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from roentgen.synthesis.plan import (
     MAX_ROWS,
     SEXES,
     VIEWS,
+    Drawing,
     Group,
     Plan,
     absent_beside,
@@ -41,7 +42,7 @@ from roentgen.synthesis.plan import (
     name_of,
     shuffled,
 )
-from roentgen.synthesis.plan_file import GROUP_TYPES, typed
+from roentgen.synthesis.plan_file import GROUP_TYPES, Asked, typed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,63 +64,23 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 _CHUNK = 10_000  # manifest rows that are Python objects at a time
 
 
-def resolve_plan(
-    *,
-    per_finding: int | Mapping[str, int] | None = None,
-    prompts: str | Path | None = None,
-    like: str | Path | None = None,
-    balance: str | Path | None = None,
-    groups: Sequence[Mapping[str, Any]] | None = None,
-    findings: str | Sequence[str] | None = None,
-    num_images: int = 1,
-    split: str | None = None,
-    count: int | None = None,
-    target: int | None = None,
-    by: str | Sequence[str] | None = None,
-    demographics: str | Sequence[str] | None = None,
-    model: str = "mini",
-    seed: int = 0,
-    steps: int | None = None,
-    guidance: float | None = None,
-    sampler: str | None = None,
-    guided_share: float | None = None,
-    max_tries: int = 4,
-    shard_size: int = 1000,
-    name: str = "synthetic",
-) -> Plan:
-    """The plan of exactly one source. Lists may be given as text with commas.
-
-    Args:
-        per_finding: images of each finding, each asked for alone; a mapping gives each finding its own count.
-        prompts: file of prompts (.txt, .csv, .jsonl); a CSV may have the columns labels, view, sex and age, else the
-            labels are what the text says.
-        like: manifest whose labels, sides, views, sexes and ages are taken, row by row.
-        balance: manifest to fill up, until each finding is as frequent as the commonest one other than No Finding.
-        groups: mappings with the keys of ``GROUP_TYPES``.
-        findings: with per_finding or balance, only these (default: ``DEFAULT_FINDINGS``; those that the manifest has).
-        num_images: with prompts, images of each.
-        split: with like or balance, the manifest's rows to look at (default: train).
-        count: with like, number of images (default: as many as rows).
-        target: with balance, images that each finding (or cell) is to have in all.
-        by: with balance, level each finding within the cells of these: sex, view, age.
-        demographics: of rows that leave them open: balanced (default), none, or those that are to be balanced.
-        model: name, folder or hub id. seed: of the first image. steps, guidance, sampler, guided_share: None is the
-            model's.
-        max_tries: seeds that a row may use up. shard_size: rows a shard. name: of the set.
+def resolve_plan(**settings: Any) -> Plan:
+    """The plan of exactly one source; ``settings`` are those of ``Asked``.
 
     Raises:
         UserError: on a contradiction, a value out of range, or a source that asks for nothing.
     """
-    settings = dict(locals())
+    asked = Asked(**settings)
+    settings = vars(asked)
     kind = _one_source(settings)
-    check_settings(num_images=num_images, seed=seed, steps=steps, guidance=guidance, sampler=sampler,
-                   guided_share=guided_share)  # fmt: skip
+    sampling = ("steps", "guidance", "sampler", "guided_share")
+    check_settings(num_images=asked.num_images, seed=asked.seed, **{key: settings[key] for key in sampling})
     for key in ("max_tries", "shard_size", "count", "target"):
         if settings[key] is not None:
             at_least_one(settings[key], flag_of(key))
-    if not name.strip() or re.search(r"[/\\\x00-\x1f]", name):
-        raise UserError(f"--name {name!r}: write a name without slashes or line breaks")
-    cycled = demographics_named(demographics)
+    if not asked.name.strip() or re.search(r"[/\\\x00-\x1f]", asked.name):
+        raise UserError(f"--name {asked.name!r}: write a name without slashes or line breaks")
+    cycled = demographics_named(asked.demographics)
     made, columns, about = _read_source(kind, settings, cycled)
     if columns is None:
         columns = in_order({name for group in made for name in group.labels.findings})
@@ -127,21 +88,11 @@ def resolve_plan(
     rows = sum(group.count for group in made)
     if rows > MAX_ROWS:
         raise UserError(f"{flag_of(kind)} asks for {rows:,} images; ask for at most {MAX_ROWS:,}")
-    check_seed(seed, rows * max_tries)
-    return Plan(
-        name=name.strip(),
-        model=model,
-        seed=seed,
-        steps=steps,
-        guidance=None if guidance is None else float(guidance),
-        sampler=sampler,
-        guided_share=None if guided_share is None else float(guided_share),
-        max_tries=max_tries,
-        shard_size=shard_size,
-        findings=tuple(columns),
-        source={"kind": kind, **about},
-        groups=tuple(made),
-    )
+    check_seed(asked.seed, rows * asked.max_tries)
+    drawing = {each.name: settings[each.name] for each in fields(Drawing)} | {"name": asked.name.strip()}
+    for key in ("guidance", "guided_share"):
+        drawing[key] = None if drawing[key] is None else float(drawing[key])
+    return Plan(**drawing, findings=tuple(columns), source={"kind": kind, **about}, groups=tuple(made))
 
 
 def _one_source(settings: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from roentgen.errors import UserError
 from roentgen.files import read_sealed, write_sealed
 
 WORK = ".work"
@@ -18,11 +19,16 @@ def write_values(path: Path, values: Any, *, scratch: Path) -> None:
     write_sealed(path, json.dumps(values, ensure_ascii=False).encode(), scratch=scratch)
 
 
-def read_values(path: Path) -> Any:
-    """What ``write_values`` wrote; None where there is no such file, or (named on stderr) a damaged one."""
+def read_values(path: Path, *, needed: bool = False) -> Any:
+    """What ``write_values`` wrote; None where there is no such file, or (named on stderr) a damaged one.
+
+    UserError instead where it is ``needed``: nothing may count as rejected, or as never made, for that.
+    """
     body = read_sealed(path)
     if body is not None:
         return json.loads(body)
+    if needed:
+        raise UserError(f"{path} is lost or damaged; run the same command again")
     if path.exists():
         print(f"roentgen: warning: {path} is damaged and is made again", file=sys.stderr)
     return None

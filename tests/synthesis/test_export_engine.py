@@ -27,7 +27,7 @@ from roentgen.generators.base import Sample
 from roentgen.images import read_image, read_provenance
 from roentgen.metrics.diversity.repeats import difference_hash
 from roentgen.prompts import Labels
-from roentgen.synthesis.engine import Outcome, is_finished, make_set, say_shortfalls
+from roentgen.synthesis.engine import is_finished, make_set, say_shortfalls
 from roentgen.synthesis.filters import Verdict, load_filter
 from roentgen.synthesis.plan import Plan
 from roentgen.synthesis.sources import resolve_plan
@@ -88,7 +88,7 @@ def plan() -> Plan:
     return resolve_plan(per_finding=3, findings="Effusion,Edema,Mass", shard_size=2, max_tries=20)
 
 
-def run(plan: Plan, out: Path, **options: Any) -> Outcome | None:
+def run(plan: Plan, out: Path, **options: Any) -> dict[str, Any] | None:
     info = SetInfo("test", len(plan), plan.findings, {"name": "stand-in", "hash": "0" * 16}, plan.as_dict(), None, "x")
     usual: dict[str, Any] = {"formats": FORMATS, "make": make, "judge": Choosy(), "find_repeats": SameCorner()}
     return make_set(plan, info, out, **usual | options)
@@ -107,7 +107,7 @@ def tree(folder: Path) -> dict[str, str]:
 def whole(plan: Plan, tmp_path: Path) -> dict[str, str]:
     """The files of an unbroken run."""
     outcome = run(plan, tmp_path / "whole")
-    assert outcome is not None and outcome.images == 9 and is_finished(tmp_path / "whole")
+    assert outcome is not None and outcome["images"] == 9 and is_finished(tmp_path / "whole")
     found = tree(tmp_path / "whole")
     assert not any(name.startswith(".work") for name in found)
     return found
@@ -117,7 +117,7 @@ def test_the_set_is_what_was_asked_for(plan: Plan, tmp_path: Path) -> None:
     judge, repeats = Choosy(), SameCorner()
     outcome = run(plan, tmp_path, judge=judge, find_repeats=repeats)
     assert outcome is not None
-    counts = outcome.counts
+    counts = outcome
     assert counts["drawn"] == judge.judged > 9  # some were rejected, so the test sees second tries
     assert repeats.seen[0] > 0 and len(repeats.seen) > 1  # ... and second rounds
     assert counts["drawn"] == 9 + counts["rejected"]["prompt"] + counts["rejected"]["repeats"]
@@ -367,20 +367,20 @@ def test_shortfalls_are_told_by_group(tmp_path: Path, capsys: Any) -> None:
             return [Verdict("prompt" if "Edema" in label.findings else "") for label in labels]
 
     outcome = run(plan, tmp_path, judge=NoEdema(), find_repeats=None)
-    assert outcome is not None and outcome.images == 4
-    assert outcome.counts["drawn"] == 4 + 4 * 2
-    assert outcome.counts["shortfalls"] == {"Edema": 4} and outcome.counts["asked"]["Edema"] == 4
+    assert outcome is not None and outcome["images"] == 4
+    assert outcome["drawn"] == 4 + 4 * 2
+    assert outcome["shortfalls"] == {"Edema": 4} and outcome["asked"]["Edema"] == 4
     card = (tmp_path / "README.md").read_text()
     assert "**Short of the plan**" in card and "| Edema | 4 |" in card
-    say_shortfalls(outcome.counts, plan.max_tries)
+    say_shortfalls(outcome, plan.max_tries)
     assert "Edema: 0 of 4 images; the filter rejected 2 tries" in capsys.readouterr().err
 
 
 def test_repeats_without_tries_left_are_out(tmp_path: Path) -> None:
     plan = resolve_plan(per_finding=3, findings="Effusion,Edema", shard_size=4, max_tries=2)
     outcome = run(plan, tmp_path, judge=Choosy(0), find_repeats=SameCorner(bits=1))  # only two can be kept
-    assert outcome is not None and outcome.images == 2
-    assert outcome.counts["rejected"]["repeats"] == outcome.counts["drawn"] - 2
+    assert outcome is not None and outcome["images"] == 2
+    assert outcome["rejected"]["repeats"] == outcome["drawn"] - 2
 
 
 def test_every_image_that_was_drawn_is_kept_or_counted_once_as_rejected(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_every_image_that_was_drawn_is_kept_or_counted_once_as_rejected(tmp_path
     repeats = SameCorner(bits=2)  # some have no tries left in the first round already, others in later ones
     outcome = run(plan, tmp_path, judge=Choosy(110), find_repeats=repeats)
     assert outcome is not None and len(repeats.seen) > 1
-    assert outcome.counts["drawn"] == outcome.images + sum(outcome.counts["rejected"].values())
+    assert outcome["drawn"] == outcome["images"] + sum(outcome["rejected"].values())
 
 
 def test_a_filter_that_rejects_all_stops_early(tmp_path: Path) -> None:

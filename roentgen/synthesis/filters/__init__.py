@@ -29,12 +29,16 @@ from roentgen.synthesis.filters.repeats import Repeats, most_bits
 LEAST_SPREAD = 4.0
 """Standard deviation in grey levels of 255 below which an image is black or of one grey."""
 STAGES: dict[str, Callable[[Reference, Sequence[str]], Stage]] = {
-    "prompt": prompt.load,
-    "view": demographics.load_view,
-    "sex": demographics.load_sex,
-    "age": demographics.load_age,
-    "real": real.load,
-    "copies": copies.load,
+    "prompt": lambda reference, findings: prompt.Prompt(
+        reference.thresholds["prompt"]["findings"], findings, reference.thresholds["prompt"]["sensitivity"]
+    ),
+    "view": lambda reference, _: demographics.Choice("view", ("PA", "AP"), *demographics.head(reference, "view")),
+    "sex": lambda reference, _: demographics.Choice("sex", ("F", "M"), *demographics.head(reference, "sex")),
+    "age": lambda reference, _: demographics.Age(*demographics.head(reference, "age")),
+    "real": lambda reference, _: real.Real(reference.thresholds["real"]),
+    "copies": lambda reference, _: copies.Copies(
+        copies.thumbnail_views(reference.arrays["thumbnails"]), reference.thresholds["copies"]
+    ),
 }
 """Name -> the stage, from a reference and the findings of its classifier; in the order in which they look."""
 REPEATS = "repeats"

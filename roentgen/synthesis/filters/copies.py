@@ -13,14 +13,8 @@ from PIL import Image
 from roentgen.metrics.neighbours import VIEWS, standardise, thumbnails
 from roentgen.prompts import Labels
 from roentgen.synthesis.filters.inputs import FilterInputs, Floats, Grey
-from roentgen.synthesis.filters.reference import Reference
 
 THUMBNAIL = 32
-
-
-def load(reference: Reference, findings: Sequence[str]) -> Copies:
-    """The stage of a reference."""
-    return Copies(thumbnail_views(reference.arrays["thumbnails"]), reference.thresholds["copies"])
 
 
 @dataclass(frozen=True)

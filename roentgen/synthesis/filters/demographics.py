@@ -22,29 +22,15 @@ RIDGE = 10.0
 """Penalty of the predictors, in images."""
 
 
-def load_view(reference: Reference, findings: Sequence[str]) -> Choice:
-    """The stage of a reference; UserError where it has no predictor of the view. So too of sex and age."""
-    return Choice("view", ("PA", "AP"), _weights(reference, "view"), reference.thresholds["view"])
-
-
-def load_sex(reference: Reference, findings: Sequence[str]) -> Choice:
-    """See ``load_view``."""
-    return Choice("sex", ("F", "M"), _weights(reference, "sex"), reference.thresholds["sex"])
-
-
-def load_age(reference: Reference, findings: Sequence[str]) -> Age:
-    """See ``load_view``."""
-    return Age(_weights(reference, "age"), reference.thresholds["age"])
-
-
-def _weights(reference: Reference, name: str) -> Floats:
+def head(reference: Reference, name: str) -> tuple[Floats, Mapping[str, Any]]:
+    """Weights and rule of the predictor of view, sex or age; UserError where the reference has none."""
     if f"head_{name}" not in reference.arrays:
         why = reference.thresholds.get(name, {}).get("why", "its manifest does not tell it")
         raise UserError(
             f"--filter {name}: the reference has no predictor of it ({why}); leave {name} out, or give a "
             "--reference made by roentgen train reference from images of which it is known"
         )
-    return np.asarray(reference.arrays[f"head_{name}"], np.float64)
+    return np.asarray(reference.arrays[f"head_{name}"], np.float64), reference.thresholds[name]
 
 
 @dataclass(frozen=True)

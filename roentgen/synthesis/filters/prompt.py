@@ -19,16 +19,9 @@ from roentgen.metrics.adherence.laterality import LEFT, RIGHT
 from roentgen.metrics.statistics import wilson_interval
 from roentgen.prompts import NO_FINDING, Labels
 from roentgen.synthesis.filters.inputs import FilterInputs, Floats
-from roentgen.synthesis.filters.reference import Reference
 
 SIDE_ACCURACY = 0.75
 """Least lower end of the 95 % interval of the share of sides told right, for a finding's side to be judged."""
-
-
-def load(reference: Reference, findings: Sequence[str]) -> Prompt:
-    """The stage of a reference, for the columns of its classifier."""
-    found = reference.thresholds["prompt"]
-    return Prompt(found["findings"], findings, found["sensitivity"])
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,6 @@ from numpy.typing import NDArray
 from roentgen.prompts import Labels
 from roentgen.synthesis.filters.appearance import MEASURES
 from roentgen.synthesis.filters.inputs import FilterInputs, Floats
-from roentgen.synthesis.filters.reference import Reference
-
-
-def load(reference: Reference, findings: Sequence[str]) -> Real:
-    """The stage of a reference."""
-    return Real(reference.thresholds["real"])
 
 
 @dataclass(frozen=True)
