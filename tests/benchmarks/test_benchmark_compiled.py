@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-from recipe import ROOT, load_script
 
 from roentgen.errors import UserError
 from roentgen.metrics.result import read_result
 
-
-@pytest.fixture(scope="module")
-def bench() -> Any:
-    return load_script("benchmarks/compiled.py")
+SCRIPT = "compiled"
 
 
 def test_a_set_pays_once_its_images_make_up_for_the_start(bench: ModuleType) -> None:
@@ -62,8 +57,3 @@ def test_one_run_at_tiny_size_without_a_compiler(
 def test_sizes_that_do_not_rise(bench: ModuleType, flags: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--short"):
         bench.main([*flags, "--out", str(tmp_path / "x.json")])
-
-
-def test_documentation_holds_the_committed_result(bench: ModuleType) -> None:
-    result = read_result(ROOT / "benchmarks" / "results" / "compiled-cpu.json")
-    assert bench.as_table(result) in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")

@@ -10,14 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from recipe import load_script
 
 from roentgen.errors import UserError
 
-
-@pytest.fixture
-def bench() -> Any:
-    return load_script("benchmarks/eval.py")
+SCRIPT = "eval"
 
 
 @pytest.fixture

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-from recipe import load_script
 
 from roentgen.errors import UserError
 from roentgen.metrics.result import read_result
 
+SCRIPT = "growth"
+
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def bench() -> Any:
-    return load_script("benchmarks/growth.py")
 
 
 def test_tasks_run_and_a_row_says_what_an_image_more_costs(

@@ -7,14 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recipe import load_script
 
 from roentgen import errors
 
-
-@pytest.fixture(scope="module")
-def bench() -> Any:
-    return load_script("benchmarks/report.py")
+SCRIPT = "report"
 
 
 def test_a_further_image_is_the_difference_of_two_commands(

@@ -10,14 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recipe import load_script
 
 from roentgen import errors
 
-
-@pytest.fixture
-def bench() -> Any:
-    return load_script("benchmarks/watermark.py")
+SCRIPT = "watermark"
 
 
 class Encoder:

@@ -15,21 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from recipe import load_script
 
 from roentgen import cli
 from roentgen.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "benchmarks" / "generate.py"
+SCRIPT = "generate"
 SHORT = "--repeats 1 --helps 1 --short 1 --long 2"
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 PAGE = "before\n<!-- results:speed -->\nstale\n<!-- /results:speed -->\nafter\n"
-
-
-@pytest.fixture(scope="module")
-def bench() -> Any:
-    return load_script("benchmarks/generate.py")
 
 
 @pytest.fixture
@@ -179,10 +173,11 @@ def test_mistakes(bench: ModuleType, flags: list[str], words: str, tiny_pipeline
 
 
 def test_memory_is_that_of_the_child() -> None:
+    path = ROOT / "benchmarks" / "generate.py"
     code = f"""
 import runpy, sys
-sys.path.insert(0, {str(SCRIPT.parent)!r})
-timed = runpy.run_path({str(SCRIPT)!r})["timed"]
+sys.path.insert(0, {str(path.parent)!r})
+timed = runpy.run_path({str(path)!r})["timed"]
 large = timed([sys.executable, "-c", "b = bytearray(300_000_000); b[::4096] = b[::4096]"])[1]
 small = timed([sys.executable, "-c", "pass"])[1]
 print(large, small, "torch" in sys.modules)
