@@ -84,7 +84,7 @@ def measured(s: Settings, out: Path) -> None:
         job = prepare(s, script, s.scratch or Path(temporary), cuda_or_cpu(s.device))
         around = Surroundings()
         runs = run_arms(job, arms, short=s.short, long=s.long, repeats=s.repeats)
-        summarise(job, runs, name=s.model, short=s.short, long=s.long, out=out, conditions=around.facts())
+        summarise(job, runs, s, out, around.facts())
 
 
 def checked_peer(peer: Path | None) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,10 @@ PEAK_FLOPS = {
 
 
 def summarise(
-    job: Comparison,
-    runs: Mapping[str, list[list[Run]]],
-    *,
-    name: str,
-    short: int,
-    long: int,
-    out: Path,
-    conditions: Mapping[str, Any] | None = None,
+    job: Comparison, runs: Mapping[str, list[list[Run]]], s: Any, out: Path, conditions: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The result of all runs, written to ``out``."""
+    """The result of all runs with the settings ``s`` of benchmarks/train.py, written to ``out``."""
+    short, long = s.short, s.long
     images = (long - short) * job.batch
     operations = flops_per_image(job)
     speeds = [each.speed for arm in runs if not arm.startswith(PEER) for part in runs[arm] for each in part]
@@ -64,7 +59,7 @@ def summarise(
         ci=(min(each), max(each)),
         ci_method="smallest and largest ratio of the repeats",
         n=len(each),
-        context=context_of(job, arms, name=name, short=short, long=long, repeats=len(each)),
+        context=context_of(job, arms, s),
         goal="images a second: 1.5 times the peer's faster arm with latents and text online, 2 times with caches",
         warnings=missed,
         details={
@@ -108,31 +103,19 @@ def arm_figures(
     return found
 
 
-def context_of(job: Comparison, arms: Collection[str], *, name: str, short: int, long: int, repeats: int) -> Context:
+def context_of(job: Comparison, arms: Collection[str], s: Any) -> Context:
     """What the result says of how it was made."""
     settings = {
-        "model": name,
-        "resolution": job.resolution,
-        "batch": job.batch,
-        "precision": job.precision,
-        "workers": job.workers,
-        "steps": [short, long],
-        "trained": "U-Net, EMA",
+        "model": s.model, "resolution": job.resolution, "batch": job.batch, "precision": job.precision,
+        "workers": job.workers, "steps": [s.short, s.long], "trained": "U-Net, EMA",
         "flags": {arm: shown_flags(job, arm) for arm in arms},
-    }
-    return Context(
-        extractor="wall clock",
-        resize=f"stored JPEG to {job.resolution} px, short side and centre crop",
-        seed=0,
-        settings=settings,
-        model={"name": name, "hash": file_hash(job.model / "unet" / "config.json")},
+    }  # fmt: skip
+    return Context.of(
+        "benchmarks/train.py", replace(s, out=None, update=None, scratch=None), extractor="wall clock",
+        resize=f"stored JPEG to {job.resolution} px, short side and centre crop", settings=settings,
+        model={"name": s.model, "hash": file_hash(job.model / "unet" / "config.json")},
         inputs={"peer": {"name": job.peer.name, "sha256": file_hash(job.peer)}},
-        command=" ".join(
-            ["python", "benchmarks/train.py", f"--model={name}", f"--batch={job.batch}", f"--precision={job.precision}"]
-            + [f"--short={short}", f"--long={long}", f"--repeats={repeats}", f"--workers={job.workers}"]
-            + (["--compiled=true"] if any(arm.endswith("-compiled") for arm in arms) else [])
-        ),
-    )
+    )  # fmt: skip
 
 
 def shown_flags(job: Comparison, arm: str) -> list[str]:

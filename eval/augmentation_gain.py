@@ -32,7 +32,6 @@ from roentgen.config import (
     CountFromZero,
     Rate,
     Resamples,
-    as_dict,
     parse_settings,
     require,
 )
@@ -46,7 +45,7 @@ from roentgen.files import file_hash, require_writable, write_atomic
 from roentgen.metrics.report import tables
 from roentgen.metrics.result import Context, read_result, shown, write_result
 from roentgen.metrics.statistics import RESAMPLES, cluster_weights
-from roentgen.provenance import command_line, portable
+from roentgen.provenance import portable
 
 NAME = "augmentation_gain"
 REGION = "augmentation"
@@ -197,24 +196,21 @@ def planned(s: Settings, given: Inputs) -> tuple[list[Run], list[str]]:
 
 
 def context_of(s: Settings, given: Inputs, recipe: Recipe) -> Context:
-    said = replace(s, synthetic=tuple(map(without_folders, s.synthetic)), jobs=0, dry_run=False)
-    return Context(
+    told = replace(
+        s, synthetic=tuple(map(without_folders, s.synthetic)), generator=tuple(map(portable, s.generator)), jobs=0,
+        dry_run=False, update=None,
+    )  # fmt: skip
+    return Context.of(
+        f"eval/{NAME}.py", told, seed=0,
         extractor=f"{recipe.net} classifier of this experiment, weights {recipe.weights}",
         resize=f"file: shorter side to {recipe.size} px by antialiased bicubic, centre crop",
-        seed=0,
-        settings={
-            key: [portable(item) for item in value] if isinstance(value, list) else portable(value)
-            for key, value in as_dict(said).items()
-            if key not in ("update", "jobs")
-        },
         model={"name": ", ".join(given.sets) or "none"},
         inputs={
             f"--real {portable(s.real)}": file_hash(Path(str(s.real))),
             **{f"--synthetic {name}": file_hash(path) for name, path in given.manifests.items()},
             **{f"--generator {portable(path)}": file_hash(path) for path in s.generator},
         },
-        command=command_line(f"eval/{NAME}.py", replace(said, generator=tuple(map(portable, s.generator)))),
-    )
+    )  # fmt: skip
 
 
 def without_folders(text: str) -> str:

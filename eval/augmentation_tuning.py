@@ -125,13 +125,10 @@ def save(args: Settings, runs: list[dict[str, Any]], findings: Sequence[str]) ->
         metric="macro AUROC on real training patients outside the subset, best setting tried",
         value=best["value"], ci=tuple(best["ci"]), n=best["held_out"],
         ci_method=f"95 % percentile, bootstrap over patients, {RESAMPLES} resamples, of the best of all tried",
-        context=Context(
-            extractor="classifier of eval/augmentation_gain.py",
-            resize="file: shorter side to the given pixels by antialiased bicubic, centre crop",
-            seed=args.seed, settings={"tried": args.tried, "min_positive": args.min_positive}, model={"name": "none"},
+        context=Context.of(
+            "eval/augmentation_tuning.py", args, extractor="classifier of eval/augmentation_gain.py",
+            resize="file: shorter side to the given pixels by antialiased bicubic, centre crop", model={"name": "none"},
             inputs={str(portable(args.real.absolute())): file_hash(args.real)},
-            command=f"python eval/augmentation_tuning.py --real {portable(args.real)} --out {portable(args.out)} "
-            f"--try {' '.join(args.tried)}",
         ),
         details={"test": "not read", "findings": list(findings), "runs": runs},
     )  # fmt: skip

@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     if s.choose:
         return choose(s, model, cases, judged, context)
-    rows = []
+    rows, strips = [], []
     ways = WAYS if s.ablations else {"edit": WAYS["edit"]}
     for way, changes in ways.items():
         for case in cases:
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append({"way": way, "task": case.task.title, **judged.row(case, after), "outside": int(outside.max())})
             print(way, case.task.title, rows[-1]["gain"], flush=True)
             if way == "edit":
-                keep_strip(case, after, judged, s.work)
+                strips.append(strip(case, after, judged))
     for case in cases:
         rows.append({"way": ANEW, "task": case.task.title, **judged.row(case, anew(model, case, s)), "outside": None})
     means = [mean_row(rows, way) for way in (*ways, ANEW)]
@@ -139,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         value=means[0]["gain"], ci_method="see details", n=means[0]["n"],
         context=context, details={"rows": rows, "means": means},
     )  # fmt: skip
-    join_strips(s.work, s.out / "edit.png")
+    marks = {"edited": "true"}
+    images.save_image(np.concatenate(strips), s.out / "edit.png", format="png", provenance=marks, overwrite=True)
     return 0
 
 
@@ -256,7 +257,7 @@ def choose(s: Settings, model: Any, cases: Sequence[Case], judged: Judged, conte
     return 0
 
 
-def keep_strip(case: Case, after: NDArray[np.uint8], judged: Judged, work: Path) -> None:
+def strip(case: Case, after: NDArray[np.uint8], judged: Judged) -> NDArray[np.uint8]:
     """Before, after and difference of three images of a task: at the quartiles of the gain, not the best ones."""
     target = judged.judge.findings.index(case.task.finding)
     source = [judged.names.index(name) for name in case.rows["image"]]
@@ -269,16 +270,7 @@ def keep_strip(case: Case, after: NDArray[np.uint8], judged: Judged, work: Path)
         change = np.clip(after[number].astype(int) - before + 128, 0, 255).astype(np.uint8)
         cells += [before, after[number], change]
         captions += [f"{case.task.title}: before", f"after ({case.texts[number]})", "difference"]
-    grid = images.make_grid(cells, captions, columns=9)
-    images.save_image(
-        grid, work / f"{case.task.title}.png", format="png", provenance={"edited": "true"}, overwrite=True
-    )
-
-
-def join_strips(work: Path, path: Path) -> None:
-    strips = [images.read_image(work / f"{task.title}.png") for task in TASKS]
-    picture = np.concatenate(strips)
-    images.save_image(picture, path, format="png", provenance={"edited": "true"}, overwrite=True)
+    return images.make_grid(cells, captions, columns=9)
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -304,7 +296,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     short = ["mean of the five tasks", "change towards the text", "change of the others", "nearest by features"]
     short += ["nearest by pixels", "on the side asked for", "largest change outside"]
     said = f"{result['model']['name']} ({result['model']['hash']}), `{result['command']}`; 95 % intervals by patient."
-    return "\n\n".join([table(short, means), table(header, body), said])
+    return table(short, means, table(header, body), said)
 
 
 def choice(result: Mapping[str, Any]) -> str:
@@ -315,7 +307,7 @@ def choice(result: Mapping[str, Any]) -> str:
         [p["way"], f"{p['strength']:g}", f"{p['guidance']:g}", *(f"{p[key]:.3f}" for key in keys)]
         for p in result["details"]["points"]
     ]
-    return "\n\n".join([table(header, rows), f"n = {result['n']} a row, `{result['command']}`."])
+    return table(header, rows, f"n = {result['n']} a row, `{result['command']}`.")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,12 +23,12 @@ from roentgen import errors, threads
 from roentgen.config import BatchSize, Count, PathOrName, Seed, parse_settings, require
 from roentgen.data.boxes import Corner, by_label, read_boxes
 from roentgen.data.manifest import finding_columns, labels_in, read_manifest
-from roentgen.experiments.reading import context_of
+from roentgen.experiments.reading import about
 from roentgen.files import require_writable
 from roentgen.images import read_image
 from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import write_result
+from roentgen.metrics.result import Context, write_result
 from roentgen.metrics.text import clinical, grounding
 from roentgen.prompts import NO_FINDING
 from roentgen.reports import Report, load_reporter
@@ -94,13 +94,8 @@ def measured(s: Settings, out: Path) -> None:
             rows[kind]["pointing"] = grounding.grounding_scores(cases, seed=s.seed)["pointing"] | {"n": len(cases)}
     details = {"kinds": rows, "agreement": agreement(said["float32"], said["int8"]), "threads": torch.get_num_threads()}
     faster = seconds["float32"] / seconds["int8"]
-    context = context_of(
-        reporter,
-        s,
-        s.manifest,
-        command="python eval/int8.py --manifest MANIFEST --boxes METADATA.csv ...",
-        leave_out={"boxes", "documents"},
-    )
+    told = replace(s, boxes=tuple(Path(path.name) for path in s.boxes), documents=())
+    context = Context.of("eval/int8.py", told, **about(reporter, s.manifest))
     write_result(
         out, metric="times as fast in int8 as in float32", value=faster,
         ci_method="none: one run, both in turn", n=len(table), context=context,

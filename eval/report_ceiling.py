@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,17 +25,16 @@ from tqdm import tqdm
 from roentgen import errors, threads
 from roentgen.config import BatchSize, PathOrName, Seed, ShareBelowOne, parse_settings, require
 from roentgen.data.manifest import labels_in, read_manifest
-from roentgen.experiments.reading import context_of
+from roentgen.experiments.reading import about
 from roentgen.files import require_writable
 from roentgen.images import read_image
 from roentgen.metrics.adherence.auroc import auroc, weighted_auroc
 from roentgen.metrics.adherence.f1 import best_f1_threshold, f1_score
 from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import write_result
+from roentgen.metrics.result import Context, write_result
 from roentgen.metrics.statistics import cluster_weights, percentile_interval
 from roentgen.metrics.text import clinical
-from roentgen.provenance import command_line
 from roentgen.reports import load_reporter
 from roentgen.reports.labels import LabelsReporter, calibrated
 
@@ -89,9 +88,7 @@ def measured(s: Settings, out: Path) -> None:
         row = ceiling_of(chances[known, column], truth[known, column], groups, goal=s.goal, seed=s.seed)
         rows.append({"finding": names[column], "f1": f1[names[column]], **row})
     bound = float(np.mean([row["ceiling"]["value"] for row in rows]))
-    context = context_of(
-        reporter, s, s.manifest, command=command_line("eval/report_ceiling.py", s), leave_out={"documents"}
-    )
+    context = Context.of("eval/report_ceiling.py", replace(s, documents=()), **about(reporter, s.manifest))
     write_result(
         out, value=bound,
         metric=f"mean over findings of the highest F1 that AUROC and prevalence allow, {s.split}",

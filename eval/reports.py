@@ -25,7 +25,7 @@ from roentgen import errors, threads
 from roentgen.config import BatchSize, Count, PathOrName, Seed, parse_settings, require, seed_of_32_bits
 from roentgen.data.boxes import by_label, read_boxes
 from roentgen.data.manifest import finding_columns, labels_in, read_manifest
-from roentgen.experiments.reading import context_of
+from roentgen.experiments.reading import about
 from roentgen.files import require_writable
 from roentgen.images import read_image
 from roentgen.metrics.adherence.round_trip import sides_of
@@ -36,7 +36,6 @@ from roentgen.metrics.statistics import percentile_interval
 from roentgen.metrics.text import clinical, grounding
 from roentgen.metrics.text.report_scores import BLEU, Described, text_scores
 from roentgen.prompts import NO_FINDING, labels_from_row, statement
-from roentgen.provenance import command_line
 from roentgen.reports import Reporter, load_reporter
 from roentgen.reports.boxes import Box
 from roentgen.reports.finding_net import squash
@@ -94,7 +93,7 @@ def measure(s: Settings) -> None:
         f"--manifest {s.manifest}: no finding has {clinical.LEAST} images of {s.split} with and without it; give more",
     )
     public = dataclasses.replace(s, boxes=tuple(Path(*path.parts[-2:]) for path in s.boxes))  # not whose disk it is
-    context = context_of(reporter, s, s.manifest, command=command_line("eval/reports.py", public), leave_out={"boxes"})
+    context = Context.of("eval/reports.py", public, **about(reporter, s.manifest))
     began = time.perf_counter()
     reports, deep, places = read_all(reporter, test["image"].tolist(), s.batch_size)
     seconds = time.perf_counter() - began

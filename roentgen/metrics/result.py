@@ -44,7 +44,7 @@ class Context:
     git: Mapping[str, Any] = field(default_factory=lambda: git_state(ROOT))
 
     @classmethod
-    def of(cls, script: str, settings: Any, **about: Any) -> Context:
+    def of(cls, script: str, settings: Any, /, **about: Any) -> Context:
         """Of ``script``, whose flags are the dataclass ``settings``; ``about`` are the other fields."""
         told: dict[str, Any] = {
             "settings": {key: portable(value) for key, value in as_dict(settings).items()},

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -97,15 +97,10 @@ def age_or_range(value: Any, where: str) -> tuple[float | None, tuple[int, int] 
 
 def finding_names(value: str | Sequence[Any], where: str) -> list[str]:
     """A list of findings, or text with commas: at least one, all known, none twice."""
-    names = _listed(value)
-    if not names:
-        raise UserError(f"{where}: no finding is named; name at least one, or leave the setting out")
-    for place, name in enumerate(names):
-        if not isinstance(name, str) or name not in FINDINGS:
-            raise UserError(f"{where}: unknown finding {name!r}; {_meant_finding(str(name))}")
-        if name in names[:place]:
-            raise UserError(f"{where}: {name!r} is named twice; drop one")
-    return names
+    return _distinct(
+        value, where, FINDINGS, "no finding is named; name at least one, or leave the setting out",
+        lambda name: f"{where}: unknown finding {name!r}; {_meant_finding(str(name))}",
+    )  # fmt: skip
 
 
 def _meant_finding(name: str) -> str:
@@ -115,14 +110,11 @@ def _meant_finding(name: str) -> str:
 
 def attributes_named(value: str | Sequence[Any], flag: str) -> tuple[str, ...]:
     """Some of ``DEMOGRAPHICS``, in their order, from a list or text with commas."""
-    names = _listed(value)
-    for place, name in enumerate(names):
-        if name not in DEMOGRAPHICS:
-            raise UserError(f"{flag} {name}: unknown; choose from {', '.join(DEMOGRAPHICS)}")
-        if name in names[:place]:
-            raise UserError(f"{flag}: {name!r} is named twice; drop one")
-    if not names:
-        raise UserError(f"{flag}: nothing is named; choose from {', '.join(DEMOGRAPHICS)}, or leave it out")
+    choice = f"choose from {', '.join(DEMOGRAPHICS)}"
+    names = _distinct(
+        value, flag, DEMOGRAPHICS, f"nothing is named; {choice}, or leave it out",
+        lambda name: f"{flag} {name}: unknown; {choice}",
+    )  # fmt: skip
     return tuple(name for name in DEMOGRAPHICS if name in names)
 
 
@@ -133,8 +125,19 @@ def demographics_named(value: str | Sequence[Any] | None) -> tuple[str, ...]:
     return () if value == "none" else attributes_named(value, "--demographics")
 
 
-def _listed(value: str | Sequence[Any]) -> list[Any]:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
+def _distinct(
+    value: str | Sequence[Any], where: str, known: Collection[str], none: str, unknown: Callable[[Any], str]
+) -> list[Any]:
+    """A list, or text with commas, of names: at least one, all known, none twice."""
+    names = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
+    if not names:
+        raise UserError(f"{where}: {none}")
+    for place, name in enumerate(names):
+        if not isinstance(name, str) or name not in known:
+            raise UserError(unknown(name))
+        if name in names[:place]:
+            raise UserError(f"{where}: {name!r} is named twice; drop one")
+    return names
 
 
 def at_least_one(value: Any, where: str) -> int:

@@ -59,12 +59,11 @@ def made_up(arms: ModuleType, device: str = "NVIDIA H200") -> dict[str, list[lis
 
 @pytest.fixture
 def result(
-    arms: ModuleType, tables: ModuleType, job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: ModuleType, arms: ModuleType, tables: ModuleType, job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
     monkeypatch.setattr(tables, "flops_per_image", lambda job: 10**12)
-    found: dict[str, Any] = tables.summarise(
-        job, made_up(arms), name="tiny", short=2, long=12, out=tmp_path / "train-made.json"
-    )
+    settings = bench.Settings(model="tiny", short=2, long=12)
+    found: dict[str, Any] = tables.summarise(job, made_up(arms), settings, tmp_path / "train-made.json")
     return found
 
 
@@ -83,13 +82,13 @@ def test_arithmetic(result: dict[str, Any]) -> None:
 
 
 def test_goals_that_are_missed_are_said(
-    arms: ModuleType, tables: ModuleType, job: Any, tmp_path: Path, monkeypatch: Any
+    bench: ModuleType, arms: ModuleType, tables: ModuleType, job: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(tables, "flops_per_image", lambda job: 10**12)
     runs = made_up(arms, device="some CPU")
     runs["ours-online"] = [[dataclasses.replace(r, speed=runs["ours-online"][0][0].speed) for r in part]
                            for part in runs["peer"]]  # fmt: skip
-    found = tables.summarise(job, runs, name="tiny", short=2, long=12, out=tmp_path / "r.json")
+    found = tables.summarise(job, runs, bench.Settings(model="tiny", short=2, long=12), tmp_path / "r.json")
     assert found["warnings"] == ["ours-online: 0.80 times, goal 1.5"]
     assert found["details"]["arms"]["ours-cached"]["mfu"] is None  # no peak is known for that device
 

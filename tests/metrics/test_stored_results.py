@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from roentgen.errors import UserError
 from roentgen.metrics.report import page
 from roentgen.metrics.report.html import Report, render
 from roentgen.metrics.report.tables import report
-from roentgen.metrics.result import read_measure, shown
+from roentgen.metrics.result import Context, read_measure, shown
 from roentgen.metrics.suite import INDEX, read_index
 
 ROOT = Path(__file__).parents[2]
@@ -113,3 +114,13 @@ def test_what_a_table_lacks_is_told_of_the_file(tmp_path: Path, detail: Any) -> 
 def test_a_mistake_of_ones_own_stays_one(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), shown(tmp_path):
         raise RuntimeError("not the file's")
+
+
+def test_a_script_may_say_other_settings_than_its_flags() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Flags:
+        seed: int = 7
+        images: int = 1
+
+    context = Context.of("eval/x.py", Flags(images=2), settings={"most": 1})
+    assert (context.settings, context.seed, context.command) == ({"most": 1}, 7, "python eval/x.py --images=2")

@@ -110,33 +110,6 @@ def columns(info: SetInfo) -> list[Column]:
     ]
 
 
-def cells(record: Record, info: SetInfo, image: str) -> list[Any]:
-    """One value a column, None for a number that is not known; ``image`` is the path of the record's file.
-
-    Raises ValueError for a label that has no column, KeyError for a provenance that lacks the model or its settings.
-    """
-    row, marks = record.row, record.provenance
-    if missing := {*row.labels.findings, *row.absent} - set(info.findings):
-        raise ValueError(f"slot {row.slot} has the label {min(missing)!r}, which is not among the set's findings")
-    labels: list[Any] = []
-    for finding in info.findings:
-        labels.append(_label(record, finding))
-        if FINDINGS[finding].can_have_side:
-            labels.append(row.labels.sides.get(finding, ""))
-    # Four digits: what the filter measures may differ in the last bits between batches, and the bytes must not.
-    scores = {stage: float(f"{value:.4g}") for stage, value in sorted(record.scores.items())}
-    return [
-        *(image, row.prompt, record.patient_id, "train", row.labels.view or "", row.labels.sex or ""),
-        *(row.labels.age, f"synthetic: {marks['model']}", LICENCE),
-        *labels,
-        *(row.group, row.slot, record.seed, record.attempt),
-        *(marks["model"], marks["model_hash"], marks.get("lora", ""), marks["sampler"]),
-        *(int(marks["steps"]), float(marks["guidance"])),
-        *(marks.get("negative_prompt", ""), marks.get("version", "")),
-        *(marks.get("dtype", ""), json.dumps(scores), True),
-    ]
-
-
 def _label(record: Record, finding: str) -> int | None:
     asked = record.row.labels.findings
     if finding in asked:
@@ -182,11 +155,6 @@ class Parts:
         found = read_values(self._path(shard))
         return None if found is None else Part(**found)
 
-    def intact(self, shard: int) -> bool:
-        """Whether a shard's part and all its files have the bytes that were written."""
-        part = self.read(shard)
-        return part is not None and all(has_sha256(self.out / path, sha) for path, sha in part.files.items())
-
     def rows(self, shards: int) -> Iterator[Sequence[Any]]:
         """The rows of ``shards`` shards, one shard in memory; UserError where one is unfinished."""
         for shard in range(shards):
@@ -228,8 +196,30 @@ class Writer:
         raise NotImplementedError
 
     def cells(self, record: Record, image: str) -> list[Any]:
-        """``cells`` of a record whose file is ``image``."""
-        return cells(record, self.info, image)
+        """One value a column, None for a number that is not known; ``image`` is the path of the record's file.
+
+        Raises ValueError for a label that has no column, KeyError for a provenance without the model or its settings.
+        """
+        row, marks = record.row, record.provenance
+        if missing := {*row.labels.findings, *row.absent} - set(self.info.findings):
+            raise ValueError(f"slot {row.slot} has the label {min(missing)!r}, which is not among the set's findings")
+        labels: list[Any] = []
+        for finding in self.info.findings:
+            labels.append(_label(record, finding))
+            if FINDINGS[finding].can_have_side:
+                labels.append(row.labels.sides.get(finding, ""))
+        # Four digits: what the filter measures may differ in the last bits between batches, and the bytes must not.
+        scores = {stage: float(f"{value:.4g}") for stage, value in sorted(record.scores.items())}
+        return [
+            *(image, row.prompt, record.patient_id, "train", row.labels.view or "", row.labels.sex or ""),
+            *(row.labels.age, f"synthetic: {marks['model']}", LICENCE),
+            *labels,
+            *(row.group, row.slot, record.seed, record.attempt),
+            *(marks["model"], marks["model_hash"], marks.get("lora", ""), marks["sampler"]),
+            *(int(marks["steps"]), float(marks["guidance"])),
+            *(marks.get("negative_prompt", ""), marks.get("version", "")),
+            *(marks.get("dtype", ""), json.dumps(scores), True),
+        ]
 
     @contextlib.contextmanager
     def open_table(self, path: str, header: Sequence[str]) -> Iterator[Any]:
@@ -244,7 +234,8 @@ class Writer:
 
     def is_written(self, shard: int) -> bool:
         """Whether the shard is finished and all its files have the SHA-256 that was written."""
-        return self.parts.intact(shard)
+        part = self.parts.read(shard)
+        return part is not None and all(has_sha256(self.out / path, sha) for path, sha in part.files.items())
 
     def finish(self, shards: int) -> None:
         """Write the files of the whole set from the parts of its shards; memory does not grow with their number.
