@@ -138,7 +138,10 @@ def _next(queue: list[str], flag: str) -> str:
     return queue.pop(0)
 
 
-def _read_file(name: str, settings: Sequence[Setting], configs: Path | None) -> dict[str, Any]:
+def _read_file(
+    name: str, settings: Sequence[Setting], configs: Path | None, above: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """The values of a YAML file, and below them those of the one that it names as its ``base``; ``above`` name it."""
     path = user_path(name) if name else Path()
     if configs is not None and not path.exists():
         named = {each.stem: each for each in sorted(configs.rglob("*.yaml"))}
@@ -168,8 +171,14 @@ def _read_file(name: str, settings: Sequence[Setting], configs: Path | None) -> 
             else:
                 values[full] = (value, where)
 
-    add(yaml_text.read(path), "")
-    return values
+    content = yaml_text.read(path)
+    base = content.pop("base", None) if "base" not in keys else None
+    add(content, "")
+    if base is None:
+        return values
+    if not isinstance(base, str) or not base or path.resolve() in above:
+        raise UserError(f"{path}: base: expected the name of another file of settings, got {shown(base)}")
+    return _read_file(base, settings, configs, (*above, path.resolve())) | values
 
 
 def from_json(cls: type[T], values: Any, where: str) -> T:

@@ -37,6 +37,18 @@ def test_flags_win_over_yaml(tmp_path: Path) -> None:
     assert parse("--config", str(config), "--batch_size", "2").batch_size == 2
 
 
+def test_a_file_may_have_a_base(tmp_path: Path) -> None:
+    base, config = tmp_path / "base.yaml", tmp_path / "c.yaml"
+    base.write_text("out: there\nbatch_size: 8\nsure: true\n")
+    config.write_text(f"base: {base}\nout: here\n")
+    assert parse("--config", str(config)) == Settings(Path("here"), 8, True)
+    assert parse("--config", str(config), "--no-sure").sure is False
+    for wrong in (config, tmp_path / "none.yaml", "[a, b]", '""'):
+        config.write_text(f"base: {wrong}\nout: here\n")
+        with pytest.raises(UserError, match=r"none\.yaml" if "none" in str(wrong) else r"c\.yaml: base"):
+            parse("--config", str(config))
+
+
 def test_dashes_and_a_boolean_alone() -> None:
     assert parse("--out", "x", "--sure", "--batch-size=3") == Settings(Path("x"), 3, True)
     assert parse("--out", "x", "--sure", "false").sure is False

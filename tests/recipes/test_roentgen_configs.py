@@ -29,8 +29,12 @@ SAMPLED = ("roentgen-v2", "unet-radbert-trained_1000-steps_5e-5")
 
 
 def read(name: str) -> dict[str, Any]:
+    """What the file says, and its base below it."""
     found: dict[str, Any] = yaml.safe_load(CONFIGS[name].read_text())
-    return found
+    if (base := found.pop("base", None)) is None:
+        return found
+    below: dict[str, Any] = yaml.safe_load((FOLDER / "shared" / f"{base}.yaml").read_text())
+    return below | found | {"train": below["train"] | found["train"]}
 
 
 def test_files_are_the_grid() -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from roentgen.config import BatchSize, Count, Range, Rate, ShareBelowOne
+from roentgen.config import Count, Range, Rate, ShareBelowOne
 from roentgen.errors import UserError
 from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import macro_auroc
@@ -43,7 +43,7 @@ class Recipe:
     weights: Annotated[str, "none, or for densenet121 imagenet or xrv"] = "none"
     size: Annotated[Count, "side of the image in pixels, a multiple of 32"] = 64
     images: Annotated[Count, "images seen in training by every arm"] = 16_000
-    batch_size: Annotated[BatchSize, Range(2, 65_536), "images a step; a batch of one has no spread"] = 32
+    batch_size: Annotated[int, Range(2, 65_536), "images a step; a batch of one has no spread"] = 32
     rate: Annotated[Rate, "peak learning rate"] = 1e-3
     weight_decay: Annotated[float, Range(0, 100), "of AdamW"] = 0.05
     label_smoothing: Annotated[ShareBelowOne, "share by which targets move to 0.5"] = 0.0
