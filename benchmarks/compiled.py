@@ -25,7 +25,7 @@ from tqdm import tqdm
 from roentgen import errors
 from roentgen.config import Count, PathOrName, parse_settings
 from roentgen.metrics.report.tables import Reported, table
-from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.result import write_result
 from roentgen.models import hub
 from roentgen.provenance import Surroundings, in_words
 
@@ -62,11 +62,9 @@ def measured(s: Settings, out: Path) -> None:
             apart = difference(place / "filled long", place / "plain long", long)
         found[dtype] = figures(runs, short=short, long=long) | {"runs": runs, "difference": apart}
     bar.close()
-    context = Context(
-        extractor="wall clock",
-        settings={"short": short, "long": long, "batch": SET_BATCH},
+    context = s.context(
+        "benchmarks/compiled.py", extractor="wall clock", settings={"batch": SET_BATCH},
         model={"name": s.model if s.model in hub.NAMED else folder.name, "hash": hub.model_hash(folder)},
-        command=f"python benchmarks/compiled.py --short {short} --long {long}",
     )  # fmt: skip
     value = found[DTYPES[0]]["pays_from"]["filled"]
     write_result(

@@ -25,7 +25,7 @@ from roentgen import errors
 from roentgen.config import Count, CountFromZero, parse_settings
 from roentgen.metrics.report.tables import Reported, rising
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.result import write_result
 
 SIDE = 16
 
@@ -49,10 +49,9 @@ def measured(s: Settings, out: Path) -> None:
         )  # fmt: skip
         sets.append(json.loads(done.stdout))
     growth = sets[-1]["memory"] / sets[0]["memory"]
-    context = Context(
-        settings={"rows": s.rows, "compared": s.compared, "side": SIDE, "format": "webdataset"},
+    context = s.context(
+        "benchmarks/export.py", settings={"side": SIDE, "format": "webdataset"},
         model={"name": "stand-in that makes noise", "hash": "none"},
-        command=f"python benchmarks/export.py --rows={','.join(map(str, s.rows))} --compared={s.compared}",
     )  # fmt: skip
     write_result(
         out, metric="largest resident set of roentgen export, largest set over smallest", value=growth,

@@ -27,7 +27,7 @@ from roentgen import errors
 from roentgen.config import Range, parse_settings
 from roentgen.data.near import search_of
 from roentgen.metrics.report.tables import Reported, rising, table
-from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.result import write_result
 from roentgen.provenance import Surroundings, in_words, processor
 
 NAME = "growth"
@@ -70,11 +70,8 @@ def measured(s: Settings, out: Path) -> None:
                 bar.update(size)
     bar.close()
     growth = max(each[-1]["memory"] / each[0]["memory"] for each in found.values())
-    context = Context(
-        extractor="a stand-in that gives some pixels", settings={"rows": sizes, "side": SIDE},
-        model={"name": "none"},
-        command=f"python benchmarks/growth.py --rows {','.join(map(str, sizes))}",
-    )  # fmt: skip
+    about = {"extractor": "a stand-in that gives some pixels", "model": {"name": "none"}}
+    context = s.context("benchmarks/growth.py", settings={"side": SIDE}, **about)
     write_result(
         out, metric="largest growth of memory from the smallest set to the largest", value=growth, ci=(growth, growth),
         ci_method="none: one run each", n=sizes[-1], context=context,

@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +33,7 @@ from roentgen import errors, threads
 from roentgen.config import Count, parse_settings
 from roentgen.errors import UserError
 from roentgen.metrics.report.tables import Reported, table
-from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.result import write_result
 from roentgen.provenance import Surroundings, in_words, processor
 
 NAME = "load"
@@ -97,22 +97,17 @@ def measured(s: Settings, out: Path) -> None:
                     place = found.setdefault(name, {}).setdefault(policy, {})
                     place.setdefault(scenario, []).append([max(each) for each in zip(*runs, strict=True)])
                     bar.update()
-            settings = {"repeats": number + 1, "only": s.only, "unsettled": s.unsettled}
-            store(out, found, settings, around.facts())
+            store(replace(s, repeats=number + 1), out, found, around.facts())
         bar.close()
 
 
-def store(out: Path, found: Found, settings: Mapping[str, Any], conditions: Mapping[str, Any]) -> None:
+def store(s: Settings, out: Path, found: Found, conditions: Mapping[str, Any]) -> None:
     """Write the result of what is ``found`` so far."""
     rows = list(rated(found))
     own = [row for row in rows if row["settled"] and row["command"] != FLOOR] or rows
     worst = max(row["ratio"] for row in own)
     missed = [f"{row['command']}, {row['scenario']}: {row['ratio']:.2f}" for row in own if row["ratio"] > GOAL]
-    flags = " ".join(f"--{key} {value}" for key, value in settings.items() if value)
-    context = Context(
-        extractor="wall clock", settings=dict(settings), model={"name": "mini"},
-        command=f"python benchmarks/load.py {flags}",
-    )  # fmt: skip
+    context = s.context("benchmarks/load.py", extractor="wall clock", model={"name": "mini"})
     write_result(
         out, metric="largest time over the fair share, threads settled", value=worst, ci=(worst, worst),
         ci_method="none: the largest of all", n=len(rows), context=context, goal=f"at most {GOAL}", warnings=missed,

@@ -19,7 +19,7 @@ from roentgen import errors
 from roentgen.config import BatchSize, Count, parse_settings
 from roentgen.metrics.report.tables import Reported
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.result import write_result
 
 SETUPS = {
     "neither": {"gradient_checkpointing": False, "optimizer": "adamw"},
@@ -63,13 +63,11 @@ def estimate_all(s: Settings, out: Path) -> None:
         )
         setups[name] = {"bytes": needs.memory_total, "items": needs.memory, "flops_per_image": needs.flops}
     last: Any = list(setups.values())[-1]["bytes"]
-    context = Context(
-        extractor="roentgen.training.estimate: one step on PyTorch's meta device",
-        resize="none",
-        settings={"batch": batch, "pixels": 8 * side, "precision": "bf16", "ema": True, "trained": "U-Net and CLIP"},
+    context = s.context(
+        "benchmarks/memory.py", extractor="roentgen.training.estimate: one step on PyTorch's meta device",
+        settings={"pixels": 8 * side, "precision": "bf16", "ema": True, "trained": "U-Net and CLIP"},
         model={"name": "Stable Diffusion 1.x", "hash": "none (no weights)"},
-        command=f"python benchmarks/memory.py --batch={batch} --side={side}",
-    )
+    )  # fmt: skip
     write_result(
         out, metric="estimated device memory of training, bytes (checkpointing, 8-bit AdamW)", value=last,
         ci=(last, last), ci_method="none: computed, not sampled", n=1, context=context, details={"setups": setups},

@@ -35,7 +35,7 @@ from roentgen.metrics.distribution.prdc import manifolds
 from roentgen.metrics.extractors import inception_extractor, load_extractor
 from roentgen.metrics.report.tables import Reported
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.result import write_result
 
 NAME = "peers"
 PACKAGES = ("piq", "torchmetrics", "torch-fidelity", "prdc")
@@ -65,10 +65,9 @@ def measured(s: Settings, out: Path) -> None:
         rows = of_features(a, b) + of_files(pictures, Path(scratch) / "inception.pth", s.seed)
         rows += of_squashed(pictures, classifier)
     agree = [row["difference"] for row in rows if row["agrees"]]
-    context = Context(
-        extractor=f"classifier {classifier.hash}; Inception-v3 with random weights", resize=classifier.chain,
-        seed=s.seed, settings={"images": s.images, "side": SIDE}, model={"name": "data/sample, jittered"},
-        command="python benchmarks/peers.py --out benchmarks/results/peers.json --update docs/metrics.md",
+    context = s.context(
+        "benchmarks/peers.py", extractor=f"classifier {classifier.hash}; Inception-v3 with random weights",
+        resize=classifier.chain, settings={"side": SIDE}, model={"name": "data/sample, jittered"},
     )  # fmt: skip
     write_result(
         out,
@@ -145,20 +144,19 @@ def of_squashed(
     """What CheXGenBench does before its network for X-rays, which wants 518 px and the centre square: every image is
     squashed to 299 px a side, whatever its shape (its ``metrics/fid.py``). Here before the shipped classifier, for
     squares, and for images of 4 to 5 on one side, as radiographs are, beside squares, as generators make them."""
+
+    def squashed(image: NDArray[np.uint8]) -> NDArray[np.uint8]:  # as torchvision's ``Resize`` does to files
+        return np.asarray(Image.fromarray(image).resize((SQUASHED, SQUASHED), Image.Resampling.BILINEAR))
+
     rows = []
     portrait = [image[:, SIDE // 10 : SIDE - SIDE // 10] for image in pictures["a"]]
     for words, first in (("squares", pictures["a"]), ("4:5 beside squares", portrait)):
         distances = []
         for squash in (True, False):
-            sets = [[_squashed(image) for image in side] if squash else side for side in (first, pictures["b"])]
+            sets = [[squashed(image) for image in side] if squash else side for side in (first, pictures["b"])]
             distances.append(float(frechet.feature_distance(*(classifier(one)["features"] for one in sets))))
         rows.append(row(f"FID, squashed to {SQUASHED} px as in CheXGenBench, {words}", *distances))
     return rows
-
-
-def _squashed(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """By Pillow's antialiased bilinear, as torchvision's ``Resize`` does to files."""
-    return np.asarray(Image.fromarray(image).resize((SQUASHED, SQUASHED), Image.Resampling.BILINEAR))
 
 
 def as_table(result: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from roentgen import errors, threads
 from roentgen.config import BatchSize, Count, PathOrName, parse_settings
 from roentgen.metrics.report.tables import Reported, table
-from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.result import write_result
 from roentgen.provenance import Surroundings, in_words, processor
 
 NAMES = {"sampling": "profile", "training": "profile-training"}
@@ -77,11 +77,10 @@ def measured(s: Settings, out: Path) -> None:
             "seconds_per_image": best[key] / batch, "flops_per_image": counter.get_total_flops() / batch,
             "flops_per_second": rate, "share_of_peak": rate / peak, "shares": shares(run),
         }  # fmt: skip
-    settings = {"part": part, "batch": batch, "repeats": repeats, "side": SIDE, "dtype": str(dtype).split(".")[-1]}
-    context = Context(
-        extractor="torch.profiler", settings=settings,
+    context = s.context(
+        "benchmarks/profile_networks.py", extractor="torch.profiler",
         model={"name": model.info.name, "hash": model.info.hash},
-        command=f"python benchmarks/profile_networks.py --part {part} --batch {batch} --repeats {repeats}",
+        settings={"batch": batch, "side": SIDE, "dtype": str(dtype).split(".")[-1]},
     )  # fmt: skip
     value = next(iter(found.values()))["share_of_peak"]
     write_result(

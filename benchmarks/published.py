@@ -38,7 +38,7 @@ from roentgen.metrics.distribution import frechet
 from roentgen.metrics.diversity.ms_ssim import MIN_SIDE, pair_ms_ssim
 from roentgen.metrics.report.tables import Reported, figure
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.result import write_result
 from roentgen.provenance import portable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,15 +121,12 @@ def compare(s: Settings, out: Path, scratch: Path) -> None:
         "half": float(np.mean(halved)) if large else float("nan"),
         "prompts": len(large),
     }
-    context = Context(
-        extractor=f"torchxrayvision densenet121-res224-all, {words}",
+    context = s.context(
+        "benchmarks/published.py", extractor=f"torchxrayvision densenet121-res224-all, {words}",
         resize=f"{extractors.XRV_CHAINS['xrv']}; MS-SSIM: grey in [0, 1] in the files' own size",
-        seed=seed,
-        settings={"images": images, "batch_size": batch_size, "orders": ORDERS},
-        model={"name": source},
+        settings={"orders": ORDERS}, model={"name": source},
         inputs={name: {"n": len(each)} for name, each in files.items()},
-        command="python benchmarks/published.py --out benchmarks/results/published.json --update docs/metrics.md",
-    )
+    )  # fmt: skip
     write_result(
         out,
         metric="largest relative difference of a figure by roentgen from that of RoentGen's steps on the same files",

@@ -25,7 +25,7 @@ from roentgen.errors import UserError
 from roentgen.files import file_sha256
 from roentgen.metrics.report.tables import Reported
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.result import write_result
 from roentgen.reports.load import MINI_REPORT, SHIPPED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,11 +54,11 @@ def run(s: Settings, out: Path) -> None:
         cold.append(seconds(images[:1]))
         more.append((seconds(images) - cold[-1]) / further)
     found = {"cold": summarised(cold), "further": summarised(more)}
-    context = Context(
-        extractor="wall time of a process, imports, loading and writing included", resize="the reporter's own",
-        settings={"repeats": repeats, "further": further, "images": "data/sample/images", "device": "cpu", **machine()},
+    context = s.context(
+        "benchmarks/report.py", resize="the reporter's own",
+        extractor="wall time of a process, imports, loading and writing included",
+        settings={"images": "data/sample/images", "device": "cpu", **machine()},
         model={"name": MINI_REPORT, "hash": file_sha256(SHIPPED[MINI_REPORT] / "model.safetensors")[:16]},
-        command=f"python benchmarks/report.py --out={out.name} --repeats={repeats} --further={further}",
     )  # fmt: skip
     write_result(
         out, metric="seconds of `roentgen report` on one image, cold", value=statistics.median(cold),

@@ -39,7 +39,7 @@ from roentgen.files import read_json
 from roentgen.generators.diffusion.sampling import SAMPLERS, Sampling
 from roentgen.metrics.report.tables import Reported
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.result import write_result
 from roentgen.models.hub import MINI
 from roentgen.provenance import Surroundings, in_words, processor
 from roentgen.threads import cores
@@ -80,10 +80,9 @@ def measured_memory(s: Settings, out: Path) -> None:
         out, metric=f"MB that roentgen serve grows by from request {requests} to {2 * requests}",
         value=grown, ci=(grown, grown), ci_method="none: one run", n=requests, goal="0",
         details={"faults": faults, "cores": cores(), "cpu": processor()},
-        context=Context(
-            extractor="resident memory", settings=settings_of_mini() | {"steps": 1},
+        context=s.context(
+            "benchmarks/serve.py", extractor="resident memory", settings=settings_of_mini() | {"steps": 1},
             model={"name": "mini"},
-            command="python benchmarks/serve.py --memory",
         ),
     )  # fmt: skip
 
@@ -119,11 +118,7 @@ def measured(s: Settings, out: Path) -> None:
     conditions = around.facts()
     rates = {one["server"]: one["images_per_second"] for one in loads if one["clients"] == COMPARED}
     value = rates[OURS] / rates[STOCK]
-    context = Context(
-        extractor="wall clock",
-        settings={"clients": list(clients), "images": images, **settings},
-        model={"name": "mini"}, command="python benchmarks/serve.py",
-    )  # fmt: skip
+    context = s.context("benchmarks/serve.py", extractor="wall clock", settings=settings, model={"name": "mini"})
     write_result(
         out, metric=f"images a second at {COMPARED} clients, roentgen serve over stock diffusers", value=value,
         ci=(value, value), ci_method="none: one run", n=images, context=context, goal=f"at least {GOAL}",

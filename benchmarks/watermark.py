@@ -27,7 +27,7 @@ from roentgen.config import Count, Seed, parse_settings
 from roentgen.generators.generate import generate, load_model
 from roentgen.metrics.report.tables import Reported
 from roentgen.metrics.report.tables import table as markdown
-from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.result import write_result
 from roentgen.metrics.sharpness import sharpness_of
 
 NAME = "watermark"
@@ -111,11 +111,9 @@ def run(s: Settings, out: Path) -> None:
             "unmarked": float(np.mean([right(one) for one in drawn])),
             "bits": {name: float(np.mean([right(change(one)) for one in marked])) for name, change in CHANGES.items()},
         }
-    version = importlib.metadata.version(LIBRARY)
-    context = Context(
-        extractor=f"{LIBRARY} {version}", resize="none", seed=seed,
-        settings={"images": images, "bits": BITS}, model={"name": model.info.name, "hash": model.info.hash},
-        command=f"python benchmarks/watermark.py --images={images} --seed={seed}",
+    context = s.context(
+        "benchmarks/watermark.py", extractor=f"{LIBRARY} {importlib.metadata.version(LIBRARY)}", resize="none",
+        settings={"bits": BITS}, model={"name": model.info.name, "hash": model.info.hash},
     )  # fmt: skip
     worst = min(found[METHODS[0]]["bits"].values())
     write_result(

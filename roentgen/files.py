@@ -96,6 +96,15 @@ def write_atomic(path: Path, data: bytes, *, scratch: Path | None = None, advice
         file.write(data)
 
 
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays as compressed NPZ, atomically."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
 @contextlib.contextmanager
 def open_atomic(path: Path, *, scratch: Path | None = None, advice: str = "choose another --out") -> Iterator[BinaryIO]:
     """A file to write that appears as ``path`` when the block ends well: temporary file, fsync, rename.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import sys
 import time
@@ -24,7 +23,7 @@ from roentgen.cache import RowStore
 from roentgen.config import require
 from roentgen.data.boxes import read_boxes
 from roentgen.data.manifest import WEIGHT, finding_columns, read_manifest
-from roentgen.files import write_atomic
+from roentgen.files import write_atomic, write_npz
 from roentgen.images import read_image
 from roentgen.models.efficientnet_lite import TRUNK, load_imagenet
 from roentgen.prompts import NO_FINDING
@@ -215,9 +214,7 @@ def _write(recipe: Recipe, run: Run, data: _Data, best: dict[str, Any]) -> int:
     _finish(recipe, run, net, data, see_rows(net, data.stores[0], data.val, r.frozen), best)
     paths = data.table["image"]
     strange = fit_screen(net, paths.iloc[data.train].tolist(), paths.iloc[data.val].tolist(), size=r.size)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **strange)  # type: ignore[arg-type]
-    write_atomic(run.out / SCREEN, buffer.getvalue())
+    write_npz(run.out / SCREEN, strange)
     print(json.dumps({"validation_macro_auroc": best["macro"]}), flush=True)
     print(run.out)
     return 0

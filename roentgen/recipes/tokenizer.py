@@ -145,7 +145,9 @@ def measure(made: T.ImageTokenizer, source: ImageSource, count: int = 64) -> dic
         codes.append(mine)
         side = pixels.shape[1] // made.factor
         rounded += error(pixels, from_autoencoder(made.decode(mine, side))) * len(pixels)
-        exact += error(pixels, exact_reconstruction(made, pixels)) * len(pixels)
+        with torch.no_grad():
+            whole = from_autoencoder(made.decode_latents(made.latents(pixels)))
+        exact += error(pixels, whole) * len(pixels)
     together = torch.cat(codes)
     groups = []
     for number, size in enumerate(made.sizes):
@@ -153,12 +155,6 @@ def measure(made: T.ImageTokenizer, source: ImageSource, count: int = 64) -> dic
         used, perplexity = T.use(together[..., number], size)
         groups.append({"channels": made.channels[number], "codes": size, "used": used, "perplexity": perplexity})
     return {"error": rounded / len(rows), "error_continuous": exact / len(rows), "images": len(rows), "groups": groups}
-
-
-def exact_reconstruction(made: T.ImageTokenizer, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The same images through the autoencoder without rounding, uint8."""
-    with torch.no_grad():
-        return from_autoencoder(made.decode_latents(made.latents(pixels)))
 
 
 def error(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> float:

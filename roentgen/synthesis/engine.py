@@ -93,7 +93,9 @@ def make_set(
         UserError: nothing can come of it, nothing was kept, the disk is full, or another process failed.
     """
     work = out / WORK
-    with _held(work) if who.rank == 0 else contextlib.nullcontext(), _shared_failure(work, who):
+    if who.rank == 0:
+        require_writable(work, "--out")
+    with hold_folder(work, "--out") if who.rank == 0 else contextlib.nullcontext(), _shared_failure(work, who):
         if who.rank == 0:
             _write_plan(plan, out)
         wait()
@@ -261,11 +263,6 @@ class _Shards:
 
 
 # ---------------------------------------------------------------------------------------- other processes
-
-
-def _held(work: Path) -> Any:
-    require_writable(work, "--out")
-    return hold_folder(work, "--out")
 
 
 @contextlib.contextmanager

@@ -142,7 +142,12 @@ def generate_set(
         "num_images": num_images,
         "first_seed": seed + replicate * len(records) * num_images,
     }
-    _claim_images(out, about)
+    words = {
+        **{"name": "model", "hash": "model", "dtype": "number format", "steps": "number of steps"},
+        **{"guidance": "guidance scale", "prompts": "list of prompts", "prompts_used": "number of prompts"},
+        **{"num_images": "number of images a prompt", "first_seed": "seed"},
+    }
+    claim(out / "generation.json", about, holds="images of another", words=words)  # before one of them is replaced
     jobs, rows = [], []
     for number, record in enumerate(records):
         # A prompt's own seed wins; else every prompt has its own, so that equal prompts give different images.
@@ -222,16 +227,6 @@ def further_sets(
         if all(path.exists() for path in images.paths):
             found.append(images)
     return found
-
-
-def _claim_images(out: Path, about: dict[str, Any]) -> None:
-    """Refuse a folder with another model's images before one of them is replaced."""
-    words = {
-        **{"name": "model", "hash": "model", "dtype": "number format", "steps": "number of steps"},
-        **{"guidance": "guidance scale", "prompts": "list of prompts", "prompts_used": "number of prompts"},
-        **{"num_images": "number of images a prompt", "first_seed": "seed"},
-    }
-    claim(out / "generation.json", about, holds="images of another", words=words)
 
 
 def made_by(images: ImageSet) -> dict[str, Any]:

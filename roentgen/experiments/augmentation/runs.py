@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import multiprocessing
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from roentgen.devices import keep_freed_memory
@@ -25,7 +23,7 @@ from roentgen.errors import UserError
 from roentgen.experiments.augmentation.arms import ARMS, Run, real_subset, schedule, synthetic_rows
 from roentgen.experiments.augmentation.classifier import Labelled, Phase, Recipe, build_net, predict, train, val_auroc
 from roentgen.experiments.augmentation.sources import Source, open_pixels
-from roentgen.files import write_atomic
+from roentgen.files import write_npz
 from roentgen.metrics.result import Context, plain, write_result
 
 
@@ -148,7 +146,7 @@ def _execute(task: Task) -> None:
     )  # fmt: skip
     probabilities = predict(done.net, np.asarray(pixels[tested]), device=task.device)
     task.predictions.parent.mkdir(parents=True, exist_ok=True)
-    _save_npz(task.predictions, probabilities)
+    write_npz(task.predictions, {"test": probabilities})
     write_result(
         task.result, metric="macro AUROC on test of one run", ci=(math.nan, math.nan),
         value=val_auroc(probabilities, real.labels[tested], task.findings), ci_method="none for one run",
@@ -159,9 +157,3 @@ def _execute(task: Task) -> None:
             "seconds": round(time.perf_counter() - began, 1),
         },
     )  # fmt: skip
-
-
-def _save_npz(path: Path, probabilities: NDArray[np.float32]) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, test=probabilities)
-    write_atomic(path, buffer.getvalue())

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from roentgen.errors import UserError
 from roentgen.files import write_atomic
-from roentgen.metrics.result import read_result, shown
+from roentgen.metrics.result import Context, read_result, shown
 
 Written = Mapping[str, Any]
 
@@ -130,6 +130,13 @@ class Reported:
         """``report`` under ``name`` with these files; ``measure`` is given these settings and the file to write."""
         files = {key: getattr(self, key) for key in ("out", "result", "update")}
         return report(name, **files, measure=partial(measure, self), **how)
+
+    def context(self, script: str, *, settings: Mapping[str, Any] | None = None, **about: Any) -> Context:
+        """Of a result of ``script`` with these settings and further ``settings``; ``about``: see ``Context``."""
+        files = dict.fromkeys(("out", "result", "update"))
+        made = Context.of(script, replace(self, **files), **about)
+        flags = {key: value for key, value in made.settings.items() if key not in files}
+        return replace(made, settings=flags | dict(settings or {}))
 
 
 def rising(sizes: Sequence[int], flag: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from roentgen.files import HashedFile, open_atomic
 from roentgen.images import encode_image
-from roentgen.synthesis.writers.parts import Part, Record, Writer, columns
+from roentgen.synthesis.writers.parts import Part, Record, Writer
 
 
 class WebDatasetWriter(Writer):
@@ -32,15 +32,12 @@ class WebDatasetWriter(Writer):
             hashed = HashedFile(file)
             with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
                 for record in records:
+                    values = self.cells(record, f"{record.name}.png")
+                    row = dict(zip(self.columns, values, strict=True))
                     _add(tar, f"{record.name}.png", encode_image(record.image, "png", record.provenance))
                     _add(tar, f"{record.name}.txt", record.row.prompt.encode())
-                    _add(tar, f"{record.name}.json", self._json(record))
+                    _add(tar, f"{record.name}.json", json.dumps(row, ensure_ascii=False).encode())
         self.parts.write(shard, Part({path: hashed.sha256()}, []))
-
-    def _json(self, record: Record) -> bytes:
-        values = self.cells(record, f"{record.name}.png")
-        row = {column.name: value for column, value in zip(columns(self.info), values, strict=True)}
-        return json.dumps(row, ensure_ascii=False).encode()
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
