@@ -28,7 +28,7 @@ from roentgen.data.manifest import finding_columns, labels_in, read_manifest
 from roentgen.experiments.reading import about
 from roentgen.files import require_writable
 from roentgen.images import read_image
-from roentgen.metrics.adherence.round_trip import sides_of
+from roentgen.metrics.reading import sides_of
 from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, read_result, write_result

@@ -85,6 +85,14 @@ class EvaluationInputs:
             raise Unavailable("no training images were given (--train)")
         return self.train
 
+    def made_probes(self) -> ImageSet:
+        if self.probes is None:
+            raise Unavailable("no probes were made (--generate MODEL with --probes N)")
+        return self.probes
+
+
+CHANCE: Entry = {"value": 0.5, "what": "by chance"}
+
 
 def bound(entry: Entry, what: str) -> dict[str, Any]:
     """The value, interval and n of ``entry``, as far as it has them, as a floor or ceiling that says what it is of."""

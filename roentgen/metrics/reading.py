@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.images import read_image, resize_center_crop
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import EvaluationInputs, Unavailable
@@ -110,3 +111,9 @@ def labels_of(inputs: EvaluationInputs, findings: Sequence[str] | None = None) -
                 bad_input=True,
             )
     return mine, theirs
+
+
+def sides_of(table: pd.DataFrame, findings: Sequence[str]) -> list[list[str]]:
+    """The sides that a table gives, (N, F)."""
+    columns = [table[f + SIDE_SUFFIX].tolist() if f + SIDE_SUFFIX in table else [""] * len(table) for f in findings]
+    return [[str(column[row]) for column in columns] for row in range(len(table))]

@@ -257,7 +257,7 @@ def measure(
             "zero_shot_auroc": {
                 "value": zero_shot.value,
                 "ci": zero_shot.ci,
-                "findings": {row.finding: row.value for row in zero_shot.findings if row.in_macro},
+                "findings": {row["finding"]: row["value"] for row in zero_shot.findings if row["in_macro"]},
             },
         },
     )

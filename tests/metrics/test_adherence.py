@@ -7,7 +7,7 @@ import pytest
 
 from roentgen.metrics.adherence import calibration
 from roentgen.metrics.adherence import scored as adherence
-from roentgen.metrics.adherence.auroc import adherence_auroc
+from roentgen.metrics.adherence.auroc import by_auroc
 from roentgen.metrics.adherence.f1 import (
     adherence_f1,
     best_f1_threshold,
@@ -87,10 +87,10 @@ def test_calibrated_scores_have_a_small_error_and_overcalling_a_large_one() -> N
     groups = list(range(4000))
     right = calibration.calibration(p, labels, ["A"], groups, resamples=50)
     over = calibration.calibration(p**0.3, labels, ["A"], groups, resamples=50)
-    assert right["value"] < 0.03 < 0.15 < over["value"]
-    assert over["ci"][0] < over["value"] < over["ci"][1] and right["ci"][0] < right["value"] < right["ci"][1]
+    assert right.value < 0.03 < 0.15 < over.value
+    assert over.ci[0] < over.value < over.ci[1] and right.ci[0] < right.value < right.ci[1]
     rare = calibration.calibration(p[:12], np.r_[np.ones((2, 1)), np.zeros((10, 1))], ["A"], groups[:12], resamples=9)
-    assert np.isnan(rare["value"]) and "left out: A" in rare["warnings"][0]
+    assert np.isnan(rare.value) and "left out: A" in rare.notes[0]
 
 
 def test_thresholds_need_cases() -> None:
@@ -106,41 +106,41 @@ def test_thresholds_need_cases() -> None:
 
 def test_auroc_stands_between_ceiling_and_floor() -> None:
     made, real = judged(1.0), judged(3.0, seed=1)
-    result = adherence_auroc(made, FINDINGS, real=real, resamples=100)
-    details = result["details"]
+    result = adherence.adherence(by_auroc, made, FINDINGS, real=real, resamples=100)
+    details = result.details
     assert details["macro_findings"] == ["Effusion", "Mass"]
     assert details["shuffled"]["value"] == pytest.approx(0.5, abs=0.03)
-    assert 0.6 < result["value"] < details["real"]["value"]
+    assert 0.6 < result.value < details["real"]["value"]
     common = details["on_common_findings"]
     assert common["difference"]["value"] == pytest.approx(common["synthetic"]["value"] - common["real"]["value"])
     assert common["difference"]["ci"][1] < 0  # worse than real, and certainly so
-    assert result["ci"][0] < result["value"] < result["ci"][1] and result["n"] == 300 and not result["warnings"]
+    assert result.ci[0] < result.value < result.ci[1] and result.n == 300 and not result.notes
 
 
 def test_interval_widens_when_images_share_patients() -> None:
     made = judged(1.0)
-    one = adherence_auroc(made, FINDINGS, resamples=300)
+    one = adherence.adherence(by_auroc, made, FINDINGS, resamples=300)
     few = ScoredImages(made.scores, made.labels, [f"p{i // 30}" for i in range(300)])
-    ten = adherence_auroc(few, FINDINGS, resamples=300)
-    assert ten["value"] == one["value"] and ten["ci"] != one["ci"]
+    ten = adherence.adherence(by_auroc, few, FINDINGS, resamples=300)
+    assert ten.value == one.value and ten.ci != one.ci
 
 
 def test_f1_at_thresholds_from_elsewhere() -> None:
     thresholds = calibrate(*_both(judged(2.0, seed=5)), FINDINGS)
     made, real = judged(1.5), judged(2.5, seed=1)
     result = adherence_f1(made, FINDINGS, thresholds, real=real, resamples=100)
-    rows = {row["finding"]: row for row in result["details"]["findings"]}
+    rows = {row["finding"]: row for row in result.details["findings"]}
     known = np.isfinite(made.labels[:, 1])
     expected = f1_score(made.scores[known, 1] >= thresholds[1].threshold, made.labels[known, 1])
     assert rows["Effusion"]["value"] == pytest.approx(expected)
-    assert result["value"] == pytest.approx((rows["Effusion"]["value"] + rows["Mass"]["value"]) / 2)
-    floor = result["details"]["shuffled"]["value"]
-    assert 0 < floor < result["value"] < result["details"]["on_common_findings"]["real"]["value"]
-    assert {row["method"] for row in result["details"]["thresholds"]} == {"prevalence"}
+    assert result.value == pytest.approx((rows["Effusion"]["value"] + rows["Mass"]["value"]) / 2)
+    floor = result.details["shuffled"]["value"]
+    assert 0 < floor < result.value < result.details["on_common_findings"]["real"]["value"]
+    assert {row["method"] for row in result.details["thresholds"]} == {"prevalence"}
     blind = judged(0.0, seed=6)  # the best F1 of scores that know nothing is had by calling nearly everything
     greedy = calibrate(blind.scores, blind.labels, FINDINGS, method="f1")
     assert greedy[1].called > 0.8
-    assert "too often" in " ".join(adherence_f1(made, FINDINGS, greedy, resamples=20)["warnings"])
+    assert "too often" in " ".join(adherence_f1(made, FINDINGS, greedy, resamples=20).notes)
     with pytest.raises(ValueError, match="order"):
         adherence_f1(made, FINDINGS, thresholds[::-1])
 
@@ -151,14 +151,14 @@ def _both(part: ScoredImages) -> tuple[np.ndarray, np.ndarray]:
 
 def test_ceiling_has_the_same_labels() -> None:
     made, real = judged(1.0, n=60), judged(1.0, n=400, seed=1)
-    top, warnings = adherence.ceiling(made, real)
+    top, warnings = adherence.alike(made, real)
     np.testing.assert_array_equal(top.labels == 1, made.labels == 1)
     assert not warnings
     lonely = ScoredImages(made.scores[:3], np.array([[1.0, 1, 1]] * 3), ["a", "b", "c"])
     pool = ScoredImages(made.scores[:2], np.array([[1.0, 1, 1], [0, 0, 0]]), ["d", "e"])
-    again, warnings = adherence.ceiling(lonely, pool)
+    again, warnings = adherence.alike(lonely, pool)
     assert len(again.scores) == 3 and "used more than once" in warnings[0]
-    none, warnings = adherence.ceiling(pool, lonely)
+    none, warnings = adherence.alike(pool, lonely)
     assert len(none.scores) == 1 and "1 of 2 images have no real one" in warnings[0]
 
 
@@ -166,12 +166,12 @@ def test_sides_by_hand() -> None:
     leftness = np.array([[0.2, -0.1], [-0.3, 0.4], [0.1, 0.0], [0.5, 0.2]])
     sides = [["left", "right"], ["right", ""], ["right", "left"], ["bilateral", "left"]]
     result = side_adherence(leftness, sides, ["Effusion", "Mass"], range(4))
-    assert result["n"] == 6 and result["value"] == pytest.approx(4 / 6)
-    first, second = result["details"]["findings"]
-    assert (first["correct"], first["n"]) == (2, 3) and (second["correct"], second["n"]) == (2, 3)
-    assert "at least 50" in result["warnings"][0]
+    assert result.n == 6 and result.value == pytest.approx(4 / 6)
+    first, second = result.details["findings"]
+    assert (first["value"], first["n"]) == (2 / 3, 3) and (second["value"], second["n"]) == (2 / 3, 3)
+    assert "at least 50" in result.notes[0]
     flipped = side_adherence(-leftness, sides, ["Effusion", "Mass"], range(4))
-    assert flipped["value"] == pytest.approx(1 / 6)  # a tie is wrong on both sides
+    assert flipped.value == pytest.approx(1 / 6)  # a tie is wrong on both sides
 
 
 def test_bad_input_is_refused() -> None:

@@ -111,13 +111,13 @@ def test_macro_leaves_out_rare_findings_and_unknown_labels() -> None:
     macro = auroc.macro_auroc(scores, labels, ["A", "B", "C"], weights)
     assert macro.names == ["A", "C"]
     a, b, c = macro.findings
-    assert (b.positives, b.negatives, b.in_macro) == (9, 91, False)
-    assert (c.positives, c.negatives) == (30, 30)
-    assert c.value == pytest.approx(pairwise_auroc(scores[:60, 2], labels[:60, 2]))
-    assert macro.value == pytest.approx((a.value + c.value) / 2)
+    assert [b[key] for key in ("positives", "negatives", "in_macro")] == [9, 91, False]
+    assert (c["positives"], c["negatives"]) == (30, 30)
+    assert c["value"] == pytest.approx(pairwise_auroc(scores[:60, 2], labels[:60, 2]))
+    assert macro.value == pytest.approx((a["value"] + c["value"]) / 2)
     assert macro.ci[0] < macro.value < macro.ci[1]
     alone = auroc.macro_auroc(scores, labels, ["A", "B", "C"], weights, leave_out=["C"])
-    assert alone.names == ["A"] and alone.value == pytest.approx(a.value)
+    assert alone.names == ["A"] and alone.value == pytest.approx(a["value"])
 
 
 def test_macro_of_nothing_is_nan() -> None:
@@ -275,10 +275,10 @@ def test_wilson_by_hand() -> None:
 def test_side_accuracy() -> None:
     sides = ["left", "left", "right", "right"]
     found = laterality.side_accuracy(np.array([2.0, -1, -3, 0]), sides)
-    assert (found.correct, found.accuracy, found.left, found.right) == (2, 0.5, 0.5, 0.5)  # a tie is wrong
-    assert found.auroc == 0.75
-    assert laterality.side_accuracy(np.array([5.0, 4, 1, 2]), sides, threshold=3).accuracy == 1
-    assert np.isnan(laterality.side_accuracy(np.empty(0), []).accuracy)
+    assert [found[key] for key in ("n", "value", "left", "right")] == [4, 0.5, 0.5, 0.5]  # a tie is wrong
+    assert found["auroc"] == 0.75
+    assert laterality.side_accuracy(np.array([5.0, 4, 1, 2]), sides, threshold=3)["value"] == 1
+    assert np.isnan(laterality.side_accuracy(np.empty(0), [])["value"])
     with pytest.raises(ValueError, match="left or right"):
         laterality.side_accuracy(np.zeros(1), ["bilateral"])
 

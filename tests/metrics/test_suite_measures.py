@@ -57,7 +57,7 @@ def test_calibrated_scores_have_the_error_that_their_n_gives() -> None:
     names = ["Effusion", "Mass"]
     found = calibration.calibration(scores, labels, names, range(400), resamples=100)
     floor = calibration.calibrated_error(scores, labels, names, names)
-    assert floor["ci"][0] < found["value"] < floor["ci"][1] and floor["value"] > 0.02
+    assert floor["ci"][0] < found.value < floor["ci"][1] and floor["value"] > 0.02
     # Ten times as many: the floor falls with 1 / sqrt(n).
     many = np.tile(scores, (10, 1))
     less = calibration.calibrated_error(many, np.zeros_like(many), names, names)
@@ -71,9 +71,9 @@ def test_overconfident_scores_lie_above_the_floor() -> None:
     sure = np.where(truth > 0.5, 0.95, 0.05)
     found = calibration.calibration(sure, labels, ["Effusion"], range(400), resamples=100)
     floor = calibration.calibrated_error(sure, labels, ["Effusion"], ["Effusion"])
-    assert found["ci"][0] > floor["ci"][1]
+    assert found.ci[0] > floor["ci"][1]
     # By hand: in the upper bin a score of 0.95 meets 0.75 of positives, in the lower 0.05 meets 0.25.
-    assert found["value"] == pytest.approx(0.2, abs=0.05)
+    assert found.value == pytest.approx(0.2, abs=0.05)
 
 
 # ------------------------------------------------------------------------------------------------- the suite

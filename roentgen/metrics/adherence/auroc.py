@@ -7,16 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from roentgen.metrics.adherence.scored import (
-    SHOWN,
-    Macro,
-    ScoredImages,
-    adherence,
-    judged,
-    macro,
-    shown,
-    with_bounds,
-)
+from roentgen.metrics.adherence.scored import SHOWN, Macro, ScoredImages, adherence, judged, macro, shown
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, measure
 from roentgen.metrics.noticed import LABELS, Noticed
@@ -53,18 +44,13 @@ def auroc(scores: Floats, labels: Floats) -> float:
     return float(weighted_auroc(scores, labels, np.ones((1, len(scores))))[0])
 
 
-def _figure(column: int, scores: Floats, labels: Floats, weights: Floats) -> Floats:
+def by_auroc(column: int, scores: Floats, labels: Floats, weights: Floats) -> Floats:
     return weighted_auroc(scores, labels, weights)
 
 
 def macro_auroc(scores: Floats, labels: Floats, findings: Sequence[str], weights: Floats, **options: Any) -> Macro:
     """``macro`` of the AUROC; ``options`` are its ``leave_out`` and ``min_cases``."""
-    return macro(_figure, scores, labels, findings, weights, **options)
-
-
-def adherence_auroc(synthetic: ScoredImages, findings: Sequence[str], **options: Any) -> dict[str, Any]:
-    """``adherence`` by the AUROC."""
-    return adherence(_figure, synthetic, findings, **options)
+    return macro(by_auroc, scores, labels, findings, weights, **options)
 
 
 @measure(
@@ -74,13 +60,12 @@ def adherence_auroc(synthetic: ScoredImages, findings: Sequence[str], **options:
 )  # fmt: skip
 def measure_auroc(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     mine, theirs, findings = judged(inputs, extractor)
-    found = adherence_auroc(mine, findings, real=theirs, **inputs.bootstrap)
-    found["details"]["chance"] = 0.5
+    found = adherence(by_auroc, mine, findings, real=theirs, **inputs.bootstrap)
     scores = {f"score {name}": mine.scores[:, i] for i, name in enumerate(findings)}
     labels = {f"label {name}": mine.labels[:, i] for i, name in enumerate(findings)}
     per_image = {SHOWN: shown(mine, theirs), **scores, **labels}
-    more = reconstructed_auroc(inputs, extractor, theirs, findings, found["details"]["macro_findings"])
-    return with_bounds(found, "real images", notes=inputs.notes, per_image=per_image, **more)
+    more = reconstructed_auroc(inputs, extractor, theirs, findings, found.details["macro_findings"])
+    return found.plus(notes=inputs.notes, details={**found.details, "chance": 0.5}, per_image=per_image, **more)
 
 
 def reconstructed_auroc(

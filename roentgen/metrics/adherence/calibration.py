@@ -66,17 +66,15 @@ def calibration(
     findings: Sequence[str],
     groups: Sequence[object],
     *,
-    bins: int = BINS,
-    min_cases: int = MIN_CASES,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Result:
     """Expected calibration error of probabilities ``scores`` (N, F) for ``labels`` (N, F), mean over findings.
 
-    Returns the metric's dictionary; ``details["findings"]`` holds for each finding with ``min_cases`` positives and
-    negatives its value, interval, n and reliability ``curve``. The error of a finite set is above 0 even of a perfect
-    classifier, the more so the smaller it is; a resample, which repeats images, raises it further, so the draws are
-    shifted to the value of the whole set before their percentiles are taken.
+    ``details["findings"]`` holds for each finding with ``MIN_CASES`` positives and negatives its value, interval, n
+    and reliability ``curve``. The error of a finite set is above 0 even of a perfect classifier, the more so the
+    smaller it is; a resample, which repeats images, raises it further, so the draws are shifted to the value of the
+    whole set before their percentiles are taken.
     """
     if scores.shape != labels.shape or scores.shape[1] != len(findings) or len(groups) != len(scores):
         raise ValueError(f"shapes differ: {scores.shape}, {labels.shape}, {len(findings)} findings")
@@ -85,32 +83,30 @@ def calibration(
     for column, finding in enumerate(findings):
         known = np.isfinite(labels[:, column])
         score, truth = scores[known, column].astype(np.float64), labels[known, column]
-        if min(truth.sum(), len(truth) - truth.sum()) < min_cases:
+        if min(truth.sum(), len(truth) - truth.sum()) < MIN_CASES:
             few.append(finding)
             continue
-        value = float(calibration_error(score, truth, np.ones((1, len(truth))), bins=bins)[0])
-        sample = calibration_error(score, truth, weights[:, known], bins=bins)
-        draws.append(sample)
+        value = float(calibration_error(score, truth, np.ones((1, len(truth))))[0])
+        draws.append(calibration_error(score, truth, weights[:, known]))
         entries.append(
             {
                 "finding": finding,
                 "value": value,
-                "ci": _shifted_interval(sample, value),
+                "ci": _shifted_interval(draws[-1], value),
                 "n": len(truth),
                 "positives": int(truth.sum()),
-                "curve": reliability_curve(score, truth, bins=bins),
+                "curve": reliability_curve(score, truth),
             }
         )
-    warnings = [f"fewer than {min_cases} positives or negatives, left out: {', '.join(few)}"] if few else []
     value = float(np.mean([entry["value"] for entry in entries])) if entries else float("nan")
-    return {
-        "value": value,
-        "ci": _shifted_interval(np.mean(draws, axis=0), value) if draws else NOTHING,
-        "ci_method": f"95 % percentile, bootstrap by patient shifted to the value, {resamples} resamples",
-        "n": len(scores),
-        "warnings": warnings,
-        "details": {"bins": bins, "findings": entries},
-    }
+    return Result(
+        value,
+        _shifted_interval(np.mean(draws, axis=0), value) if draws else NOTHING,
+        len(scores),
+        f"95 % percentile, bootstrap by patient shifted to the value, {resamples} resamples",
+        notes=[f"fewer than {MIN_CASES} positives or negatives, left out: {', '.join(few)}"] if few else [],
+        details={"bins": BINS, "findings": entries},
+    )
 
 
 DRAWN = 200
@@ -123,7 +119,6 @@ def calibrated_error(
     chosen: Sequence[str],
     findings: Sequence[str],
     *,
-    bins: int = BINS,
     resamples: int = DRAWN,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -139,7 +134,7 @@ def calibrated_error(
         score = scores[np.isfinite(labels[:, column]), column].astype(np.float64)
         one = np.ones((1, len(score)))
         drawn = [(rng.random(len(score)) < score).astype(np.float64) for _ in range(min(resamples, DRAWN))]
-        draws.append([float(calibration_error(score, labels_, one, bins=bins)[0]) for labels_ in drawn])
+        draws.append([float(calibration_error(score, labels_, one)[0]) for labels_ in drawn])
     means = np.mean(draws, axis=0)
     return {"value": float(means.mean()), "ci": percentile_interval(means), "n": len(scores)}
 
@@ -161,24 +156,25 @@ def measure_calibration(inputs: EvaluationInputs, extractor: Extractor) -> Resul
     """Calibration error of the classifier's probabilities for what the prompts say, beside real images."""
     mine, theirs, findings = judged(inputs, extractor)
     found = calibration(mine.scores, mine.labels, findings, mine.groups, **inputs.bootstrap)
-    rows = found["details"]["findings"]
+    rows = found.details["findings"]
     if not rows:
         raise Unavailable("no finding has enough prompts with and without it")
+    chosen = [row["finding"] for row in rows]
     real = calibration(theirs.scores, theirs.labels, findings, theirs.groups, **inputs.bootstrap)
-    of_real = {row["finding"]: {key: row[key] for key in ("value", "ci", "n")} for row in real["details"]["findings"]}
+    of_real = {row["finding"]: {key: row[key] for key in ("value", "ci", "n")} for row in real.details["findings"]}
     for row in rows:
         if row["finding"] in of_real:
             row["ceiling"] = of_real[row["finding"]]
-    found["details"]["reliability"] = {"generated": reliability(mine), "real": reliability(theirs)}
-    more: dict[str, Any] = {}
-    if common := [row["finding"] for row in rows if "ceiling" in row]:
+    curves = {"generated": reliability(mine), "real": reliability(theirs)}
+    more: dict[str, Any] = {"details": {**found.details, "reliability": curves}}
+    if common := [name for name in chosen if name in of_real]:
         columns = [findings.index(name) for name in common]
         scores, labels = theirs.scores[:, columns], theirs.labels[:, columns]
         ceiling = calibration(scores, labels, common, theirs.groups, **inputs.bootstrap)
-        more["ceiling"] = bound(ceiling, f"real images, {len(common)} findings")
-    floor = calibrated_error(mine.scores, mine.labels, [row["finding"] for row in rows], findings, **inputs.bootstrap)
-    floor["what"] = "labels drawn from the probabilities themselves"
-    return Result.of(found, floor=floor, notes=inputs.notes, **more)
+        more["ceiling"] = bound(ceiling.entry, f"real images, {len(common)} findings")
+    floor = calibrated_error(mine.scores, mine.labels, chosen, findings, **inputs.bootstrap)
+    more["floor"] = bound(floor, "labels drawn from the probabilities themselves")
+    return found.plus(notes=inputs.notes, **more)
 
 
 def reliability(images: ScoredImages) -> list[dict[str, Any]]:

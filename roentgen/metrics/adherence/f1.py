@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.adherence.scored import MIN_CASES, ScoredImages, adherence, ceiling, judged, with_bounds
+from roentgen.metrics.adherence.scored import MIN_CASES, ScoredImages, adherence, alike, judged
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import VALIDATION, ByFinding, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.statistics import Floats
@@ -129,10 +129,10 @@ def adherence_f1(
     *,
     real: ScoredImages | None = None,
     **options: Any,
-) -> dict[str, Any]:
+) -> Result:
     """Macro F1 at thresholds that were fitted on real validation images (``calibrate``).
 
-    ``real`` should be ``ceiling(...)[0]``: F1 depends on how common a finding is, so the real set must have the same
+    ``real`` should be ``alike(...)[0]``: F1 depends on how common a finding is, so the real set must have the same
     findings in the same numbers. The floor is not 0.5 here either: it is measured. ``options`` and the result are
     those of ``adherence``; each finding also has the share that was called and the share that was asked for.
     """
@@ -145,22 +145,23 @@ def adherence_f1(
             return np.full(len(weights), np.nan)
         return weighted_f1(scores >= cut[column], labels, weights)
 
-    found = adherence(figure, synthetic, findings, real=real, **options)
-    details = found["details"]
-    for images, entries in ((synthetic, details["findings"]), (real, details.get("real", {}).get("findings", []))):
-        for column, entry in enumerate(entries):
-            assert images is not None
+    what = "real images of the same findings"
+    found = adherence(figure, synthetic, findings, real=real, ceiling=what, **options)
+    for images, about in ((synthetic, found.details), (real, found.details.get("real"))):
+        if images is None or about is None:
+            continue
+        for column, entry in enumerate(about["findings"]):
             known = np.isfinite(images.labels[:, column])
             called = (images.scores[known, column] >= cut[column]).mean() if known.any() else math.nan
             entry["called"] = math.nan if math.isnan(cut[column]) else float(called)
             entry["asked"] = entry["positives"] / known.sum() if known.any() else math.nan
+    notes = []
     if uncalibrated := [row.finding for row in thresholds if math.isnan(row.threshold)]:
-        found["warnings"].append(f"no threshold, too few validation images: {', '.join(uncalibrated)}")
+        notes.append(f"no threshold, too few validation images: {', '.join(uncalibrated)}")
     if often := [row.finding for row in thresholds if row.called > OVERCALL * row.prevalence]:
         words = f"thresholds that call over {OVERCALL} times too often on validation images"
-        found["warnings"].append(f"{words}: {', '.join(often)}")
-    details["thresholds"] = [asdict(row) for row in thresholds]
-    return found
+        notes.append(f"{words}: {', '.join(often)}")
+    return found.plus(notes=notes, details={**found.details, "thresholds": [asdict(row) for row in thresholds]})
 
 
 @measure(
@@ -177,6 +178,6 @@ def measure_f1(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     thresholds = calibrate(scores, inputs.validation.labels(findings), findings)
     if not any(math.isfinite(row.threshold) for row in thresholds):
         raise Unavailable(f"{len(scores)} validation images have too few cases of every finding to fit a threshold")
-    matched, warnings = ceiling(mine, theirs, seed=inputs.seed)
+    matched, warnings = alike(mine, theirs, seed=inputs.seed)
     found = adherence_f1(mine, findings, thresholds, real=matched, **inputs.bootstrap)
-    return with_bounds(found, "real images of the same findings", notes=[*warnings, *inputs.notes])
+    return found.plus(notes=[*warnings, *inputs.notes])

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.metrics.adherence.auroc import auroc
 from roentgen.metrics.extractor import Extractor
-from roentgen.metrics.image_set import ImageSet
-from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, measure
+from roentgen.metrics.measure import CHANCE, ByFinding, EvaluationInputs, Result, Unavailable, bound, measure
 from roentgen.metrics.noticed import FLIP, Noticed
+from roentgen.metrics.reading import sides_of
 from roentgen.metrics.statistics import Floats, Groups, clustered_wilson, own_groups
 
+SIDES = ("left", "right")
 RIGHT, LEFT = 0, 1  # last axis of Classifier.predict_sides: the patient's right first, as on the film
 # Rows of the image (as shares of its height) in which a finding changes the lateral third of its lung, and
 # the direction: fluid and opacity are white, air is black.
@@ -29,52 +26,36 @@ REGIONS: dict[str, tuple[float, float, float]] = {
 }
 
 
-@dataclass(frozen=True)
-class SideAccuracy:
-    """``accuracy`` in [0, 1] with its interval (``clustered_wilson``); ``auroc`` of left against right is without one.
-
-    ``left``, ``right``: share told right among images of that side; NaN without any.
-    """
-
-    accuracy: float
-    ci: tuple[float, float]
-    n: int
-    correct: int
-    left: float
-    right: float
-    auroc: float
-
-
 def side_accuracy(
     leftness: NDArray[np.floating],
     sides: Sequence[str],
     *,
     threshold: float = 0.0,
     groups: Sequence[object] | None = None,
-) -> SideAccuracy:
-    """How often ``leftness`` (N,) above ``threshold`` means ``sides`` (N,) "left" and below it "right".
+) -> dict[str, Any]:
+    """How often ``leftness`` (N,) above ``threshold`` means ``sides`` (N,) "left" and below it "right", as an entry.
 
     A tie is not told apart, so it counts as wrong. ``groups`` (N,) name the patient or prompt; None: each its own.
+    The interval is ``clustered_wilson``'s; ``left`` and ``right`` are the shares told right among images of that side,
+    NaN without any, and ``auroc`` is that of left against right.
     """
     values = np.asarray(leftness, dtype=np.float64)
-    if len(values) != len(sides) or not set(sides) <= {"left", "right"}:
+    if len(values) != len(sides) or not set(sides) <= set(SIDES):
         raise ValueError("sides must be left or right, one a value")
     is_left = np.array([side == "left" for side in sides], dtype=bool)
     right_answer = np.where(is_left, values > threshold, values < threshold)
-    correct, n = int(right_answer.sum()), len(values)
 
     def share(rows: NDArray[np.bool_]) -> float:
         return float(right_answer[rows].mean()) if rows.any() else float("nan")
 
-    return SideAccuracy(
-        accuracy=correct / n if n else float("nan"),
-        ci=clustered_wilson(right_answer, np.ones(n), own_groups(groups, values)),
-        n=n,
-        correct=correct,
-        left=share(is_left),
-        right=share(~is_left),
-        auroc=auroc(values, is_left.astype(np.float64)) if n else float("nan"),
-    )
+    return {
+        "value": share(np.ones(len(values), dtype=bool)),
+        "ci": clustered_wilson(right_answer, np.ones(len(values)), own_groups(groups, values)),
+        "n": len(values),
+        "left": share(is_left),
+        "right": share(~is_left),
+        "auroc": auroc(values, is_left.astype(np.float64)) if len(values) else float("nan"),
+    }
 
 
 def brightness_asymmetry(images: NDArray[np.uint8], finding: str) -> NDArray[np.float64]:
@@ -93,15 +74,17 @@ def brightness_asymmetry(images: NDArray[np.uint8], finding: str) -> NDArray[np.
     return sign * (on_left - on_right)
 
 
+Sides = Sequence[Sequence[str]] | NDArray[np.str_]
+
+
 def side_adherence(
     leftness: Floats,
-    sides: Sequence[Sequence[str]] | NDArray[np.str_],
+    sides: Sides,
     findings: Sequence[str],
-    groups: Sequence[object],
+    groups: Groups,
     *,
-    real: tuple[Floats, Sequence[Sequence[str]] | NDArray[np.str_]] | None = None,
-    real_groups: Sequence[object] | None = None,
-) -> dict[str, Any]:
+    real: tuple[Floats, Sides, Groups] | None = None,
+) -> Result:
     """Share of findings that are on the side their prompt asks for; 0.5 by chance.
 
     Args:
@@ -110,44 +93,55 @@ def side_adherence(
         findings: names of the columns.
         groups: (N,) prompt or patient, for the intervals (``statistics.clustered_wilson``; a bootstrap would give no
             width where all are right).
-        real, real_groups: leftness and sides of real images, the ceiling, and their patients.
+        real: leftness and sides of real images, the ceiling, and their patients.
     """
     table = _sides(leftness, sides, findings)
-    entries = _side_rows(leftness, table, findings, groups)
-    told = np.where(table == "left", leftness > 0, leftness < 0)
-    asked = np.isin(table, ("left", "right"))
-    right, n = (told & asked).sum(axis=1).astype(np.float64), asked.sum(axis=1).astype(np.float64)
-    details: dict[str, Any] = {"chance": 0.5, "findings": entries}
+    rows, ceiling = _by_finding(leftness, table, findings, groups), None
     if real is not None:
-        others = own_groups(real_groups, real[0])
-        details["real"] = _side_rows(real[0], _sides(real[0], real[1], findings), findings, others)
-    return {
-        "value": float(right.sum() / n.sum()) if n.sum() else float("nan"),
-        "ci": clustered_wilson(right, n, groups),
-        "ci_method": "95 % Wilson at the effective number of independent findings, by patient or prompt",
-        "n": int(n.sum()),
-        "warnings": [] if n.sum() >= 50 else [f"{int(n.sum())} findings with a side: use at least 50"],
-        "details": details,
-    }
+        others, true, patients = real[0], _sides(*real[:2], findings), real[2]
+        beside = {row["finding"]: row for row in _by_finding(others, true, findings, patients)}
+        rows = [row | {"ceiling": beside.get(row["finding"])} for row in rows]
+        known = np.isin(true, SIDES)
+        of_known = [patients[row] for row in np.nonzero(known)[0].tolist()]
+        ceiling = bound(side_accuracy(others[known], true[known].tolist(), groups=of_known), "real images")
+    told = np.where(table == "left", leftness > 0, leftness < 0)
+    asked = np.isin(table, SIDES)
+    right, n = (told & asked).sum(axis=1).astype(np.float64), asked.sum(axis=1).astype(np.float64)
+    return Result(
+        float(right.sum() / n.sum()) if n.sum() else float("nan"),
+        clustered_wilson(right, n, groups),
+        int(n.sum()),
+        "95 % Wilson at the effective number of independent findings, by patient or prompt",
+        floor=CHANCE,
+        ceiling=ceiling,
+        notes=[] if n.sum() >= 50 else [f"{int(n.sum())} findings with a side: use at least 50"],
+        details={"chance": 0.5, "findings": rows},
+    )
 
 
-def _sides(leftness: Floats, sides: Any, findings: Sequence[str]) -> NDArray[np.str_]:
+def _sides(leftness: Floats, sides: Sides, findings: Sequence[str]) -> NDArray[np.str_]:
     table = np.asarray(sides, dtype=np.str_)
     if leftness.ndim != 2 or table.shape != leftness.shape or leftness.shape[1] != len(findings):
         raise ValueError(f"shapes differ: {leftness.shape}, {table.shape}, {len(findings)} findings")
     return table
 
 
-def _side_rows(
+def _by_finding(
     leftness: Floats, table: NDArray[np.str_], findings: Sequence[str], groups: Groups
 ) -> list[dict[str, Any]]:
     entries = []
     for finding, values, sides in zip(findings, leftness.T, table.T, strict=True):
-        rows = np.flatnonzero(np.isin(sides, ("left", "right")))
+        rows = np.flatnonzero(np.isin(sides, SIDES))
         if len(rows):
-            accuracy = side_accuracy(values[rows], sides[rows].tolist(), groups=[groups[int(row)] for row in rows])
-            entries.append({"finding": finding, **dataclasses.asdict(accuracy)})
+            found = side_accuracy(values[rows], sides[rows].tolist(), groups=[groups[int(row)] for row in rows])
+            entries.append({"finding": finding, **{key: found[key] for key in ("value", "ci", "n", "auroc")}})
     return entries
+
+
+def leftness_of(inputs: EvaluationInputs, extractor: Extractor, name: str) -> Floats:
+    """The classifier's left less right (N, F) on the set ``name``."""
+    both = inputs.of(name, extractor, "sides").astype(np.float64)
+    return np.asarray(both[..., LEFT] - both[..., RIGHT])
 
 
 @measure(
@@ -157,31 +151,12 @@ def _side_rows(
 )  # fmt: skip
 def measure_laterality(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Left and right told apart by the classifier, over the findings that prompts give a side."""
-
-    def see(images: ImageSet, name: str) -> tuple[Floats, NDArray[np.str_]]:
-        both = inputs.of(name, extractor, "sides").astype(np.float64)
-        sides = [
-            images.table.get(finding + SIDE_SUFFIX, pd.Series("", index=images.table.index)).tolist()
-            for finding in extractor.findings
-        ]
-        return both[..., LEFT] - both[..., RIGHT], np.array(sides).T
-
-    leftness, sides = see(inputs.synthetic, "synthetic")
-    real_leftness, real_sides = see(inputs.real, "real")
-    if not np.isin(sides, ("left", "right")).any():
+    mine, theirs = (
+        (leftness_of(inputs, extractor, images.name), np.array(sides_of(images.table, extractor.findings)), groups)
+        for images, groups in (
+            (inputs.synthetic, inputs.bootstrap_groups), (inputs.real, inputs.real.patients)
+        )
+    )  # fmt: skip
+    if not np.isin(mine[1], SIDES).any():
         raise Unavailable("no prompt gives a finding a side (left or right)")
-    groups, patients = inputs.bootstrap_groups, inputs.real.patients
-    beside = (real_leftness, real_sides)
-    found = side_adherence(leftness, sides, extractor.findings, groups, real=beside, real_groups=patients)
-    details = found["details"]
-
-    def renamed(row: dict[str, Any]) -> dict[str, Any]:
-        return {"finding": row["finding"], "value": row["accuracy"], **{k: row[k] for k in ("ci", "n", "auroc")}}
-
-    real_rows = {row["finding"]: renamed(row) for row in details.pop("real")}
-    details["findings"] = [renamed(row) | {"ceiling": real_rows.get(row["finding"])} for row in details["findings"]]
-    known = np.isin(real_sides, ("left", "right"))
-    of_known = [patients[row] for row in np.nonzero(known)[0]]
-    whole = side_accuracy(real_leftness[known], real_sides[known].tolist(), groups=of_known)
-    ceiling = {"value": whole.accuracy, "ci": whole.ci, "n": whole.n, "what": "real images"}
-    return Result.of(found, floor={"value": 0.5, "what": "by chance"}, ceiling=ceiling)
+    return side_adherence(*mine[:2], extractor.findings, mine[2], real=theirs)

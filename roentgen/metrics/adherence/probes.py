@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from roentgen.metrics.image_set import ImageSet
+import numpy as np
+from numpy.typing import NDArray
+
 from roentgen.metrics.measure import EvaluationInputs, Unavailable
 
 LITTLE, MUCH = "little", "much"
@@ -45,16 +47,13 @@ def probe_rows(count: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def probes_of(inputs: EvaluationInputs, probe: Probe, answer: str) -> ImageSet:
-    """Images of one of the probe's prompts, in the order of their seeds.
+def probes_of(inputs: EvaluationInputs, probe: Probe, answer: str) -> NDArray[np.int64]:
+    """Rows (n,) of the probes that are images of one of this probe's prompts, in the order of their seeds.
 
     Raises:
         Unavailable: no probes were made, or none of this prompt is left.
     """
-    if inputs.probes is None:
-        raise Unavailable("no probes were made (--generate MODEL with --probes N)")
-    table = inputs.probes.table
-    rows = (table["text"] == probe.prompts[answer]).to_numpy().nonzero()[0]
+    rows = np.flatnonzero(inputs.made_probes().table["text"] == probe.prompts[answer])
     if not len(rows):
         raise Unavailable(f"no image of the prompt {probe.prompts[answer]!r} is left")
-    return inputs.probes.take(rows)
+    return rows

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.images import read_image
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, measure
-from roentgen.metrics.reading import labels_of
+from roentgen.metrics.reading import labels_of, sides_of
 from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, ratio_estimate
 from roentgen.metrics.text.clinical import (
     LEAST,
@@ -67,12 +65,6 @@ def place_scores(
                 placed[row] += 1
                 hits[row] += (x1 + x2 > 1) == (side == "left")
     return ratio_estimate(hits, placed, cluster_weights(list(groups), RESAMPLES, seed)) | {"n": int(placed.sum())}
-
-
-def sides_of(table: pd.DataFrame, findings: Sequence[str]) -> list[list[str]]:
-    """The sides that a table gives, (N, F)."""
-    columns = [table[f + SIDE_SUFFIX].tolist() if f + SIDE_SUFFIX in table else [""] * len(table) for f in findings]
-    return [[str(column[row]) for column in columns] for row in range(len(table))]
 
 
 @measure(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ def same_labels(wanted: Floats, pool: Floats, *, seed: int = 0) -> NDArray[np.in
     return chosen
 
 
-def ceiling(synthetic: ScoredImages, real: ScoredImages, *, seed: int = 0) -> tuple[ScoredImages, list[str]]:
+def alike(synthetic: ScoredImages, real: ScoredImages, *, seed: int = 0) -> tuple[ScoredImages, list[str]]:
     """Real images with the synthetic ones' labels, one each where there is one, and warnings of what was not found."""
     chosen = same_labels(synthetic.labels, real.labels, seed=seed)
     found = chosen[chosen >= 0]
@@ -89,29 +89,21 @@ def ceiling(synthetic: ScoredImages, real: ScoredImages, *, seed: int = 0) -> tu
 
 
 @dataclass(frozen=True)
-class FindingFigure:
-    """Figure of one finding; NaN without positives or without negatives. Unknown labels are not counted."""
-
-    finding: str
-    value: float
-    ci: tuple[float, float]
-    positives: int
-    negatives: int
-    in_macro: bool
-
-
-@dataclass(frozen=True)
 class Macro:
-    """Mean figure over the findings that have enough cases; ``draws`` (resamples,) for paired differences."""
+    """Mean figure over the findings that have enough cases; ``draws`` (resamples,) for paired differences.
+
+    findings: of each its name as ``finding``, value and ci (NaN without positives or without negatives), how many
+    positives and negatives, unknown labels not counted, and whether it is ``in_macro``.
+    """
 
     value: float
     ci: tuple[float, float]
     draws: Floats
-    findings: list[FindingFigure]
+    findings: list[dict[str, Any]]
 
     @property
     def names(self) -> list[str]:
-        return [finding.finding for finding in self.findings if finding.in_macro]
+        return [row["finding"] for row in self.findings if row["in_macro"]]
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -135,7 +127,7 @@ def macro(
     """
     if scores.shape != labels.shape or scores.shape[1] != len(findings):
         raise ValueError(f"shapes differ: {scores.shape}, {labels.shape}, {len(findings)} findings")
-    rows: list[FindingFigure] = []
+    rows: list[dict[str, Any]] = []
     draws = []
     for column, finding in enumerate(findings):
         known = np.isfinite(labels[:, column])
@@ -145,14 +137,16 @@ def macro(
         value = float(figure(column, score, label, np.ones((1, len(label))))[0])
         sample = figure(column, score, label, weights[:, known])
         included = finding not in leave_out and min(positives, negatives) >= min_cases and math.isfinite(value)
-        rows.append(FindingFigure(finding, value, percentile_interval(sample), positives, negatives, included))
+        row = {"finding": finding, "value": value, "ci": percentile_interval(sample)}
+        rows.append(row | {"positives": positives, "negatives": negatives, "in_macro": included})
         if included:
             draws.append(sample)
     if not draws:
         return Macro(math.nan, NOTHING, np.full(len(weights), np.nan), rows)
     # A resample may hold no case of a rare finding: its macro is the mean over the others.
     together = known_mean(np.stack(draws))
-    return Macro(float(np.mean([r.value for r in rows if r.in_macro])), percentile_interval(together), together, rows)
+    value = float(np.mean([row["value"] for row in rows if row["in_macro"]]))
+    return Macro(value, percentile_interval(together), together, rows)
 
 
 def adherence(
@@ -161,75 +155,74 @@ def adherence(
     findings: Sequence[str],
     *,
     real: ScoredImages | None = None,
-    leave_out: Sequence[str] = LEAVE_OUT,
-    min_cases: int = MIN_CASES,
+    ceiling: str = "real images",
     resamples: int = RESAMPLES,
-    shuffles: int = SHUFFLES,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Result:
     """Macro of ``figure`` on ``synthetic`` by the labels of the prompts, and by finding.
 
     Args:
         figure: such as AUROC.
         synthetic: generated images, labels from the prompts.
         findings: names of the columns.
-        real: real images with their own labels (all of them, or those of ``ceiling``).
-        leave_out: findings listed but not in the macro.
-        min_cases: positives and negatives that a finding needs for the macro.
+        real: real images with their own labels (all of them, or those of ``alike``).
+        ceiling: words for them.
         resamples: of the bootstrap by group.
-        shuffles: permutations of the prompts for the floor.
         seed: of bootstrap and floor.
 
     Returns:
-        The metric's dictionary. ``details``: ``findings`` and ``macro_findings``; ``real``, the same of real images;
-        ``on_common_findings``, both over the findings that both macros have and their difference (independent
-        bootstraps); ``shuffled``, mean and range over the permutations: what a generator that ignores prompts gets.
+        The floor is the mean and range over ``SHUFFLES`` permutations of the prompts: what a generator that ignores
+        prompts gets. ``details``: ``findings``, each with its ceiling, and ``macro_findings``; ``real``, the same of
+        real images; ``on_common_findings``, both over the findings that both macros have, which is the ceiling, and
+        their difference (independent bootstraps).
     """
     n = len(synthetic.scores)
     weights = cluster_weights(synthetic.groups, resamples, seed)
 
     def of(images: ScoredImages, draws: Floats, among: Sequence[str] | None = None) -> Macro:
         """The macro over the findings that have enough cases, or over ``among``."""
-        beyond = leave_out if among is None else [name for name in findings if name not in among]
-        least = min_cases if among is None else 1
+        beyond = LEAVE_OUT if among is None else [name for name in findings if name not in among]
+        least = MIN_CASES if among is None else 1
         return macro(figure, images.scores, images.labels, findings, draws, leave_out=beyond, min_cases=least)
 
     mine = of(synthetic, weights)
     rng, one = np.random.default_rng(seed), np.ones((1, n))
-    moved = [synthetic.labels[rng.permutation(n)] for _ in range(shuffles if mine.names else 0)]
+    moved = [synthetic.labels[rng.permutation(n)] for _ in range(SHUFFLES if mine.names else 0)]
     floors = [of(ScoredImages(synthetic.scores, labels, synthetic.groups), one, mine.names).value for labels in moved]
-    warnings = [f"n = {n}: use at least {FEW} images"] if n < FEW else []
-    if few := [name for name in findings if name not in mine.names and name not in leave_out]:
-        warnings.append(f"not in the macro, too few cases: {', '.join(few)}")
-    details: dict[str, Any] = {
-        "macro_findings": mine.names,
-        "findings": [asdict(row) for row in mine.findings],
-        "shuffled": {
-            "value": float(np.mean(floors)) if floors else math.nan,
-            "ci": percentile_interval(floors),
-            "ci_method": f"95 % range over {len(floors)} permutations of the prompts",
-        },
+    notes = [f"n = {n}: use at least {FEW} images"] if n < FEW else []
+    if few := [name for name in findings if name not in mine.names and name not in LEAVE_OUT]:
+        notes.append(f"not in the macro, too few cases: {', '.join(few)}")
+    shuffled = {
+        "value": float(np.mean(floors)) if floors else math.nan,
+        "ci": percentile_interval(floors),
+        "ci_method": f"95 % range over {len(floors)} permutations of the prompts",
     }
+    details: dict[str, Any] = {"macro_findings": mine.names, "findings": mine.findings, "shuffled": shuffled}
+    top = None
     if real is not None:
         draws = cluster_weights(real.groups, resamples, seed + 1)
         whole = of(real, draws)
-        rows = [asdict(row) for row in whole.findings]
-        details["real"] = {**whole.entry, "macro_findings": whole.names, "findings": rows}
+        details["real"] = {**whole.entry, "macro_findings": whole.names, "findings": whole.findings}
+        for row, other in zip(mine.findings, whole.findings, strict=True):
+            row["ceiling"] = {key: other[key] for key in ("value", "ci", "positives")}
         if common := [name for name in mine.names if name in whole.names]:
             ours, theirs = of(synthetic, weights, common), of(real, draws, common)
             gap = {"value": ours.value - theirs.value, "ci": percentile_interval(ours.draws - theirs.draws)}
             details["on_common_findings"] = {
                 "findings": common, "synthetic": ours.entry, "real": theirs.entry, "difference": gap,
             }  # fmt: skip
+            top = {**theirs.entry, "what": f"{ceiling}, {len(common)} findings"}
         else:
-            warnings.append("no finding has enough cases in both the synthetic and the real set")
-    return {
+            notes.append("no finding has enough cases in both the synthetic and the real set")
+    return Result(
         **mine.entry,
-        "ci_method": f"95 % percentile, bootstrap by patient or prompt, {resamples} resamples",
-        "n": n,
-        "warnings": warnings,
-        "details": details,
-    }
+        n=n,
+        ci_method=f"95 % percentile, bootstrap by patient or prompt, {resamples} resamples",
+        floor=shuffled | {"what": "prompts shuffled"},
+        ceiling=top,
+        notes=notes,
+        details=details,
+    )
 
 
 SHOWN = "shows what is asked"
@@ -250,18 +243,6 @@ def judged(inputs: EvaluationInputs, extractor: Extractor) -> tuple[ScoredImages
         ScoredImages(scores("real"), theirs, inputs.real.patients),
         findings,
     )
-
-
-def with_bounds(found: dict[str, Any], ceiling: str, **more: Any) -> Result:
-    """An adherence result with its ceiling (said to be of ``ceiling``) and floor, also by finding."""
-    details = found["details"]
-    real = {row["finding"]: row for row in details.get("real", {}).get("findings", [])}
-    for row in details["findings"]:
-        if other := real.get(row["finding"]):
-            row["ceiling"] = {key: other[key] for key in ("value", "ci", "positives")}
-    if common := details.get("on_common_findings"):
-        more["ceiling"] = {**common["real"], "what": f"{ceiling}, {len(common['findings'])} findings"}
-    return Result.of(found, floor={**details["shuffled"], "what": "prompts shuffled"}, **more)
 
 
 def shown(mine: ScoredImages, real: ScoredImages) -> Floats:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from roentgen.metrics.adherence.auroc import auroc, weighted_auroc
 from roentgen.metrics.adherence.probes import LITTLE, MUCH, SEVERITIES, probes_of
 from roentgen.metrics.extractor import Extractor
-from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, measure
+from roentgen.metrics.measure import CHANCE, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.memorisation.damage import blur
 from roentgen.metrics.reading import PIXELS, pixels
 from roentgen.metrics.statistics import Floats, cluster_weights, percentile_interval, wilson_interval
@@ -117,8 +117,8 @@ def measure_severity(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     rows: list[dict[str, Any]] = []
     for probe in SEVERITIES:
         words, value_of = MEASURED[probe.finding]
-        found = {answer: probes_of(inputs, probe, answer) for answer in (LITTLE, MUCH)}
-        little, much = (value_of(pixels(images, range(len(images)), PIXELS)) for images in found.values())
+        found = [probes_of(inputs, probe, answer) for answer in (LITTLE, MUCH)]
+        little, much = (value_of(pixels(inputs.made_probes(), chosen, PIXELS)) for chosen in found)
         known = np.isfinite(little) & np.isfinite(much)
         n = int(known.sum())
         if not n:
@@ -131,7 +131,7 @@ def measure_severity(inputs: EvaluationInputs, extractor: Extractor) -> Result:
             "value": more / n,
             "ci": wilson_interval(more, n),
             "n": n,
-            "floor": {"value": 0.5, "what": "by chance"},
+            "floor": CHANCE,
             "little": float(little[known].mean()),
             "much": float(much[known].mean()),
         }
