@@ -221,9 +221,9 @@ def write_text(s: Settings, test: pd.DataFrame, said: Mapping[str, list[str]], c
     for name, texts in said.items():
         found = text_scores(Described([texts[row] for row in keep], references, patients), scores=TEXT, seed=s.seed)
         rows[name] = {
-            score: {"value": one["value"], "ci": one["ci"], "floor": one["details"].get("floor")}
-            if one["details"]["not_computed"] is None
-            else {"value": None, "why": one["details"]["not_computed"]}
+            score: {"value": one.value, "ci": one.ci, "floor": one.floor}
+            if one.details["not_computed"] is None
+            else {"value": None, "why": one.details["not_computed"]}
             for score, one in found.items()
         }
     real = [labels_from_row(row) for row in test.iloc[keep].to_dict("records")]

@@ -135,7 +135,7 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """As it stands among the details of another result."""
-        return {**self.entry, "ci_method": self.ci_method, "warnings": list(self.notes), "details": self.details}
+        return {**self.entry, "ci_method": self.ci_method, "warnings": list(self.notes), "details": self.written()}
 
     def plus(self, *, notes: Sequence[str] = (), **fields: Any) -> Result:
         """With further notes, and other ``fields``."""

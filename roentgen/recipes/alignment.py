@@ -31,6 +31,7 @@ from roentgen.data.images import CHAIN, load_pixels
 from roentgen.data.manifest import finding_columns, train_and_val
 from roentgen.files import file_hash, require_writable, sha256
 from roentgen.metrics.adherence.auroc import macro_auroc
+from roentgen.metrics.measure import Result
 from roentgen.metrics.report.tables import figure, replace_between_markers, table
 from roentgen.metrics.result import Context, write_result
 from roentgen.metrics.statistics import cluster_weights
@@ -221,6 +222,11 @@ def measure(
         to_text[kind] = retrieval.retrieval(
             images, vectors, retrieval.same_findings(labels, named[:, places]), patients, **options
         )
+
+    def among(vectors: np.ndarray) -> Result:
+        """Images of other patients found for an image."""
+        return retrieval.retrieval(vectors, vectors, same, patients, gallery_groups=patients, **options)
+
     # Zero-shot: cosine with the mean of the vectors of a finding's names, against its labels.
     names = [encoder.texts(list(FINDINGS[finding].synonyms)).mean(axis=0) for finding in findings]
     scores = images.astype(np.float64) @ retrieval.unit_rows(np.stack(names)).T
@@ -236,23 +242,21 @@ def measure(
     return write_result(
         s.result or s.out / "alignment.json",
         metric="share of other texts that an image's own text beats (val)",
-        value=pairs["whole"]["details"]["beats"]["value"],
-        ci=pairs["whole"]["details"]["beats"]["ci"],
-        ci_method=pairs["whole"]["ci_method"],
-        n=pairs["whole"]["n"],
+        value=pairs["whole"].details["beats"]["value"],
+        ci=pairs["whole"].details["beats"]["ci"],
+        ci_method=pairs["whole"].ci_method,
+        n=pairs["whole"].n,
         context=context,
         warnings=["val chose among the heads saved in training, so its figures are somewhat too good"],
         details={
             "chance": 0.5,
-            "cosine": pairs["whole"],
-            "cosine_bare_findings": pairs["bare"],
+            "cosine": pairs["whole"].as_dict(),
+            "cosine_bare_findings": pairs["bare"].as_dict(),
             "self_retrieval": retrieval.self_retrieval(images),
-            "image_to_text": to_text["whole"],
-            "image_to_text_bare_findings": to_text["bare"],
-            "image_to_image": retrieval.retrieval(images, images, same, patients, gallery_groups=patients, **options),
-            "image_to_image_classifier_features": retrieval.retrieval(
-                features, features, same, patients, gallery_groups=patients, **options
-            ),
+            "image_to_text": to_text["whole"].as_dict(),
+            "image_to_text_bare_findings": to_text["bare"].as_dict(),
+            "image_to_image": among(images).as_dict(),
+            "image_to_image_classifier_features": among(features).as_dict(),
             "relevance": "the same set of findings, as the text names them and the image has them",
             "zero_shot_auroc": {
                 "value": zero_shot.value,

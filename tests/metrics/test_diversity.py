@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from roentgen.metrics.diversity import grouping as diversity
-from roentgen.metrics.diversity.feature_distance import feature_diversity, pair_distances, standardised
-from roentgen.metrics.diversity.ms_ssim import ms_ssim_diversity, pair_ms_ssim, within_group_ms_ssim
+from roentgen.metrics.diversity.feature_distance import feature_figures, pair_distances, standardised
+from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
 
 
 def pictures(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -49,10 +49,9 @@ def test_ms_ssim_does_not_depend_on_batches_or_order() -> None:
     whole = pair_ms_ssim(images, PAIRS)
     np.testing.assert_allclose(pair_ms_ssim(images, PAIRS, batch_size=1), whole, atol=1e-6)
     np.testing.assert_allclose(pair_ms_ssim(images, PAIRS[:, ::-1]), whole, atol=1e-6)
-    groups = np.stack([images, images[::-1]])
-    values = within_group_ms_ssim(groups, batch_size=7)
     every = np.array([(i, j) for i in range(4) for j in range(i + 1, 4)])
-    np.testing.assert_allclose(values, pair_ms_ssim(images, every).mean(), atol=1e-6)
+    values = pair_ms_ssim(np.concatenate([images, images[::-1]]), np.concatenate([every, 4 + every]), batch_size=7)
+    np.testing.assert_allclose(values.reshape(2, -1).mean(axis=1), pair_ms_ssim(images, every).mean(), atol=1e-6)
     assert pair_ms_ssim(images, np.array([(2, 2)]))[0] == pytest.approx(1, abs=1e-6)
     with pytest.raises(ValueError, match="edges"):
         pair_ms_ssim(images, PAIRS, edges="zeros")
@@ -115,14 +114,19 @@ def test_a_collapsed_generator_is_seen() -> None:
     real = rng.normal(size=(400, 16))
     kinds, patients = [i % 10 for i in range(400)], list(range(400))
     keys = [i // 4 for i in range(120)]
-    varied = feature_diversity(rng.normal(size=(120, 16)), keys, real, real=(real, kinds, patients), resamples=100)
+    varied = feature_figures(rng.normal(size=(120, 16)), real)
     one = rng.normal(size=(30, 16))[keys] + 0.1 * rng.normal(size=(120, 16))
-    collapsed = feature_diversity(one, keys, real, resamples=100)
-    assert varied["value"] == pytest.approx(1, abs=0.1) and varied["n"] == 30
-    assert varied["details"]["within"]["l2"]["value"] == pytest.approx(np.sqrt(2), abs=0.1)
-    assert varied["details"]["real_within"]["value"] == pytest.approx(1, abs=0.1)
-    assert collapsed["value"] < 0.05 and collapsed["details"]["across"]["value"] == pytest.approx(1, abs=0.1)
-    assert collapsed["ci"][0] <= collapsed["value"] <= collapsed["ci"][1]
+    collapsed = feature_figures(one, real)
+    groups, of_real = diversity.groups_of(keys), diversity.groups_of(kinds, apart=patients)
+    within = diversity.within_groups(varied, groups, keys, resamples=100)
+    assert within["value"] == pytest.approx(1, abs=0.1) and within["n"] == 30
+    assert within["l2"]["value"] == pytest.approx(np.sqrt(2), abs=0.1)
+    beside = diversity.within_groups(feature_figures(real, real), of_real, kinds, resamples=100)
+    assert beside["value"] == pytest.approx(1, abs=0.1)
+    alike = diversity.within_groups(collapsed, groups, keys, resamples=100)
+    across = diversity.across_groups(collapsed, keys, resamples=100)
+    assert alike["value"] < 0.05 and across["value"] == pytest.approx(1, abs=0.1)
+    assert alike["ci"][0] <= alike["value"] <= alike["ci"][1]
 
 
 def test_ms_ssim_within_and_across_beside_real() -> None:
@@ -131,12 +135,16 @@ def test_ms_ssim_within_and_across_beside_real() -> None:
     made = np.clip(made + rng.normal(0, 5, made.shape), 0, 255).astype(np.uint8)
     keys = [i // 4 for i in range(12)]
     real = np.concatenate([pictures((176, 176), seed)[:2] for seed in range(8, 12)])
-    result = ms_ssim_diversity(made, keys, real=(real, ["a"] * 4 + ["b"] * 4, list(range(8))), pairs=6, resamples=20)
-    details = result["details"]
-    assert details["within"]["value"] > 0.9 > 0.5 > details["across"]["value"]
-    assert details["real_within"]["n"] == 2 and details["real_within"]["value"] < details["within"]["value"]
-    assert len(result["warnings"]) == 2
-    with pytest.raises(ValueError, match="size"):
-        ms_ssim_diversity(made, keys, real=(real[:, :, :170], ["a"] * 8, list(range(8))))
-    with pytest.raises(ValueError, match="no prompt has 4"):
-        ms_ssim_diversity(made, list(range(12)))
+    kinds = ["a"] * 4 + ["b"] * 4
+
+    def of(images: np.ndarray) -> diversity.Figures:
+        return lambda pairs: {"ms-ssim": pair_ms_ssim(images, pairs)}
+
+    within = diversity.within_groups(of(made), diversity.groups_of(keys), keys, resamples=20)
+    across = diversity.across_groups(of(made), keys, 6, resamples=20)
+    assert within["value"] > 0.9 > 0.5 > across["value"] and across["n"] == 6
+    groups = diversity.groups_of(kinds, apart=list(range(8)))
+    beside = diversity.within_groups(of(real), groups, kinds, resamples=20)
+    assert beside["n"] == 2 and beside["value"] < within["value"]
+    assert len(diversity.few_prompts(within=within, real_within=beside)) == 2
+    assert len(diversity.groups_of(list(range(12)))) == 0

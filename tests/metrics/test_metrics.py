@@ -18,6 +18,8 @@ from roentgen.errors import UserError
 from roentgen.metrics import neighbours, result
 from roentgen.metrics.adherence import auroc, laterality
 from roentgen.metrics.distribution import frechet
+from roentgen.metrics.diversity.grouping import within_groups
+from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
 from roentgen.metrics.memorisation import nearness as memorisation
 from roentgen.metrics.report import tables as report
 from roentgen.metrics.statistics import cluster_weights, mean_interval, percentile_interval, wilson_interval
@@ -195,33 +197,28 @@ def test_frechet_refuses_nan() -> None:
 
 
 def test_ms_ssim_of_copies_is_one_and_of_noise_low() -> None:
-    pytest.importorskip("torchmetrics")
-    from roentgen.metrics.diversity.ms_ssim import within_group_ms_ssim
-
     image = RNG.integers(0, 256, (176, 176), dtype=np.uint8)
-    groups = np.stack([np.stack([image] * 3), RNG.integers(0, 256, (3, 176, 176), dtype=np.uint8)])
-    same, noise = within_group_ms_ssim(groups, batch_size=4)
-    assert same == pytest.approx(1, abs=1e-5)
-    assert noise < 0.3
-    np.testing.assert_allclose(within_group_ms_ssim(groups, batch_size=1), [same, noise], atol=1e-6)
+    images = np.stack([*[image] * 3, *RNG.integers(0, 256, (3, 176, 176), dtype=np.uint8)])
+    pairs = np.array([(0, 1), (0, 2), (1, 2), (3, 4), (3, 5), (4, 5)])
+    found = pair_ms_ssim(images, pairs, batch_size=6)
+    assert found[:3] == pytest.approx(1, abs=1e-5)
+    assert found[3:].max() < 0.3
+    np.testing.assert_allclose(pair_ms_ssim(images, pairs, batch_size=3), found, atol=1e-6)
 
 
-def test_ms_ssim_averages_all_pairs() -> None:
-    pytest.importorskip("torchmetrics")
-    from roentgen.metrics.diversity.ms_ssim import within_group_ms_ssim
-
+def test_ms_ssim_within_a_group_averages_all_pairs() -> None:
     images = RNG.integers(0, 256, (3, 176, 176), dtype=np.uint8)
     images[1] = images[0]
     images[2] = 255 - images[0] // 2
-    pairs = [within_group_ms_ssim(images[None, [i, j]])[0] for i, j in ((0, 1), (0, 2), (1, 2))]
-    assert within_group_ms_ssim(images[None])[0] == pytest.approx(np.mean(pairs), abs=1e-6)
+    pairs = [pair_ms_ssim(images, np.array([pair]))[0] for pair in ((0, 1), (0, 2), (1, 2))]
+    groups = np.array([[0, 1, 2]])
+    found = within_groups(lambda chosen: {"ms-ssim": pair_ms_ssim(images, chosen)}, groups, "aaa", resamples=2)
+    assert found["value"] == pytest.approx(np.mean(pairs), abs=1e-6)
 
 
 def test_ms_ssim_refuses_small_images() -> None:
-    from roentgen.metrics.diversity.ms_ssim import within_group_ms_ssim
-
     with pytest.raises(ValueError, match="176"):
-        within_group_ms_ssim(np.zeros((1, 2, 175, 175), np.uint8))
+        pair_ms_ssim(np.zeros((2, 175, 175), np.uint8), np.array([(0, 1)]))
 
 
 # ------------------------------------------------------------------------------------- memorisation

@@ -32,9 +32,6 @@ def test_relevance() -> None:
         r.same_findings(labels, labels),
         np.array([[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]], dtype=bool),
     )
-    np.testing.assert_array_equal(
-        r.share_finding(labels, labels)[:2], np.array([[1, 1, 1, 0], [1, 1, 1, 0]], dtype=bool)
-    )
 
 
 def clusters(spread: float, n: int = 240) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -48,36 +45,36 @@ def test_perfect_and_blind_vectors() -> None:
     vectors, labels, patients = clusters(0.01)
     same = r.same_findings(labels, labels)
     good = r.retrieval(vectors, vectors, same, patients, gallery_groups=patients, resamples=50)
-    entries = {entry["k"]: entry for entry in good["details"]["at"]}
-    assert set(entries) == {5, 10, 50} and good["value"] == entries[5]["value"] == 1.0
+    entries = {entry["k"]: entry for entry in good.details["at"]}
+    assert set(entries) == {5, 10, 50} and good.value == entries[5]["value"] == 1.0
     assert entries[50]["value"] == entries[50]["best"] == 1.0
     assert entries[5]["chance"] == pytest.approx(59 / 238, abs=0.01)  # an image's own patient is out of reach
     assert entries[5]["floor"] == pytest.approx(0.25, abs=0.04)
     blind = r.retrieval(np.random.default_rng(1).normal(size=(240, 4)), vectors, same, patients, resamples=50)
-    assert blind["value"] == pytest.approx(0.25, abs=0.08)
-    low, high = blind["ci"]
-    assert low < blind["value"] < high
+    assert blind.value == pytest.approx(0.25, abs=0.08)
+    low, high = blind.ci
+    assert low < blind.value < high
 
 
 def test_too_small_a_gallery_and_queries_without_match_are_said() -> None:
     vectors, labels, patients = clusters(0.1, n=24)
     labels[:4] = 0
     result = r.retrieval(vectors, vectors, r.same_findings(labels, labels), patients, resamples=20)
-    text = " ".join(result["warnings"])
-    assert result["n"] == 20 and "4 of 24 queries" in text and "precision at 50" in text and "n = 20" in text
+    text = " ".join(result.notes)
+    assert result.n == 20 and "4 of 24 queries" in text and "precision at 50" in text and "n = 20" in text
     alone = np.eye(24, dtype=bool) | np.eye(24, k=4, dtype=bool)  # itself and the fifth after it
     only = r.retrieval(vectors, vectors, alone, patients, gallery_groups=patients, resamples=20)
-    assert only["n"] == 20 and only["details"]["left_out"] == 4  # the last four have but their own patient
+    assert only.n == 20 and only.details["left_out"] == 4  # the last four have but their own patient
     nothing = r.retrieval(vectors, vectors, np.zeros((24, 24), bool), patients, resamples=20)
-    assert nothing["n"] == 0 and np.isnan(nothing["value"])
+    assert nothing.n == 0 and np.isnan(nothing.value)
 
 
 def test_shuffled_labels_are_at_chance() -> None:
     vectors, labels, patients = clusters(0.05)
     moved = labels[np.random.default_rng(3).permutation(240)]
     result = r.retrieval(vectors, vectors, r.same_findings(moved, moved), patients, resamples=20)
-    assert result["value"] == pytest.approx(0.4, abs=0.12)  # itself among the five, the others by chance
-    entry = result["details"]["at"][0]
+    assert result.value == pytest.approx(0.4, abs=0.12)  # itself among the five, the others by chance
+    entry = result.details["at"][0]
     assert entry["chance"] == pytest.approx(0.25, abs=0.01)
 
 
@@ -87,12 +84,3 @@ def test_self_retrieval() -> None:
     assert r.self_retrieval(np.vstack([x, 3 * x])) == 1.0  # copies count as themselves
     with pytest.raises(ValueError, match="zeros"):
         r.self_retrieval(np.zeros((3, 2)))
-
-
-def test_by_finding() -> None:
-    vectors, labels, patients = clusters(0.01)
-    entries = r.by_finding(vectors, vectors, labels, labels, ["a", "b", "c", "d"], patients, resamples=10)
-    assert [entry["finding"] for entry in entries] == ["a", "b", "c", "d"]
-    assert all(entry["value"] == 1.0 and entry["n"] == 60 for entry in entries)
-    labels[:, 2] = np.nan
-    assert len(r.by_finding(vectors, vectors, labels, labels, list("abcd"), patients, resamples=10)) == 3

@@ -10,15 +10,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import write_tokenizer
+from PIL import Image
 from tiny import write_bert
 
 from roentgen.errors import UserError
+from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.text import report_scores as t
 from roentgen.metrics.text import wordnet
 from roentgen.metrics.text.cider import cider
 from roentgen.metrics.text.report_scores import Described
+from roentgen.reports import load_reporter
 
 CANDIDATES = [
     "Small left pleural effusion.",
@@ -148,17 +152,18 @@ def test_every_score_is_there_computed_or_not(monkeypatch: pytest.MonkeyPatch) -
     described = Described(CANDIDATES, REFERENCES, GROUPS)
     results = t.text_scores(described, real=Described(REFERENCES, REFERENCES, GROUPS), resamples=50)
     assert set(results) == set(t.SCORES)
-    missing = {name for name, result in results.items() if result["details"]["not_computed"]}
+    missing = {name for name, result in results.items() if result.details["not_computed"]}
     assert missing == {"METEOR", "METEOR (exact and stem)", "BERTScore", "RadGraph F1", "RaTEScore", t.CHEXBERT}
     for name in missing:
-        assert np.isnan(results[name]["value"]) and results[name]["n"] == 0
-        assert "not computed" in results[name]["warnings"][0]
-    assert "pip install radgraph" in results["RadGraph F1"]["warnings"][0]
-    assert "hf download roberta-large" in results["BERTScore"]["warnings"][0]
+        assert np.isnan(results[name].value) and results[name].n == 0
+        assert "not computed" in results[name].notes[0]
+    assert "pip install radgraph" in results["RadGraph F1"].notes[0]
+    assert "hf download roberta-large" in results["BERTScore"].notes[0]
     rouge = results["ROUGE-L"]
-    assert rouge["details"]["floor"]["value"] < rouge["value"] < rouge["details"]["real"]["value"] == 1
-    assert rouge["ci"][0] <= rouge["value"] <= rouge["ci"][1]
-    assert results["BLEU-1"]["value"] == pytest.approx(
+    assert rouge.floor is not None and rouge.ceiling is not None
+    assert rouge.floor["value"] < rouge.value < rouge.ceiling["value"] == 1
+    assert rouge.ci[0] <= rouge.value <= rouge.ci[1]
+    assert results["BLEU-1"].value == pytest.approx(
         t.corpus_bleu(t.bleu_counts(CANDIDATES, REFERENCES).sum(axis=0, keepdims=True), 1)[0]
     )
 
@@ -189,17 +194,17 @@ def test_packages_are_called_as_they_want(monkeypatch: pytest.MonkeyPatch) -> No
     names = [t.CHEXBERT, "RadGraph F1", "RaTEScore"]
     results = t.text_scores(Described(CANDIDATES, REFERENCES, GROUPS), scores=names, resamples=20)
     # effusion: 2 agree; heart: 2 agree; nothing else is named by either.
-    assert results[t.CHEXBERT]["value"] == 1
+    assert results[t.CHEXBERT].value == 1
     longer = [len(c) / len(r) for c, r in zip(CANDIDATES, REFERENCES, strict=True)]
-    assert results["RadGraph F1"]["value"] == pytest.approx(np.mean(longer))
-    assert results["RaTEScore"]["value"] == np.mean([value > 1 for value in longer])
+    assert results["RadGraph F1"].value == pytest.approx(np.mean(longer))
+    assert results["RaTEScore"].value == np.mean([value > 1 for value in longer])
 
     def fails() -> None:
         raise OSError("no network")
 
     monkeypatch.setitem(sys.modules, "f1chexbert", SimpleNamespace(F1CheXbert=fails))
     broken = t.text_scores(Described(CANDIDATES, REFERENCES, GROUPS), scores=[t.CHEXBERT], resamples=20)
-    assert "chexbert.pth" in broken[t.CHEXBERT]["warnings"][0] and "no network" in broken[t.CHEXBERT]["warnings"][0]
+    assert "chexbert.pth" in broken[t.CHEXBERT].notes[0] and "no network" in broken[t.CHEXBERT].notes[0]
 
 
 def test_nothing_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,9 +245,17 @@ def write_describer(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_hook_describes_images(tmp_path: Path, grey: np.ndarray) -> None:
-    describe = t.load_image_to_text(str(write_describer(tmp_path / "blip")), batch_size=2)
+def test_hook_describes_images(tmp_path: Path, grey: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(t, "BATCH", 2)
+    reporter = load_reporter(str(write_describer(tmp_path / "blip")), flag="--image-to-text")
     images = [grey, grey[:20], 255 - grey]
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+
+    def describe(chosen: list[np.ndarray]) -> list[str]:
+        table = pd.DataFrame({"image": [str(tmp_path / f"{number}.png") for number in range(len(chosen))]})
+        return [report.text for report in t.reports_by(reporter, ImageSet("real", table, []))]
+
     texts = describe(images)
     assert len(texts) == 3 and any(texts) and describe(images) == texts
     assert describe(images[:1])[0] == texts[0]
@@ -251,9 +264,9 @@ def test_hook_describes_images(tmp_path: Path, grey: np.ndarray) -> None:
 def test_hook_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="hf download owner/name"):
-        t.load_image_to_text("owner/name")
+        load_reporter("owner/name", flag="--image-to-text")
     with pytest.raises(UserError, match="--image-to-text /no/such/folder"):
-        t.load_image_to_text("/no/such/folder")
+        load_reporter("/no/such/folder", flag="--image-to-text")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="--image-to-text"):
-        t.load_image_to_text(str(tmp_path))
+        load_reporter(str(tmp_path), flag="--image-to-text")

@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from roentgen.images import read_image
 from roentgen.metrics.extractor import Extractor
-from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.reading import labels_of, sides_of
 from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, ratio_estimate
@@ -26,11 +24,10 @@ from roentgen.metrics.text.clinical import (
     read_sides,
     side_scores,
 )
+from roentgen.metrics.text.report_scores import reports_by
 from roentgen.prompts import NO_FINDING
 from roentgen.provenance import portable
-from roentgen.reports import MINI_REPORT, Report, Reporter, load_reporter
-
-BATCH = 16
+from roentgen.reports import MINI_REPORT, Report, load_reporter
 
 
 def reporter_name(inputs: EvaluationInputs) -> str:
@@ -40,14 +37,6 @@ def reporter_name(inputs: EvaluationInputs) -> str:
 
 def by_reporter(inputs: EvaluationInputs) -> tuple[str, str]:
     return str(portable(f"reporter {reporter_name(inputs)}")), "the reporter's own: squashed to its square"
-
-
-def reports_by(reporter: Reporter, images: ImageSet) -> list[Report]:
-    """The reporter's report of each image."""
-    reports: list[Report] = []
-    for start in range(0, len(images), BATCH):
-        reports += reporter.report_many([read_image(path) for path in images.paths[start : start + BATCH]])
-    return reports
 
 
 def place_scores(

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.diversity.grouping import OF_REAL, Figures, Ints, diversity, groups_of, kind_keys, no_group
+from roentgen.metrics.diversity.grouping import (
+    METHOD,
+    OF_REAL,
+    Figures,
+    Ints,
+    across_groups,
+    few_prompts,
+    groups_of,
+    kind_keys,
+    no_group,
+    within_groups,
+)
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import EvaluationInputs, Result, measure
 from roentgen.metrics.reading import prompt_keys
@@ -41,40 +51,35 @@ def pair_distances(features: Floats, pairs: Ints) -> dict[str, Floats]:
     return {"cosine": 1 - cosine, "l2": np.sqrt(((a - b) ** 2).mean(axis=1))}
 
 
-def feature_diversity(
-    features: NDArray[np.floating],
-    keys: Sequence[Hashable],
-    reference: NDArray[np.floating],
-    *,
-    real: tuple[NDArray[np.floating], Sequence[Hashable], Sequence[object]] | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """Distance in feature space within a prompt (cosine, the value) and across prompts, beside real images.
-
-    ``features`` (N, D) and those of ``real`` are standardised by ``reference`` (M, D), features of real images.
-    ``options`` and the result are those of ``diversity``, with ``l2`` beside the cosine in every entry.
-    """
-
-    def figures(vectors: NDArray[np.floating]) -> Figures:
-        x = standardised(vectors, reference)
-        return lambda pairs: pair_distances(x, pairs)
-
-    sets: dict[str, Any] = {"": (figures(features), keys, None)}
-    if real is not None:
-        sets["real_"] = (figures(real[0]), *real[1:])
-    return diversity(sets, **options)
+def feature_figures(features: NDArray[np.floating], reference: NDArray[np.floating]) -> Figures:
+    """Distances of pairs of rows of ``features``, standardised by ``reference``."""
+    x = standardised(features, reference)
+    return lambda pairs: pair_distances(x, pairs)
 
 
 @measure("feature_within", "Feature distance within a prompt", suite="standard", better="as real", each_extractor=True)
 def measure_feature_within(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Distance in feature space among the images of a prompt, standardised by real images: what LPIPS stands for."""
-    keys, kinds = prompt_keys(inputs.synthetic), kind_keys(inputs.real)
-    if not len(groups_of(keys, seed=inputs.seed)):
-        raise no_group()
-    real, patients = inputs.of("real", extractor), inputs.real.patients
-    enough = len(groups_of(kinds, apart=patients, seed=inputs.seed)) > 0
-    beside = (real, kinds, patients) if enough else None
-    found = feature_diversity(inputs.of("synthetic", extractor), keys, real, real=beside, **inputs.bootstrap)
-    if not enough:
-        return Result.of(found)
-    return Result.of(found, ceiling={**found["details"].pop("real_within"), "what": OF_REAL})
+    reference, ceiling = inputs.of("real", extractor), None
+    details: dict[str, Any] = {}
+    for prefix, images, keys, apart in (
+        ("", inputs.synthetic, prompt_keys(inputs.synthetic), None),
+        ("real_", inputs.real, kind_keys(inputs.real), inputs.real.patients),
+    ):
+        groups = groups_of(keys, apart=apart, seed=inputs.seed)
+        if not len(groups) and not prefix:
+            raise no_group()
+        if len(groups):
+            figures = feature_figures(inputs.of(images.name, extractor), reference)
+            details[f"{prefix}within"] = within_groups(figures, groups, keys, **inputs.bootstrap)
+            details[f"{prefix}across"] = across_groups(figures, keys, **inputs.bootstrap)
+    notes = few_prompts(within=details["within"], real_within=details.get("real_within"))
+    if "real_within" in details:
+        ceiling = {**details.pop("real_within"), "what": OF_REAL}
+    return Result(
+        **{key: details["within"][key] for key in ("value", "ci", "n")},
+        ci_method=METHOD.format(inputs.resamples),
+        ceiling=ceiling,
+        notes=notes,
+        details=details,
+    )

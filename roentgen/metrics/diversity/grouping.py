@@ -10,7 +10,7 @@ images: those of one label set and view stand for "one prompt", and they are of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -27,6 +27,7 @@ Ints = NDArray[np.int64]
 Entry = dict[str, Any]
 Figures = Callable[[Ints], dict[str, Floats]]
 """Pairs (P, 2) of rows -> figures (P,) of them by name; the first is the value."""
+METHOD = "95 % percentile, bootstrap over prompts, {} resamples"
 PER_PROMPT = 4
 PAIRS = 1000
 FEW = 20
@@ -92,81 +93,40 @@ def pairs_across(keys: Sequence[Hashable], *, pairs: int = PAIRS, seed: int = 0)
     return np.array(list(found), dtype=np.int64).reshape(-1, 2)
 
 
-def spread(values: Floats, weights: Floats) -> dict[str, Any]:
-    """``estimate`` with the standard deviation of ``values``."""
-    return estimate(values, weights) | {"sd": float(values.std(ddof=1)) if len(values) > 1 else float("nan")}
-
-
-def within_groups(figures: Figures, groups: Ints, keys: Sequence[Hashable], resamples: int, seed: int) -> Entry:
+def within_groups(
+    figures: Figures, groups: Ints, keys: Sequence[Hashable], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Entry:
     """Mean over all pairs of each of ``groups`` (G, K), then over the groups, by bootstrap over their keys."""
     inside = np.array([pair for group in groups for pair in combinations(group, 2)])
     weights = cluster_weights([keys[group[0]] for group in groups], resamples, seed)
-    return _entry(
-        {kind: spread(v.reshape(len(groups), -1).mean(axis=1), weights) for kind, v in figures(inside).items()}
-    )
+    return _entry({kind: v.reshape(len(groups), -1).mean(axis=1) for kind, v in figures(inside).items()}, weights)
 
 
-def across_groups(figures: Figures, keys: Sequence[Hashable], pairs: int, resamples: int, seed: int) -> Entry:
+def across_groups(
+    figures: Figures, keys: Sequence[Hashable], pairs: int = PAIRS, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Entry:
     """Mean over pairs of different keys; in the bootstrap over keys a pair counts as often as both were drawn."""
     chosen = pairs_across(keys, pairs=pairs, seed=seed)
     weights = cluster_weights(keys, resamples, seed)
-    both = weights[:, chosen[:, 0]] * weights[:, chosen[:, 1]]
-    return _entry({kind: spread(values, both) for kind, values in figures(chosen).items()})
+    return _entry(figures(chosen), weights[:, chosen[:, 0]] * weights[:, chosen[:, 1]])
 
 
-def _entry(found: dict[str, dict[str, Any]]) -> Entry:
-    (_, first), *others = found.items()
-    return {**first, **dict(others)}
-
-
-def diversity(
-    sets: Mapping[str, tuple[Figures, Sequence[Hashable], Sequence[object] | None]],
-    *,
-    size: int = PER_PROMPT,
-    groups: int | None = None,
-    pairs: int = PAIRS,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Figures of pairs within a prompt (the value) and across prompts.
-
-    Args:
-        sets: "" for generated images and "real_" for real ones -> figures of pairs of its rows, prompt of each row (of
-            a real one what stands for it: labels and view), and patients that no group may have twice.
-        size: images a prompt.
-        groups: prompts at most; None: all that have ``size`` images.
-        pairs: pairs across prompts.
-        resamples: of the bootstrap over prompts.
-        seed: of every choice.
-
-    Returns:
-        The metric's dictionary; ``details`` has ``within`` and ``across``, for real images ``real_within`` and
-        ``real_across``, each with the standard deviation over prompts or pairs.
-    """
-    details: dict[str, Entry] = {}
-    warnings = []
-    for prefix, (figures, keys, apart) in sets.items():
-        chosen = groups_of(keys, size=size, apart=apart, most=groups, seed=seed)
-        if not len(chosen):
-            raise ValueError(f"no prompt has {size} {prefix.rstrip('_') or 'generated'} images")
-        if len(chosen) < FEW:
-            warnings.append(few_prompts(f"{prefix}within", len(chosen)))
-        details[f"{prefix}within"] = within_groups(figures, chosen, keys, resamples, seed)
-        details[f"{prefix}across"] = across_groups(figures, keys, pairs, resamples, seed)
-    return {
-        **{key: details["within"][key] for key in ("value", "ci", "n")},
-        "ci_method": f"95 % percentile, bootstrap over prompts, {resamples} resamples",
-        "warnings": warnings,
-        "details": details,
-    }
+def _entry(figures: dict[str, Floats], weights: Floats) -> Entry:
+    """``estimate`` of each figure with its standard deviation; the others by name within the first."""
+    first, *others = (
+        estimate(values, weights) | {"sd": float(values.std(ddof=1)) if len(values) > 1 else float("nan")}
+        for values in figures.values()
+    )
+    return {**first, **dict(zip(list(figures)[1:], others, strict=True))}
 
 
 OF_REAL = "real images of the same findings and view"
 """What stands beside the images of one prompt."""
 
 
-def few_prompts(what: str, n: int) -> str:
-    return f"{what}: {n} prompts: use at least {FEW}"
+def few_prompts(**found: Entry | None) -> list[str]:
+    counts = {what: entry["n"] for what, entry in found.items() if entry}
+    return [f"{what}: {n} prompts: use at least {FEW}" for what, n in counts.items() if n < FEW]
 
 
 def no_group() -> Unavailable:

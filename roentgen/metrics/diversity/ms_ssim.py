@@ -13,7 +13,6 @@ place, and that of single groups more. So figures of the two are not comparable.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -23,12 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roentgen.metrics.diversity.grouping import (
-    FEW,
+    METHOD,
     OF_REAL,
     Figures,
     Ints,
     across_groups,
-    diversity,
     few_prompts,
     groups_of,
     kind_keys,
@@ -48,20 +46,6 @@ WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
 EDGES = ("valid", "mirror")
-
-
-def within_group_ms_ssim(groups: NDArray[np.uint8], *, batch_size: int = 32) -> NDArray[np.float64]:
-    """Mean MS-SSIM over all pairs of each group, (G,), for ``groups`` uint8 (G, K, H, W), K at least 2.
-
-    Grey values are taken to [0, 1]. Needs H and W of at least ``MIN_SIDE``.
-    """
-    if groups.ndim != 4 or groups.shape[1] < 2:
-        raise ValueError(f"expected uint8 (G, K >= 2, H, W), got {groups.dtype} {groups.shape}")
-    count, size = groups.shape[:2]
-    inside = np.array(list(combinations(range(size), 2)))
-    pairs = (size * np.arange(count)[:, None, None] + inside).reshape(-1, 2)
-    whole = max(1, batch_size // len(inside)) * len(inside)  # pairs of whole groups at a time
-    return pair_ms_ssim(groups.reshape(-1, *groups.shape[2:]), pairs, batch_size=whole).reshape(count, -1).mean(axis=1)
 
 
 def pair_ms_ssim(
@@ -118,28 +102,6 @@ def _blur(x: Tensor) -> Tensor:
     return F.conv2d(F.conv2d(x, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
 
 
-def ms_ssim_diversity(
-    images: NDArray[np.uint8],
-    keys: Sequence[Hashable],
-    *,
-    real: tuple[NDArray[np.uint8], Sequence[Hashable], Sequence[object]] | None = None,
-    **options: Any,
-) -> dict[str, Any]:
-    """MS-SSIM within a prompt (the value) and across prompts, beside real images.
-
-    ``images`` uint8 (N, H, W) of at least 176 pixels, ``keys`` (N,) their prompts; ``real``: images of the same size,
-    what stands for their prompt (labels and view), and patients. ``options`` and the result are those of ``diversity``.
-    """
-    if real is not None and real[0].shape[1:] != images.shape[1:]:
-        raise ValueError(f"real images must have the size of the others: {real[0].shape[1:]} and {images.shape[1:]}")
-    given = {"": (images, keys, None)} | ({} if real is None else {"real_": real})
-    sets = {
-        name: (lambda pairs, grey=grey: {"ms-ssim": pair_ms_ssim(grey, pairs)}, *others)
-        for name, (grey, *others) in given.items()
-    }
-    return diversity(sets, **options)
-
-
 ACROSS = 400
 """Pairs of different prompts."""
 GROUPS = 100
@@ -175,12 +137,11 @@ def measure_ms_ssim_within(inputs: EvaluationInputs, extractor: Extractor) -> Re
     if made is None:
         raise no_group()
     real = likeness(inputs.real, kind_keys(inputs.real), inputs.real.patients)
-    few = {"within": made, "real_within": real}
     return Result(
         **{key: made[key] for key in ("value", "ci", "n")},
-        ci_method=f"95 % percentile, bootstrap over prompts, {inputs.resamples} resamples",
-        ceiling=None if real is None else bound(real, OF_REAL) | {"sd": real["sd"]},
-        notes=[few_prompts(name, entry["n"]) for name, entry in few.items() if entry and entry["n"] < FEW],
+        ci_method=METHOD.format(inputs.resamples),
+        ceiling=None if real is None else {**real, "what": OF_REAL},
+        notes=few_prompts(within=made, real_within=real),
         details={"size": size, "sd_over_prompts": made["sd"]},
     )
 
@@ -202,7 +163,7 @@ def measure_ms_ssim_across(inputs: EvaluationInputs, extractor: Extractor) -> Re
     prompts = zip(prompt_keys(inputs.synthetic), inputs.synthetic.table["image"], strict=True)
     return Result(
         **likeness(inputs.synthetic, [prompt or path for prompt, path in prompts]),
-        ci_method=f"95 % percentile, bootstrap over prompts, {inputs.resamples} resamples; n counts pairs",
+        ci_method=METHOD.format(inputs.resamples) + "; n counts pairs",
         ceiling=bound(likeness(inputs.real, inputs.real.patients), "real images of different patients"),
         notes=one_seed(inputs),
         details={"size": size},

@@ -60,7 +60,7 @@ def alignment(
     real: tuple[NDArray[np.floating], NDArray[np.floating], Sequence[object]] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Result:
     """Mean cosine of images with their own texts, beside other texts and real pairs.
 
     Args:
@@ -73,28 +73,27 @@ def alignment(
         seed: of the bootstrap.
 
     Returns:
-        The metric's dictionary: ``value`` is the mean cosine; ``details`` holds ``floor`` (mean cosine with other
-        texts), ``gain`` (value less floor) and ``beats`` (share of other texts beaten, chance 0.5), each with its
-        interval; with ``real`` the same of the real pairs, and ``gain_over_real`` (difference of the gains,
-        independent bootstraps).
+        The mean cosine; its floor is the mean cosine with other texts. ``details`` holds ``gain`` (value less floor)
+        and ``beats`` (share of other texts beaten, chance 0.5), each with its interval; with ``real`` the ceiling, and
+        ``gain_over_real`` (difference of the gains, independent bootstraps).
     """
     measured, gains = _measure(image_vectors, text_vectors, groups, same, resamples, seed)
-    warnings = [f"n = {measured['n']}: use at least {FEW} pairs"] if measured["n"] < FEW else []
-    details = {key: measured[key] for key in ("floor", "gain", "beats")}
+    n, ceiling = measured["n"], None
+    details = {key: measured[key] for key in ("gain", "beats")}
     details["chance"] = "floor: mean cosine with the other texts of the set; beats: 0.5"
     if real is not None:
-        ceiling, real_gains = _measure(real[0], real[1], real[2], None, resamples, seed + 1)
-        details["real"] = ceiling
-        details["gain_over_real"] = {
-            "value": measured["gain"]["value"] - ceiling["gain"]["value"],
-            "ci": percentile_interval(gains - real_gains),
-        }
-    return {
+        beside, real_gains = _measure(*real, None, resamples, seed + 1)
+        ceiling = {**beside, "what": "real images and their texts"}
+        gap, ci = measured["gain"]["value"] - beside["gain"]["value"], percentile_interval(gains - real_gains)
+        details["gain_over_real"] = {"value": gap, "ci": ci}
+    return Result(
         **{key: measured[key] for key in ("value", "ci", "n")},
-        "ci_method": f"95 % percentile, bootstrap by patient or prompt, {resamples} resamples",
-        "warnings": warnings,
-        "details": details,
-    }
+        ci_method=f"95 % percentile, bootstrap by patient or prompt, {resamples} resamples",
+        floor={**measured["floor"], "what": "other prompts of the set"},
+        ceiling=ceiling,
+        notes=[f"n = {n}: use at least {FEW} pairs"] if n < FEW else [],
+        details=details,
+    )
 
 
 def _measure(
@@ -134,9 +133,6 @@ def measure_alignment(inputs: EvaluationInputs, extractor: Extractor) -> Result:
         real=(real_images, real_texts, [patients[row] for row in real_rows]),
         **inputs.bootstrap,
     )
-    details = found["details"]
-    floor = {**details.pop("floor"), "what": "other prompts of the set"}
-    ceiling = {**details.pop("real"), "what": "real images and their texts"}
     cosine = np.full(len(inputs.synthetic), np.nan)
     cosine[rows] = (images * texts).sum(axis=1)
-    return Result.of(found, floor=floor, ceiling=ceiling, per_image={COSINE: cosine})
+    return found.plus(per_image={COSINE: cosine})

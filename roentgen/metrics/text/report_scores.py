@@ -30,7 +30,7 @@ from roentgen.files import reason
 from roentgen.images import read_image
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet
-from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, measure
+from roentgen.metrics.measure import NOTHING, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.reading import texts_of
 from roentgen.metrics.statistics import (
     RESAMPLES,
@@ -45,10 +45,10 @@ from roentgen.metrics.text.wordnet import WordNetMissing, load_wordnet
 from roentgen.models import hub, loading
 from roentgen.prompts.vocabulary import words
 from roentgen.provenance import portable
-from roentgen.reports import load_reporter
+from roentgen.reports import Report, Reporter, load_reporter
 
-ImageToText = Callable[[Sequence[NDArray[np.uint8]]], list[str]]
-"""Grey uint8 images (H, W) of any sizes -> one text each."""
+BATCH = 16
+"""Images that a reporter reads at a time."""
 BLEU_ORDER = 4
 FEW = 100
 BERT_SCORE_MODEL = "roberta-large"
@@ -281,43 +281,48 @@ def text_scores(
     bert_score_model: str = BERT_SCORE_MODEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> dict[str, dict[str, Any]]:
-    """Every one of ``scores`` (names of ``SCORES``), each as a metric's dictionary.
+) -> dict[str, Result]:
+    """Every one of ``scores`` (names of ``SCORES``).
 
-    ``details`` holds ``floor`` (the references permuted once, with its interval), ``real`` (the ceiling) where real
-    images were described too, and ``not_computed``: the reason, or None. A score that is not computed has the value
-    NaN, n = 0 and the reason among its warnings.
+    The floor is that of the references permuted once; the ceiling of ``real`` images where they were described too.
+    ``details["not_computed"]``: the reason, or None. A score that is not computed has the value NaN, n = 0 and the
+    reason among its notes.
     """
     unknown = [name for name in scores if name not in SCORES]
     if unknown:
         raise ValueError(f"unknown score {unknown[0]!r}; known are {', '.join(SCORES)}")
     order = np.random.default_rng(seed).permutation(len(described.texts))
     shuffled = Described(described.texts, [described.references[i] for i in order], described.groups)
-    cases = {"value": described, "floor": shuffled} | ({} if real is None else {"real": real})
+    cases = {"value": described, "floor": shuffled} | ({} if real is None else {"ceiling": real})
+    words: dict[str, dict[str, str]] = {
+        "value": {},
+        "floor": {"what": "prompts shuffled"},
+        "ceiling": {"what": "real images and their texts"},
+    }
     weights = {name: cluster_weights(case.groups, resamples, seed) for name, case in cases.items()}
     results = {}
     for name in scores:
         pairwise = (
             (lambda c, r: bert_score(c, r, model=bert_score_model)) if name == "BERTScore" else PAIRWISE.get(name)
         )
-        entries: dict[str, dict[str, Any]] = {}
+        entries: dict[str, Any] = {}
         missing = None
         try:
             with contextlib.redirect_stdout(sys.stderr):  # these packages talk on stdout, which is for results
                 for place, case in cases.items():
-                    entries[place] = _score(name, pairwise, case, weights[place])
+                    entries[place] = _score(name, pairwise, case, weights[place]) | words[place]
         except NotComputed as error:
             missing = f"{name} not computed: {error}"
         n = 0 if missing else len(described.texts)
-        warnings = [missing] if missing else [f"n = {n}: use at least {FEW} pairs"] if n < FEW else []
-        value = {"value": math.nan, "ci": (math.nan, math.nan)} if missing else entries.pop("value")
-        results[name] = {
+        value: dict[str, Any] = {"value": math.nan, "ci": NOTHING} if missing else entries.pop("value")
+        results[name] = Result(
             **value,
-            "ci_method": f"95 % percentile, bootstrap by patient or prompt, {resamples} resamples",
-            "n": n,
-            "warnings": warnings,
-            "details": {"not_computed": missing, **({} if missing else entries)},
-        }
+            ci_method=f"95 % percentile, bootstrap by patient or prompt, {resamples} resamples",
+            n=n,
+            notes=[missing] if missing else [f"n = {n}: use at least {FEW} pairs"] if n < FEW else [],
+            details={"not_computed": missing},
+            **({} if missing else entries),
+        )
     return results
 
 
@@ -337,26 +342,12 @@ def _score(
     return ratio_estimate(2.0 * hits, 2.0 * hits + wrong, weights)
 
 
-def load_image_to_text(name: str, *, device: str = "cpu", batch_size: int = 8) -> ImageToText:
-    """A hook from any reporter: mini-report, a folder, or a hub id (BLIP, GIT, VisionEncoderDecoder ...).
-
-    Args:
-        name: as ``roentgen.reports.load_reporter`` takes it.
-        device: cpu, cuda or mps.
-        batch_size: images at a time.
-
-    Raises:
-        UserError: there is none, or it is no reporter.
-    """
-    reporter = load_reporter(name, device=device, flag="--image-to-text")
-
-    def describe(images: Sequence[NDArray[np.uint8]]) -> list[str]:
-        texts: list[str] = []
-        for start in range(0, len(images), batch_size):
-            texts += [report.text for report in reporter.report_many(images[start : start + batch_size])]
-        return texts
-
-    return describe
+def reports_by(reporter: Reporter, images: ImageSet) -> list[Report]:
+    """The reporter's report of each image."""
+    reports: list[Report] = []
+    for start in range(0, len(images), BATCH):
+        reports += reporter.report_many([read_image(path) for path in images.paths[start : start + BATCH]])
+    return reports
 
 
 def by_describer(inputs: EvaluationInputs) -> tuple[str, str]:
@@ -372,26 +363,20 @@ def measure_text_scores(inputs: EvaluationInputs, extractor: Extractor) -> Resul
     """An image-to-text model's words for each image against the prompt, beside its words for real images."""
     if inputs.image_to_text is None:
         raise Unavailable("no image-to-text model was given (--image-to-text)")
-    describe = load_image_to_text(inputs.image_to_text, device=inputs.device)
+    reporter = load_reporter(inputs.image_to_text, device=inputs.device, flag="--image-to-text")
 
-    def described(images: ImageSet, groups: Sequence[str], flag: str) -> Described:
-        texts = texts_of(images, flag)
+    def described(images: ImageSet, groups: Sequence[str]) -> Described:
+        texts = texts_of(images, f"--{images.name}")
         rows = [row for row, text in enumerate(texts) if text]
-        said = describe([read_image(images.paths[row]) for row in rows])
+        said = [report.text for report in reports_by(reporter, images.take(rows))]
         return Described(said, [texts[row] for row in rows], [groups[row] for row in rows])
 
-    mine = described(inputs.synthetic, inputs.bootstrap_groups, "--synthetic")
-    theirs = described(inputs.real, inputs.real.patients, "--real")
-    found = text_scores(mine, real=theirs, **inputs.bootstrap)
-    rows, warnings = [], []
-    for name, entry in found.items():
-        warnings += entry["warnings"]
-        if math.isfinite(entry["value"]):
-            row = {"name": name, **{key: entry[key] for key in ("value", "ci", "n")}}
-            row["floor"] = {**entry["details"]["floor"], "what": "prompts shuffled"}
-            row["ceiling"] = {**entry["details"]["real"], "what": "real images and their texts"}
-            rows.append(row)
-    first = next(iter(found.values()))
-    return Result.of(
-        {**first, "warnings": warnings, "details": {}}, rows=rows, floor=rows[0]["floor"], ceiling=rows[0]["ceiling"]
-    )
+    mine = described(inputs.synthetic, inputs.bootstrap_groups)
+    found = text_scores(mine, real=described(inputs.real, inputs.real.patients), **inputs.bootstrap)
+    rows = [
+        {"name": name, **score.entry, "floor": score.floor, "ceiling": score.ceiling}
+        for name, score in found.items()
+        if math.isfinite(score.value)
+    ]
+    first, notes = next(iter(found.values())), [note for score in found.values() for note in score.notes]
+    return first.plus(rows=rows, floor=rows[0]["floor"], ceiling=rows[0]["ceiling"], details={}, notes=notes)

@@ -1,9 +1,8 @@
 """Retrieval: of the k images or texts nearest to an image, how many belong to it? Precision at 5, 10 and 50.
 
-What belongs to what is said by a matrix of relevance: the same set of findings (``same_findings``), or one finding in
-common (``share_finding``). Precision depends on how common the findings are and on the size of the gallery, so it is
-never given without its chance level (the share of relevant items), a floor from shuffled labels, and the best that any
-ranking could reach.
+What belongs to what is said by a matrix of relevance: the same set of findings (``same_findings``). Precision depends
+on how common the findings are and on the size of the gallery, so it is never given without its chance level (the share
+of relevant items), a floor from shuffled labels, and the best that any ranking could reach.
 """
 
 from __future__ import annotations
@@ -54,22 +53,11 @@ def same_findings(queries: Floats, gallery: Floats) -> Bools:
 
     Items without any finding, "No Finding" counting as one, say nothing and are relevant to none.
     """
-    q, g = _present(queries, gallery)
-    both = q.astype(np.float64) @ g.T.astype(np.float64)
-    counts = q.sum(axis=1)[:, None]
-    return np.asarray((both == counts) & (both == g.sum(axis=1)[None]) & (counts > 0))
-
-
-def share_finding(queries: Floats, gallery: Floats) -> Bools:
-    """(Q, G): whether query and gallery item have at least one finding in common; NaN is absent."""
-    q, g = _present(queries, gallery)
-    return np.asarray(q.astype(np.float64) @ g.T.astype(np.float64) > 0)
-
-
-def _present(queries: Floats, gallery: Floats) -> tuple[Bools, Bools]:
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"labels must be (Q, F) and (G, F), got {queries.shape} and {gallery.shape}")
-    return np.asarray(queries == 1), np.asarray(gallery == 1)
+    q, g = (np.asarray(labels == 1, dtype=np.float64) for labels in (queries, gallery))
+    both, counts = q @ g.T, q.sum(axis=1)[:, None]
+    return np.asarray((both == counts) & (both == g.sum(axis=1)[None]) & (counts > 0))
 
 
 def ranking(similarity: Floats, depth: int, *, exclude: Bools | None = None) -> NDArray[np.int64]:
@@ -121,12 +109,10 @@ def retrieval(
     groups: Sequence[object],
     *,
     gallery_groups: Sequence[object] | None = None,
-    ks: Sequence[int] = KS,
     resamples: int = RESAMPLES,
-    shuffles: int = FLOOR_SHUFFLES,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Precision at ``ks`` of ``gallery`` (G, D) ranked by cosine for ``queries`` (Q, D).
+) -> Result:
+    """Precision at ``KS`` of ``gallery`` (G, D) ranked by cosine for ``queries`` (Q, D).
 
     Args:
         queries: vectors of images; of any length.
@@ -134,13 +120,11 @@ def retrieval(
         relevant: (Q, G), see ``same_findings``.
         groups: (Q,) patient of each query, for the intervals.
         gallery_groups: (G,) patients; a query then never finds an item of its own patient. None: all are found.
-        ks: depths.
         resamples: of the bootstrap.
-        shuffles: permutations of the gallery's labels for the floor.
         seed: of bootstrap and floor.
 
     Returns:
-        The metric's dictionary; ``value`` is the precision at the first of ``ks`` that could be computed. ``details``:
+        The precision at the first of ``KS`` that could be computed. ``details``:
         ``at`` (one entry a k with ``value``, ``ci``, ``chance``, ``floor``, ``floor_range``, ``best``), queries without
         any relevant item (left out), gallery size.
     """
@@ -154,71 +138,47 @@ def retrieval(
     possible = relevant & ~exclude
     kept = np.flatnonzero(possible.any(axis=1)).tolist()
     left_out = len(queries) - len(kept)
-    warnings: list[str] = []
+    notes: list[str] = []
     if left_out:
-        warnings.append(f"{left_out} of {len(queries)} queries have no relevant item: left out")
+        notes.append(f"{left_out} of {len(queries)} queries have no relevant item: left out")
     if 0 < len(kept) < FEW:
-        warnings.append(f"n = {len(kept)} queries: intervals are wide; use at least {FEW}")
+        notes.append(f"n = {len(kept)} queries: intervals are wide; use at least {FEW}")
     entries: list[dict[str, Any]] = []
     if kept:
         similarity = unit_rows(queries)[kept] @ unit_rows(gallery).T
-        order = ranking(similarity, max(ks), exclude=exclude[kept])
-        precision = precision_at(order, possible[kept], ks)
+        order = ranking(similarity, max(KS), exclude=exclude[kept])
+        precision = precision_at(order, possible[kept])
         rng = np.random.default_rng(seed)
-        floors = np.full((shuffles, len(ks)), np.nan)
-        for number in range(shuffles):
+        floors = np.empty((FLOOR_SHUFFLES, len(KS)))
+        for number in range(FLOOR_SHUFFLES):
             moved = relevant[kept][:, rng.permutation(len(gallery))]
-            floors[number] = known_mean(precision_at(order, moved, ks))
+            floors[number] = known_mean(precision_at(order, moved))
         weights = cluster_weights([groups[i] for i in kept], resamples, seed)
         left, right = (~exclude[kept]).sum(axis=1), possible[kept].sum(axis=1)
-        for k, values, floor in zip(ks, precision.T, floors.T, strict=True):
+        for k, values, floor in zip(KS, precision.T, floors.T, strict=True):
             known = np.isfinite(values)
             if not known.any():
-                warnings.append(f"precision at {k}: the gallery holds fewer than {k} items")
+                notes.append(f"precision at {k}: the gallery holds fewer than {k} items")
                 continue
             entries.append(
                 {
                     "k": int(k),
                     **estimate(values, weights),
                     "chance": float((right[known] / left[known]).mean()),
-                    "floor": float(floor.mean()) if shuffles else math.nan,
+                    "floor": float(floor.mean()),
                     "floor_range": percentile_interval(floor),
                     "best": float(np.minimum(right[known] / k, 1).mean()),
                 }
             )
-    first = entries[0] if entries else {"value": math.nan, "ci": NOTHING}
-    return {
-        **{key: first[key] for key in ("value", "ci")},
-        "ci_method": f"95 % percentile, bootstrap by patient of the query, {resamples} resamples",
-        "n": len(kept),
-        "warnings": warnings,
-        "details": {"at": entries, "gallery": len(gallery), "left_out": left_out},
-    }
-
-
-def by_finding(
-    queries: NDArray[np.floating],
-    gallery: NDArray[np.floating],
-    query_labels: Floats,
-    gallery_labels: Floats,
-    findings: Sequence[str],
-    groups: Sequence[object],
-    **options: Any,
-) -> list[dict[str, Any]]:
-    """``retrieval`` for the queries that have each finding, relevant being the items that have it too.
-
-    Labels are (Q, F) and (G, F) in {0, 1, NaN}; findings that no query or no item has are left out. ``options`` are
-    those of ``retrieval``.
-    """
-    q, g = _present(query_labels, gallery_labels)
-    entries = []
-    for column, finding in enumerate(findings):
-        rows = np.flatnonzero(q[:, column]).tolist()
-        if len(rows) and g[:, column].any():
-            relevant = np.broadcast_to(g[:, column], (len(rows), len(g)))
-            found = retrieval(queries[rows], gallery, relevant, [groups[i] for i in rows], **options)
-            entries.append({"finding": finding, **found})
-    return entries
+    first: dict[str, Any] = entries[0] if entries else {"value": math.nan, "ci": NOTHING}
+    return Result(
+        first["value"],
+        first["ci"],
+        len(kept),
+        f"95 % percentile, bootstrap by patient of the query, {resamples} resamples",
+        notes=notes,
+        details={"at": entries, "gallery": len(gallery), "left_out": left_out},
+    )
 
 
 @measure(
@@ -231,22 +191,21 @@ def measure_retrieval(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     found = retrieval(made, real, same_findings(mine, theirs), inputs.bootstrap_groups, **inputs.bootstrap)
     same = same_findings(theirs, theirs)
     ceiling = retrieval(real, real, same, patients, gallery_groups=patients, **inputs.bootstrap)
-    return retrieval_result(found, ceiling, "real images, other patients found")
+    return with_rows(found, ceiling, "real images, other patients found")
 
 
-def retrieval_result(found: dict[str, Any], real: dict[str, Any], what: str) -> Result:
+def with_rows(found: Result, real: Result, what: str) -> Result:
     """Rows by depth, each with the floor of shuffled labels and what real images reach."""
-    if not found["details"]["at"]:
+    if not found.details["at"]:
         raise Unavailable("no generated image has a real one of the same findings, or the real images are too few")
-    reached = {entry["k"]: bound(entry, what) for entry in real["details"]["at"]}
+    reached = {entry["k"]: bound(entry, what) for entry in real.details["at"]}
     rows = []
-    for entry in found["details"].pop("at"):
+    for entry in found.details["at"]:
         row = {"name": f"at {entry['k']}", **entry}
         row["floor"] = {"value": entry["floor"], "ci": entry["floor_range"], "what": "labels shuffled"}
-        if entry["k"] in reached:
-            row["ceiling"] = reached[entry["k"]]
-        rows.append(row)
-    return Result.of(found, rows=rows, floor=rows[0]["floor"], ceiling=rows[0].get("ceiling"))
+        rows.append(row | ({"ceiling": reached[entry["k"]]} if entry["k"] in reached else {}))
+    details = {key: value for key, value in found.details.items() if key != "at"}
+    return found.plus(rows=rows, floor=rows[0]["floor"], ceiling=rows[0].get("ceiling"), details=details)
 
 
 @measure(
@@ -264,4 +223,4 @@ def measure_text_retrieval(inputs: EvaluationInputs, extractor: Extractor) -> Re
     found = retrieval(images, texts, same_findings(mine[rows], of_texts), groups, **inputs.bootstrap)
     same = same_findings(of_texts, of_texts)
     real = retrieval(real_images, texts, same, own, gallery_groups=own, **inputs.bootstrap)
-    return retrieval_result(found, real, "real images, texts of other patients found")
+    return with_rows(found, real, "real images, texts of other patients found")
