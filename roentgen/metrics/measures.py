@@ -32,12 +32,7 @@ MODULES = (
 )
 
 
-def _all() -> dict[str, Measure]:
-    found: dict[str, Measure] = {}
-    for name in MODULES:
-        module = import_module(f"roentgen.metrics.{name}")
-        found |= {key: entry for key, entry in REGISTRY.items() if entry.compute.__module__ == module.__name__}
-    return found
-
-
-MEASURES = _all()
+PLACES = {import_module(f"roentgen.metrics.{name}").__name__: place for place, name in enumerate(MODULES)}
+MEASURES: dict[str, Measure] = dict(
+    sorted(REGISTRY.items(), key=lambda item: PLACES.get(item[1].compute.__module__, len(MODULES)))
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +128,12 @@ def read_measure(path: Path) -> dict[str, Any]:
     return result
 
 
+def rows_of(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The figures of a measure's result one by one, with what stands beside them: its rows, or itself."""
+    whole = {key: result[key] for key in ("value", "ci", "n")} | {key: result["details"].get(key) for key in BOUNDS}
+    return result["details"].get("rows") or [whole]
+
+
 @contextmanager
 def shown(path: Path) -> Iterator[None]:
     """For what makes a table or a plot of the result ``path``: what it lacks, or has of another type, is a sentence."""
@@ -145,75 +151,80 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _each(inner: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(inner, value))
-
-
-def _mapping(inner: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, dict) and all(map(inner, value.values()))
-
-
 def _pair(value: Any) -> bool:
-    return value is None or (_each(_number)(value) and len(value) == 2)
-
-
-def _has(value: Any, needed: Mapping[str, Callable[[Any], bool]], may: Mapping[str, Callable[[Any], bool]]) -> bool:
-    return isinstance(value, dict) and all(
-        is_right(value[key]) if key in value else key in may for key, is_right in {**needed, **may}.items()
-    )
-
-
-def _entry(value: Any, **needed: Callable[[Any], bool]) -> bool:
-    """A value with what stands beside it, each an entry itself."""
-    may: dict[str, Callable[[Any], bool]] = {"ci": _pair, "n": _number, "positives": _number, "what": _text}
-    may |= {"name": _text, "group": _text, **dict.fromkeys(BOUNDS, lambda inner: inner is None or _entry(inner))}
-    return _has(value, {"value": _number, **needed}, {key: check for key, check in may.items() if key not in needed})
+    return value is None or (_fits(value, [_number]) and len(value) == 2)
 
 
 def _count(value: Any) -> bool:
     return value is not None and _number(value) and value > 0
 
 
-def _bin(value: Any) -> bool:
-    return _has(value, {"score": _number, "frequency": _number, "ci": _pair, "n": _number}, {})
+def _bound(value: Any) -> bool:
+    return value is None or _fits(value, ENTRY)
+
+
+def _object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _histogram(value: Any) -> bool:
-    known = _has(value, {"edges": _each(_number), "shares": _mapping(_each(_number)), "unit": _text}, {})
+    known = _fits(value, {"edges": [_number], "shares": {"*": [_number]}, "unit": _text})
     return known and all(len(share) == len(value["edges"]) - 1 for share in value["shares"].values())
 
 
-DETAILS: Mapping[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(BOUNDS, lambda value: value is None or _entry(value)),
-    "better": _text,
-    "rows": _each(lambda row: _entry(row, name=_text)),
-    "findings": _each(lambda row: _entry(row, finding=_text)),
-    "by_n": _mapping(lambda points: bool(points) and _each(lambda point: _entry(point, n=_count))(points)),
-    "by_frequency": _each(lambda row: _entry(row, seen=_text, n=_number)),
-    "reliability": _mapping(_each(_bin)),
-    "histogram": _histogram,
+ENTRY: dict[str, Any] = {"value": _number, "ci?": _pair, "n?": _number, "positives?": _number, "what?": _text}
+"""A value with what stands beside it, each an entry itself; "?" ends the name of what may be missing."""
+ENTRY |= {"name?": _text, "group?": _text, **{f"{bound}?": _bound for bound in BOUNDS}}
+MEASURE = {"metric": _text, "extractor": _text, "value": _number, "ci": _pair, "n": _number, "warnings": [_text]}
+MEASURE |= {"ci_method": _text, "resize": _text, "command": _text}
+MEASURE |= dict.fromkeys(("details", "settings", "inputs", "versions", "model"), _object)
+SET: dict[str, Any] = {
+    "source": lambda value: value is None or _text(value),
+    "n": _count,
+    "patients": _count,
+    "hash": _text,
+}
+SET["left_out"] = [_text]
+DETAILS = {
+    **{f"{bound}?": _bound for bound in BOUNDS},
+    "better?": _text,
+    "rows?": [ENTRY | {"name": _text}],
+    "findings?": [ENTRY | {"finding": _text}],
+    "by_n?": {"*": lambda points: bool(points) and _fits(points, [ENTRY | {"n": _count}])},
+    "by_frequency?": [ENTRY | {"seen": _text, "n": _number}],
+    "reliability?": {"*": [{"score": _number, "frequency": _number, "ci": _pair, "n": _number}]},
+    "histogram?": _histogram,
 }
 """What pages and tables read of the details of a measure."""
 
 
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether ``value`` is as ``kind`` says: a check, a list of one kind, or kinds by key, where "*" is any."""
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(_fits(item, kind[0]) for item in value)
+    if not isinstance(kind, dict):
+        return bool(kind(value))
+    if isinstance(value, dict) and "*" in kind:
+        return all(_fits(item, kind["*"]) for item in value.values())
+    return isinstance(value, dict) and not _misfit(value, kind)
+
+
+def _misfit(value: Mapping[str, Any], kinds: Mapping[str, Any]) -> str:
+    """The first key of ``kinds`` that ``value`` lacks or has of another kind, "" where there is none."""
+    for key, kind in kinds.items():
+        name = key.rstrip("?")
+        if not (_fits(value[name], kind) if name in value else key.endswith("?")):
+            return name
+    return ""
+
+
 def _damaged(result: Mapping[str, Any]) -> str:
     """The first place of a measure's result that pages and tables cannot read, "" where there is none."""
-    of_all: dict[str, Callable[[Any], bool]] = {"metric": _text, "extractor": _text, "value": _number, "ci": _pair}
-    of_all |= {"n": _number, "warnings": _each(_text), "ci_method": _text, "resize": _text, "command": _text}
-    of_all |= dict.fromkeys(
-        ("details", "settings", "inputs", "versions", "model"), lambda value: isinstance(value, dict)
-    )
-    for key, is_right in of_all.items():
-        if key not in result or not is_right(result[key]):
-            return key
-    for key, is_right in DETAILS.items():
-        if key in result["details"] and not is_right(result["details"][key]):
-            return f"details.{key}"
-    described = {"source": lambda value: value is None or _text(value), "n": _count, "patients": _count, "hash": _text}
-    for name, said in result["inputs"].items():
-        if not _has(said, {**described, "left_out": _each(_text)}, {}):
-            return f"inputs.{name}"
-    return ""
+    if place := _misfit(result, MEASURE):
+        return place
+    if place := _misfit(result["details"], DETAILS):
+        return f"details.{place}"
+    return next((f"inputs.{name}" for name, said in result["inputs"].items() if not _fits(said, SET)), "")
 
 
 def plain(value: Any) -> Any:

@@ -140,12 +140,6 @@ def _coherence(spectrum: NDArray[np.complex128], frequency: Floats, radius: Floa
     return found
 
 
-def names_of(size: int) -> Sequence[str]:
-    """Names of the figures in their order, for images of ``size`` pixels."""
-    bands = [band_name(low, high) for low, high in bands_of(size)]
-    return [*bands, DETAIL_SHARE, COHERENCE, CONTRAST, CLIPPED_WHITE, CLIPPED_BLACK]
-
-
 def white_noise(count: int, size: int, *, seed: int) -> NDArray[Any]:
     """Grain without anatomy, uint8 (count, size, size): what the coherence is of detail that has no direction."""
     noise = np.random.default_rng(seed).normal(128, 30, (count, size, size))
@@ -192,7 +186,7 @@ def measure_sharpness(inputs: EvaluationInputs, extractor: Extractor) -> Result:
             f"{len(theirs)} of {len(inputs.real)} real images are stored at {size} px or more: too few to compare with"
         )
     grain = sharpness_of(white_noise(GRAIN, size, seed=inputs.seed))[COHERENCE]
-    rows = [_row(name, entries, grain) for name in dict.fromkeys((DETAIL_SHARE, *names_of(size)))]
+    rows = [_row(name, entries, grain) for name in dict.fromkeys((DETAIL_SHARE, *each))]
     sources = inputs.real.table.get("source")
     per_image = {name: np.full(len(inputs.synthetic), np.nan) for name in (DETAIL_SHARE, COHERENCE)}
     for name, values in per_image.items():

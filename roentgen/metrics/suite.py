@@ -277,6 +277,16 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def read_evaluation(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The index of an evaluation and its results by name; UserError if it holds none, or a damaged one."""
+    index = read_index(folder)
+    found = {name: folder / f"{name}.json" for name in index["measures"]}
+    results = {name: read_measure(path) for name, path in found.items() if path.exists()}
+    if not results:
+        raise UserError(f"{folder} holds no results; run `roentgen eval --out {folder}` again")
+    return index, results
+
+
 def _claim(out: Path, key: Mapping[str, Any]) -> None:
     """Make ``out`` the folder of the evaluation ``key``, what all its results share (the training images matter to
     single measures only); UserError if it is another's."""

@@ -411,7 +411,7 @@ def test_pictures_in_pages_keep_their_marks(run_cli: Run, tmp_path: Path) -> Non
 def test_page_escapes_and_gives_no_verdict() -> None:
     bad = "<img src=x onerror=alert(1)>"
     entry = {"value": 0.1234, "ci": (0.1, 0.2), "n": 5}
-    line = Line("measure", bad, entry, None, {"value": 1.0, "what": bad}, "lower", [bad])
+    line = Line("measure", bad, entry | {"ceiling": {"value": 1.0, "what": bad}}, "lower", [bad])
     plot = Plot("title", plots.histograms([0, 1, 2], {"a": [40, 60]}, axis="distance"), bad, bad)
     panel = Panel("panel", bad, [Picture([np.zeros((4, 4), np.uint8)], [""], bad)])
     report = Report(
@@ -445,7 +445,7 @@ def test_plots_are_the_same_twice_and_survive_missing_values() -> None:
     for svg in (
         plots.finding_bars([], axis="AUROC", chance=0.5),
         plots.against_n({"a": [{"n": 5, "value": 2.0}, {"n": 900, "value": None}], "b": []}, axis="d"),
-        plots.reliability({"a": [{"predicted": 0.5, "observed": 0.4, "n": 3, "ci": (0.1, 0.8)}], "b": []}),
+        plots.reliability({"a": [{"score": 0.5, "frequency": 0.4, "n": 3, "ci": (0.1, 0.8)}], "b": []}),
         plots.side_by_side([("a", {"value": 1.0, "ci": (0, 2)}), ("b", {})], axis="x", lines={"floor": 0.1}),
     ):
         ElementTree.fromstring(svg)

@@ -26,7 +26,7 @@ from roentgen.metrics.adherence.scored import MIN_CASES
 from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.report import plots
 from roentgen.metrics.report.html import Plot, Report, number, render, spelled
-from roentgen.metrics.result import read_measure, write_json
+from roentgen.metrics.result import write_json
 from roentgen.metrics.statistics import (
     cluster_weights,
     correct,
@@ -35,6 +35,7 @@ from roentgen.metrics.statistics import (
     permutation_test,
     verdict,
 )
+from roentgen.metrics.suite import INDEX, read_evaluation
 from roentgen.prompts import NO_FINDING
 from roentgen.provenance import portable, versions
 
@@ -58,8 +59,6 @@ def compare_folders(folders: Sequence[Path], out: Path, *, seed: int = 0, resamp
     Raises:
         UserError: fewer than two folders, one that holds no evaluation, or ``out`` holds an evaluation itself.
     """
-    from roentgen.metrics.suite import INDEX
-
     if len(folders) < 2:
         raise UserError("--compare needs at least two evaluations, as in --compare DIR DIR --out DIR")
     if len({folder.resolve() for folder in folders}) != len(folders):
@@ -174,24 +173,18 @@ def _auroc_tests(a: pd.DataFrame, b: pd.DataFrame, *, seed: int, resamples: int)
 
 
 def _load(folders: Sequence[Path]) -> list[Evaluation]:
-    from roentgen.metrics.suite import read_index
-
     found: list[Evaluation] = []
     for folder in folders:
-        index = read_index(folder)
-        measures = [name for name in index.get("measures", []) if (folder / f"{name}.json").exists()]
-        if not measures:
-            raise UserError(f"{folder} holds no finished measure; run `roentgen eval --out {folder}` again")
+        index, results = read_evaluation(folder)
         images = {}
-        for name in measures:
-            table = folder / f"{name}.images.csv"
+        for table in (folder / f"{name}.images.csv" for name in results):
             if table.exists():
                 try:
-                    images[name] = pd.read_csv(table, dtype={"prompt": str, "patient": str})
+                    images[table.name.partition(".")[0]] = pd.read_csv(table, dtype={"prompt": str, "patient": str})
                 except ValueError as error:
                     raise UserError(f"{table} cannot be read ({error}); run the evaluation again") from None
         name = _unused(folder.resolve().name, [e.name for e in found])
-        found.append(Evaluation(name, index, {m: read_measure(folder / f"{m}.json") for m in measures}, images))
+        found.append(Evaluation(name, index, results, images))
     return found
 
 

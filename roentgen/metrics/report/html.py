@@ -55,16 +55,13 @@ class Plot:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the summary: what was measured, and what bounds it; entries are value, ci, n (and ``what``)."""
+    """One line of the summary: what was measured; ``entry`` is value, ci, n, and what bounds it, an entry each."""
 
     measure: str
     group: str
     entry: Mapping[str, Any]
-    floor: Mapping[str, Any] | None
-    ceiling: Mapping[str, Any] | None
     better: str
     warnings: Sequence[str]
-    reconstructed: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from roentgen.metrics.memorisation.nearness import DISTANCE, NEAREST
 from roentgen.metrics.report import plots
 from roentgen.metrics.report.html import Line, Panel, Picture, Plot, Report, number, render, spelled
 from roentgen.metrics.report.tables import table
-from roentgen.metrics.result import BOUNDS, read_measure
-from roentgen.metrics.suite import Outcome, read_index
+from roentgen.metrics.result import BOUNDS, read_measure, rows_of
+from roentgen.metrics.suite import Outcome, read_evaluation
 
 if TYPE_CHECKING:
     from roentgen.metrics.image_set import ImageSet
@@ -64,37 +64,25 @@ def write_report(
 
 def lines(results: Mapping[str, Written]) -> list[Line]:
     """Lines of the summary: one a result, or one for each of its rows (such as precision at 5, 10 and 50)."""
-    found = []
-    for name, result in results.items():
-        details = result["details"]
-        extractor = name.partition("-")[2] or _short(result["extractor"])
-        rows = details.get("rows") or [{**result, **{key: details.get(key) for key in BOUNDS}}]
-        for row in rows:
-            label = f"{result['metric']} {row['name']}" if "name" in row else result["metric"]
-            found.append(
-                Line(
-                    measure=label,
-                    group=row.get("group", extractor),
-                    entry=row,
-                    floor=row.get("floor"),
-                    ceiling=row.get("ceiling"),
-                    reconstructed=row.get("reconstructed"),
-                    better=details.get("better", ""),
-                    warnings=result["warnings"],
-                )
-            )
-    return found
+    return [
+        Line(
+            measure=f"{result['metric']} {row['name']}" if "name" in row else result["metric"],
+            group=row.get("group", name.partition("-")[2] or _short(result["extractor"])),
+            entry=row,
+            better=result["details"].get("better", ""),
+            warnings=result["warnings"],
+        )
+        for name, result in results.items()
+        for row in rows_of(result)
+    ]
 
 
 def markdown(folder: Path) -> str:
     """The summary of a finished evaluation in ``folder`` for a document: each value with its floor and ceiling."""
-    names = [name for name in read_index(folder)["measures"] if (folder / f"{name}.json").is_file()]
-    results = {name: read_measure(folder / f"{name}.json") for name in names}
-    if not results:
-        raise UserError(f"{folder} holds no results; run the evaluation again")
+    results = read_evaluation(folder)[1]
     first = next(iter(results.values()))
     summary = lines(results)
-    rebuilt = any(line.reconstructed for line in summary)
+    shown = [name for name in BOUNDS if name != "reconstructed" or any(line.entry.get(name) for line in summary)]
     often = Counter(line.measure for line in summary)
     rows = [
         [
@@ -102,7 +90,7 @@ def markdown(folder: Path) -> str:
             spelled(line.entry),
             *(
                 spelled(bound) + (f" ({bound['what']})" if bound and bound.get("what") else "")
-                for bound in (line.floor, line.ceiling, *([line.reconstructed] if rebuilt else []))
+                for bound in map(line.entry.get, shown)
             ),
         ]
         for line in summary
@@ -123,7 +111,7 @@ def markdown(folder: Path) -> str:
     ]
     return "\n\n".join(
         [
-            table(["measure", "generated", "floor", "ceiling", *(["reconstructed"] if rebuilt else [])], rows),
+            table(["measure", "generated", *shown], rows),
             *([table(["AUROC", "images that ask for it", "generated", "real"], findings)] if findings else []),
             f"Brackets: 95 % intervals. Model {model['name']}, hash `{model['hash']}`{drawn}; features "
             f"{', '.join(dict.fromkeys(_short(result['extractor']) for result in results.values()))}.",
@@ -192,14 +180,10 @@ def drawings(results: Mapping[str, Written]) -> list[Plot]:
                 )
             )
         if details.get("reliability"):
-            bins = {
-                who: [{"predicted": b["score"], "observed": b["frequency"], "ci": b["ci"], "n": b["n"]} for b in curve]
-                for who, curve in details["reliability"].items()
-            }
             found.append(
                 Plot(
                     f"Reliability of the classifier{of}",
-                    plots.reliability(bins),
+                    plots.reliability(details["reliability"]),
                     "All findings together, in ten bins of the predicted probability; vertical lines: 95 % intervals "
                     "(Wilson). Below: how many labels are in each bin. On generated images a label is what the prompt "
                     "says.",

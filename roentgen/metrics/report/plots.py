@@ -62,7 +62,7 @@ def finding_bars(rows: Sequence[Entry], *, axis: str, chance: float | None = Non
         places = np.arange(len(shown))
         values = [float(row["value"]) for row in shown]
         axes.barh(places, values, height=0.62, color=BLUE, alpha=0.45, edgecolor=INK, linewidth=0.6, label="generated")
-        _intervals(axes, shown, places, vertical=False)
+        _intervals(axes, shown, places)
         for name, marker, label in (("ceiling", "D", "real images"), ("floor", "|", "floor")):
             found = [
                 (float(row[name]["value"]), place) for row, place in zip(shown, places, strict=True) if _has(row, name)
@@ -74,33 +74,22 @@ def finding_bars(rows: Sequence[Entry], *, axis: str, chance: float | None = Non
         if chance is not None:
             axes.axvline(chance, color=INK, linestyle=":", linewidth=1, label=f"chance ({chance:g})")
         axes.set_yticks(places, [_name(row) for row in shown])
-        axes.set_ylim(-0.6, max(len(shown), 1) - 0.4)
-        axes.set_xlabel(axis)
-        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-        figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+        _finish(figure, axes, columns=4, grid="x", xlabel=axis, ylim=(-0.6, max(len(shown), 1) - 0.4))
     return buffer.getvalue()
 
 
 def against_n(curves: Mapping[str, Sequence[Entry]], *, axis: str, limits: Mapping[str, float] | None = None) -> str:
-    """Each curve's value (with interval where given) at ``n`` images; ``limits``: what it goes to for endless n."""
+    """Each curve's value at ``n`` images; ``limits``: what it goes to for endless n."""
     with drawing(WIDTH, 3.2) as (figure, buffer):
         axes = figure.add_subplot()
         counts: list[float] = []
-        for number, (name, points) in enumerate(curves.items()):
+        for name, points, colour, style, marker in _styles(curves):
             known = sorted((p for p in points if p.get("value") is not None), key=lambda point: float(point["n"]))
             if not known:
                 continue
-            n = [float(point["n"]) for point in known]
+            n, values = [float(point["n"]) for point in known], [float(point["value"]) for point in known]
             counts += n
-            colour = COLOURS[number % len(COLOURS)]
-            style: Any = LINES[number % len(LINES)]
-            values = [float(point["value"]) for point in known]
-            marker = MARKERS[number % len(MARKERS)]
             axes.plot(n, values, linestyle=style, marker=marker, color=colour, label=name, markersize=4)
-            bands = [point.get("ci") or (None, None) for point in known]
-            if all(low is not None and high is not None for low, high in bands):
-                low, high = zip(*bands, strict=True)
-                axes.fill_between(n, low, high, color=colour, alpha=0.18, linewidth=0)
             limit = (limits or {}).get(name)
             if limit is not None and math.isfinite(limit):
                 label = f"{name}, endless n: {limit:.3g}"
@@ -110,11 +99,8 @@ def against_n(curves: Mapping[str, Sequence[Entry]], *, axis: str, limits: Mappi
         if counts:
             axes.set_xticks(_spread(counts), [f"{n:,.0f}" for n in _spread(counts)])
             axes.set_xticks([], minor=True)
-        axes.set_xlabel("images (n) on each side")
-        axes.set_ylabel(axis)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-        axes.grid(color="#dddddd", linewidth=0.6)
-        figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+        _finish(figure, axes, columns=2, xlabel="images (n) on each side", ylabel=axis)
     return buffer.getvalue()
 
 
@@ -122,45 +108,34 @@ def histograms(edges: Sequence[float], shares: Mapping[str, Sequence[float]], *,
     """Outlined histograms over common ``edges``; ``shares`` are per cent of each set's images in each bin."""
     with drawing(WIDTH, 3.0) as (figure, buffer):
         axes = figure.add_subplot()
-        for number, (name, values) in enumerate(shares.items()):
-            colour = COLOURS[number % len(COLOURS)]
-            style: Any = LINES[number % len(LINES)]
-            if number == 0:
+        for name, values, colour, style, _ in _styles(shares):
+            if colour == COLOURS[0]:
                 axes.stairs(values, edges, fill=True, color=colour, alpha=0.25)
             axes.stairs(values, edges, color=colour, linestyle=style, linewidth=1.7, label=name)
-        axes.set_xlabel(axis)
-        axes.set_ylabel("images, %")
         axes.set_ylim(bottom=0)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+        _finish(figure, axes, columns=2, grid="y", xlabel=axis, ylabel="images, %")
     return buffer.getvalue()
 
 
-def reliability(curves: Mapping[str, Sequence[Entry]], *, axis: str = "observed share of positives") -> str:
-    """Reliability curves: bins with ``predicted`` (mean score), ``observed`` (share), ``n``; below, images a bin."""
+def reliability(curves: Mapping[str, Sequence[Entry]]) -> str:
+    """Reliability curves: bins with mean ``score``, ``frequency`` (share of positives), ``n``; below, images a bin."""
     with drawing(WIDTH * 0.72, 4.6) as (figure, buffer):
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="perfect")
-        for number, (name, bins) in enumerate(curves.items()):
-            known = [b for b in bins if b.get("predicted") is not None and b.get("observed") is not None and b.get("n")]
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-            style: Any = LINES[number % len(LINES)]
-            x = [float(b["predicted"]) for b in known]
-            y = [float(b["observed"]) for b in known]
+        for name, bins, colour, style, marker in _styles(curves):
+            known = [b for b in bins if b.get("score") is not None and b.get("frequency") is not None and b.get("n")]
+            x, y = ([float(b[key]) for b in known] for key in ("score", "frequency"))
             upper.plot(x, y, marker=marker, color=colour, linestyle=style, label=name, markersize=4.5)
             for b, place, value in zip(known, x, y, strict=True):
                 low, high = b.get("ci") or (None, None)
                 if low is not None and high is not None:
                     upper.plot([place, place], [min(low, value), max(high, value)], color=colour, linewidth=0.9)
             lower.plot(x, [float(b["n"]) for b in known], marker=marker, color=colour, linestyle=style, markersize=3)
-        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel=axis)
-        lower.set(xlabel="predicted probability, mean of the bin", ylabel="labels a bin")
         lower.set_ylim(bottom=0)
         lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-        for axes in (upper, lower):
-            axes.grid(color="#dddddd", linewidth=0.6)
+        _finish(figure, upper, columns=0, xlim=(0, 1), ylim=(0, 1), ylabel="observed share of positives")
+        _finish(figure, lower, columns=3, xlabel="predicted probability, mean of the bin", ylabel="labels a bin")
         figure.align_ylabels()
-        figure.legend(loc="outside upper center", ncols=3, fontsize=8)
     return buffer.getvalue()
 
 
@@ -176,28 +151,35 @@ def side_by_side(rows: Sequence[tuple[str, Entry]], *, axis: str, lines: Mapping
                 axes.annotate("not computed", (0.02, place), xycoords=where, va="center", fontsize=8, bbox=box)
                 continue
             axes.plot([float(entry["value"])], [place], marker="o", color=BLUE, markersize=6, markeredgecolor=INK)
-            _intervals(axes, [entry], np.array([place]), vertical=False)
+            _intervals(axes, [entry], np.array([place]))
         for number, (name, value) in enumerate((lines or {}).items()):
             style: Any = LINES[1 + number % (len(LINES) - 1)]
             axes.axvline(value, color=INK, linestyle=style, linewidth=1, label=f"{name} ({value:.3g})")
         axes.set_yticks(places, [name for name, _ in rows])
-        axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.set_xlabel(axis)
-        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-        if lines:
-            figure.legend(loc="outside upper center", ncols=3, fontsize=8)
+        _finish(figure, axes, columns=3 if lines else 0, grid="x", xlabel=axis, ylim=(-0.6, len(rows) - 0.4))
     return buffer.getvalue()
 
 
-def _intervals(axes: Axes, rows: Sequence[Entry], places: Any, *, vertical: bool) -> None:
+def _intervals(axes: Axes, rows: Sequence[Entry], places: Any) -> None:
     for row, place in zip(rows, places, strict=True):
         low, high = row.get("ci") or (None, None)
-        if low is None or high is None:
-            continue
-        draw = axes.vlines if vertical else axes.hlines
-        draw(place, low, high, color=INK, linewidth=1.3, zorder=3)
-        ends = ([place, place], [low, high]) if vertical else ([low, high], [place, place])
-        axes.plot(*ends, linestyle="", marker="_" if vertical else "|", color=INK, markersize=6, zorder=3)
+        if low is not None and high is not None:
+            axes.hlines(place, low, high, color=INK, linewidth=1.3, zorder=3)
+            axes.plot([low, high], [place, place], linestyle="", marker="|", color=INK, markersize=6, zorder=3)
+
+
+def _styles(names: Mapping[str, Any]) -> Iterator[tuple[str, Any, str, Any, str]]:
+    """Each name with what is drawn of it, and its own colour, line style and marker."""
+    for number, (name, what) in enumerate(names.items()):
+        yield name, what, *(choice[number % len(choice)] for choice in (COLOURS, LINES, MARKERS))
+
+
+def _finish(figure: Figure, axes: Axes, *, columns: int, **about: Any) -> None:
+    """Labels and limits, a light grid (along one axis, or both) and the legend above."""
+    axes.grid(axis=about.pop("grid", "both"), color="#dddddd", linewidth=0.6)
+    axes.set(**about)
+    if columns:
+        figure.legend(loc="outside upper center", ncols=columns, fontsize=8)
 
 
 def _spread(counts: Sequence[float], gap: float = 1.25) -> list[float]:

@@ -6,13 +6,13 @@ the sd over replicates holds the luck of the draw alone, real images and prompts
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from roentgen.metrics.result import read_measure, write_json
+from roentgen.metrics.result import rows_of, write_json
 from roentgen.metrics.statistics import over_seeds
-from roentgen.metrics.suite import read_index
+from roentgen.metrics.suite import read_evaluation, read_index
 from roentgen.provenance import versions
 
 REPLICATES = "replicates.json"
@@ -25,46 +25,33 @@ def write_replicates(out: Path, folders: Sequence[Path]) -> dict[str, dict[str, 
     that some replicate lacks are left out.
     """
     values: dict[str, list[float]] = {}
-    first: dict[str, Mapping[str, Any]] = {}
+    first: dict[str, dict[str, Any]] = {}
+    indexes = []
     for folder in folders:
-        for name, label, entry in _figures(folder):
-            if entry["value"] is not None:
-                values.setdefault(name, []).append(float(entry["value"]))
-                first.setdefault(name, {**entry, "label": label})
+        index, results = read_evaluation(folder)
+        indexes.append(index)
+        for name, result in results.items():
+            extractor = name.partition("-")[2]
+            label = result["metric"] + (f" ({extractor})" if extractor else "")
+            for row in rows_of(result):
+                key, words = (f"{one} {row['name']}" if "name" in row else one for one in (name, label))
+                if row["value"] is not None:
+                    values.setdefault(key, []).append(float(row["value"]))
+                    own = {part: row.get(part) for part in ("value", "ci", "n")}
+                    first.setdefault(key, {"metric": words, "first": own})
     found = {}
     for name, each in values.items():
         if len(each) == len(folders):
             spread = over_seeds(each)
-            own = {key: first[name].get(key) for key in ("value", "ci", "n")}
-            found[name] = {
-                "metric": first[name]["label"],
-                **{key: spread[key] for key in ("value", "ci", "ci_method", "n", "sd", "warnings")},
-                "values": spread["details"]["values"],
-                "first": own,
-            }
+            about = {key: spread[key] for key in ("value", "ci", "ci_method", "n", "sd", "warnings")}
+            found[name] = {**about, "values": spread["details"]["values"], **first[name]}
     index = read_index(out)
     result = {
         "measures": found,
         "replicates": len(folders),
-        "model": [read_index(folder).get("model") for folder in folders],
-        "inputs": [read_index(folder).get("inputs") for folder in folders],
-        "command": index.get("command"),
-        "settings": index.get("settings"),
+        **{key: [index.get(key) for index in indexes] for key in ("model", "inputs")},
+        **{key: index.get(key) for key in ("command", "settings")},
         "versions": versions(),
     }
     write_json(out / REPLICATES, result)
     return found
-
-
-def _figures(folder: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Name, label and entry of each line of a finished evaluation."""
-    for name in read_index(folder)["measures"]:
-        result = read_measure(folder / f"{name}.json")
-        extractor = name.partition("-")[2]
-        label = result["metric"] + (f" ({extractor})" if extractor else "")
-        rows = result["details"].get("rows")
-        if rows:
-            for row in rows:
-                yield f"{name} {row['name']}", f"{label} {row['name']}", row
-        else:
-            yield name, label, result
