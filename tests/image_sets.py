@@ -26,26 +26,33 @@ def chest(rng: np.random.Generator, side: str | None, size: int = 176) -> np.nda
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def write_set(folder: Path, counts: dict[str, int], seed: int) -> Path:
-    """A manifest of images with and without a sided effusion, in several splits."""
-    folder.mkdir(parents=True)
+def write_set(
+    folder: Path, counts: dict[str, int], seed: int, *, draw: Callable[..., np.ndarray] = chest,
+    text: str = "patient {number}. {says}", patient: int = 1, run: int = 1, **columns: str,
+) -> Path:  # fmt: skip
+    """A manifest of images with and without a sided effusion, in several splits.
+
+    ``patient``: images of each; ``run``: images of one side in a row; ``columns``: the same in all rows.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     rows = []
     for split, count in counts.items():
         for number in range(count):
-            side = (None, "left", None, "right")[number % 4]
+            side = (None, "left", None, "right")[number // run % 4]
             name = f"{split}_{number}.png"
-            Image.fromarray(chest(rng, side)).save(folder / name)
+            Image.fromarray(draw(rng, side)).save(folder / name)
             rows.append(
                 {
                     "image": name,
-                    "text": f"patient {number}. " + (f"{side} pleural effusion" if side else "no acute process"),
-                    "patient_id": f"{split}{number}",
+                    "text": text.format(number=number, says=f"{side} pleural effusion" if side else "no acute process"),
+                    "patient_id": f"{split}{number // patient}",
                     "split": split,
                     "view": "PA",
                     "No Finding": int(side is None),
                     "Effusion": int(side is not None),
                     "Effusion_side": side or "",
+                    **columns,
                 }
             )
     pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)

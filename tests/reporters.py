@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from roentgen import errors
-from roentgen.recipes import report as recipe
+import recipe
 
 SIDE = 32
 TEXTS = ["Left pleural effusion.", "No acute cardiopulmonary abnormality.", "Cardiomegaly.", "Right pneumothorax."]
@@ -139,36 +134,11 @@ def manifest(folder: Path, *, train: int = 8, val: int = 4, texts: list[str] = T
     return folder / "manifest.csv"
 
 
-def train(*flags: object) -> tuple[int, str, str]:
-    """Run the recipe as its command line does, on the CPU: exit code, stdout, stderr."""
-    import torch
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = errors.run(lambda: recipe.main([str(flag) for flag in flags]), prog="train/report.py")
-        finally:
-            del os.environ["ACCELERATE_USE_CPU"]
-            torch.set_num_threads(threads)
-    return code, out.getvalue(), err.getvalue()
-
-
 def good(*flags: object) -> str:
     """A run that must end well; what it printed."""
-    code, out, err = train(*flags)
-    assert code == 0, err[-3000:]
-    return out
+    return recipe.good(*flags, name="report").out
 
 
 def refused(*flags: object) -> str:
     """The one sentence with which a run is refused."""
-    code, _, err = train(*flags)
-    lines = [line for line in err.splitlines() if line.startswith("train/report.py: error: ")]
-    assert code == 2 and len(lines) == 1, (code, err[-2000:])
-    return lines[0]
+    return recipe.refused(*flags, name="report")

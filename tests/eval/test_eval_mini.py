@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from image_sets import write_set
 from recipe import load_script
 
 from roentgen import errors
@@ -68,34 +68,14 @@ def picture(rng: np.random.Generator, side: str | None) -> np.ndarray:
 def world(tmp_path_factory: pytest.TempPathFactory, make_pipeline: Callable[..., Path]) -> dict[str, Path]:
     """Manifest of 36 train, 8 val and 24 test images, prompts of its test rows, a model that makes 176 px."""
     folder = tmp_path_factory.mktemp("world")
-    rng = np.random.default_rng(0)
-    rows, prompts = [], []
-    for split, count in (("train", 36), ("val", 8), ("test", 24)):
-        for number in range(count):
-            side = (None, "left", None, "right")[number % 4]
-            name = f"{split}_{number}.png"
-            Image.fromarray(picture(rng, side)).save(folder / name)
-            rows.append(
-                {
-                    "image": name,
-                    "text": "no acute process" if side is None else f"{side} pleural effusion",
-                    "patient_id": f"{split}{number // 2}",
-                    "split": split,
-                    "view": "PA",
-                    "No Finding": int(side is None),
-                    "Effusion": int(side is not None),
-                    "Effusion_side": side or "",
-                    "source": "made",
-                    "licence": "CC0-1.0",
-                }
-            )
-            if split == "test":
-                labels = "No Finding" if side is None else f"Effusion:{side}"
-                words = "no acute process" if side is None else f"{side} pleural effusion"
-                name = f"evaluation-{split}_{number}"
-                prompts.append({"id": name, "prompt": words, "labels": labels, "view": "PA"})
-    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
-    pd.DataFrame(prompts).to_csv(folder / "prompts.csv", index=False)
+    counts, made = {"train": 36, "val": 8, "test": 24}, {"source": "made", "licence": "CC0-1.0"}
+    manifest = write_set(folder, counts, 0, draw=picture, text="{says}", patient=2, **made)
+    rows = pd.read_csv(manifest, keep_default_na=False)
+    rows = rows[rows["split"] == "test"]
+    labels = ["No Finding" if not side else f"Effusion:{side}" for side in rows["Effusion_side"]]
+    names = [f"evaluation-{Path(image).stem}" for image in rows["image"]]
+    prompts = pd.DataFrame({"id": names, "prompt": rows["text"], "labels": labels, "view": "PA"})
+    prompts.to_csv(folder / "prompts.csv", index=False)
     model = make_pipeline(folder / "model")
     config = json.loads((model / "unet" / "config.json").read_text())
     config["sample_size"] = SIDE // 4

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from image_sets import write_set
 from PIL import Image
 from recipe import load_script
 
@@ -157,27 +158,7 @@ def toy_extractor(name: str, *, device: str = "cpu") -> Extractor:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("painted")
-    rng = np.random.default_rng(0)
-    rows = []
-    for split, count in (("train", 120), ("test", 200)):
-        for number in range(count):
-            side = (None, "left", None, "right")[number // 2 % 4]
-            name = f"{split}_{number}.png"
-            Image.fromarray(picture(rng, side)).save(folder / name)
-            rows.append(
-                {
-                    "image": name,
-                    "text": "x",
-                    "patient_id": f"{split}{number // 2}",
-                    "split": split,
-                    "No Finding": int(side is None),
-                    "Effusion": int(side is not None),
-                    "Effusion_side": side or "",
-                }
-            )
-    pd.DataFrame(rows).to_csv(folder / "manifest.csv", index=False)
-    return folder / "manifest.csv"
+    return write_set(tmp_path_factory.mktemp("painted"), {"train": 120, "test": 200}, 0, draw=picture, patient=2, run=2)
 
 
 @pytest.fixture(scope="module")
