@@ -24,6 +24,7 @@ from roentgen.metrics.statistics import Floats, numbered, percentile_interval
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """Weights of half the squared norm, beside the mean log loss."""
 STEPS, TOLERANCE = 2000, 1e-6
+INNER = 3  # folds in which the strength is chosen, finding by finding, by log loss
 
 
 def fit_logistic(features: Floats, labels: Floats, use: Floats, strengths: Floats) -> tuple[Floats, Floats]:
@@ -83,9 +84,7 @@ def probe_scores(
     *,
     size: int | None = None,
     seed: int = 0,
-    inner: int = 3,
     standardise: bool = True,
-    strengths: Sequence[float] = STRENGTHS,
 ) -> Floats:
     """Scores (N, F) of reports by probes that were trained on the other folds.
 
@@ -98,11 +97,10 @@ def probe_scores(
         folds: (N,) outer folds, from ``folds_of``.
         size: reports a probe is trained on (see ``training_sets``); None: all of the other folds.
         seed: of the draw of ``size`` reports and of the inner folds.
-        inner: folds in which the strength is chosen, finding by finding, by log loss.
         standardise: scale each feature to unit variance over the training reports; False: one scale for all.
     """
     scores = np.full(labels.shape, np.nan)
-    grid = np.asarray(strengths, dtype=np.float64)
+    grid = np.asarray(STRENGTHS)
     for fold in range(int(folds.max()) + 1):
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         use = training_sets(labels[train], size, seed * 1000 + fold)
@@ -114,7 +112,7 @@ def probe_scores(
             mean, spread = features[rows].mean(axis=0), features[rows].std(axis=0)
             one = np.full_like(spread, np.sqrt((spread**2).mean()) + 1e-12)
             x = (features - mean) / (np.maximum(spread, 1e-6) if standardise else one)
-            part = (np.arange(len(rows)) * inner // len(rows))[np.random.default_rng(seed).permutation(len(rows))]
+            part = (np.arange(len(rows)) * INNER // len(rows))[np.random.default_rng(seed).permutation(len(rows))]
             weight, bias = _chosen(x[rows], labels[np.ix_(rows, columns)], use[np.ix_(inside, columns)], part, grid)
             scores[np.ix_(test, columns)] = rankdata(x[test] @ weight + bias, axis=0) / len(test)
     return scores

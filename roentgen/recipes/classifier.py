@@ -200,11 +200,10 @@ def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def predict(net: HalvesNet, inputs: np.ndarray, device: torch.device, *, sides: bool = False) -> np.ndarray:
-    """Probabilities (N, F), or (N, F, 2) for the sides."""
+def predict(net: HalvesNet, inputs: np.ndarray, device: torch.device) -> np.ndarray:
+    """Probabilities (N, F)."""
     net.eval()
     parts = []
     for start in range(0, len(inputs), 64):
-        image, side = net(to_autoencoder(inputs[start : start + 64]).to(device))
-        parts.append((side if sides else image).sigmoid().cpu())
+        parts.append(net(to_autoencoder(inputs[start : start + 64]).to(device))[0].sigmoid().cpu())
     return torch.cat(parts).numpy()

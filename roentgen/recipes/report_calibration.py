@@ -98,13 +98,13 @@ def best_threshold(p: np.ndarray) -> float:
     return float(ranked[int(f1.argmax())])
 
 
-def common_threshold(p: np.ndarray, times: float = OVERCALL) -> float:
-    """The threshold that calls ``times`` as many as the probabilities ``p`` (N,) say that there are.
+def common_threshold(p: np.ndarray) -> float:
+    """The threshold that calls ``OVERCALL`` times as many as the probabilities ``p`` (N,) say that there are.
 
     Of a rare finding the highest F1 is reached by calling it many times too often, which no reader would bear.
     """
     ranked = np.sort(p)[::-1]
-    return float(ranked[min(len(ranked), max(1, round(times * float(p.sum())))) - 1])
+    return float(ranked[min(len(ranked), max(1, round(OVERCALL * float(p.sum())))) - 1])
 
 
 def side_margins(seen: Predictions, targets: Targets, val: np.ndarray) -> dict[str, float]:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,27 +54,15 @@ class _Data:
     mask: Tensor
     worse: tuple[Tensor, Tensor] | None
 
-    @property
-    def validation(self) -> tuple[Tensor, Tensor]:
-        """Tokens and mask of the validation texts."""
-        return self.ids[len(self.train) :], self.mask[len(self.train) :]
-
-
-@dataclass
-class _Progress:
-    """images seen; best: the lowest goal so far; stale: validations since then."""
-
-    images: int = 0
-    best: float = float("inf")
-    stale: int = 0
-
 
 def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings: dict[str, Any]) -> int:
     """Train and write the reporter; ``settings`` are what a checkpoint must have been made with."""
     _require_scorers(recipe)
     train, val = _tables(recipe, run)
     captioner = start_of(recipe, train["text"].tolist())
-    data = _tokens(captioner, recipe, run, train, val)
+    tokens = partial(tokens_of, captioner, longest=recipe.max_tokens)
+    worse = None if run.preferences is None else tokens(train["worse"].tolist(), manifest=run.preferences)
+    data = _Data(train, val, *tokens([*train["text"], *val["text"]], manifest=run.manifest), worse)
     total = _length(recipe, len(train))
     trained = choose_trained(captioner, recipe)
     accelerator.print(
@@ -92,7 +81,7 @@ def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings:
     if accelerator.is_main_process:
         load_best(captioner.model, run.out / BEST)
         write_reporter(captioner, recipe, run)
-        print(json.dumps({"best": training.progress.best}), flush=True)
+        print(json.dumps({"best": training.best}), flush=True)
         print(run.out)
     return 0
 
@@ -133,14 +122,6 @@ def _tables(recipe: Recipe, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     return train, val
 
 
-def _tokens(captioner: Captioner, recipe: Recipe, run: Run, train: pd.DataFrame, val: pd.DataFrame) -> _Data:
-    ids, mask = tokens_of(captioner, [*train["text"], *val["text"]], recipe.max_tokens, run.manifest)
-    worse = None
-    if run.preferences is not None:
-        worse = tokens_of(captioner, train["worse"].tolist(), recipe.max_tokens, run.preferences)
-    return _Data(train, val, ids, mask, worse)
-
-
 def _length(recipe: Recipe, count: int) -> int:
     """Images to see: whole optimiser steps."""
     step = recipe.batch_size * recipe.accumulate
@@ -172,7 +153,7 @@ class _Training:
         optimizer = torch.optim.AdamW(self.parameters, lr=recipe.rate or 0.0, weight_decay=recipe.weight_decay)
         self.prepared, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.checkpoints = Checkpoints(run.out / "checkpoints")
-        self.progress = _Progress()
+        self.images, self.best, self.stale = 0, float("inf"), 0  # seen; the lowest goal; validations since then
 
     def restore(self) -> None:
         """Go back to the last checkpoint, if there is one."""
@@ -185,20 +166,20 @@ class _Training:
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
-        self.progress = _Progress(saved["images"], saved["best"], saved["stale"])
+        self.images, self.best, self.stale = saved["images"], saved["best"], saved["stale"]
         self.accelerator.print(f"continuing at {saved['images']} images", flush=True)
 
     def train(self) -> None:
         """Train to the end, or until nothing has become better for as long as ``--patience`` says."""
-        recipe, run, progress = self.recipe, self.run, self.progress
+        recipe, run = self.recipe, self.run
         main = self.accelerator.is_main_process
         log = SummaryWriter(run.out / "log") if main else None
         whole = recipe.batch_size * recipe.accumulate
         running: list[Tensor] = []
-        end = self.total if progress.stale < run.patience else progress.images
-        for step in steps(progress.images, end, batch_size=recipe.batch_size, show=main):
+        end = self.total if self.stale < run.patience else self.images
+        for step in steps(self.images, end, batch_size=recipe.batch_size, show=main):
             running.append(self._step(step))
-            progress.images = step.images
+            self.images = step.images
             # A checkpoint lies between optimiser steps only.
             reached = Step(step.number, step.images - whole, step.images, step.last)
             if step.images % whole == 0 and reached.due(run.eval_every):
@@ -206,11 +187,11 @@ class _Training:
                 require(np.isfinite(mean), f"the loss is not finite after {step.images} images; lower --rate")
                 running.clear()
                 self._validate(mean, log)
-                if progress.stale >= run.patience:
+                if self.stale >= run.patience:
                     break
-        if progress.stale >= run.patience:
+        if self.stale >= run.patience:
             self.accelerator.print(
-                f"no better for {run.patience} validations: stopped at {progress.images} images", flush=True
+                f"no better for {run.patience} validations: stopped at {self.images} images", flush=True
             )
 
     def _step(self, step: Step) -> Tensor:
@@ -255,37 +236,33 @@ class _Training:
 
     def _validate(self, mean: float, log: SummaryWriter | None) -> None:
         """Measure, say it, keep the weights if they are the best, and save; ``mean`` is the training loss since."""
-        run, val, progress = self.run, self.data.val, self.progress
-        error = validation_loss(self.captioner, val, *self.data.validation, self.accelerator.device)
+        run, val, trained = self.run, self.data.val, len(self.data.train)
+        error = validation_loss(
+            self.captioner, val, self.data.ids[trained:], self.data.mask[trained:], self.accelerator.device
+        )
         scores = written(self.captioner, val[: run.validate], run, self.recipe.max_tokens - 1)
         # What is to fall: the loss; with a reward the disagreement. With preferences the last weights are taken.
         goal = error
         if self.start is not None:
-            goal = 1 - scores["agreement"] if self.critic is not None else -float(progress.images)
-        progress.stale = 0 if goal < progress.best else progress.stale + 1
-        progress.best = min(progress.best, goal)
+            goal = 1 - scores["agreement"] if self.critic is not None else -float(self.images)
+        self.stale = 0 if goal < self.best else self.stale + 1
+        self.best = min(self.best, goal)
         if self.accelerator.is_main_process:
             said = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-            print(f"{progress.images} images, loss {mean:.4f}, validation loss {error:.4f}, {said}", flush=True)
+            print(f"{self.images} images, loss {mean:.4f}, validation loss {error:.4f}, {said}", flush=True)
             if log is not None:
                 for name, value in {"train/loss": mean, "val/loss": error, **scores}.items():
-                    log.add_scalar(name, value, progress.images)
-            if progress.stale == 0:
+                    log.add_scalar(name, value, self.images)
+            if self.stale == 0:
                 with open_atomic(run.out / BEST) as file:
                     torch.save(trained_state(self.model), file)
-            self._save()
+            scaler = self.accelerator.scaler
+            state = {
+                "model": trained_state(self.model), "optimizer": self.optimizer.state_dict(), "best": self.best,
+                "stale": self.stale, "settings": self.settings, "scaler": {} if scaler is None else scaler.state_dict(),
+            }  # fmt: skip
+            self.checkpoints.save(self.images, state)
         self.accelerator.wait_for_everyone()
-
-    def _save(self) -> None:
-        scaler = self.accelerator.scaler
-        self.checkpoints.save(
-            self.progress.images,
-            {
-                "model": trained_state(self.model), "optimizer": self.optimizer.state_dict(),
-                "best": self.progress.best, "stale": self.progress.stale, "settings": self.settings,
-                "scaler": scaler.state_dict() if scaler is not None else {},
-            },
-        )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ loss and texts
@@ -307,13 +284,11 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def validation_loss(
-    captioner: Captioner, val: pd.DataFrame, ids: Tensor, mask: Tensor, device: torch.device, *, most: int = 256
-) -> float:
-    """``text_loss`` over the first validation images, at most ``most``; a mean over batches of 16."""
+def validation_loss(captioner: Captioner, val: pd.DataFrame, ids: Tensor, mask: Tensor, device: torch.device) -> float:
+    """``text_loss`` over the first validation images, at most 256; a mean over batches of 16."""
     losses = []
     with _evaluating(captioner.model):
-        for start in range(0, min(len(val), most), 16):
+        for start in range(0, min(len(val), 256), 16):
             stop = min(start + 16, len(val))
             pixels = captioner.pixels(list(squares(val["image"].iloc[start:stop], captioner.size))).to(device)
             losses.append(text_loss(captioner, captioner.model, pixels, ids[start:stop], mask[start:stop]).item())

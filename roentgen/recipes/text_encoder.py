@@ -11,7 +11,6 @@ no images, only the labels in the manifest. Writes ``OUT/tokenizer`` and ``OUT/t
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from roentgen.config import BatchSize, Count, CountFromZero, Range, Rate, Seed, Share, Short, parse_settings, require
 from roentgen.data.manifest import read_manifest
@@ -27,6 +25,7 @@ from roentgen.files import new_files, require_writable
 from roentgen.models.clip_text import TextProbe, build_tokenizer, text_targets, tokenize
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
 from roentgen.recipes import CONFIGS
+from roentgen.training.loop import steps
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import cosine_rate
 from roentgen.training.setup import make_accelerator
@@ -92,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     optimizer = torch.optim.AdamW(probe.parameters(), lr=s.rate, weight_decay=0.01)
     model, optimizer = accelerator.prepare(probe, optimizer)
     right = torch.zeros(2)
-    for seen in tqdm(range(0, s.texts, s.batch_size), unit="batch", file=sys.stderr):
-        number = seen // s.batch_size
+    for number, seen, *_ in steps(0, s.texts, batch_size=s.batch_size, show=True, unit="text"):
         chosen = batch_indices(weights, len(rows), size=s.batch_size, seed=s.seed, batch=number)
         rng = random.Random(int(batch_generator(s.seed, number, 3).initial_seed()))
         texts = [compose(vary(rows[i], s.random_sides, rng), rng) for i in chosen.tolist()]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from recipe import Result, finetune
+from recipe import Result, few_rows, finetune
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "train" / "configs" / "roentgen"
@@ -79,18 +79,13 @@ def test_table_lists_every_row() -> None:
 @pytest.fixture(scope="module")
 def tiny(make_pipeline: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A three-channel CLIP pipeline, a BERT, and a manifest of 24 training and 8 validation images."""
-    import pandas as pd
     from tiny import write_bert
 
     folder = tmp_path_factory.mktemp("tiny")
-    table = pd.read_csv(SAMPLE, dtype=str, keep_default_na=False)
-    table["image"] = [str(SAMPLE.parent / name) for name in table["image"]]
-    rows = pd.concat([table[table["split"] == "train"][:24], table[table["split"] == "val"][:8]])
-    rows.to_csv(folder / "manifest.csv", index=False)
     return {
         "model": make_pipeline(folder / "model", channels=3, window=77, prediction="epsilon"),
         "bert": write_bert(folder / "bert", window=128),
-        "manifest": folder / "manifest.csv",
+        "manifest": few_rows(folder),
         "folder": folder,
     }
 

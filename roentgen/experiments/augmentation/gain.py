@@ -170,11 +170,11 @@ def gap(groups: Mapping[str, tuple[float, Floats]]) -> tuple[float, Floats]:
 # ------------------------------------------------------------------------------------------------------- inference
 
 
-def seed_weights(seeds: int, resamples: int, seed: int = 0) -> Floats:
+def seed_weights(seeds: int, resamples: int) -> Floats:
     """(B, S): share of each of S seeds in each resample, S - 1 being drawn; (B, 1) of ones for one seed."""
     if seeds == 1:
         return np.ones((resamples, 1))
-    counts = np.random.default_rng([seed, 3]).multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=resamples)
+    counts = np.random.default_rng([0, 3]).multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=resamples)
     return counts / (seeds - 1)
 
 

@@ -66,11 +66,11 @@ def markdown(result: Entry) -> str:
     return "\n\n".join(parts)
 
 
-def signed(entry: Entry | None, *, digits: int = 3) -> str:
+def signed(entry: Entry | None) -> str:
     """``+0.012 [−0.003, +0.027]``, bold where significant; an en dash where nothing was measured."""
     if entry is None or entry["value"] is None:
         return "–"
-    numbers = [f"{number:+.{digits}f}".replace("-", MINUS) for number in (entry["value"], *entry["ci"])]
+    numbers = [f"{number:+.3f}".replace("-", MINUS) for number in (entry["value"], *entry["ci"])]
     text = f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
     return f"**{text}**" if entry.get("significant") else text
 

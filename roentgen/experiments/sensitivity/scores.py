@@ -145,13 +145,11 @@ ROWS: dict[str, Rows] = {
 """Metrics that are means over images, as values of the images."""
 
 
-def _metric(key: str, about: Noticed) -> Metric:
-    if key in ROWS:
-        return Metric(key, about, partial(mean_of, ROWS[key]), "rows", ROWS[key])
-    return Metric(key, about, *VALUES[key])
-
-
-METRICS = tuple(_metric(key, about) for measure in MEASURES.values() for key, about in measure.noticed.items())
+METRICS = tuple(
+    Metric(key, about, *(VALUES.get(key) or (partial(mean_of, ROWS[key]), "rows", ROWS[key])))
+    for measure in MEASURES.values()
+    for key, about in measure.noticed.items()
+)
 """Every measure that says what it notices, in the order of the report."""
 BOUNDS = {"fid": (0.0, np.inf), "kid": (-np.inf, np.inf), "density": (0.0, np.inf)}
 """What a metric can be at all, where that is not 0 to 1."""

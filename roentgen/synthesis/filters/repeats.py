@@ -111,18 +111,17 @@ def pair_counts(packed: Bits, patients: Sequence[object]) -> NDArray[np.int64]:
     return counts
 
 
-def most_bits(counts: NDArray[np.int64], *, plan_rows: int, share: float = SHARE) -> int:
-    """The largest number of differing bits at which at most ``share`` of ``plan_rows`` real images would be repeats.
+def most_bits(counts: NDArray[np.int64], *, plan_rows: int) -> int:
+    """The largest number of differing bits at which at most ``SHARE`` of ``plan_rows`` real images would be repeats.
 
     An image has ``plan_rows`` - 1 chances of a near one, so the share of pairs at most so far apart, times that, may
-    be at most ``share`` (the sum over the pairs bounds the chance of any, Bonferroni).
+    be at most that share (the sum over the pairs bounds the chance of any, Bonferroni).
 
     Args:
         counts: what ``pair_counts`` gives, (257,).
         plan_rows: images of the set.
-        share: see above.
     """
     if counts.shape != (BITS + 1,) or counts.sum() == 0:
         raise ValueError(f"expected {BITS + 1} counts of pairs, at least one pair")
-    allowed = share * counts.sum() / max(1, plan_rows - 1)
+    allowed = SHARE * counts.sum() / max(1, plan_rows - 1)
     return max(LEAST_BITS, int(np.searchsorted(np.cumsum(counts), allowed, side="right")) - 1)
