@@ -9,8 +9,6 @@ Measured against the images whose side is known by boxes; pass the CSV to ``roen
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,13 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_settings(Settings, argv, prog=f"python -m {NAME}", about=__doc__)
     table = read_manifest(args.manifest, allow_empty_text=True)
     weak = weak_sides(table, load_pixels(table["image"].tolist(), size=64).pixels)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["file", "finding", "side", "score"])
     test = (table["split"] == "test").to_numpy()
-    for row in weak[~test[weak["index"].to_numpy(dtype=int)]].itertuples(index=False):
-        writer.writerow([Path(table["image"].iloc[row[0]]).name, row.finding, row.side, f"{row.score:.2f}"])
-    write_atomic(args.out, buffer.getvalue().encode())
+    said = weak[~test[weak["index"].to_numpy(dtype=int)]]
+    said = said.assign(file=[Path(table["image"].iloc[row]).name for row in said["index"]])
+    columns = ["file", "finding", "side", "score"]
+    text = said.to_csv(columns=columns, index=False, float_format="%.2f", lineterminator="\n")
+    write_atomic(args.out, text.encode())
 
     # The threshold was set on train and val; test is where it is checked.
     checked = table.where(table["split"] == "test") if test.any() else table

@@ -12,8 +12,6 @@ from roentgen.metrics.result import read_result
 
 SCRIPT = "growth"
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def test_tasks_run_and_a_row_says_what_an_image_more_costs(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

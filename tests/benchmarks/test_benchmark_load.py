@@ -15,8 +15,6 @@ from roentgen import provenance
 from roentgen.errors import UserError
 from roentgen.metrics.result import read_result
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Any:

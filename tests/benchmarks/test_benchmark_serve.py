@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recipe import ROOT
 
 from roentgen.errors import UserError
 from roentgen.metrics.result import read_result
 
 SCRIPT = "serve"
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "serve-cpu.json"
 
 

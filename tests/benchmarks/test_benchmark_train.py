@@ -15,13 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from recipe import good
+from recipe import ROOT, good
 
 from roentgen.errors import UserError
 
 SCRIPT = "train"
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = "a\n<!-- results:train-speed -->\nstale\n<!-- /results:train-speed -->\nb\n"
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from recipe import ROOT
 
 from roentgen import cli
 from roentgen.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "generate"
 SHORT = "--repeats 1 --helps 1 --short 1 --long 2"
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recipe import ROOT
 
 from roentgen.errors import UserError
 
 SCRIPT = "peers"
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "benchmarks" / "results" / "peers.json"
 
 

@@ -9,13 +9,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+from recipe import ROOT
 
 from roentgen.errors import UserError
 from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
 
 SCRIPT = "published"
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "benchmarks" / "results" / "published.json"
 
 

@@ -24,7 +24,6 @@ from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.result import KEYS
 from roentgen.synthesis import folder
 
-ROOT = Path(__file__).resolve().parents[2]
 SIDE = 176
 FINDINGS = ("No Finding", "Effusion", "Pneumothorax")
 

@@ -12,14 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from recipe import load_script
+from recipe import ROOT, load_script
 
 from roentgen import errors
 from roentgen.experiments import sampling
 from roentgen.metrics.result import KEYS
 from roentgen.metrics.sharpness import sharpness_of
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "eval" / "results" / "mini" / "steps.json"
 
 

@@ -24,7 +24,6 @@ from roentgen.experiments.augmentation.sources import Source
 from roentgen.metrics.adherence.auroc import weighted_auroc
 from roentgen.metrics.statistics import cluster_weights
 
-ROOT = Path(__file__).resolve().parents[2]
 FINDINGS = ("No Finding", "Effusion", "Hernia")
 QUICK = ("--size", "32", "--images", "128", "--batch-size", "16", "--validations", "2", "--resamples", "50")
 SMALL = ("--seeds", "2", "--sizes", "20,40", "--min-positive", "2", "--jobs", "1", "--device", "cpu")

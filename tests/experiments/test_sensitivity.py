@@ -22,9 +22,6 @@ from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.memorisation import damage
 from roentgen.metrics.result import KEYS
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
 # --------------------------------------------------------------------------------------------------------- damage
 
 

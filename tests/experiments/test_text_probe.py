@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recipe import load_script
+from recipe import ROOT, load_script
 
 from roentgen.errors import UserError
 from roentgen.experiments.text_probe import (
@@ -25,8 +25,6 @@ from roentgen.experiments.text_probe import (
 from roentgen.metrics.adherence.auroc import auroc, weighted_auroc
 from roentgen.metrics.statistics import cluster_weights
 from roentgen.models.hub import MINI
-
-ROOT = Path(__file__).parents[2]
 
 
 def made_up(n: int = 200, d: int = 6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from recipe import Result, few_rows, finetune
+from recipe import ROOT, Result, few_rows, finetune
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "train" / "configs" / "roentgen"
 SAMPLE = ROOT / "data" / "sample" / "manifest.csv"
 CONFIGS = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
