@@ -166,6 +166,7 @@ class ByFinding:
 
 
 Compute = Callable[[EvaluationInputs, Extractor], Result]
+Judge = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,10 @@ class Measure:
     """A line of the report.
 
     ``suite``: the smallest that has it. ``reads``: sets that it reads besides real and synthetic. ``output``: what it
-    reads of an extractor; one that reads none has ``judge``, which says what it looks at images with: name with hash,
-    and chain. ``tested``: columns of ``Result.per_image`` that a comparison tests in pairs, by the name of the test.
-    ``noticed``: columns of the table of what metrics notice, by the stem of their result file.
+    reads of an extractor; one that reads none has ``judge``, what it looks at images with: name with hash, and chain;
+    a function of the inputs where it depends on them. ``tested``: columns of ``Result.per_image`` that a comparison
+    tests in pairs, by the name of the test. ``noticed``: columns of the table of what metrics notice, by the stem of
+    their result file.
     """
 
     name: str
@@ -187,7 +189,7 @@ class Measure:
     output: str = "features"
     each_extractor: bool = False
     reads: tuple[str, ...] = ()
-    judge: Callable[[EvaluationInputs], tuple[str, str]] | None = None
+    judge: Judge | Callable[[EvaluationInputs], Judge] | None = None
     by_finding: ByFinding | None = None
     tested: Mapping[str, str] = field(default_factory=dict)
     noticed: Mapping[str, Noticed] = field(default_factory=dict)

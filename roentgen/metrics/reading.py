@@ -76,14 +76,13 @@ def pixels(images: ImageSet, rows: Sequence[int] | NDArray[np.integer], size: in
     return np.stack([resize_center_crop(read_image(paths[row]), size) for row in rows])
 
 
-def by_pixels(inputs: EvaluationInputs) -> tuple[str, str]:
-    return "pixels", f"grey uint8; shorter side to at most {PIXELS} px by antialiased bicubic, centre crop; [0, 1]"
+BY_PIXELS = ("pixels", f"grey uint8; shorter side to at most {PIXELS} px by antialiased bicubic, centre crop; [0, 1]")
 
 
-def texts_of(images: ImageSet, flag: str) -> list[str]:
+def texts_of(images: ImageSet) -> list[str]:
     texts = [str(text) for text in images.table["text"]]
     if not any(texts):
-        raise Unavailable(f"{flag} has no texts; give a manifest with a text column", bad_input=True)
+        raise Unavailable(f"--{images.name} has no texts; give a manifest with a text column", bad_input=True)
     return texts
 
 

@@ -153,15 +153,17 @@ BLOCK = 64
 GRAIN = 8  # images of white noise, of which one is enough to two digits
 
 
-def by_spectrum(inputs: EvaluationInputs) -> tuple[str, str]:
-    return "pixels", (
+BY_SPECTRUM = (
+    "pixels",
+    (
         f"grey uint8; shorter side to at most {PIXELS} px (that of the generated images where it is smaller) by "
         "antialiased bicubic, centre crop; real images with a smaller shorter side left out; float64, Hann window"
-    )
+    ),
+)
 
 
 @measure(
-    "sharpness", "Sharpness,", suite="quick", better="as real", unit="share", output="", judge=by_spectrum,
+    "sharpness", "Sharpness,", suite="quick", better="as real", unit="share", output="", judge=BY_SPECTRUM,
     reads=("reconstructed",),
     tested={DETAIL_SHARE: "Power at 32-64 cycles", COHERENCE: "Coherence at 32-64 cycles"},
     noticed={"detail": Noticed("detail", 4, -1, (BLUR,)), "coherence": Noticed("coherence", 3, -1, (NOISE,))},

@@ -195,7 +195,7 @@ def run_suite(
         "versions": versions(),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
-    _write_index(plan.out, index)
+    write_json(plan.out / INDEX, index)
     return dataclasses.replace(outcome, results=results)
 
 
@@ -237,7 +237,7 @@ def _measure(plan: SuiteSettings, contexts: Mapping[str, Context], outcome: Outc
         path = plan.out / f"{name}.json"
         try:
             if measure.judge is not None:
-                judge, chain = measure.judge(inputs)
+                judge, chain = measure.judge(inputs) if callable(measure.judge) else measure.judge
                 context = dataclasses.replace(context, extractor=judge, resize=chain)
             if kept := _kept(path, context, measure):
                 outcome.results[name] = kept
@@ -250,7 +250,7 @@ def _measure(plan: SuiteSettings, contexts: Mapping[str, Context], outcome: Outc
             continue
         outcome.results[name] = _write(path, measure, found, context, inputs)
         seconds[name] = time.monotonic() - began
-        _write_index(plan.out, {**read_index(plan.out), "seconds": seconds})
+        write_json(plan.out / INDEX, {**read_index(plan.out), "seconds": seconds})
         with tqdm.external_write_mode(file=sys.stderr):
             print(f"{name}: {_line(outcome.results[name])}", file=sys.stderr)
 
@@ -298,11 +298,7 @@ def _claim(out: Path, key: Mapping[str, Any]) -> None:
     strange = [name for name in MEASURES if (out / f"{name}.json").exists()]
     if strange:
         raise UserError(f"--out {out} holds {strange[0]}.json of something else; choose another folder")
-    _write_index(out, {"key": key, "measures": [], "missing": []})
-
-
-def _write_index(out: Path, index: Mapping[str, Any]) -> None:
-    write_json(out / INDEX, index)
+    write_json(out / INDEX, {"key": key, "measures": [], "missing": []})
 
 
 def _earlier(

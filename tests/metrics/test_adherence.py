@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -100,8 +102,8 @@ def test_thresholds_need_cases() -> None:
     rows = calibrate(part.scores, labels, FINDINGS)
     assert np.isfinite(rows[1].threshold) and rows[1].f1 > 0.6
     assert np.isnan(rows[2].threshold) and rows[2].positives == 3
-    with pytest.raises(ValueError, match="method"):
-        calibrate(part.scores, labels, FINDINGS, method="youden")
+    with pytest.raises(ValueError, match="shapes"):
+        calibrate(part.scores, labels[:, :2], FINDINGS)
 
 
 def test_auroc_stands_between_ceiling_and_floor() -> None:
@@ -138,8 +140,11 @@ def test_f1_at_thresholds_from_elsewhere() -> None:
     assert 0 < floor < result.value < result.details["on_common_findings"]["real"]["value"]
     assert {row["method"] for row in result.details["thresholds"]} == {"prevalence"}
     blind = judged(0.0, seed=6)  # the best F1 of scores that know nothing is had by calling nearly everything
-    greedy = calibrate(blind.scores, blind.labels, FINDINGS, method="f1")
-    assert greedy[1].called > 0.8
+    known = np.isfinite(blind.labels[:, 1])
+    scores, labels = blind.scores[known, 1], blind.labels[known, 1]
+    called = (scores >= best_f1_threshold(scores, labels)).mean()
+    assert called > 0.8
+    greedy = [replace(row, called=called) for row in thresholds]
     assert "too often" in " ".join(adherence_f1(made, FINDINGS, greedy, resamples=20).notes)
     with pytest.raises(ValueError, match="order"):
         adherence_f1(made, FINDINGS, thresholds[::-1])

@@ -146,5 +146,5 @@ def test_ms_ssim_within_and_across_beside_real() -> None:
     groups = diversity.groups_of(kinds, apart=list(range(8)))
     beside = diversity.within_groups(of(real), groups, kinds, resamples=20)
     assert beside["n"] == 2 and beside["value"] < within["value"]
-    assert len(diversity.few_prompts(within=within, real_within=beside)) == 2
+    assert len(diversity.few_prompts({"within": within, "real_within": beside})) == 2
     assert len(diversity.groups_of(list(range(12)))) == 0

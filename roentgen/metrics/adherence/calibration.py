@@ -1,9 +1,9 @@
 """Thresholds and calibration of a classifier's scores, always from real validation images, never from test.
 
 A threshold of 0.5 calls findings several times too often or never, so each finding gets its own: the one that calls as
-many images of ``val`` positive as are ("prevalence", the default), or the one with the best F1 there ("f1"). The best
-F1 of a classifier that hardly knows a finding is had by calling nearly every image: so it is not the default.
-Thresholds are fitted on one set and applied to others; nothing here fits and scores the same images.
+many images of ``val`` positive as are. The one with the best F1 there will not do: of a classifier that hardly knows a
+finding it is had by calling nearly every image. Thresholds are fitted on one set and applied to others; nothing here
+fits and scores the same images.
 """
 
 from __future__ import annotations

@@ -15,8 +15,6 @@ from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import VALIDATION, ByFinding, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.statistics import Floats
 
-METHODS = ("prevalence", "f1")
-
 
 @dataclass(frozen=True)
 class Threshold:
@@ -27,12 +25,12 @@ class Threshold:
 
     finding: str
     threshold: float
-    method: str
     f1: float
     called: float
     prevalence: float
     positives: int
     negatives: int
+    method: str = "prevalence"
 
 
 def weighted_f1(called: NDArray[np.bool_], labels: Floats, weights: Floats) -> Floats:
@@ -89,21 +87,17 @@ def _cut(ranked: Floats, last: int) -> float:
     return float(middle if ranked[last + 1] < middle <= ranked[last] else ranked[last])
 
 
-def calibrate(
-    scores: Floats, labels: Floats, findings: Sequence[str], *, method: str = "prevalence", min_cases: int = MIN_CASES
-) -> list[Threshold]:
-    """One threshold a finding from real validation ``scores`` (N, F) and ``labels`` (N, F) in {0, 1, NaN = unknown}.
+def calibrate(scores: Floats, labels: Floats, findings: Sequence[str]) -> list[Threshold]:
+    """One ``prevalence_threshold`` a finding from real validation ``scores`` (N, F) and ``labels`` (N, F) in {0, 1, NaN
+    = unknown}.
 
     Raises:
-        ValueError: unknown method, shapes that differ, scores that are not finite.
+        ValueError: shapes that differ, scores that are not finite.
     """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r}: choose one of {', '.join(METHODS)}")
     if scores.shape != labels.shape or scores.shape[1] != len(findings):
         raise ValueError(f"shapes differ: {scores.shape}, {labels.shape}, {len(findings)} findings")
     if not np.isfinite(scores).all():
         raise ValueError("scores hold NaN or infinity")
-    fit = best_f1_threshold if method == "f1" else prevalence_threshold
     rows = []
     for column, finding in enumerate(findings):
         known = np.isfinite(labels[:, column])
@@ -111,11 +105,11 @@ def calibrate(
         positives = int(truth.sum())
         negatives = len(truth) - positives
         threshold = f1 = called = float("nan")
-        if min(positives, negatives) >= min_cases:
-            threshold = fit(score, truth)
+        if min(positives, negatives) >= MIN_CASES:
+            threshold = prevalence_threshold(score, truth)
             f1, called = f1_score(score >= threshold, truth), float((score >= threshold).mean())
         prevalence = positives / len(truth) if len(truth) else float("nan")
-        rows.append(Threshold(finding, threshold, method, f1, called, prevalence, positives, negatives))
+        rows.append(Threshold(finding, threshold, f1, called, prevalence, positives, negatives))
     return rows
 
 

@@ -104,13 +104,9 @@ MEASURED: dict[str, tuple[str, Callable[[NDArray[np.uint8]], Floats]]] = {
 """What is measured of each finding: words, and the function."""
 
 
-def by_shape(inputs: EvaluationInputs) -> tuple[str, str]:
-    return BY_SHAPE
-
-
 @measure(
     "severity", "More of it where more is asked for,", suite="quick", better="higher", unit="share", output="",
-    judge=by_shape, reads=("probes",),
+    judge=BY_SHAPE, reads=("probes",),
 )  # fmt: skip
 def measure_severity(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Share of seeds whose image asked for much of a finding shows more of it than the one asked for little."""

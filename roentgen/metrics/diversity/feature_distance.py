@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.diversity.grouping import (
-    METHOD,
-    OF_REAL,
-    Figures,
-    Ints,
-    across_groups,
-    few_prompts,
-    groups_of,
-    kind_keys,
-    no_group,
-    within_groups,
-)
+from roentgen.metrics.diversity.grouping import Figures, Ints, across_groups, kind_keys, within_prompt
 from roentgen.metrics.extractor import Extractor
+from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import EvaluationInputs, Result, measure
 from roentgen.metrics.reading import prompt_keys
 from roentgen.metrics.statistics import Floats, feature_rows
@@ -60,26 +50,17 @@ def feature_figures(features: NDArray[np.floating], reference: NDArray[np.floati
 @measure("feature_within", "Feature distance within a prompt", suite="standard", better="as real", each_extractor=True)
 def measure_feature_within(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Distance in feature space among the images of a prompt, standardised by real images: what LPIPS stands for."""
-    reference, ceiling = inputs.of("real", extractor), None
-    details: dict[str, Any] = {}
-    for prefix, images, keys, apart in (
-        ("", inputs.synthetic, prompt_keys(inputs.synthetic), None),
-        ("real_", inputs.real, kind_keys(inputs.real), inputs.real.patients),
-    ):
-        groups = groups_of(keys, apart=apart, seed=inputs.seed)
-        if not len(groups) and not prefix:
-            raise no_group()
-        if len(groups):
-            figures = feature_figures(inputs.of(images.name, extractor), reference)
-            details[f"{prefix}within"] = within_groups(figures, groups, keys, **inputs.bootstrap)
-            details[f"{prefix}across"] = across_groups(figures, keys, **inputs.bootstrap)
-    notes = few_prompts(within=details["within"], real_within=details.get("real_within"))
-    if "real_within" in details:
-        ceiling = {**details.pop("real_within"), "what": OF_REAL}
-    return Result(
-        **{key: details["within"][key] for key in ("value", "ci", "n")},
-        ci_method=METHOD.format(inputs.resamples),
-        ceiling=ceiling,
-        notes=notes,
-        details=details,
-    )
+    reference = inputs.of("real", extractor)
+
+    def figures_of(images: ImageSet) -> Figures:
+        return feature_figures(inputs.of(images.name, extractor), reference)
+
+    found = within_prompt(inputs, figures_of)
+    keys: dict[str, tuple[ImageSet, Sequence[Hashable]]] = {"": (inputs.synthetic, prompt_keys(inputs.synthetic))}
+    if found.ceiling is not None:
+        keys["real_"] = inputs.real, kind_keys(inputs.real)
+    across = {
+        f"{prefix}across": across_groups(figures_of(images), of, **inputs.bootstrap)
+        for prefix, (images, of) in keys.items()
+    }
+    return found.plus(details={**found.details, **across})

@@ -10,7 +10,7 @@ images: those of one label set and view stand for "one prompt", and they are of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics.image_set import ImageSet
-from roentgen.metrics.measure import Unavailable
+from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable
 from roentgen.metrics.pairing import kind_of
+from roentgen.metrics.reading import prompt_keys
 from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, estimate
 from roentgen.prompts import labels_from_row
 
@@ -120,20 +121,42 @@ def _entry(figures: dict[str, Floats], weights: Floats) -> Entry:
     return {**first, **dict(zip(list(figures)[1:], others, strict=True))}
 
 
-OF_REAL = "real images of the same findings and view"
-"""What stands beside the images of one prompt."""
+def within_prompt(
+    inputs: EvaluationInputs, figures_of: Callable[[ImageSet], Figures], *, most: int | None = None
+) -> Result:
+    """Figures within a prompt, in ``details["within"]`` whole, beside real images of other people with one set of
+    findings and view; ``most``: prompts at most."""
+    found: dict[str, Entry] = {}
+    sets: dict[str, tuple[ImageSet, Sequence[Hashable], list[str] | None]] = {
+        "": (inputs.synthetic, prompt_keys(inputs.synthetic), None),
+        "real_": (inputs.real, kind_keys(inputs.real), inputs.real.patients),
+    }
+    for prefix, (images, keys, apart) in sets.items():
+        groups = groups_of(keys, apart=apart, most=most, seed=inputs.seed)
+        if most is not None:  # of the images that were drawn, groups are drawn anew
+            rows = groups.ravel()
+            others = apart and [apart[int(row)] for row in rows]
+            groups = rows[groups_of([keys[int(row)] for row in rows], apart=others, seed=inputs.seed)]
+        if len(groups):
+            found[f"{prefix}within"] = within_groups(figures_of(images), groups, keys, **inputs.bootstrap)
+        elif not prefix:
+            raise Unavailable(f"no prompt has {PER_PROMPT} images; generate them with --num-images 4")
+    made, real = found["within"], found.get("real_within")
+    return Result(
+        **{key: made[key] for key in ("value", "ci", "n")},
+        ci_method=METHOD.format(inputs.resamples),
+        ceiling=None if real is None else {**real, "what": "real images of the same findings and view"},
+        notes=few_prompts(found),
+        details={"within": made},
+    )
 
 
-def few_prompts(**found: Entry | None) -> list[str]:
-    counts = {what: entry["n"] for what, entry in found.items() if entry}
-    return [f"{what}: {n} prompts: use at least {FEW}" for what, n in counts.items() if n < FEW]
-
-
-def no_group() -> Unavailable:
-    return Unavailable(f"no prompt has {PER_PROMPT} images; generate them with --num-images 4")
-
-
-def kind_keys(images: ImageSet) -> list[Hashable | None]:
+def kind_keys(images: ImageSet) -> list[Hashable]:
     """Findings and view of each real image, which stand for its prompt; None where nothing is known."""
     labels = [labels_from_row(row) for row in images.table.to_dict("records")]
     return [kind_of(one) if one.findings else None for one in labels]
+
+
+def few_prompts(found: Mapping[str, Entry]) -> list[str]:
+    few = {what: entry["n"] for what, entry in found.items() if entry["n"] < FEW}
+    return [f"{what}: {n} prompts: use at least {FEW}" for what, n in few.items()]

@@ -21,23 +21,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from roentgen.metrics.diversity.grouping import (
-    METHOD,
-    OF_REAL,
-    Figures,
-    Ints,
-    across_groups,
-    few_prompts,
-    groups_of,
-    kind_keys,
-    no_group,
-    within_groups,
-)
+from roentgen.metrics.diversity.grouping import METHOD, Figures, Ints, across_groups, within_prompt
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet, look
 from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, bound, measure
 from roentgen.metrics.noticed import COLLAPSE, ONE_KIND, Noticed
-from roentgen.metrics.reading import PIXELS, by_pixels, one_seed, pixels, prompt_keys
+from roentgen.metrics.reading import BY_PIXELS, PIXELS, one_seed, pixels, prompt_keys
 from roentgen.metrics.statistics import Floats
 
 MIN_SIDE = 176
@@ -117,37 +106,19 @@ def common_size(inputs: EvaluationInputs) -> int:
 
 
 @measure(
-    "ms_ssim_within", "MS-SSIM within a prompt", suite="quick", better="as real", output="", judge=by_pixels,
+    "ms_ssim_within", "MS-SSIM within a prompt", suite="quick", better="as real", output="", judge=BY_PIXELS,
     noticed={"ms_ssim_within": Noticed("MS-SSIM, one kind", 3, 1, (ONE_KIND, COLLAPSE))},
 )  # fmt: skip
 def measure_ms_ssim_within(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """MS-SSIM of four images a prompt, beside four real images of other people with the same findings and view."""
     size = common_size(inputs)
 
-    def likeness(images: ImageSet, keys: Sequence[Hashable], apart: Sequence[str] | None) -> dict[str, Any] | None:
-        drawn = groups_of(keys, apart=apart, most=GROUPS, seed=inputs.seed).ravel()
-        if not len(drawn):
-            return None
-        again = groups_of(
-            [keys[int(i)] for i in drawn], apart=apart and [apart[int(i)] for i in drawn], seed=inputs.seed
-        )
-        return within_groups(_read(images, size), drawn[again], keys, **inputs.bootstrap)
-
-    made = likeness(inputs.synthetic, prompt_keys(inputs.synthetic), None)
-    if made is None:
-        raise no_group()
-    real = likeness(inputs.real, kind_keys(inputs.real), inputs.real.patients)
-    return Result(
-        **{key: made[key] for key in ("value", "ci", "n")},
-        ci_method=METHOD.format(inputs.resamples),
-        ceiling=None if real is None else {**real, "what": OF_REAL},
-        notes=few_prompts(within=made, real_within=real),
-        details={"size": size, "sd_over_prompts": made["sd"]},
-    )
+    found = within_prompt(inputs, lambda images: _read(images, size), most=GROUPS)
+    return found.plus(details={"size": size, "sd_over_prompts": found.details["within"]["sd"]})
 
 
 @measure(
-    "ms_ssim_across", "MS-SSIM across prompts", suite="quick", better="as real", output="", judge=by_pixels,
+    "ms_ssim_across", "MS-SSIM across prompts", suite="quick", better="as real", output="", judge=BY_PIXELS,
     noticed={"ms_ssim_across": Noticed("MS-SSIM, all kinds", 3, 1, (COLLAPSE,))},
 )  # fmt: skip
 def measure_ms_ssim_across(inputs: EvaluationInputs, extractor: Extractor) -> Result:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from roentgen.images import read_image
-from roentgen.metrics.extractor import Extractor
+from roentgen.metrics.extractor import Extractor, checked
 from roentgen.metrics.measure import NOTHING, EvaluationInputs, Result, measure
 from roentgen.metrics.memorisation.copies import LISTED, QUANTILE
 from roentgen.metrics.neighbours import MEMORY, Ints, nearest
@@ -36,9 +36,7 @@ def difference_hash(images: Sequence[NDArray[np.uint8]], side: int = SIDE) -> ND
     """
     bits = np.empty((len(images), side * side), dtype=np.uint8)
     for number, image in enumerate(images):
-        if image.dtype != np.uint8 or image.ndim != 2:
-            raise ValueError(f"expected grey uint8 (H, W), got {image.dtype} {image.shape}")
-        exact = Image.fromarray(np.asarray(image, dtype=np.float32))
+        exact = Image.fromarray(np.asarray(checked(image), dtype=np.float32))
         small = np.asarray(exact.resize((side + 1, side), Image.Resampling.BOX))
         bits[number] = (small[:, 1:] > small[:, :-1]).ravel()
     return bits

@@ -79,16 +79,12 @@ COPY_PIXELS = 128
 """Shorter side of images before their thumbnails of 32 x 32: small enough for large training sets."""
 
 
-def by_views(inputs: EvaluationInputs) -> tuple[str, str]:
-    return (
-        "pixels",
-        f"grey uint8; shorter side to at most {COPY_PIXELS} px, centre crop; box to 32 x 32, standardised; training "
-        f"images as central crops of {', '.join(f'{keep:g}' for keep in neighbours.VIEWS)}",
-    )
-
-
-def by_thumbnails(inputs: EvaluationInputs) -> tuple[str, str]:
-    return "pixels", f"grey uint8; shorter side to at most {COPY_PIXELS} px, centre crop; box to 32 x 32"
+BY_VIEWS = (
+    "pixels",
+    f"grey uint8; shorter side to at most {COPY_PIXELS} px, centre crop; box to 32 x 32, standardised; training "
+    f"images as central crops of {', '.join(f'{keep:g}' for keep in neighbours.VIEWS)}",
+)
+BY_THUMBNAILS = ("pixels", f"grey uint8; shorter side to at most {COPY_PIXELS} px, centre crop; box to 32 x 32")
 
 
 @measure(
@@ -104,7 +100,7 @@ def measure_near_duplicates(inputs: EvaluationInputs, extractor: Extractor) -> R
 
 @measure(
     "near_copies", "Near-copies of training images", suite="standard", better="lower", unit="share", output="",
-    judge=by_views, reads=("train",),
+    judge=BY_VIEWS, reads=("train",),
     noticed={"copies_pixels": Noticed("near-duplicates of train, pixels", 3, 1, ALL_COPIES)},
 )  # fmt: skip
 def measure_near_copies(inputs: EvaluationInputs, extractor: Extractor) -> Result:
@@ -138,7 +134,7 @@ def _named(inputs: EvaluationInputs, found: Result) -> Result:
 
 @measure(
     "nearest_pixels", "Nearer to training than to held-out, pixels", suite="standard", better="near 0.5", unit="share",
-    output="", judge=by_thumbnails, reads=("train", VALIDATION),
+    output="", judge=BY_THUMBNAILS, reads=("train", VALIDATION),
 )  # fmt: skip
 def measure_nearest_pixels(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Share of generated images nearer to training images than to as many unseen ones, in 32 x 32 pixels."""

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Grey = NDArray[np.uint8]
+from roentgen.metrics.extractor import Grey, checked
+
 Ints = NDArray[np.int64]
 
 CROPPED, BLURRED, BRIGHTER = 0.9, 2.0, 20.0
@@ -23,7 +24,7 @@ CROPPED, BLURRED, BRIGHTER = 0.9, 2.0, 20.0
 
 def blur(image: Grey, sigma: float) -> Grey:
     """Gaussian blur of standard deviation ``sigma`` >= 0 pixels, in float, edges mirrored."""
-    _check(image)
+    checked(image)
     if sigma < 0:
         raise ValueError(f"sigma must not be negative, got {sigma}")
     if sigma == 0:
@@ -35,7 +36,7 @@ def blur(image: Grey, sigma: float) -> Grey:
 
 def noise(image: Grey, sd: float, *, seed: int) -> Grey:
     """White Gaussian noise of ``sd`` >= 0 grey levels, the same for the same ``seed``; clipped to [0, 255]."""
-    _check(image)
+    checked(image)
     if sd < 0:
         raise ValueError(f"sd must not be negative, got {sd}")
     return _uint8(image + np.random.default_rng(seed).normal(0, sd, image.shape))
@@ -43,13 +44,13 @@ def noise(image: Grey, sd: float, *, seed: int) -> Grey:
 
 def brightness(image: Grey, shift: float) -> Grey:
     """All grey levels moved by ``shift`` and clipped: never wrapped round."""
-    _check(image)
+    checked(image)
     return _uint8(image + float(shift))
 
 
 def jpeg(image: Grey, quality: int) -> Grey:
     """Written as baseline JPEG of ``quality`` from 1 to 95 and read again."""
-    _check(image)
+    checked(image)
     if not 1 <= quality <= 95:
         raise ValueError(f"quality must be from 1 to 95, got {quality}")
     stream = io.BytesIO()
@@ -59,13 +60,13 @@ def jpeg(image: Grey, quality: int) -> Grey:
 
 def flip(image: Grey) -> Grey:
     """Left and right exchanged: the finding is on the wrong side."""
-    _check(image)
+    checked(image)
     return np.ascontiguousarray(image[:, ::-1])
 
 
 def crop(image: Grey, keep: float) -> Grey:
     """The central ``keep`` in (0, 1] of each side, brought back to the image's size by bicubic resampling."""
-    _check(image)
+    checked(image)
     if not 0 < keep <= 1:
         raise ValueError(f"keep must be in (0, 1], got {keep}")
     height, width = image.shape
@@ -120,11 +121,6 @@ def _some(n: int, share: float, seed: int) -> Ints:
     if not 0 <= share <= 1:
         raise ValueError(f"share must be in [0, 1], got {share}")
     return np.random.default_rng(seed).permutation(n)[: round(share * n)]
-
-
-def _check(image: Grey) -> None:
-    if image.dtype != np.uint8 or image.ndim != 2 or image.size == 0:
-        raise ValueError(f"expected a grey uint8 (H, W) image, got {image.dtype} {image.shape}")
 
 
 def _uint8(values: NDArray[np.floating]) -> Grey:

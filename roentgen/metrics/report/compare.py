@@ -265,9 +265,8 @@ def _report(
     body, drawn = [], []
     for name in _names(evaluations):
         entries = [_entry(e.results.get(name)) for e in evaluations]
-        known = next(entry for entry in entries if entry is not None)
-        result = next(e.results[name] for e in evaluations if name in e.results)
-        label = _title(result)
+        first, result = next((e.name, e.results[name]) for e in evaluations if name in e.results)
+        label, known = _title(result), _entry(result) or {}
         bounds = [number((known.get(key) or {}).get("value")) for key in ("floor", "ceiling")]
         body.append([label, *(spelled(entry) for entry in entries), *bounds, result["details"].get("better", "")])
         lines = {
@@ -280,8 +279,7 @@ def _report(
             Plot(
                 label,
                 plots.side_by_side(rows, axis=label, lines=lines),
-                f"95 % intervals; better: {result['details'].get('better', '')}. Floor and ceiling of "
-                f"{_first(evaluations, name)}.",
+                f"95 % intervals; better: {result['details'].get('better', '')}. Floor and ceiling of {first}.",
                 "; ".join(f"{who} {spelled(entry)}" for who, entry in rows),
             )
         )
@@ -325,10 +323,6 @@ def _report(
         command=f"roentgen eval --compare {' '.join(str(portable(f.resolve())) for f in folders)} "
         f"--out {portable(out.resolve())}",
     )
-
-
-def _first(evaluations: Sequence[Evaluation], name: str) -> str:
-    return next(e.name for e in evaluations if name in e.results)
 
 
 def _p(value: Any) -> str:

@@ -121,8 +121,8 @@ def _measure(
 )  # fmt: skip
 def measure_alignment(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Mean cosine of images and prompts, beside other prompts and real pairs."""
-    images, texts, rows = vectors(inputs, inputs.synthetic, "--synthetic")
-    real_images, real_texts, real_rows = vectors(inputs, inputs.real, "--real")
+    images, texts, rows = vectors(inputs, inputs.synthetic)
+    real_images, real_texts, real_rows = vectors(inputs, inputs.real)
     groups, patients = inputs.bootstrap_groups, inputs.real.patients
     said = [str(text) for text in inputs.synthetic.table["text"].iloc[rows]]
     found = alignment(

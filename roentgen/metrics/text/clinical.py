@@ -55,9 +55,9 @@ def _f1(hits: Floats, false: Floats, missed: Floats) -> Floats:
     return np.asarray(np.divide(2 * hits, below, out=np.zeros_like(below), where=below > 0))
 
 
-def enough(truth: Floats, least: int = LEAST) -> NDArray[np.bool_]:
-    """Which findings (F,) have ``least`` images with and ``least`` without them, by ``truth`` (N, F)."""
-    return np.asarray(np.minimum((truth == 1).sum(0), (truth == 0).sum(0)) >= least)
+def enough(truth: Floats) -> NDArray[np.bool_]:
+    """Which findings (F,) have ``LEAST`` images with and ``LEAST`` without them, by ``truth`` (N, F)."""
+    return np.asarray(np.minimum((truth == 1).sum(0), (truth == 0).sum(0)) >= LEAST)
 
 
 def clinical_scores(
@@ -68,7 +68,6 @@ def clinical_scores(
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    least: int = LEAST,
 ) -> dict[str, Any]:
     """F1 micro, macro and by finding, precision and recall, with intervals from a bootstrap by patient.
 
@@ -78,7 +77,6 @@ def clinical_scores(
         findings: names (F,).
         groups: patient of each report (N,).
         resamples, seed: of the bootstrap.
-        least: positive and negative cases from which a finding counts in the macro mean.
 
     Returns:
         ``macro`` and ``micro`` ({value, ci, precision, recall}), ``findings`` (rows), and the resampled macro F1 under
@@ -90,9 +88,9 @@ def clinical_scores(
     counts, draws = f1_draws(said, truth, one), f1_draws(said, truth, many)
     value, spread = _f1(*counts)[0], _f1(*draws)
     positives, negatives = (truth == 1).sum(0), (truth == 0).sum(0)
-    usable = enough(truth, least)
+    usable = enough(truth)
     if not usable.any():
-        raise ValueError(f"no finding has {least} cases with and without it")
+        raise ValueError(f"no finding has {LEAST} cases with and without it")
     rows = [
         {
             "finding": name,

@@ -278,7 +278,6 @@ def text_scores(
     *,
     real: Described | None = None,
     scores: Sequence[str] = SCORES,
-    bert_score_model: str = BERT_SCORE_MODEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Result]:
@@ -302,15 +301,12 @@ def text_scores(
     weights = {name: cluster_weights(case.groups, resamples, seed) for name, case in cases.items()}
     results = {}
     for name in scores:
-        pairwise = (
-            (lambda c, r: bert_score(c, r, model=bert_score_model)) if name == "BERTScore" else PAIRWISE.get(name)
-        )
         entries: dict[str, Any] = {}
         missing = None
         try:
             with contextlib.redirect_stdout(sys.stderr):  # these packages talk on stdout, which is for results
                 for place, case in cases.items():
-                    entries[place] = _score(name, pairwise, case, weights[place]) | words[place]
+                    entries[place] = _score(name, case, weights[place]) | words[place]
         except NotComputed as error:
             missing = f"{name} not computed: {error}"
         n = 0 if missing else len(described.texts)
@@ -326,12 +322,10 @@ def text_scores(
     return results
 
 
-def _score(
-    name: str, pairwise: Callable[[Sequence[str], Sequence[str]], Floats] | None, case: Described, weights: Floats
-) -> dict[str, Any]:
+def _score(name: str, case: Described, weights: Floats) -> dict[str, Any]:
     """Value and interval of one score on one set."""
-    if pairwise is not None:
-        values = pairwise(case.texts, case.references)
+    if name in PAIRWISE:
+        values = PAIRWISE[name](case.texts, case.references)
         return {"value": float(values.mean()), "ci": percentile_interval(resampled_means(values, weights))}
     if name in BLEU:
         counts, order = bleu_counts(case.texts, case.references), BLEU.index(name) + 1
@@ -366,7 +360,7 @@ def measure_text_scores(inputs: EvaluationInputs, extractor: Extractor) -> Resul
     reporter = load_reporter(inputs.image_to_text, device=inputs.device, flag="--image-to-text")
 
     def described(images: ImageSet, groups: Sequence[str]) -> Described:
-        texts = texts_of(images, f"--{images.name}")
+        texts = texts_of(images)
         rows = [row for row, text in enumerate(texts) if text]
         said = [report.text for report in reports_by(reporter, images.take(rows))]
         return Described(said, [texts[row] for row in rows], [groups[row] for row in rows])

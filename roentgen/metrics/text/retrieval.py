@@ -215,8 +215,8 @@ def with_rows(found: Result, real: Result, what: str) -> Result:
 def measure_text_retrieval(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Precision at 5, 10 and 50 of real texts found for a generated image."""
     mine, theirs = labels_of(inputs)
-    images, _, rows = vectors(inputs, inputs.synthetic, "--synthetic")
-    real_images, texts, real_rows = vectors(inputs, inputs.real, "--real")
+    images, _, rows = vectors(inputs, inputs.synthetic)
+    real_images, texts, real_rows = vectors(inputs, inputs.real)
     of_texts = theirs[real_rows]
     groups, patients = inputs.bootstrap_groups, inputs.real.patients
     groups, own = [groups[row] for row in rows], [patients[row] for row in real_rows]

@@ -31,11 +31,11 @@ def by_dual_encoder(inputs: EvaluationInputs) -> tuple[str, str]:
 
 
 def vectors(
-    inputs: EvaluationInputs, images: ImageSet, flag: str
+    inputs: EvaluationInputs, images: ImageSet
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """Image and text vectors (n, D) of the dual encoder for the rows (n,) that have a text."""
     encoder = dual_encoder(inputs.dual_encoder, inputs.device)
-    texts = texts_of(images, flag)
+    texts = texts_of(images)
     rows = np.array([row for row, text in enumerate(texts) if text])
     judge = next((extractor for extractor in inputs.extractors if extractor.name == "classifier"), None)
     if judge is not None and isinstance(encoder, ShippedEncoder):
