@@ -31,7 +31,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from roentgen import errors
 from roentgen.config import Count, Filled, Range, Resamples, Seed, parse_settings
@@ -49,14 +48,13 @@ from roentgen.experiments.text_probe import (
 from roentgen.files import file_hash, require_writable, tensors_hash
 from roentgen.metrics.report.tables import fill_all
 from roentgen.metrics.result import Context, read_result, shown, write_result
-from roentgen.metrics.statistics import RESAMPLES, cluster_weights
+from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights
 from roentgen.models.hub import NAMED
 from roentgen.models.text_encoders import encode_text_states, load_text_encoder, make_reader
 from roentgen.provenance import portable
 
 WORDS, RANDOM, SHUFFLED = "bag of words", "random weights", "shuffled labels"
 POOLS = ("mean", "end")
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

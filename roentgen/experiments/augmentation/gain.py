@@ -27,9 +27,7 @@ from numpy.typing import NDArray
 
 from roentgen.metrics.adherence.auroc import weighted_auroc
 from roentgen.metrics.adherence.scored import MIN_CASES
-from roentgen.metrics.statistics import LEVEL, correct, percentile_interval, t_quantile
-
-Floats = NDArray[np.float64]
+from roentgen.metrics.statistics import LEVEL, Floats, correct, percentile_interval, t_quantile
 
 NO_FINDING = "No Finding"
 AGE_BANDS = {"under 40": (0, 40), "40 to 59": (40, 60), "60 and over": (60, 200)}  # years, the upper bound excluded

@@ -15,9 +15,7 @@ from roentgen.experiments.sensitivity.scores import METRICS, SPACES, Metric, in_
 from roentgen.metrics import neighbours
 from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
 from roentgen.metrics.memorisation.copies import QUANTILE
-from roentgen.metrics.statistics import cluster_weights, percentile_interval
-
-Floats = NDArray[np.float64]
+from roentgen.metrics.statistics import Floats, cluster_weights, percentile_interval
 
 
 def noise_of_all(start: KnownImages, world: World, *, draws: int, seed: int) -> dict[str, Floats]:

@@ -20,9 +20,8 @@ from roentgen.metrics.memorisation.authenticity import AUTHENTIC, authenticity
 from roentgen.metrics.memorisation.copies import near_duplicates
 from roentgen.metrics.memorisation.nearness import nearer_to_train
 from roentgen.metrics.noticed import Noticed
-from roentgen.metrics.statistics import known_mean
+from roentgen.metrics.statistics import Floats, known_mean
 
-Floats = NDArray[np.float64]
 Rows = Callable[[KnownImages, World], Floats]
 KID_UNIT = 1000
 SPACES = {"features": "features", "pixels": "pixels 32 x 32, standardised, crops of train"}

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from roentgen.images import resize_center_crop
 from roentgen.metrics.extractor import Extractor
 from roentgen.prompts import Labels
-from roentgen.synthesis.filters.appearance import Appearance
+from roentgen.synthesis.filters.appearance import Appearance, Floats
 
-Floats = NDArray[np.float64]
 Grey = NDArray[np.uint8]
 
 
