@@ -122,12 +122,6 @@ class Result:
     details: Entry = field(default_factory=dict)
     per_image: Mapping[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, found: Mapping[str, Any], *, notes: Sequence[str] = (), **more: Any) -> Result:
-        """From a dictionary with value, ci, ci_method, n, warnings and details; ``notes`` are added, ``more`` wins."""
-        known = {key: found[key] for key in ("value", "ci", "n", "ci_method", "details")} | more
-        return cls(**known, notes=tuple(dict.fromkeys([*found["warnings"], *notes])))
-
     @property
     def entry(self) -> dict[str, Any]:
         """The value, its interval and n."""

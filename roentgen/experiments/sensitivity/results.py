@@ -125,7 +125,7 @@ def write_planted(out: Path, world: World, reader: Reader, context: Context, *, 
         threshold = near_duplicate_threshold(in_space(space, real), pool)
         kinds = planted_recall(
             {kind: in_space(space, sample) for kind, sample in copies.items()},
-            dict.fromkeys(copies, numbers),
+            numbers,
             pool,
             threshold=threshold,
             views=len(pool) // len(train),

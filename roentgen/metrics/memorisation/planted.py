@@ -29,7 +29,7 @@ from roentgen.metrics.statistics import clustered_wilson, wilson_interval
 
 def planted_recall(
     planted: Mapping[str, NDArray[np.floating]],
-    sources: Mapping[str, NDArray[np.integer]],
+    sources: NDArray[np.integer],
     train: NDArray[np.floating],
     *,
     threshold: float,
@@ -37,7 +37,7 @@ def planted_recall(
 ) -> dict[str, Result]:
     """How many copies ``near_duplicates`` would find, by kind of copy (exact, cropped, blurred, brightness-shifted).
 
-    ``planted[kind]`` (K, D) are features of copies of the training items ``sources[kind]`` (K,), made with
+    ``planted[kind]`` (K, D) are features of copies of the training items ``sources`` (K,), made with
     ``damage.plant``. The value is the share below ``threshold``; ``details["right_source"]`` the share that is and
     whose nearest training item is the one copied, ``per_image["found"]`` (K,) which are. ``views`` as in
     ``near_duplicates``.
@@ -46,7 +46,7 @@ def planted_recall(
     for kind, features in planted.items():
         numbers, distance = nearest(features, train)
         found, n = distance[:, 0] < threshold, len(features)
-        right = found & (numbers[:, 0] // views == np.asarray(sources[kind]))
+        right = found & (numbers[:, 0] // views == np.asarray(sources))
         result[kind] = Result(
             float(found.mean()),
             wilson_interval(int(found.sum()), n),
@@ -107,7 +107,7 @@ def measure_planted_copies(inputs: EvaluationInputs, extractor: Extractor) -> Re
     floor = {"value": QUANTILE, "what": "held-out real images"}
     for space, (pool, unseen, queries, views) in searches.items():
         threshold = near_duplicate_threshold(unseen, pool)
-        recall = planted_recall(queries, dict.fromkeys(COPIES, sources), pool, threshold=threshold, views=views)
+        recall = planted_recall(queries, sources, pool, threshold=threshold, views=views)
         for kind, entry in recall.items():
             found[kind] |= entry.per_image["found"]
             warnings += entry.notes
