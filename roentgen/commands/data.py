@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -129,11 +129,10 @@ def prepare(
     if source == "openchest" and blank_text is not None:
         raise UserError("--blank-text is not for openchest, whose texts are composed; leave it out")
 
-    said = _given(source, flags)
-    reader, settings = SOURCES[source].reader, dict(said)
-    if "section" in said:
-        settings["section"] = tuple(said["section"].split(","))
-    table, counts = reader(root, **settings, **_shared(reader, seed=seed, limit=limit))
+    said, reader = _given(source, flags), SOURCES[source].reader
+    shared = {"seed": seed, "limit": limit}.items()  # that some readers take too
+    takes = inspect.signature(reader).parameters
+    table, counts = reader(root, **said, **{name: value for name, value in shared if name in takes})
     _say_counts(counts)
     if limit is not None:
         kept = table["patient_id"].isin(assemble.first_patients(table["patient_id"], limit, seed=seed))
@@ -178,7 +177,7 @@ def _say_counts(counts: Mapping[str, int]) -> None:
 
 
 def _given(source: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that say something else than the reader's own defaults, ``section`` as text with commas."""
+    """The flags that say something else than the reader's own defaults, ``section`` as names."""
     given = {name: value for name, value in flags.items() if value is not None and value is not False}
     _refuse_strangers(source, given)
     parameters = inspect.signature(SOURCES[source].reader).parameters
@@ -190,14 +189,8 @@ def _given(source: str, flags: Mapping[str, Any]) -> dict[str, Any]:
         names = [name.strip().lower() for word in words for name in word.split(",") if name.strip()]
         if not names:
             raise UserError("--section is blank; name a section of the reports, such as impression")
-        given["section"] = ",".join(names)
-    usual = {**{name: parameter.default for name, parameter in parameters.items()}, "section": "impression"}
-    return {name: value for name, value in given.items() if value != usual[name]}
-
-
-def _shared(reader: Callable[..., Any], **values: Any) -> dict[str, Any]:
-    """Those of the command's settings that the reader takes too."""
-    return {name: value for name, value in values.items() if name in inspect.signature(reader).parameters}
+        given["section"] = tuple(names)
+    return {name: value for name, value in given.items() if value != parameters[name].default}
 
 
 def _refuse_strangers(source: str, names: Collection[str], *, strict: bool = True) -> None:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from roentgen.commands.generate import bar_of, check_paths, check_writable, destination, dumps, slug
+from roentgen.commands.generate import bar_of, check_paths, destination, dumps, slug
 from roentgen.config import Count, Guidance, PathOrName, Positional, Range, Seed, Share, Short, Steps
 from roentgen.errors import UserError
-from roentgen.files import user_path
-
-if TYPE_CHECKING:
-    from roentgen.generators.base import Generator
-    from roentgen.generators.edit import Edited
+from roentgen.files import require_writable, user_path
 
 Strength = Annotated[float, Range(0, 1, above=True)]
 
@@ -93,6 +88,7 @@ def edit(s: Edit) -> int:
     from roentgen import images
     from roentgen.generators import edit as editing
     from roentgen.generators import generate as generation
+    from roentgen.generators.base import Editing
 
     source, text = _image_and_text(s.words)
     pixels = images.read_image(source)
@@ -108,10 +104,24 @@ def edit(s: Edit) -> int:
     paths = [file or folder / f"{name}_{s.seed + index}{images.FORMATS[kind]}" for index in range(s.num_images)]
     strips = [path.with_name(f"{path.stem}_strip.png") for path in paths] if s.strip else []
     check_paths(paths + strips, s.overwrite)
-    check_writable(folder)
+    require_writable(folder, "--out")
 
     loaded = generation.load_model(s.model, device=s.device, dtype=s.dtype, lora=s.lora)
-    edits = _edits(s, loaded, source, text, region, lambda share: bar.update(min(share, bar.total - bar.n)))
+    edits = editing.edit(
+        loaded,
+        source,
+        text,
+        remove=s.remove,
+        region=region,
+        editing=Editing(s.strength, s.invert, s.detail),
+        seed=s.seed,
+        num_images=s.num_images,
+        on_step=lambda share: bar.update(min(share, bar.total - bar.n)),
+        steps=s.steps,
+        guidance=s.guidance,
+        sampler=s.sampler,
+        negative_prompt=s.negative_prompt,
+    )
     unknown = generation.warn_unknown_words(loaded, [each for each in (text, s.remove) if each])
     with bar_of(s.num_images) as bar:
         for index, (path, made) in enumerate(zip(paths, edits, strict=True)):
@@ -123,30 +133,6 @@ def edit(s: Edit) -> int:
                 )
                 print(dumps({"path": str(strips[index]), "strip": True}) if s.json else strips[index], flush=True)
     return 0
-
-
-def _edits(
-    s: Edit, loaded: Generator, source: Path, text: str, region: Any, on_step: Callable[[float], object]
-) -> Iterator[Edited]:
-    """The edits that are asked for, checked now and made one by one."""
-    from roentgen.generators.base import Editing
-    from roentgen.generators.edit import edit as begin
-
-    return begin(
-        loaded,
-        source,
-        text,
-        remove=s.remove,
-        region=region,
-        editing=Editing(s.strength, s.invert, s.detail),
-        seed=s.seed,
-        num_images=s.num_images,
-        on_step=on_step,
-        steps=s.steps,
-        guidance=s.guidance,
-        sampler=s.sampler,
-        negative_prompt=s.negative_prompt,
-    )
 
 
 def _image_and_text(words: tuple[str, ...]) -> tuple[Path, str]:

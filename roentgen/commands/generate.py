@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import unicodedata
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from roentgen.config import BatchSize, Count, Guidance, PathOrName, Positional, Seed, Short, Steps
 from roentgen.errors import UserError
-from roentgen.files import sha256
+from roentgen.files import require_writable, sha256
 
 if TYPE_CHECKING:
     from roentgen.generators.base import Sample
@@ -131,7 +130,7 @@ def generate(s: Generate) -> int:
     words_of = {one.path: one.path.with_name(f"{one.path.stem}_words.png") for one in plan} if s.show_words else {}
     extra = [*([grid_path] if grid_path else []), *words_of.values()]
     check_paths([one.path for one in plan] + [*extra, *chain.from_iterable(steps_of.values())], s.overwrite)
-    check_writable(folder)
+    require_writable(folder, "--out")
 
     loaded = generation.load_model(s.model, device=s.device, dtype=s.dtype, compile=s.compile, lora=s.lora)
     texts = [text for _, text, _ in records]
@@ -279,15 +278,6 @@ def check_paths(paths: Sequence[Path], overwrite: bool) -> None:
     if existing:
         more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
         raise UserError(f"{existing[0]}{more} exists already; pass --overwrite to replace it, or another --out")
-
-
-def check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be made ({error.strerror}); choose another folder") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"--out {folder}: cannot be written to; choose another folder")
 
 
 def bar_of(images: int) -> Any:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from roentgen.commands.generate import dumps
+from roentgen.commands.generate import check_paths, dumps
 from roentgen.config import BatchSize, PathOrName, Positional, Short
 from roentgen.errors import UserError
+from roentgen.files import require_writable, write_atomic
 
 if TYPE_CHECKING:
     from roentgen.reports import Report, Reporter
@@ -123,7 +124,7 @@ def report(s: Reading) -> int:
             if s.out is not None:
                 _write(s.out, study, shown, found, reporter=reporter, format=s.format)
                 if "json" in s.format:
-                    _write_lines(s.out / LINES, lines)
+                    write_atomic(s.out / LINES, ("\n".join(lines) + "\n").encode())
         if failed is not None:
             raise failed
     return 0
@@ -183,6 +184,7 @@ def find_images(paths: Sequence[Path]) -> list[Study]:
 
 def record(path: Path, image: Image, found: Report, reporter: Reporter) -> dict[str, Any]:
     """What ``reports.jsonl`` says of an image."""
+    from roentgen.images import marks_of
     from roentgen.reports import to_cxrreportgen
 
     height, width = image.shape
@@ -190,23 +192,13 @@ def record(path: Path, image: Image, found: Report, reporter: Reporter) -> dict[
         "path": str(path),
         "width": width,
         "height": height,
-        "synthetic": _is_synthetic(path),
+        "synthetic": marks_of(path).get("synthetic") == "true",
         **found.as_dict(),
         "cxrreportgen": to_cxrreportgen(found, width, height),
         "model": reporter.info.name,
         "model_hash": reporter.info.hash,
         "note": NOTE,
     }
-
-
-def _is_synthetic(path: Path) -> bool:
-    """Whether the image says that roentgen generated it."""
-    from roentgen.images import read_provenance
-
-    try:
-        return read_provenance(path).get("synthetic") == "true"
-    except UserError:
-        return False
 
 
 def _shown(path: Path, found: Report, *, many: bool) -> str:
@@ -230,7 +222,6 @@ def _files(out: Path, study: Study, format: Sequence[str]) -> dict[str, Path]:
 
 def _check_out(out: Path, studies: Sequence[Study], format: Sequence[str], overwrite: bool) -> None:
     """Refuse what cannot be written before anything is computed."""
-    from roentgen.files import require_writable
     from roentgen.images import is_dicom
 
     if out.is_file():
@@ -247,26 +238,23 @@ def _check_out(out: Path, studies: Sequence[Study], format: Sequence[str], overw
                     f"--format dicom: {study.path} is no DICOM file, and a structured report belongs to a study; give "
                     "DICOM images or leave dicom out"
                 )
-        there = [file for file in files if file.exists()] if not overwrite else []
-        if there:
-            raise UserError(f"{there[0]} exists already; pass --overwrite to replace it, or another --out")
-    if "json" in format and (out / LINES).exists() and not overwrite:
-        raise UserError(f"{out / LINES} exists already; pass --overwrite to replace it, or another --out")
+        check_paths(files, overwrite)
+    check_paths([out / LINES] if "json" in format else [], overwrite)
     require_writable(out, "--out")
 
 
 def _write(out: Path, study: Study, image: Image, found: Report, *, reporter: Reporter, format: Sequence[str]) -> None:
-    from roentgen.files import write_atomic
-
     files = _files(out, study, format)
     if "text" in files:
         write_atomic(files["text"], ("\n".join([*found.warnings, found.text]).strip() + "\n").encode())
     if "picture" in files:
+        from roentgen.images import marks_of
         from roentgen.reports.overlay import draw_report, picture_bytes
 
         title = f"{study.path.name}, read by {reporter.info.name} {reporter.info.hash}"
         marks = {"software": "roentgen report", "model": reporter.info.name, "model_hash": reporter.info.hash}
-        marks |= {"note": NOTE, "report": found.text, "image_is_synthetic": str(_is_synthetic(study.path)).lower()}
+        marks |= {"image_is_synthetic": marks_of(study.path).get("synthetic", "false")}
+        marks |= {"note": NOTE, "report": found.text}
         write_atomic(files["picture"], picture_bytes(draw_report(image, found, title=title), marks))
     if "cxrreportgen" in files:
         from roentgen.reports import write_reply
@@ -281,16 +269,9 @@ def _write(out: Path, study: Study, image: Image, found: Report, *, reporter: Re
 
 def _write_words(out: Path, study: Study, image: Image, found: Report, *, reporter: Reporter) -> dict[str, Any]:
     from roentgen.commands.report_words import words_picture
-    from roentgen.files import write_atomic
     from roentgen.reports.overlay import picture_bytes
 
     picture, ratios = words_picture(study.path, image, found, title=f"{study.path.name}, by {reporter.info.name}")
     marks = {"software": "roentgen report", "note": NOTE, "image_is_synthetic": "true", "shows": "words"}
     write_atomic(_files(out, study, ("words",))["words"], picture_bytes(picture, marks))
     return {"attention_in_boxes": ratios}
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    from roentgen.files import write_atomic
-
-    write_atomic(path, ("\n".join(lines) + "\n").encode())

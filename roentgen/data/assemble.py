@@ -203,13 +203,10 @@ def map_images(function: Callable[[str], T], images: Iterable[str], *, desc: str
 
 def mark_synthetic(table: pd.DataFrame) -> pd.DataFrame:
     """The table with ``synthetic`` and the model as ``source`` in rows whose images roentgen's marks call synthetic."""
-    from roentgen.images import read_provenance
+    from roentgen.images import marks_of
 
     def model(image: str) -> str:
-        try:
-            marks = read_provenance(image)
-        except UserError:  # a real image, or another program's
-            return ""
+        marks = marks_of(Path(image))
         return marks.get("model", "unknown") if marks.get("synthetic") == "true" else ""
 
     models = pd.Series(map_images(model, table["image"], desc="looking for marks"), index=table.index, dtype=str)

@@ -11,13 +11,11 @@ Sources: Irvin et al. 2019 (CheXpert: 14 observations, -1 = uncertain; MIMIC-CXR
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from typing import Annotated, Literal
 
 import pandas as pd
 
 from roentgen.errors import UserError
-from roentgen.prompts.vocabulary import FINDINGS
 
 Uncertain = Annotated[Literal["blank", "0", "1"], "what a label of -1 becomes"]
 NO_FINDING = "No Finding"
@@ -36,22 +34,11 @@ CHEXPERT_14: dict[str, str] = {
 CHEXPERT_OUTSIDE = ("Enlarged Cardiomediastinum", "Lung Lesion", "Pleural Other", "Fracture", "Support Devices")
 """The other five of the fourteen. "Support Devices" is not a disease and does not refute ``No Finding``."""
 
-NIH_14: dict[str, str] = {
-    "Atelectasis": "Atelectasis",
-    "Cardiomegaly": "Cardiomegaly",
-    "Effusion": "Effusion",
-    "Infiltration": "Infiltration",
-    "Mass": "Mass",
-    "Nodule": "Nodule",
-    "Pneumonia": "Pneumonia",
-    "Pneumothorax": "Pneumothorax",
-    "Consolidation": "Consolidation",
-    "Edema": "Edema",
-    "Emphysema": "Emphysema",
-    "Fibrosis": "Fibrosis",
-    "Pleural_Thickening": "Pleural_Thickening",
-    "Hernia": "Hernia",
-}
+NIH_14 = (
+    *("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax"),
+    *("Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia"),
+)
+"""Names that are roentgen's too."""
 
 PADCHEST: dict[str, tuple[str, ...]] = {
     "normal": ("No Finding",),
@@ -114,38 +101,22 @@ MESH: dict[str, tuple[str, ...]] = {
 """Head of a MeSH term -> findings. What follows the head can exclude it: see ``sources.openi.mesh_labels``."""
 
 
-def label_value(cell: str, uncertain: Uncertain = "blank") -> float:
-    """One cell of a label table: 1.0 (present), 0.0 (absent) or NaN (blank; -1 as ``uncertain`` says).
-
-    Raises:
-        UserError: for any other value.
-    """
-    cell = cell.strip()
-    if cell in ("", "nan"):
-        return math.nan
-    if cell in ("1", "1.0"):
-        return 1.0
-    if cell in ("0", "0.0"):
-        return 0.0
-    if cell in ("-1", "-1.0"):
-        return math.nan if uncertain == "blank" else float(uncertain)
-    raise UserError(f"a label is {cell!r}; write 1 (present), 0 (absent), -1 (uncertain) or leave it blank")
-
-
 def label_column(cells: pd.Series, uncertain: Uncertain = "blank", *, path: object = "") -> pd.Series:
-    """``label_value`` of a whole column (str), as float64; each distinct cell is looked at once.
+    """Cells (str) of a label table as float64: 1.0 (present), 0.0 (absent) or NaN (blank; -1 as ``uncertain`` says).
 
     Raises:
-        UserError: naming ``path``, the column and the row of the first bad cell.
+        UserError: for any other value, naming ``path``, the column and the row of the first bad cell.
     """
-    values = {}
-    for cell in cells.unique():
-        try:
-            values[cell] = label_value(cell, uncertain)
-        except UserError as error:
-            row = int((cells == cell).to_numpy().argmax()) + 1
-            raise UserError(f"{path}, column {cells.name!r}, row {row}: {error}") from None
-    return cells.map(values).astype("float64")
+    known = {"": math.nan, "nan": math.nan, "1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0}
+    known |= dict.fromkeys(("-1", "-1.0"), math.nan if uncertain == "blank" else float(uncertain))
+    cells = cells.str.strip()
+    bad = ~cells.isin(list(known)).to_numpy()
+    if bad.any():
+        raise UserError(
+            f"{path}, column {cells.name!r}, row {int(bad.argmax()) + 1}: a label is {cells[bad].iloc[0]!r}; write 1 "
+            "(present), 0 (absent), -1 (uncertain) or leave it blank"
+        )
+    return cells.map(known).astype("float64")
 
 
 def chexpert_labels(table: pd.DataFrame, uncertain: Uncertain = "blank", *, path: object = "") -> pd.DataFrame:
@@ -173,11 +144,3 @@ def chexpert_labels(table: pd.DataFrame, uncertain: Uncertain = "blank", *, path
     for finding in diseases:
         labels[finding] = labels[finding].mask(labels[finding].isna() & normal, 0.0)
     return labels
-
-
-def listed_labels(present: Collection[str], *, searched: Collection[str]) -> dict[str, float]:
-    """Labels of an image whose findings are listed: ``present`` = 1, the rest of ``searched`` = 0.
-
-    Both hold names in ``FINDINGS``; findings in neither are left out (nobody looked for them).
-    """
-    return {name: float(name in present) for name in FINDINGS if name in present or name in searched}

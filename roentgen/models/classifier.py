@@ -8,7 +8,6 @@ second, linear head on both halves' features sees what needs both, such as the w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from roentgen.errors import UserError
-from roentgen.files import unit_interval, write_atomic
+from roentgen.files import reason, unit_interval
+from roentgen.models.own import fill, read_info
 
 SHIPPED = Path(__file__).parent / "classifier"
 # How far each half reaches over the midline, as a share of the width: hearts and spines are rarely centred.
@@ -149,34 +149,17 @@ def inside_part(patients: Sequence[str], part: str, flag: str) -> NDArray[np.boo
     return np.array([start <= unit_interval(name) < end for name in patients], dtype=bool)
 
 
-def save_classifier(folder: Path, net: HalvesNet, info: dict[str, Any]) -> None:
-    """Write ``model.safetensors`` (fp16) and ``config.json``; ``info`` holds findings, size and the net's arguments."""
-    from safetensors.torch import save
-
-    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in net.state_dict().items()}
-    write_atomic(folder / "model.safetensors", save(state))
-    write_atomic(folder / "config.json", (json.dumps(info, indent=1) + "\n").encode())
-
-
 def load_classifier(path: str | Path | None = None) -> Classifier:
     """Load a classifier folder written by ``roentgen train classifier``; None is the one that ships."""
-    from safetensors.torch import load_file
-
     folder = Path(path) if path is not None else SHIPPED
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"{folder}: no classifier there ({name} is missing); give a folder made by roentgen train classifier"
-            )
-    info = json.loads((folder / "config.json").read_text())
-    net = HalvesNet(len(info["findings"]), blocks=tuple(info["blocks"]))
+    info = read_info(folder, who=f"{folder}: no classifier there", recipe="classifier")
     try:
-        state = load_file(folder / "model.safetensors")
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    except Exception as error:
-        raise UserError(f"{folder}/model.safetensors: cannot be loaded ({error}); train or copy it again") from None
+        net = HalvesNet(len(info["findings"]), blocks=tuple(info["blocks"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}: cannot be loaded ({reason(error)}); train or copy it again") from None
+    fill(net, folder, who=str(folder))
     return Classifier(
-        net=net.eval().to(memory_format=torch.channels_last),
+        net=net.to(memory_format=torch.channels_last),
         findings=list(info["findings"]),
         size=int(info["size"]),
         info=info,

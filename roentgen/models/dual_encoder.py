@@ -7,7 +7,6 @@ are loaded by name, folder or hub id; their weights are never fetched here, so t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from roentgen.errors import UserError
-from roentgen.files import file_hash, read_json, reason, user_path, write_atomic
+from roentgen.files import file_hash, read_json, reason, user_path
 from roentgen.images import resize_center_crop
 from roentgen.models import classifier, hub
+from roentgen.models.own import fill, read_info
 from roentgen.models.published_encoders import BATCH, LOADERS, batches, load_clip
 from roentgen.models.text_encoders import TextReader, load_text_encoder, make_reader
 from roentgen.prompts import FINDINGS, Labels
@@ -226,39 +226,22 @@ def frozen_parts() -> tuple[classifier.Classifier, Any, TextReader, dict[str, st
     return classifier.load_classifier(), text_encoder, make_reader(tokenizer, text_encoder), hashes
 
 
-def save_heads(folder: Path, heads: AlignmentHeads, info: dict[str, Any]) -> None:
-    """Write ``model.safetensors`` (fp16) and ``config.json``; ``info`` holds the widths and the hashes."""
-    from safetensors.torch import save
-
-    state = {name: value.detach().half().contiguous() for name, value in heads.state_dict().items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
-    write_atomic(folder / "config.json", (json.dumps(info, indent=1) + "\n").encode())
-
-
 def load_shipped(folder: Path | None = None) -> ShippedEncoder:
     """The dual encoder in ``folder``, as ``roentgen train alignment`` wrote it; None is the one that ships.
 
     Raises:
         UserError: a file is missing or damaged, or the classifier or text encoder is another one than in training.
     """
-    from safetensors.torch import load_file
-
     folder = SHIPPED if folder is None else folder
-    for file in ("config.json", "model.safetensors"):
-        if not (folder / file).is_file():
-            raise UserError(
-                f"{folder}: no dual encoder there ({file} is missing); make it with roentgen train alignment"
-            )
-    info = read_json(folder / "config.json", advice="train or copy it again")
+    info = read_info(folder, who=f"{folder}: no dual encoder there", recipe="alignment")
     judge, text_encoder, reader, hashes = frozen_parts()
     try:
         widths = {key: int(info[key]) for key in ("image_width", "text_width", "hidden", "dim")}
         trained_on = info["hashes"]
         heads = AlignmentHeads(**widths)
-        heads.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
-    except Exception as error:  # key, JSON type, safetensors and shape errors alike mean a bad folder
+    except Exception as error:  # key, JSON type and number errors alike mean a bad folder
         raise UserError(f"{folder}: cannot be loaded ({reason(error)}); train or copy it again") from None
+    fill(heads, folder, who=str(folder))
     for part, found in hashes.items():
         if trained_on.get(part) != found:
             raise UserError(
@@ -269,7 +252,7 @@ def load_shipped(folder: Path | None = None) -> ShippedEncoder:
         name="roentgen",
         chain=f"shorter side to {judge.size} px by antialiased bicubic, centre crop, [-1, 1]",
         hash=file_hash(folder / "model.safetensors"),
-        heads=heads.eval(),
+        heads=heads,
         judge=judge,
         text_encoder=text_encoder,
         reader=reader,

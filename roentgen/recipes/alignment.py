@@ -43,10 +43,10 @@ from roentgen.models.dual_encoder import (
     describes,
     frozen_parts,
     load_shipped,
-    save_heads,
     sayings,
     text_features,
 )
+from roentgen.models.own import save_network
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
 from roentgen.provenance import portable
 from roentgen.recipes import CONFIGS, Basics
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if share > best:
                 best = share
                 info |= {"pairs": seen, "val_beats": beats, "seconds": round(time.perf_counter() - began)}
-                save_heads(s.out, heads, info)
+                save_network(s.out, heads, info)
     result = measure(s, val, images["val"], val_texts, val_true)
     if (s.out / "README.md").is_file():
         replace_between_markers(s.out / "README.md", "alignment", report(result))

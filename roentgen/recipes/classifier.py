@@ -39,7 +39,8 @@ from roentgen.data.manifest import finding_columns, read_manifest, side_signs
 from roentgen.files import require_writable
 from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import auroc
-from roentgen.models.classifier import HalvesNet, finding_loss, inside_part, save_classifier
+from roentgen.models.classifier import HalvesNet, finding_loss, inside_part
+from roentgen.models.own import save_network
 from roentgen.recipes import CONFIGS, Basics
 from roentgen.training.augment import jittered
 from roentgen.training.loop import steps
@@ -160,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 running.clear()
                 if macro >= best:
                     best = macro
-                    save_classifier(
+                    save_network(
                         s.out,
                         net,
                         {

@@ -26,6 +26,7 @@ from roentgen.data.manifest import WEIGHT, finding_columns, read_manifest
 from roentgen.files import write_atomic, write_npz
 from roentgen.images import read_image
 from roentgen.models.efficientnet_lite import TRUNK, load_imagenet
+from roentgen.models.own import save_network
 from roentgen.prompts import NO_FINDING
 from roentgen.recipes.classifier import finding_aurocs
 from roentgen.recipes.report_calibration import calibrate_rules
@@ -34,6 +35,7 @@ from roentgen.recipes.report_screen import fit_screen
 from roentgen.recipes.report_settings import LabelsRecipe, Recipe, Run
 from roentgen.recipes.report_targets import SOURCES_ONLY, Targets, box_loss, label_loss, read_targets
 from roentgen.reports.finding_net import (
+    KIND,
     STRIDE,
     FindingNet,
     Predictions,
@@ -41,7 +43,6 @@ from roentgen.reports.finding_net import (
     load_net,
     predict,
     probabilities,
-    save_net,
     squash,
 )
 from roentgen.reports.labels import SCREEN
@@ -234,7 +235,7 @@ def _recalibrate(recipe: Recipe, run: Run) -> int:
         pixels = [squash(read_image(path), size) for path in paths[start : start + 16]]
         parts.append(predict(net, np.stack(pixels)))
     rules = calibrate_rules(join(parts), data.targets, data.train, data.val)
-    save_net(run.out, net, {**info, **rules})
+    save_network(run.out, net, {**info, **rules})
     if (folder / SCREEN).is_file():
         write_atomic(run.out / SCREEN, (folder / SCREEN).read_bytes())
     print(run.out)
@@ -302,4 +303,4 @@ def _finish(recipe: Recipe, run: Run, net: FindingNet, data: _Data, seen: Predic
         "validation_auroc": {name: round(value, 4) for name, value in best.items() if name != "images"},
         "licence": run.licence,
     }  # fmt: skip
-    save_net(run.out, net, info)
+    save_network(run.out, net, {"kind": KIND, **info})

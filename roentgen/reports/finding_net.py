@@ -8,8 +8,7 @@ regressed from the cell as in FCOS (Tian et al. 2019, arXiv 1904.01355) where bo
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from roentgen.errors import UserError
-from roentgen.files import read_json, reason, write_atomic
 from roentgen.images import to_autoencoder
 from roentgen.models.efficientnet_lite import EfficientNetLite0
+from roentgen.models.own import CONFIG, fill, read_info
 
 WIDTH = 128
 STRIDE = 16
 """Pixels of the network's square that a cell of the maps is wide."""
 VIEWS = ("PA", "AP")
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 KIND = "roentgen labels reporter"
 _SHARPNESS = 4.0  # of the smooth maximum over places
 
@@ -175,39 +173,16 @@ def join(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def save_net(folder: Path, net: FindingNet, info: Mapping[str, Any]) -> None:
-    """Write ``model.safetensors`` (half precision) and ``config.json``; ``info`` holds ``findings`` and ``size``."""
-    from safetensors.torch import save
-
-    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in net.state_dict().items()}
-    write_atomic(folder / WEIGHTS, save(state))
-    write_atomic(folder / CONFIG, (json.dumps({"kind": KIND, **info}, indent=1, ensure_ascii=False) + "\n").encode())
-
-
 def load_net(folder: Path, *, flag: str = "--model", fold: bool = True) -> tuple[FindingNet, dict[str, Any]]:
-    """What ``save_net`` wrote, in evaluation mode; UserError where the folder is none of its.
+    """What ``save_network`` wrote of a network of ``KIND``, in evaluation mode; UserError for another folder.
 
     ``fold``: for reading images only, see ``EfficientNetLite0.fold``; such a network is not to be saved or trained.
     """
-    from safetensors.torch import load_file
-
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(
-                f"{flag} {folder}: {name} is missing; give a folder that `roentgen train report --arch labels` wrote"
-            )
-    info = read_json(folder / CONFIG)
+    info = read_info(folder, who=f"{flag} {folder}", recipe="report --arch labels")
     if info.get("kind") != KIND or not isinstance(info.get("findings"), list):
         raise UserError(f"{flag} {folder}: {CONFIG} is not that of a labels reporter; give another folder")
     net = FindingNet(len(info["findings"]))
-    try:
-        state = load_file(folder / WEIGHTS)
-        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    except Exception as error:  # cut short, damaged, or of another architecture
-        raise UserError(
-            f"{flag} {folder}: {WEIGHTS} cannot be loaded into this architecture ({reason(error)}); train or copy it "
-            "again"
-        ) from None
+    fill(net, folder, who=f"{flag} {folder}")
     if fold:
         net.features.fold()
-    return net.eval().to(memory_format=torch.channels_last), info  # type: ignore[call-overload]
+    return net.to(memory_format=torch.channels_last), info  # type: ignore[call-overload]

@@ -12,11 +12,12 @@ import numpy as np
 
 from roentgen.errors import UserError
 from roentgen.files import file_hash, reason
+from roentgen.models.own import CONFIG, WEIGHTS
 from roentgen.models.trial import blamed
 from roentgen.prompts import FINDINGS
 from roentgen.reports import screen, sentences
 from roentgen.reports.base import NOTHING_KNOWN, Context, Finding, Image, Info, Report, contexts_of, unread
-from roentgen.reports.finding_net import CONFIG, WEIGHTS, FindingNet, Predictions, load_net, predict, squash
+from roentgen.reports.finding_net import FindingNet, Predictions, load_net, predict, squash
 from roentgen.reports.grounding import boxes_of, on_side
 
 SCREEN = "screen.npz"

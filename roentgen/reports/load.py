@@ -8,8 +8,9 @@ from pathlib import Path
 from roentgen.errors import UserError
 from roentgen.files import read_json
 from roentgen.models import hub
+from roentgen.models.own import CONFIG
 from roentgen.reports.base import Reporter
-from roentgen.reports.finding_net import CONFIG, KIND
+from roentgen.reports.finding_net import KIND
 
 MINI_REPORT = "mini-report"
 SHIPPED = {MINI_REPORT: Path(hub.__file__).parent / "mini_report"}

@@ -30,6 +30,10 @@ class Stopping(Exception):
     """The server takes and begins nothing more."""
 
 
+class Interrupted(Exception):
+    """Another request asked to end this one: what is finished is its answer."""
+
+
 class _Abandoned(BaseException):
     """Raised inside a batch that nobody waits for any longer. Not an Exception: no handler in between may eat it."""
 

@@ -18,10 +18,10 @@ from roentgen.generators.base import Editing, Generator, Sample
 from roentgen.generators.edit import region_of
 from roentgen.images import encode_image
 from roentgen.reports.cxrreportgen import from_base64
-from roentgen.serving.batcher import Event
+from roentgen.serving.batcher import Event, Interrupted
 from roentgen.serving.catalogue import settings_of_family
 from roentgen.serving.replies import Reply
-from roentgen.serving.schemas import SAMPLERS, PngInfoRequest, WebEditRequest, WebRequest, given
+from roentgen.serving.schemas import SAMPLERS, PngInfoRequest, WebEditRequest, WebRequest
 from roentgen.serving.service import Asked, Change, Making, Service, settings_of
 from roentgen.serving.uploads import read_mask, read_upload
 
@@ -35,10 +35,6 @@ NEUTRAL: dict[str, Any] = {
     "styles": [], "seed_resize_from_h": 0, "seed_resize_from_w": 0, "alwayson_scripts": {},
 }  # fmt: skip
 """Keys that would change the image if they had another value; that is not done here, and the reply says so."""
-
-
-class Interrupted(Exception):
-    """Another request asked to end this one."""
 
 
 def router(service: Service) -> APIRouter:
@@ -83,7 +79,7 @@ def _add_images(routes: APIRouter, service: Service, current: Callable[[Request]
         return Asked(asked.prompt, name, asked.batch_size * asked.n_iter, seed, settings), used
 
     async def answer(request: Request, making: Making, asked: WebRequest, used: dict[str, Any]) -> Reply:
-        samples = await _finished(service, making, request)
+        samples = await service.collect(making, request)
         return Reply(await anyio.to_thread.run_sync(lambda: _reply(making, asked, samples, used)))
 
     @routes.post("/txt2img", summary="Images of a text")
@@ -157,18 +153,6 @@ def _add_lists(routes: APIRouter, service: Service, current: Callable[[Request],
         return []
 
 
-async def _finished(service: Service, making: Making, request: Request) -> list[Sample]:
-    """The images of a request; those that are finished where it was interrupted."""
-    found: list[tuple[int, Sample]] = []
-    try:
-        async for event in service.events(making, request):
-            if event.sample is not None:
-                found.append((event.index, event.sample))
-    except Interrupted:
-        pass
-    return [sample for _, sample in sorted(found, key=lambda one: one[0])]
-
-
 def _change(asked: WebEditRequest, pixels: int) -> Change:
     """What is to be edited, and where; drawn anew from random noise, as the web UI does."""
     image = read_upload("init_images", from_base64(asked.init_images[0], "init_images"), pixels=pixels)
@@ -184,9 +168,9 @@ def _settings(model: Generator, asked: WebRequest) -> tuple[dict[str, Any], dict
     for key, value in NEUTRAL.items():
         if (asked.model_extra or {}).get(key, value) not in (value, None, {}, []):
             used[key] = value
-    settings = given({"steps": asked.steps, "guidance": asked.cfg_scale, "sampler": sampler})
-    if asked.negative_prompt:
-        settings["negative_prompt"] = asked.negative_prompt
+    wished = {"steps": asked.steps, "guidance": asked.cfg_scale, "sampler": sampler}
+    wished["negative_prompt"] = asked.negative_prompt or None
+    settings = {key: value for key, value in wished.items() if value is not None}
     known = settings_of_family(model)
     used |= {key: None for key in settings if key not in known}
     return {key: value for key, value in settings.items() if key in known}, used

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
@@ -151,8 +150,3 @@ class PngInfoRequest(BaseModel):
     """A PNG as base64 or data URL."""
 
     image: str
-
-
-def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` without those that are None."""
-    return {key: value for key, value in values.items() if value is not None}

@@ -15,7 +15,7 @@ from fastapi import Request
 from roentgen.generators.base import Editing, Generator, Sample, check_seed, check_text
 from roentgen.generators.edit import edit, warnings_of
 from roentgen.generators.generate import attentive
-from roentgen.serving.batcher import Batcher, Busy, Event, Stopping, Ticket
+from roentgen.serving.batcher import Batcher, Busy, Event, Interrupted, Stopping, Ticket
 from roentgen.serving.catalogue import Catalogue, settings_of_family
 from roentgen.serving.failures import Failure, log
 from roentgen.serving.gallery import Gallery
@@ -85,15 +85,13 @@ class Service:
 
     async def begin(self, request: Request, asked: Asked, kind: str) -> Making:
         """Check everything and queue it. Failure or UserError where it cannot be done; nothing is queued then."""
-        seeds = self._seeds(asked)
-        name, model = self.catalogue.generator(asked.model)
+        seeds, name, model = self._wanted(asked)
         sampling = await anyio.to_thread.run_sync(_sampling, asked, seeds, model)
         return self._queue(request, name, asked.prompt, seeds, kind, sampling=sampling)
 
     async def begin_edit(self, request: Request, asked: Asked, change: Change, kind: str) -> Making:
         """The same for edits of an image."""
-        seeds = self._seeds(asked)
-        name, model = self.catalogue.generator(asked.model)
+        seeds, name, model = self._wanted(asked)
 
         def run(index: int, on_step: Callable[[float], object] | None = None) -> Iterator[Sample]:
             return edit(
@@ -125,8 +123,7 @@ class Service:
 
     async def begin_words(self, request: Request, asked: Asked, kind: str) -> tuple[Making, dict[str, Any]]:
         """The same for one image and where its words were looked up: the map of each word, once the image is there."""
-        seeds = self._seeds(asked)
-        name, model = self.catalogue.generator(asked.model)
+        seeds, name, model = self._wanted(asked)
         maps: dict[str, Any] = {}
 
         sampling = await anyio.to_thread.run_sync(_sampling, asked, seeds, model)
@@ -139,15 +136,15 @@ class Service:
 
         return self._queue(request, name, asked.prompt, seeds, kind, make=make), maps
 
-    def _seeds(self, asked: Asked) -> range:
-        """Seeds of the images; Failure where a request asks for more than the limits allow."""
+    def _wanted(self, asked: Asked) -> tuple[range, str, Generator]:
+        """Seeds of the images, and their model; Failure where a request asks for more than the limits allow."""
         limits = self.options.limits
         if len(asked.prompt) > limits.prompt:
             raise Failure(400, f"prompt: has more than {limits.prompt} characters; shorten it", param="prompt")
         if asked.count > limits.images:
             raise Failure(400, f"n: {asked.count} images, more than {limits.images} at once; ask for fewer", param="n")
         seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
-        return range(seed, seed + asked.count)
+        return range(seed, seed + asked.count), *self.catalogue.generator(asked.model)
 
     def _queue(self, request: Request, name: str, prompt: str, seeds: range, kind: str, **how: Any) -> Making:
         loop = asyncio.get_running_loop()
@@ -203,12 +200,13 @@ class Service:
             self.batcher.cancel(making.ticket)
 
     async def collect(self, making: Making, request: Request) -> list[Sample]:
-        """All images of a request, in order."""
+        """All images of a request, in order; those that are finished where it was interrupted."""
         found: dict[int, Sample] = {}
-        async with aclosing(self.events(making, request)) as events:
-            async for event in events:
-                if event.sample is not None:
-                    found[event.index] = event.sample
+        with suppress(Interrupted):
+            async with aclosing(self.events(making, request)) as events:
+                async for event in events:
+                    if event.sample is not None:
+                        found[event.index] = event.sample
         return [found[index] for index in sorted(found)]
 
     # ------------------------------------------------------------------------------------ images to text

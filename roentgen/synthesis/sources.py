@@ -47,7 +47,7 @@ from roentgen.synthesis.plan_file import GROUP_TYPES, Asked, typed
 if TYPE_CHECKING:
     import pandas as pd
 
-DEFAULT_FINDINGS = tuple(name for name in FINDINGS if name in {NO_FINDING, *NIH_14.values()} - {"Hernia"})
+DEFAULT_FINDINGS = tuple(name for name in FINDINGS if name in {NO_FINDING, *NIH_14} - {"Hernia"})
 """The findings of NIH that `mini` draws and the classifier beside it judges. Not hernia: with 20 images to learn from,
 neither knows it; ask for it by name."""
 SOURCES = ("per_finding", "prompts", "like", "balance", "groups")

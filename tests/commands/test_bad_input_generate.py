@@ -285,7 +285,7 @@ def test_existing_grid_counts(fails, tmp_path):
 
 def test_output_below_a_file(fails, tmp_path):
     (tmp_path / "file").write_text("x")
-    fails(r"--out .*file/sub: cannot be made", "left", "--out", tmp_path / "file" / "sub")
+    fails(r"--out .*file/sub: cannot write there", "left", "--out", tmp_path / "file" / "sub")
     fails(r"--out .*effusion\.tif: \.tif cannot be written", "left", "--out", tmp_path / "effusion.tif")
     fails(r"--out .*file is a file", "left", "--out", tmp_path / "file")
 
@@ -293,7 +293,7 @@ def test_output_below_a_file(fails, tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_output_folder_is_read_only(fails, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o555)
-    fails(r"--out .*locked: cannot be written to", "left", "--out", tmp_path / "locked")
+    fails(r"--out .*locked: cannot write there", "left", "--out", tmp_path / "locked")
 
 
 def test_disk_full_keeps_what_is_made(fails, monkeypatch, tmp_path):

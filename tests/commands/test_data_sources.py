@@ -18,7 +18,7 @@ from roentgen.data.check import (
     check_manifest,
     severity_of,
 )
-from roentgen.data.labels import CHEXPERT_14, CHEXPERT_OUTSIDE, MESH, NIH_14, PADCHEST, label_value
+from roentgen.data.labels import CHEXPERT_14, CHEXPERT_OUTSIDE, MESH, NIH_14, PADCHEST, label_column
 from roentgen.data.manifest import finding_columns, read_manifest
 from roentgen.data.sources import SOURCES
 from roentgen.data.sources.common import hashed_split
@@ -283,11 +283,13 @@ def test_most_texts_blank_is_said_with_the_count(users: Path) -> None:
 
 
 def test_uncertain_words_of_the_collections() -> None:
-    assert np.isnan(label_value("-1.0")) and label_value("-1", "0") == 0 and label_value(" -1.0", "1") == 1
-    assert label_value("1.0") == 1 == label_value("1") and label_value("0.0") == 0 and np.isnan(label_value(""))
+    cells = pd.Series(["-1.0", "-1", " -1.0", "1.0", "1", "0.0", "0", ""])
+    for uncertain, number in (("blank", np.nan), ("0", 0.0), ("1", 1.0)):
+        labels = label_column(cells, uncertain).to_numpy()
+        assert np.array_equal(labels, [*[number] * 3, 1, 1, 0, 0, np.nan], equal_nan=True)
     with pytest.raises(UserError, match="a label is '2'"):
-        label_value("2")
-    assert set(CHEXPERT_14.values()) | set(NIH_14.values()) <= set(FINDINGS)
+        label_column(pd.Series(["1", "2"]))
+    assert set(CHEXPERT_14.values()) | set(NIH_14) <= set(FINDINGS)
     for findings in (*PADCHEST.values(), *MESH.values()):
         assert set(findings) <= set(FINDINGS)
     assert len(CHEXPERT_14) + len(CHEXPERT_OUTSIDE) == 14 == len(NIH_14)

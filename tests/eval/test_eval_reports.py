@@ -14,7 +14,8 @@ from recipe import load_script
 
 from roentgen import errors
 from roentgen.images import save_image
-from roentgen.reports.finding_net import FindingNet, save_net
+from roentgen.models.own import save_network
+from roentgen.reports.finding_net import KIND, FindingNet
 
 SIDE = 64
 FINDINGS = ["Effusion", "Lung Opacity"]
@@ -51,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "calibration": {name: [1.0, 3.0] for name in FINDINGS}, "thresholds": same, "prevalence": same,
         "side_margins": {"": 0.0}, "places": {"Lung Opacity": {"how": "peak", "size": [0.3, 0.4]}},
     }  # fmt: skip
-    save_net(folder / "reporter", FindingNet(2), {"findings": FINDINGS, "size": SIDE, **rules})
+    save_network(folder / "reporter", FindingNet(2), {"kind": KIND, "findings": FINDINGS, "size": SIDE, **rules})
     return folder
 
 

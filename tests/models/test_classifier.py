@@ -10,7 +10,8 @@ import torch
 
 from roentgen.errors import UserError
 from roentgen.experiments.weak_sides import agreement, lung_asymmetry, weak_sides
-from roentgen.models.classifier import HalvesNet, load_classifier, noisy_or_loss, save_classifier
+from roentgen.models.classifier import HalvesNet, load_classifier, noisy_or_loss
+from roentgen.models.own import save_network
 
 
 def test_noisy_or_by_hand() -> None:
@@ -45,7 +46,7 @@ def test_only_the_named_half_moves_its_score() -> None:
 
 def test_saving_and_loading_keep_the_answers(tmp_path: Path) -> None:
     net = make_net()
-    save_classifier(tmp_path, net, {"findings": ["Effusion", "Mass"], "size": 64, "blocks": [1, 1]})
+    save_network(tmp_path, net, {"findings": ["Effusion", "Mass"], "size": 64, "blocks": [1, 1]})
     images = np.random.default_rng(0).integers(0, 256, (3, 128, 128), dtype=np.uint8)
     judge = load_classifier(tmp_path)
     x = torch.nn.functional.avg_pool2d(torch.from_numpy(images).float().unsqueeze(1), 2) / 127.5 - 1

@@ -45,7 +45,7 @@ def _composed(source: str) -> Callable[[Given], tuple[Blank, str]]:
 def _sections(given: Given) -> tuple[Blank, str]:
     if given.get("reports") == "none":
         return "compose", "--reports none"
-    return "few", f"--section {given.get('section', 'impression')}"
+    return "few", f"--section {','.join(given.get('section', ('impression',)))}"
 
 
 def _of_column(given: Given) -> tuple[Blank, str]:

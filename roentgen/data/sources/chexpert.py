@@ -31,7 +31,7 @@ from roentgen.data.sources.common import (
     Missing,
     ages,
     are_files,
-    check_shares,
+    check_cells,
     drop_rows,
     find_table,
     hashed_splits,
@@ -96,7 +96,6 @@ def read_chexpert(
     Raises:
         UserError: naming the flag, file or column that is wrong.
     """
-    check_shares(val_share)
     train = find_table(Path(root).absolute(), ("train.csv",), below="CheXpert*")
     folder = train.parent
     tables = {"train": train, "valid": find_table(folder, ("valid.csv",))}
@@ -119,8 +118,8 @@ def read_chexpert(
         return places.get(patient, f"{folder}/{patient}") + study + rest
 
     table["image"] = table["image"].map(place)
-    table = keep_present(table, are_files(table["image"].tolist()), counts, missing=missing, root=folder)
-    return manifest_columns(table), counts
+    table = keep_present(table, counts, missing=missing, root=folder)
+    return manifest_columns(table), +counts
 
 
 def batch_folders(folder: Path) -> dict[str, str]:
@@ -185,9 +184,8 @@ def chexpert_rows(
         UserError: for a cell that is not CheXpert's.
     """
     labels = chexpert_labels(table, uncertain, path=path)
-    unlabelled = int(labels.isna().all(axis=1).sum())
-    if unlabelled:
-        counts["images kept without any known finding"] += unlabelled
+    check_cells(table["Sex"], SEXES, "sex", path=path)
+    counts["images kept without any known finding"] += int(labels.isna().all(axis=1).sum())
     rows = pd.DataFrame(
         {
             "image": table["image"],
@@ -195,7 +193,7 @@ def chexpert_rows(
             "patient_id": table["patient_id"],
             "split": official_splits(table, val_share, seed=seed, path=path),
             "view": table["AP/PA"],
-            "sex": _sexes(table["Sex"], path=path),
+            "sex": table["Sex"].map(SEXES),
             "age": ages(table["Age"].where(table["Age"] != "0", ""), counts),
             "source": source,
             "licence": LICENCE,
@@ -206,9 +204,7 @@ def chexpert_rows(
 
 def official_splits(table: pd.DataFrame, val_share: float, *, seed: int, path: object = "") -> pd.Series:
     """CheXpert's train, valid and test as ours; see the module's text."""
-    unknown = sorted(set(table["split"]) - {"train", "valid", "test"})
-    if unknown:
-        raise UserError(f"{path} has the split {unknown[0]!r}, which is not CheXpert's; download the table again")
+    check_cells(table["split"], ("train", "valid", "test"), "split", path=path)
     if (table["split"] == "test").any():
         return table["split"].replace("valid", "val")
     hashed = hashed_splits(table["patient_id"], val_share, 0.0, seed=seed)
@@ -243,7 +239,6 @@ def read_chexpert_plus(
     Raises:
         UserError: naming the flag, file or column that is wrong.
     """
-    check_shares(val_share)
     unknown = [name for name in section if name not in PLUS_SECTIONS]
     if unknown or not section:
         said = repr(unknown[0]) if unknown else "without a name"
@@ -270,11 +265,9 @@ def read_chexpert_plus(
     named = [f"{folder}/{tail}" for tail in table["image"]]
     as_png = [f"{path.removesuffix('.jpg')}.png" for path in named]
     table["image"] = [png if there else path for path, png, there in zip(named, as_png, are_files(as_png), strict=True)]
-    table = keep_present(table, are_files(table["image"].tolist()), counts, missing=missing, root=folder)
-    without_text = int((table["text"] == "").sum())
-    if without_text:
-        counts[f"images kept whose report has no {' or '.join(section)}"] = without_text
-    return manifest_columns(table), counts
+    table = keep_present(table, counts, missing=missing, root=folder)
+    counts[f"images kept whose report has no {' or '.join(section)}"] = int((table["text"] == "").sum())
+    return manifest_columns(table), +counts
 
 
 def chexbert_table(path: Path) -> pd.DataFrame:
@@ -308,10 +301,3 @@ def _plus_folder(root: Path, images: str | Path | None) -> Path:
             return folder.resolve()
     named = f"--images {images}" if images is not None else f"--root {root}"
     raise UserError(f"{named} has no folder train/ or valid/ with images; name the folder that holds them by --images")
-
-
-def _sexes(cells: pd.Series, *, path: object) -> pd.Series:
-    unknown = sorted(set(cells) - set(SEXES))
-    if unknown:
-        raise UserError(f"{path} has the sex {unknown[0]!r}, which is not CheXpert's; download the table again")
-    return cells.map(SEXES)

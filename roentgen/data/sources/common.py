@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import pandas as pd
 
@@ -23,7 +23,8 @@ Missing = Annotated[Literal["error", "drop"], "stop, or drop the row, when an im
 SIDED = tuple(name for name, finding in FINDINGS.items() if finding.can_have_side)
 SPLIT_WORDS = {"validate": "val", "valid": "val", "validation": "val", "training": "train", "testing": "test"}
 AGE_UNITS = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}  # to the year, of DICOM's ages
-CHUNK = 1000  # paths that one thread looks at in one go
+THREADS, CHUNK = 16, 256  # threads that wait for a disk, and items that one of them takes in one go
+S, T = TypeVar("S"), TypeVar("T")
 
 
 def check_root(root: str | Path, advice: str) -> Path:
@@ -52,24 +53,30 @@ def find_table(root: Path, names: Sequence[str], *, below: str = "") -> Path:
     raise UserError(f"--root {root} has no {names[0]}; name the folder that holds it, or download it there")
 
 
-def find_images(root: Path, suffixes: Sequence[str]) -> dict[str, str]:
-    """File name -> absolute path of every image below ``root``, links to folders followed.
-
-    Raises:
-        UserError: when two folders hold a file of the same name, as originals and a resized copy would.
-    """
-    found: dict[str, str] = {}
+def find_images(
+    root: Path, suffixes: Sequence[str], keys: Callable[[str], Iterable[str]] = lambda name: (name,)
+) -> dict[str, list[str]]:
+    """Absolute paths of every image below ``root`` by each of the ``keys`` of its file name, links followed."""
+    found: dict[str, list[str]] = {}
     for folder, names in walk(root):
         for name in names:
-            if not name.lower().endswith(tuple(suffixes)):
-                continue
-            path = os.path.join(folder, name)  # noqa: PTH118 - a Path for each of 200,000 files takes seconds
-            if name in found:
-                raise UserError(
-                    f"image {name} is there twice, as {found[name]} and {path}; name one folder by --images"
-                )
-            found[name] = path
+            if name.lower().endswith(tuple(suffixes)):
+                path = os.path.join(folder, name)  # noqa: PTH118 - a Path for each of 200,000 files takes seconds
+                for key in keys(name):
+                    found.setdefault(key, []).append(path)
     return found
+
+
+def only_image(found: Mapping[str, list[str]], key: str, otherwise: str, *, flag: str = "--root") -> str:
+    """The image of ``key`` in what ``find_images`` gave, ``otherwise`` where it has none.
+
+    Raises:
+        UserError: when there are several, as originals and a resized copy would be.
+    """
+    paths = found.get(key) or [otherwise]
+    if len(paths) > 1:
+        raise UserError(f"image {key!r} is there twice, as {paths[0]} and {paths[1]}; name one folder by {flag}")
+    return paths[0]
 
 
 def walk(root: Path) -> Iterable[tuple[str, list[str]]]:
@@ -96,41 +103,42 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def are_files(paths: Sequence[str]) -> list[bool]:
-    """Whether each path is a file, looked up in threads, as network disks answer slowly."""
-    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
-    with ThreadPoolExecutor(16) as pool:
-        answers = pool.map(lambda chunk: [os.path.isfile(path) for path in chunk], chunks)  # noqa: PTH113
+def in_threads(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    """``function`` of each item, in order, in threads, as network disks answer slowly."""
+    chunks = [items[start : start + CHUNK] for start in range(0, len(items), CHUNK)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        answers = pool.map(lambda chunk: [function(item) for item in chunk], chunks)
         return [answer for chunk in answers for answer in chunk]
 
 
-def keep_present(
-    table: pd.DataFrame, present: Sequence[bool], counts: Counter[str], *, missing: Missing, root: Path
-) -> pd.DataFrame:
+def are_files(paths: Sequence[str]) -> list[bool]:
+    """Whether each path is a file."""
+    return in_threads(os.path.isfile, paths)
+
+
+def keep_present(table: pd.DataFrame, counts: Counter[str], *, missing: Missing, root: Path) -> pd.DataFrame:
     """The rows whose image is there; absent ones stop (``missing`` = "error") or are dropped and counted.
 
     Raises:
         UserError: when an image is missing and may not be, or all are.
     """
-    kept = pd.Series(present, index=table.index, dtype=bool)
+    kept = pd.Series(are_files(table["image"].tolist()), index=table.index, dtype=bool)
     absent = int((~kept).sum())
     if absent and (missing == "error" or absent == len(table)):
         first = table["image"][~kept].iloc[0]
         mend = "mend --root" if absent == len(table) else "download them or add --missing drop"
         raise UserError(f"{absent} of {len(table)} images are not below {root}, the first is {first}; {mend}")
-    if absent:
-        counts["images missing on disk"] += absent
-    return table[kept].reset_index(drop=True)
-
-
-def check_shares(val_share: float, test_share: float = 0.0) -> None:
-    """Raise UserError when the shares leave no patients for training."""
-    if val_share < 0 or test_share < 0 or val_share + test_share >= 1:
-        raise UserError("--val-share and --test-share must be at least 0 and leave some patients for training")
+    return drop_rows(table, ~kept, counts, "images missing on disk")
 
 
 def hashed_split(patient: str, val_share: float, test_share: float, *, seed: int) -> str:
-    """train, val or test, by a hash of (seed, patient): independent of order and of other patients."""
+    """train, val or test, by a hash of (seed, patient): independent of order and of other patients.
+
+    Raises:
+        UserError: when the shares leave no patients for training.
+    """
+    if val_share < 0 or test_share < 0 or val_share + test_share >= 1:
+        raise UserError("--val-share and --test-share must be at least 0 and leave some patients for training")
     place = int(sha256(f"{seed}:{patient}")[:16], 16) / 2**64
     train, val, test = SPLITS
     if place < test_share:
@@ -166,12 +174,13 @@ def ages(cells: pd.Series, counts: Counter[str]) -> pd.Series:
 
 
 def manifest_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a manifest in its order; findings and sides that the table lacks are blank."""
-    columns = {name: table[name] for name in CORE}
+    """The columns of a manifest in its order; what the table lacks is blank."""
+    blank, unknown = pd.Series("", index=table.index), pd.Series(float("nan"), index=table.index)
+    columns = {name: table.get(name, unknown if name == "age" else blank) for name in CORE}
     for name in FINDINGS:
-        columns[name] = table.get(name, pd.Series(float("nan"), index=table.index)).astype("float64")
+        columns[name] = table.get(name, unknown).astype("float64")
         if name in SIDED:
-            columns[name + SIDE_SUFFIX] = table.get(name + SIDE_SUFFIX, pd.Series("", index=table.index)).astype(str)
+            columns[name + SIDE_SUFFIX] = table.get(name + SIDE_SUFFIX, blank).astype(str)
     return pd.DataFrame(columns)
 
 
@@ -180,6 +189,21 @@ def drop_rows(table: pd.DataFrame, bad: pd.Series, counts: Counter[str], why: st
     if bad.any():
         counts[why] += int(bad.sum())
     return table[~bad].reset_index(drop=True)
+
+
+def check_cells(cells: Iterable[str], allowed: Collection[str], what: str, *, path: object) -> None:
+    """UserError that names the file ``path`` where one of the ``cells``, called ``what``, is none of ``allowed``."""
+    unknown = sorted(set(cells) - set(allowed))
+    if unknown:
+        words = ", ".join(filter(None, allowed))
+        raise UserError(f"{path} has the {what} {unknown[0]!r}, which is none of {words}; download it again")
+
+
+def one_side(said: Collection[str]) -> str:
+    """The side of a finding of which these sides were said; "" where one of them is not known, or none was said."""
+    if not said or "" in said:
+        return ""
+    return next(iter(said)) if len(said) == 1 else "bilateral"
 
 
 def finding_map(names: list[str], given: Mapping[str, str] | None, *, csv: Path) -> dict[str, str]:

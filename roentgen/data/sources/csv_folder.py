@@ -18,7 +18,6 @@ from roentgen.data.sources.common import (
     SPLIT_WORDS,
     are_files,
     check_root,
-    check_shares,
     finding_map,
     hashed_splits,
     years_of,
@@ -87,7 +86,6 @@ def read_csv(
         UserError: when a file, column or image is missing, a value is not a manifest's, or a share is impossible.
     """
     root, csv = check_root(root, "name the folder of images"), Path(csv)
-    check_shares(val_share, test_share)
     given = _given_columns(
         column or {},
         {"image": image_column, "text": text_column, "patient": patient_column, "split": split_column}

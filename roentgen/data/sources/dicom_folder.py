@@ -26,7 +26,6 @@ import secrets
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +40,6 @@ from roentgen.data.sources.common import (
     SPLIT_WORDS,
     ages,
     check_root,
-    check_shares,
     drop_rows,
     finding_map,
     hashed_splits,
@@ -65,15 +63,6 @@ TAGS = (
 HEADER = (*TAGS, "PatientOrientation", "Rows")
 WHOLE_REPORT = "report"
 SHORTEST_SALT = 8  # characters; a shorter one is guessed
-
-
-@dataclass(frozen=True)
-class Header:
-    """What is read of one file: ``cells`` of ``TAGS`` and the orientation, or why there are none."""
-
-    path: str
-    cells: dict[str, str]
-    problem: str = ""
 
 
 def read_dicom_folder(
@@ -116,7 +105,6 @@ def read_dicom_folder(
     Raises:
         UserError: naming the flag, file or column that is wrong.
     """
-    check_shares(val_share, test_share)
     check_salt(salt, pseudonymise)
     if not section:
         raise UserError("--section is empty; name sections such as impression, or report for the whole report")
@@ -145,16 +133,14 @@ def read_dicom_folder(
             "licence": licence,
         }
     )
-    blank = int((rows["text"] == "").sum())
-    if blank:
-        counts[f"images kept whose report has no {' or '.join(section)}"] += blank
+    counts[f"images kept whose report has no {' or '.join(section)}"] += int((rows["text"] == "").sum())
     drawn = split_column is None
     rows["split"] = hashed_splits(rows["patient_id"], val_share, test_share, seed=seed) if drawn else table["split"]
     for column, finding in finding_map(list(texts.columns), None, csv=csv).items():
         rows[finding] = label_column(table[column], uncertain, path=csv)
     if pseudonymise:
         replace_patients(rows, (salt or secrets.token_hex()).encode())
-    return manifest_columns(rows), counts
+    return manifest_columns(rows), +counts
 
 
 def check_salt(salt: str | None, pseudonymise: bool) -> None:
@@ -170,9 +156,7 @@ def with_reports(table: pd.DataFrame, texts: pd.DataFrame, counts: Counter[str],
     known = table["key"].isin(texts["key"])
     if not known.any():
         raise UserError(f"no image has a report: the first image's {first}")
-    unused = int((~texts["key"].isin(table["key"])).sum())
-    if unused:
-        counts["reports without a frontal image"] += unused
+    counts["reports without a frontal image"] += int((~texts["key"].isin(table["key"])).sum())
     table = drop_rows(table, ~known, counts, "images without a report")
     copies = table["SOPInstanceUID"].duplicated() & (table["SOPInstanceUID"] != "")
     table = drop_rows(table, copies, counts, "second copies of an image")
@@ -249,31 +233,29 @@ def read_headers(root: Path, counts: Counter[str]) -> pd.DataFrame:
     """
     paths = [f"{folder}/{name}" for folder, names in walk(root) for name in names]
     headers = map_images(read_header, paths, desc="reading DICOM headers")
-    for header in headers:
-        if header.problem:
-            counts[header.problem] += 1
-    rows = [{"image": header.path, **header.cells} for header in headers if not header.problem]
+    counts.update(header for header in headers if isinstance(header, str))
+    rows = [header for header in headers if not isinstance(header, str)]
     return pd.DataFrame(rows, columns=["image", *TAGS, "orientation"], dtype=str)
 
 
-def read_header(path: str) -> Header:
-    """The header of one file, stopping before the pixels."""
+def read_header(path: str) -> dict[str, str] | str:
+    """``image``, the cells of ``TAGS`` and ``orientation`` of one file, without its pixels; or why there are none."""
     import pydicom
     from pydicom.errors import InvalidDicomError
 
     try:
         data = pydicom.dcmread(regular(path), stop_before_pixels=True, specific_tags=list(HEADER))
         if "Rows" not in data:
-            return Header(path, {}, "DICOM files without an image")
-        cells = {name: _cell(data.get(name)) for name in TAGS}
+            return "DICOM files without an image"
+        cells = {"image": path} | {name: _cell(data.get(name)) for name in TAGS}
         orientation = data.get("PatientOrientation") or ""
         parts = [orientation] if isinstance(orientation, str) else [str(part) for part in orientation]
         cells["orientation"] = "\\".join(part.strip().upper() for part in parts)
     except InvalidDicomError:
-        return Header(path, {}, "files that are not DICOM")
+        return "files that are not DICOM"
     except Exception:  # a damaged header fails anywhere inside pydicom, with any error; the file is counted
-        return Header(path, {}, "unreadable DICOM files")
-    return Header(path, cells)
+        return "unreadable DICOM files"
+    return cells
 
 
 def _cell(value: Any) -> str:
@@ -303,9 +285,7 @@ def frontal_headers(headers: pd.DataFrame, counts: Counter[str]) -> pd.DataFrame
 def _patients(table: pd.DataFrame, counts: Counter[str]) -> pd.Series:
     """PatientID, or where it is blank the study, the accession or at last the file."""
     patients = table["PatientID"]
-    blank = int((patients == "").sum())
-    if blank:
-        counts["images without PatientID, whose study counts as a patient"] += blank
+    counts["images without PatientID, whose study counts as a patient"] += int((patients == "").sum())
     for instead in ("StudyInstanceUID", "AccessionNumber", "image"):
         patients = patients.where(patients != "", table[instead])
     return patients

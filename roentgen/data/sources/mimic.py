@@ -28,7 +28,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -42,12 +42,14 @@ from roentgen.data.labels import CHEXPERT_14, CHEXPERT_OUTSIDE, Uncertain, chexp
 from roentgen.data.manifest import MAX_AGE
 from roentgen.data.sections import clean_text, pick_text
 from roentgen.data.sources.common import (
+    CHUNK,
+    THREADS,
     Missing,
-    are_files,
-    check_shares,
+    check_cells,
     drop_rows,
     find_table,
     hashed_splits,
+    in_threads,
     keep_present,
     manifest_columns,
 )
@@ -63,9 +65,7 @@ LABELLERS = ("chexpert", "negbio", "none")
 VIEW_CODES = {"antero-posterior": "AP", "postero-anterior": "PA"}
 OFFICIAL = {"train": "train", "validate": "val", "test": "test"}
 HELD_OUT = "p19"  # RoentGen's test patients
-THREADS = 16  # reading reports waits for the disk, not for the processor
 LOOKED_AT = 100  # patient folders, when it is to be seen whether reports are there
-CHUNK = 256  # reports that one thread reads in one go
 
 Reader = Callable[[Sequence[tuple[str, str]]], list[str | None]]  # (subject, study) numbers -> reports, None: no file
 
@@ -105,7 +105,6 @@ def read_mimic(
         UserError: naming the flag or file that is wrong.
     """
     root = Path(root).absolute()
-    check_shares(val_share)
     if labels not in LABELLERS:
         raise UserError(f"--labels {labels!r} does not exist in MIMIC-CXR-JPG; choose from {', '.join(LABELLERS)}")
     read_reports = None if reports == "none" else find_reports(root, reports)  # before the long part
@@ -118,7 +117,7 @@ def read_mimic(
     table["split"] = _splits(root, table, split, val_share=val_share, seed=seed)
     folder = table["patient_id"].str[:3] + os.sep + table["patient_id"] + os.sep + "s" + table["study_id"]
     table["image"] = str(root / "files") + os.sep + folder + os.sep + table["dicom_id"] + ".jpg"
-    table = keep_present(table, are_files(table["image"].tolist()), counts, missing=missing, root=root / "files")
+    table = keep_present(table, counts, missing=missing, root=root / "files")
     table["text"] = "" if read_reports is None else _texts(table, read_reports, section, counts)
     table["sex"], table["age"] = _sex_and_age(table, patients, counts)
     table["source"], table["licence"] = SOURCE, LICENCE
@@ -156,9 +155,7 @@ def _splits(root: Path, table: pd.DataFrame, split: str, *, val_share: float, se
         return drawn.mask(table["patient_id"].str.startswith(HELD_OUT), "test")
     path = _path(root, "split")
     official = read_table(path, required=("dicom_id", "split"))
-    wrong = sorted(set(official["split"]) - set(OFFICIAL))
-    if wrong:
-        raise UserError(f"{path} has the split {wrong[0]!r}; it should have {', '.join(OFFICIAL)}")
+    check_cells(official["split"], OFFICIAL, "split", path=path)
     found = table["dicom_id"].map(official.drop_duplicates("dicom_id").set_index("dicom_id")["split"]).map(OFFICIAL)
     lost = int(found.isna().sum())
     if lost:
@@ -267,13 +264,7 @@ def _folder_reader(folder: Path) -> Reader:
         except OSError as error:
             raise UserError(f"--reports: {path} cannot be read ({error.strerror or error})") from error
 
-    def read(pairs: Sequence[tuple[str, str]]) -> list[str | None]:
-        chunks = [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
-        with ThreadPoolExecutor(THREADS) as pool:
-            reports = pool.map(lambda chunk: [one(pair) for pair in chunk], chunks)
-            return [report for chunk in reports for report in chunk]
-
-    return read
+    return partial(in_threads, one)
 
 
 def _zip_reader(path: Path) -> Reader:

@@ -30,12 +30,14 @@ from roentgen.data.sources.common import (
     SIDED,
     Missing,
     ages,
-    check_shares,
+    check_cells,
     find_images,
     find_table,
     hashed_splits,
     keep_present,
     manifest_columns,
+    one_side,
+    only_image,
 )
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
@@ -73,7 +75,6 @@ def read_nih(
     Raises:
         UserError: naming the flag, file or column that is wrong.
     """
-    check_shares(val_share)
     root = Path(root).absolute()
     path = find_table(root, TABLES)
     cells = read_table(path, required=COLUMNS, optional=SEX_COLUMNS)
@@ -90,9 +91,8 @@ def read_nih(
         counts[f"images without a side, as --root has no {BOXES}"] = len(cells)
     table = nih_rows(cells, boxes, counts, official=official, val_share=val_share, seed=seed, path=path)
     files = find_images(root, (".png",))
-    table["image"] = [files.get(name, f"{root}/images/{name}") for name in table["image"]]
-    present = [Path(image).name in files for image in table["image"]]
-    table = keep_present(table, present, counts, missing=missing, root=root)
+    table["image"] = [only_image(files, name, f"{root}/images/{name}") for name in table["image"]]
+    table = keep_present(table, counts, missing=missing, root=root)
     return manifest_columns(table), counts
 
 
@@ -129,13 +129,9 @@ def nih_rows(
         if table.empty:
             raise UserError(f"{path}: no image is in {TRAIN_VAL_LIST} or {TEST_LIST}; download both lists again")
     labels = table["Finding Labels"].str.get_dummies("|").astype("float64")
-    unknown = [name for name in labels if name not in NIH_14 and name != NO_FINDING]
-    if unknown:
-        raise UserError(f"{path} has the label {unknown[0]!r}, which is not NIH's; download the table again")
+    check_cells(labels, (*NIH_14, NO_FINDING), "label", path=path)
     for column, allowed in (("View Position", VIEWS), ("Patient Gender", ("M", "F"))):
-        bad = ~table[column].isin(allowed)
-        if bad.any():
-            raise UserError(f"{path} has {table[column][bad].iloc[0]!r} as {column}; write {' or '.join(allowed)}")
+        check_cells(table[column], allowed, column, path=path)
     if not table["Patient ID"].str.fullmatch(r"\d+").all():
         raise UserError(f"{path} has a Patient ID that is no number; download the table again")
     patients = "nih" + table["Patient ID"].str.lstrip("0").str.zfill(5)
@@ -154,7 +150,7 @@ def nih_rows(
         }
     )
     for name in (*NIH_14, NO_FINDING):
-        rows[NIH_14.get(name, name)] = labels.get(name, 0.0)
+        rows[name] = labels.get(name, 0.0)
     if boxes is not None:
         sides = box_sides(boxes)
         for finding, of_image in sides.groupby("finding"):
@@ -183,15 +179,8 @@ def box_sides(boxes: pd.DataFrame) -> pd.DataFrame:
         {"image": boxes["Image Index"], "finding": boxes["Finding Label"].replace(BOX_NAMES), "side": side}
     )
     found = found[found["finding"].isin(SIDED)]
-    joined = found.groupby(["image", "finding"])["side"].agg(_joined)
+    joined = found.groupby(["image", "finding"])["side"].agg(lambda said: one_side(set(said)))
     return joined.reset_index()
-
-
-def _joined(sides: pd.Series) -> str:
-    said = set(sides)
-    if said == {"left", "right"}:
-        return "bilateral"
-    return said.pop() if len(said) == 1 else ""
 
 
 def _listed(path: Path) -> list[str]:

@@ -34,7 +34,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from roentgen.data.labels import NIH_14, NO_FINDING
 from roentgen.data.manifest import SIDE_SUFFIX
+from roentgen.data.sources.common import one_side
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
 from roentgen.prompts import FINDINGS
@@ -44,24 +46,7 @@ REPLACES = "replaces"
 CHILD_SOURCE = "Kermany 2018 paediatric"
 CHILD_WEIGHT = 0.35
 NIH_SOURCE = "NIH ChestX-ray14"
-NIH_14 = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural_Thickening",
-    "Hernia",
-)
 BOXED_AS_OPACITY = ("Infiltration", "Consolidation", "Pneumonia")
-NO_FINDING = "No Finding"
 OPACITY = "Lung Opacity"
 RATIO = re.compile(r"ctr:(\d\.\d+)")
 # Cardiothoracic ratios above which an enlarged heart (over .5) is called moderate and severe.
@@ -187,14 +172,9 @@ def sides_of_boxes(region: str) -> dict[str, str]:
     for entry in region.split(";"):
         name, colon, place = entry.partition(":")
         if colon:
-            found.setdefault(name, set()).add(place.split(" ")[0])
-    combined = {}
-    for name, sides in found.items():
-        if sides == {"left", "right"}:
-            combined[name] = "bilateral"
-        else:
-            combined[name] = sides.pop() if len(sides) == 1 and sides <= {"left", "right"} else ""
-    return combined
+            side = place.split(" ")[0]
+            found.setdefault(name, set()).add(side if side in ("left", "right") else "")
+    return {name: one_side(sides) for name, sides in found.items()}
 
 
 def _age(cell: str) -> str:

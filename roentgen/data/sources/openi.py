@@ -33,18 +33,18 @@ import numpy as np
 import pandas as pd
 
 from roentgen.config import ShareBelowOne
-from roentgen.data.labels import MESH, listed_labels
+from roentgen.data.labels import MESH
 from roentgen.data.manifest import SIDE_SUFFIX
 from roentgen.data.sections import clean_text
 from roentgen.data.sources.common import (
     Missing,
-    are_files,
+    check_cells,
     check_root,
-    check_shares,
+    find_images,
     hashed_split,
     keep_present,
     manifest_columns,
-    walk,
+    one_side,
 )
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
@@ -156,12 +156,9 @@ def mesh_labels(mesh: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
         sides = {word for word in SIDE_WORDS if word in qualifiers} or {""}
         for finding in findings:
             said.setdefault(finding, set()).update(sides)
-    labels = listed_labels(present, searched=[name for name in SEARCHED if name not in unknown])
-    sides_of = {}
-    for finding, words in said.items():
-        if FINDINGS[finding].can_have_side and "" not in words:
-            sides_of[finding] = words.pop() if len(words) == 1 else "bilateral"
-    return labels, sides_of
+    labels = {name: float(name in present) for name in FINDINGS if name in present or name in {*SEARCHED} - unknown}
+    sided = {name: one_side(words) for name, words in said.items() if FINDINGS[name].can_have_side}
+    return labels, {name: side for name, side in sided.items() if side}
 
 
 def read_openi(
@@ -190,7 +187,6 @@ def read_openi(
     Raises:
         UserError: naming the flag or file that is wrong.
     """
-    check_shares(val_share, test_share)
     root = check_root(root, "name the folder of Open-i's images")
     unknown = [name for name in section if name not in SECTIONS]
     if unknown:
@@ -199,7 +195,7 @@ def read_openi(
     left_out: Counter[str] = Counter()
     left_out["reports without an image"] = int((table["images"].str.len() == 0).sum())
     projections = _projections(Path(views)) if views is not None else _carried_projections(table)
-    files = image_files(root)
+    files = find_images(root, IMAGE_SUFFIXES, lambda name: (image_key(name),))
     if not files:
         raise UserError(f"--root {root} has no image (.png, .jpg or .dcm) below it; name the folder of the images")
     rows = []
@@ -212,13 +208,11 @@ def read_openi(
                 left_out["lateral images" if projection else "images of unknown view"] += 1
                 continue
             row = {
-                "image": files.get(image_key(image), str(root / f"{image}.png")),
+                "image": files.get(image_key(image), [str(root / f"{image}.png")])[0],
                 "text": text,
                 "patient_id": f"CXR{report['uid']}",
                 "split": split,
                 "view": view,
-                "sex": "",
-                "age": np.nan,
                 "source": SOURCE,
                 "licence": report["licence"],
             }
@@ -230,7 +224,7 @@ def read_openi(
     if not rows:
         raise UserError("no image of Open-i is known to be frontal; check --views and --reports")
     frame = pd.DataFrame(rows)
-    frame = keep_present(frame, are_files(frame["image"].tolist()), left_out, missing=missing, root=root)
+    frame = keep_present(frame, left_out, missing=missing, root=root)
     return manifest_columns(frame), left_out
 
 
@@ -242,16 +236,6 @@ def image_key(name: str) -> str:
     while Path(name).suffix.lower() in IMAGE_SUFFIXES:
         name = Path(name).stem
     return re.sub(r"^(\d+)_\1_", r"\1_", name.removeprefix("CXR"))
-
-
-def image_files(root: Path) -> dict[str, str]:
-    """Key of ``image_key`` -> path, for every image below ``root``; the first by path where there are two."""
-    found: dict[str, str] = {}
-    for folder, names in walk(root):
-        for name in names:
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                found.setdefault(image_key(name), str(Path(folder) / name))
-    return found
 
 
 def _reports_path(root: Path, reports: str | Path | None) -> Path:
@@ -281,9 +265,7 @@ def carried_file(name: str) -> Path | None:
 
 def _projections(path: Path) -> dict[str, tuple[str, str]]:
     table = read_table(path, required=("filename", "projection"))
-    wrong = sorted(set(table["projection"].str.lower()) - {FRONTAL, LATERAL})
-    if wrong:
-        raise UserError(f"--views {path} has the projection {wrong[0]!r}; write Frontal or Lateral")
+    check_cells(table["projection"].str.lower(), (FRONTAL, LATERAL), "projection", path=f"--views {path}")
     keys = map(image_key, table["filename"])
     return {key: (value.lower(), "") for key, value in zip(keys, table["projection"], strict=True)}
 

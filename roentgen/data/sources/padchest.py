@@ -36,13 +36,14 @@ from roentgen.data.sources.common import (
     SIDED,
     Missing,
     ages,
-    check_shares,
     drop_rows,
     find_images,
     find_table,
     hashed_splits,
     keep_present,
     manifest_columns,
+    one_side,
+    only_image,
 )
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
@@ -99,7 +100,6 @@ def read_padchest(
     Raises:
         UserError: naming the flag, file or column that is wrong.
     """
-    check_shares(val_share, test_share)
     root = Path(root).absolute()
     path = find_table(root, TABLES)
     cells = read_table(path, required=COLUMNS)
@@ -111,9 +111,8 @@ def read_padchest(
         table["text"] = ""
     folder = root if images is None else Path(images).absolute()
     files = find_images(folder, (".png",))
-    present = [name in files for name in table["image"]]
-    table["image"] = [files.get(name, f"{folder}/{name}") for name in table["image"]]
-    table = keep_present(table, present, counts, missing=missing, root=folder)
+    table["image"] = [only_image(files, name, f"{folder}/{name}", flag="--images") for name in table["image"]]
+    table = keep_present(table, counts, missing=missing, root=folder)
     if text == "report":
         counts["images kept without a report"] += int((table["text"] == "").sum())
     return manifest_columns(table), +counts
@@ -147,10 +146,8 @@ def padchest_rows(
     names = table["Labels"].map(lambda cell: tuple(_names(lists[cell])))
     excluded = names.map(lambda listed: EXCLUDE in listed)
     unlabelled = names.map(lambda listed: set(listed) <= SAY_NOTHING - {NORMAL})
-    if excluded.any():
-        counts["images marked 'exclude' dropped"] += int(excluded.sum())
-    if unlabelled.any():
-        counts["images without a label dropped"] += int(unlabelled.sum())
+    counts["images marked 'exclude' dropped"] += int(excluded.sum())
+    counts["images without a label dropped"] += int(unlabelled.sum())
     kept = ~(excluded | unlabelled)
     table, names = table[kept].reset_index(drop=True), names[kept].reset_index(drop=True)
     if table.empty:
@@ -216,11 +213,7 @@ def sentence_sides(sentences: list[Any]) -> dict[str, str]:
         alone = len(findings) == 1 and all(label in PADCHEST for label in labels)
         for finding in findings:
             said.setdefault(finding, set()).add(side if alone else "")
-    sides = {}
-    for finding, words_said in said.items():
-        if finding in SIDED and "" not in words_said:
-            sides[finding] = words_said.pop() if len(words_said) == 1 else BOTH
-    return sides
+    return {finding: side for finding, sides in said.items() if finding in SIDED and (side := one_side(sides))}
 
 
 def _names(listed: list[Any]) -> list[str]:

@@ -10,20 +10,18 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from roentgen.config import ShareBelowOne
 from roentgen.data.sections import clean_text
 from roentgen.data.sources.common import (
     Missing,
-    are_files,
     check_root,
-    check_shares,
+    find_images,
     hashed_splits,
     keep_present,
     manifest_columns,
-    walk,
+    only_image,
 )
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
@@ -57,28 +55,26 @@ def read_xreport(
     Raises:
         UserError: when the CSV, a column or an image is missing, an id is there twice or fits two images.
     """
-    check_shares(val_share, test_share)
     root = check_root(root, "name the folder of images")
     name, rows = _read(Path(csv))
     twice = rows[name][rows[name].duplicated()]
     if len(twice):
         raise UserError(f"--csv {csv} has the {name} {twice.iloc[0]!r} twice; keep one text an image")
-    files = _images(root)
+    files = find_images(root, SUFFIXES, lambda name: (name, Path(name).stem))
     table = pd.DataFrame(
         {
-            "image": [_image(files, key, root) for key in rows[name]],
+            "image": [
+                only_image(files, key if key in files else Path(key).name, str(root / key)) for key in rows[name]
+            ],
             "text": [clean_text(text) for text in rows["text"]],
             "patient_id": rows[name],
             "split": hashed_splits(rows[name], val_share, test_share, seed=seed),
-            "view": "",
-            "sex": "",
-            "age": np.nan,
             "source": source_name,
             "licence": licence,
         }
     )
     counts: Counter[str] = Counter()
-    table = keep_present(table, are_files(table["image"].tolist()), counts, missing=missing, root=root)
+    table = keep_present(table, counts, missing=missing, root=root)
     return manifest_columns(table), counts
 
 
@@ -93,21 +89,3 @@ def _read(csv: Path) -> tuple[str, pd.DataFrame]:
     if blank.any():
         raise UserError(f"--csv {csv}, row {int(blank.to_numpy().argmax()) + 1}: the {name} is empty; fill it")
     return name, rows
-
-
-def _images(root: Path) -> dict[str, list[str]]:
-    """File name, and file name without its ending -> paths."""
-    files: dict[str, list[str]] = {}
-    for folder, names in walk(root):
-        for name in names:
-            if name.lower().endswith(SUFFIXES):
-                for key in (name, Path(name).stem):
-                    files.setdefault(key, []).append(f"{folder}/{name}")
-    return files
-
-
-def _image(files: dict[str, list[str]], key: str, root: Path) -> str:
-    found = files.get(key) or files.get(Path(key).name) or [str(root / key)]
-    if len(found) > 1:
-        raise UserError(f"image {key!r} is there twice, as {found[0]} and {found[1]}; name one folder by --root")
-    return found[0]

