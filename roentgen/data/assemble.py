@@ -7,14 +7,13 @@ import random
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import pandas as pd
-from tqdm import tqdm
 
+from roentgen.data.images import map_images
 from roentgen.data.manifest import (
     SEVERITY_SUFFIX,
     SIDE_SUFFIX,
@@ -22,6 +21,7 @@ from roentgen.data.manifest import (
     as_cells,
     empty_texts,
     finding_columns,
+    refuse,
     row_problems,
     side_columns,
     typed,
@@ -32,7 +32,6 @@ from roentgen.errors import UserError
 from roentgen.files import open_atomic, regular, sha256
 from roentgen.prompts import FINDINGS, compose, labels_from_row
 
-T = TypeVar("T")
 MIN_REPORT_WORDS = 5  # shorter "reports" are fragments such as "with co-infection"
 COMPOSE_BLOCK = 10_000  # rows
 
@@ -46,11 +45,7 @@ def first_patients(patients: Iterable[str], limit: int, *, seed: int) -> set[str
 
 def typed_labels(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     """Validate a table of text cells from ``path`` and give its labels the manifest's types."""
-    problems = row_problems(table)
-    if problems:
-        first = min(problems, key=lambda problem: problem.row)
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{path}, image {Path(table.at[first.row - 1, 'image']).name}: {first.message}{more}")
+    refuse(row_problems(table), lambda row: f"{path}, image {Path(table.at[row - 1, 'image']).name}")
     return typed(table, Path())
 
 
@@ -192,15 +187,6 @@ def merge_sides(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, Counter[
     return table, counts
 
 
-def map_images(function: Callable[[str], T], images: Iterable[str], *, desc: str) -> list[T]:
-    """``function`` over image paths in threads, in order, with a progress bar on stderr."""
-    paths = list(images)
-    # Decoding and resizing release the interpreter's lock, so threads are as good as processes here.
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        bar = tqdm(pool.map(function, paths), total=len(paths), desc=desc, unit="image", file=sys.stderr)
-        return list(bar)
-
-
 def mark_synthetic(table: pd.DataFrame) -> pd.DataFrame:
     """The table with ``synthetic`` and the model as ``source`` in rows whose images roentgen's marks call synthetic."""
     from roentgen.images import marks_of
@@ -281,9 +267,9 @@ def validate_and_write(table: pd.DataFrame, path: Path) -> Path:
     """Write the manifest if every row is valid; else name the first bad row and write nothing."""
     cells = as_cells(table)
     problems = row_problems(cells) + empty_texts(cells)
-    if problems:
-        first = min(problems, key=lambda problem: problem.row)
-        image = Path(cells.at[first.row - 1, "image"]).name or f"row {first.row}"
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"image {image}: {first.message}{more}; mend the source data")
+    refuse(
+        problems,
+        lambda row: f"image {Path(cells.at[row - 1, 'image']).name or f'row {row}'}",
+        fix="; mend the source data",
+    )
     return write_manifest(table, path)

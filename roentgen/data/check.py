@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image
 
 from roentgen.data import near
-from roentgen.data.assemble import map_images
+from roentgen.data.images import map_images
 from roentgen.data.manifest import (
     CORE,
     SIDE_SUFFIX,

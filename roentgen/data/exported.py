@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from roentgen.data.manifest import as_cells, row_problems, typed
-from roentgen.data.shard_source import ShardSource, _OpenFiles
+from roentgen.data.manifest import as_cells, refuse, row_problems, typed
+from roentgen.data.shard_source import ShardSource
 from roentgen.errors import UserError
 from roentgen.files import reason, sha256
 from roentgen.images import SUFFIXES
@@ -38,9 +38,7 @@ class ExportedShards(ShardSource):
         if not rows:
             raise UserError(f"{tars[0].parent}: its tars hold no images; export the set again")
         cells = as_cells(pd.DataFrame([row[0] for row in rows]))
-        problems = row_problems(cells)
-        if problems:
-            raise UserError(f"{tars[0].parent}: image {problems[0].row}: {problems[0].message}; export the set again")
+        refuse(row_problems(cells), lambda row: f"{tars[0].parent}: image {row}", fix="; export the set again")
         table = typed(cells, tars[0].parent)
         kept = np.flatnonzero(table["split"].isin(list(splits)) if splits is not None else np.ones(len(table), bool))
         if not len(kept):
@@ -52,7 +50,7 @@ class ExportedShards(ShardSource):
         self._tars = [str(tar) for tar in tars]
         self._offsets = np.array([rows[row][2] for row in kept], np.int64)
         self._lengths = np.array([rows[row][3] for row in kept], np.int64)
-        self._files = _OpenFiles()
+        self._reader = object()
         self._advice = "export the set again"
         self._names = self.table["image"].tolist()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,8 @@ from roentgen.images import read_image, resize_center_crop
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 
 class ImageSource(Protocol):
@@ -77,6 +79,17 @@ def read_together(source: ImageSource, indices: Iterable[int], *, threads: int) 
         for place, image in enumerate(pool.map(source.read, wanted)):
             out[place] = image
     return out
+
+
+def map_images(function: Callable[[str], T], images: Iterable[str], *, desc: str, leave: bool = True) -> list[T]:
+    """``function`` over image paths in threads, in order, with a progress bar on stderr that may ``leave`` a line."""
+    from tqdm import tqdm
+
+    paths = list(images)
+    # Decoding and resizing release the interpreter's lock, so threads are as good as processes here.
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        found = pool.map(function, paths)
+        return list(tqdm(found, total=len(paths), desc=desc, unit="image", file=sys.stderr, leave=leave))
 
 
 def open_source(path: Path, *, splits: Collection[str] | None, size: int) -> ImageSource:
@@ -162,16 +175,12 @@ def load_pixels(paths: Sequence[str], *, size: int, cache: Path | None = None) -
     if not paths:
         raise UserError("the manifest holds no images for this split; check its split column")
 
-    from tqdm import tqdm
-
     def one(path: str) -> tuple[NDArray[np.uint8], int]:
         image = read_image(path)
         return resize_center_crop(image, size), min(image.shape)
 
     def make() -> dict[str, NDArray[Any]]:
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            bar = tqdm(pool.map(one, paths), total=len(paths), desc="reading images", file=sys.stderr, leave=False)
-            results = list(bar)
+        results = map_images(one, paths, desc="reading images", leave=False)
         native = np.array([side for _, side in results], dtype=np.int32)
         return {"pixels": np.stack([pixels for pixels, _ in results]), "native": native}
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,10 +89,7 @@ def read_manifest(
                 f"{path}: {len(empty)} of {len(table)} texts are empty; prepare it again with texts ({CHECK_HINT})"
             )
         problems += empty
-    if problems:
-        first = min(problems, key=lambda problem: problem.row)
-        more = f" (and {len(problems) - 1} more; {CHECK_HINT})" if len(problems) > 1 else ""
-        raise UserError(f"{path}, row {first.row}: {first.message}{more}")
+    refuse(problems, lambda row: f"{path}, row {row}", more=f"; {CHECK_HINT}")
     table = typed(table, path.parent)
     if splits is not None:
         unknown = sorted(set(splits) - set(SPLITS))
@@ -109,6 +106,14 @@ def read_manifest(
                 f"mend the image column ({CHECK_HINT})"
             )
     return table
+
+
+def refuse(problems: Sequence[Problem], where: Callable[[int], str], *, more: str = "", fix: str = "") -> None:
+    """UserError where there are ``problems``: the first by row, whose place ``where`` says, and how many more."""
+    if problems:
+        first = min(problems, key=lambda problem: problem.row)
+        others = f" (and {len(problems) - 1} more{more})" if len(problems) > 1 else ""
+        raise UserError(f"{where(first.row)}: {first.message}{others}{fix}")
 
 
 def train_and_val(path: Path, *, allow_empty_text: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:

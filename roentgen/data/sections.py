@@ -212,16 +212,6 @@ def _words_follow(text: str, begin: int, starts: Sequence[tuple[int, int, str]])
     return len(re.findall(r"[A-Za-z]{2,}", text[begin:end])) >= 3
 
 
-def impression(report: str) -> str:
-    """The impression (or conclusion) of a report, "" where there is none."""
-    return split_sections(report).get("impression", "")
-
-
-def findings(report: str) -> str:
-    """The findings of a report, "" where there are none."""
-    return split_sections(report).get("findings", "")
-
-
 def pick_text(report: str, wanted: Sequence[str] = ("impression",)) -> str:
     """The first of the ``wanted`` sections of which ``clean_text`` leaves something, as written; "" if none.
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ class ShardSource:
         self._tars = [str(folder / name) for name in names]
         self._offsets = table["offset"].astype(np.int64).to_numpy()
         self._lengths = table["length"].astype(np.int64).to_numpy()
-        self._files = _OpenFiles()
+        self._reader = object()
         self._advice = _mend(folder, about)
         self._names = table["image"].tolist()
         self.table = table.drop(columns=["shard", "offset", "length", "sha256"])
@@ -65,7 +64,9 @@ class ShardSource:
         name = self._names[index]
         tar = self._tars[self.groups[index]]
         try:
-            data = self._files.read(tar, int(self._offsets[index]), int(self._lengths[index]))
+            file = _opened(tar, self._reader)
+            # Has no position that threads could disturb; gives less at the end of a file that is cut off.
+            data = os.pread(file.number, int(self._lengths[index]), int(self._offsets[index]))
         except OSError as error:
             raise UserError(f"{tar}: cannot be read ({error.strerror}); {self._advice}") from error
         if sha256(data) != self.digests[index]:
@@ -110,28 +111,10 @@ class _Descriptor:
             os.close(self.number)
 
 
-class _OpenFiles:
-    """At most ``most`` files kept open, the longest unused closed first; for several threads and forked processes."""
-
-    def __init__(self, most: int = 16) -> None:
-        self._most = most
-        self._lock = threading.Lock()
-        self._open: OrderedDict[str, _Descriptor] = OrderedDict()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"most": self._most}  # descriptors mean nothing in another process
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["most"])  # type: ignore[misc]
-
-    def read(self, path: str, offset: int, length: int) -> bytes:
-        """``length`` bytes at ``offset``, fewer at the end of the file."""
-        with self._lock:
-            file = self._open.pop(path, None) or _Descriptor(path)
-            self._open[path] = file
-            if len(self._open) > self._most:
-                self._open.popitem(last=False)
-        return os.pread(file.number, length, offset)  # has no position that threads could disturb
+@lru_cache(maxsize=16)
+def _opened(path: str, reader: object) -> _Descriptor:
+    """A tar, kept open for one ``reader``; the longest unused is closed first."""
+    return _Descriptor(path)
 
 
 def json_object(path: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from damaged import damage
 from pictures import write_manifest
 from PIL import Image
 
-from roentgen.data import shards
+from roentgen.data import shard_source, shards
 from roentgen.data.images import epoch_order, open_source
 from roentgen.data.shard_source import ShardSource
 from roentgen.data.shards import write_shards
@@ -271,13 +272,15 @@ def test_a_full_disk_keeps_finished_shards(manifest: Path, tmp_path: Path, monke
     assert contents(out)["train-000000.tar"] == kept["train-000000.tar"]
 
 
-def test_few_files_stay_open(manifest: Path, tmp_path: Path) -> None:
+def test_few_files_stay_open(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(manifest, tmp_path / "shards", shard_mb=0.000001)
     source = open_source(tmp_path / "shards", splits=None, size=8)
     assert isinstance(source, ShardSource) and len(set(source.groups.tolist())) == 15  # type: ignore[union-attr]
-    source._files._most = 2
+    assert shard_source._opened.cache_info().maxsize == 16
+    opened = functools.lru_cache(maxsize=2)(shard_source._opened.__wrapped__)
+    monkeypatch.setattr(shard_source, "_opened", opened)
     whole = source.read_many(range(15), threads=8)
-    assert len(source._files._open) == 2
+    assert opened.cache_info().currsize == 2
     assert np.array_equal(source.read_many(range(15), threads=1), whole)
 
 

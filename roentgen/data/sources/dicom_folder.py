@@ -32,7 +32,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from roentgen.config import ShareBelowOne
-from roentgen.data.assemble import map_images
+from roentgen.data.images import map_images
 from roentgen.data.labels import Uncertain, label_column
 from roentgen.data.manifest import SPLITS, VIEWS
 from roentgen.data.sections import clean_text, pick_text
