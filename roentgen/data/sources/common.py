@@ -24,7 +24,8 @@ SIDED = tuple(name for name, finding in FINDINGS.items() if finding.can_have_sid
 SPLIT_WORDS = {"validate": "val", "valid": "val", "validation": "val", "training": "train", "testing": "test"}
 AGE_UNITS = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}  # to the year, of DICOM's ages
 THREADS, CHUNK = 16, 256  # threads that wait for a disk, and items that one of them takes in one go
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def check_root(root: str | Path, advice: str) -> Path:
