@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from roentgen.errors import UserError
+from roentgen.errors import UserError, is_fault
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +85,22 @@ def reason(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)  # as libraries name types
     return (" ".join(text.split()) or type(error).__name__)[:200].rstrip(".")
+
+
+@contextlib.contextmanager
+def explained(what: str, fix: str = "") -> Iterator[None]:
+    """Run a block of a library's calls: what fails there, of whatever class, is a UserError: ``what`` (why); ``fix``.
+
+    A UserError, memory that is not there and a request to stop pass as they are.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        raise UserError(f"{what} ({reason(error)}){fix and f'; {fix}'}") from error
 
 
 # ---------------------------------------------------------------------------------------- writing

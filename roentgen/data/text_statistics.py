@@ -11,7 +11,7 @@ import pandas as pd
 from roentgen.data.manifest import Problem
 from roentgen.data.sections import count_blanks
 from roentgen.errors import UserError
-from roentgen.files import reason
+from roentgen.files import explained
 
 CLIP_WINDOW = 77  # tokens with start and end, of SD 1.x and 2.x
 TOKENS_A_WORD = 1.3  # a usual figure for CLIP's tokenizer on reports; an estimate, and labelled as one
@@ -111,10 +111,8 @@ def token_counter(folder: Path) -> tuple[Callable[[Sequence[str]], list[int]], i
     place = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     if not (place / "tokenizer_config.json").is_file():
         raise UserError(f"--tokenizer {folder} has no tokenizer_config.json; name a pipeline or its tokenizer/ folder")
-    try:
+    with explained(f"--tokenizer {folder} cannot be loaded", "fetch the model again"):
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # JSON, value and OS errors alike mean a bad folder
-        raise UserError(f"--tokenizer {folder} cannot be loaded ({reason(error)}); fetch the model again") from error
 
     def count(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]] if len(texts) else []

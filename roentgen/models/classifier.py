@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from roentgen.errors import UserError
-from roentgen.files import reason, unit_interval
+from roentgen.files import explained, unit_interval
 from roentgen.models.own import fill, read_info
 
 SHIPPED = Path(__file__).parent / "classifier"
@@ -153,10 +153,8 @@ def load_classifier(path: str | Path | None = None) -> Classifier:
     """Load a classifier folder written by ``roentgen train classifier``; None is the one that ships."""
     folder = Path(path) if path is not None else SHIPPED
     info = read_info(folder, who=f"{folder}: no classifier there", recipe="classifier")
-    try:
+    with explained(f"{folder}: cannot be loaded", "train or copy it again"):
         net = HalvesNet(len(info["findings"]), blocks=tuple(info["blocks"]))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder}: cannot be loaded ({reason(error)}); train or copy it again") from None
     fill(net, folder, who=str(folder))
     return Classifier(
         net=net.to(memory_format=torch.channels_last),

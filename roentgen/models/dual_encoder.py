@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from roentgen.errors import UserError
-from roentgen.files import file_hash, read_json, reason, user_path
+from roentgen.files import explained, file_hash, read_json, user_path
 from roentgen.images import resize_center_crop
 from roentgen.models import classifier, hub
 from roentgen.models.own import fill, read_info
@@ -235,12 +235,10 @@ def load_shipped(folder: Path | None = None) -> ShippedEncoder:
     folder = SHIPPED if folder is None else folder
     info = read_info(folder, who=f"{folder}: no dual encoder there", recipe="alignment")
     judge, text_encoder, reader, hashes = frozen_parts()
-    try:
+    with explained(f"{folder}: cannot be loaded", "train or copy it again"):
         widths = {key: int(info[key]) for key in ("image_width", "text_width", "hidden", "dim")}
         trained_on = info["hashes"]
         heads = AlignmentHeads(**widths)
-    except Exception as error:  # key, JSON type and number errors alike mean a bad folder
-        raise UserError(f"{folder}: cannot be loaded ({reason(error)}); train or copy it again") from None
     fill(heads, folder, who=str(folder))
     for part, found in hashes.items():
         if trained_on.get(part) != found:

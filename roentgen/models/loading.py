@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from roentgen.errors import UserError, is_fault
-from roentgen.files import read_json, reason
+from roentgen.errors import UserError
+from roentgen.files import explained, read_json, reason
 from roentgen.models.hub import VARIANTS, WEIGHTED, weights
 from roentgen.models.plain import load_part
 
@@ -148,17 +148,11 @@ def load_component(folder: Path, name: str, library: str, class_name: str, dtype
     if name in WEIGHTED:
         check_numbers(folder / name / "config.json", component if library == "diffusers" else None)
     found: tuple[Any, Any] | None = None
-    try:
+    with explained(f"{folder / name}: cannot be loaded as {class_name}", ADVICE):
         if name == "text_encoder" and library == "transformers":
             found = component.from_pretrained(folder / name, output_loading_info=True, **options)
         else:
             loaded = component.from_pretrained(folder / name, **options)
-    except BaseException as error:  # config, JSON, safetensors and shape errors alike mean a bad component
-        if not is_fault(error):
-            raise
-        raise UserError(
-            f"{folder / name}: cannot be loaded as {class_name} ({reason(error)}); fetch the model again"
-        ) from error
     if found is not None:
         loaded = nothing_missing(found, str(folder / name))
     if not isinstance(loaded, torch.nn.Module):
@@ -236,9 +230,7 @@ def load_vae(folder: Path) -> Any:
     from diffusers import AutoencoderKL
 
     check_numbers(folder / "config.json", AutoencoderKL)
-    try:
+    with explained(f"{folder}: no autoencoder can be loaded from there"):
         vae = AutoencoderKL.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # config, JSON, safetensors and shape errors alike mean a bad folder
-        raise UserError(f"{folder}: no autoencoder can be loaded from there ({reason(error)})") from None
     check_filled(vae, folder)
     return vae.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from roentgen.errors import UserError
-from roentgen.files import file_sha256, new_folder, reason, user_path
+from roentgen.files import explained, file_sha256, new_folder, user_path
 from roentgen.models.loading import check_safetensors
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -131,7 +131,7 @@ def apply_lora(file: Path, parts: dict[str, Any]) -> str:
         "text_encoder": StableDiffusionPipeline.load_lora_into_text_encoder,
     }
     unfit = f"--lora {file}: does not fit this model"
-    try:
+    with explained(unfit, "pass one that was trained on it"):
         state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
             str(file.parent),
             weight_name=file.name,  # before 0.36 diffusers looks on the hub for a file without a name
@@ -153,8 +153,4 @@ def apply_lora(file: Path, parts: dict[str, Any]) -> str:
                     raise UserError(f"{unfit} ({count} of its tensors are for the {name}, which takes {found})")
                 merge_lora(parts[name])
                 parts[name].requires_grad_(False)
-    except UserError:
-        raise
-    except Exception as error:  # peft, diffusers and torch each have their own for wrong names and shapes
-        raise UserError(f"{unfit} ({reason(error)}); pass one that was trained on it") from error
     return file_sha256(file)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from roentgen.errors import UserError
-from roentgen.files import read_json, reason, write_atomic
+from roentgen.files import explained, read_json, write_atomic
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -36,11 +36,7 @@ def fill(network: nn.Module, folder: Path, *, who: str) -> nn.Module:
     """``network`` with the weights of ``folder``, in evaluation mode; UserError where they do not fit."""
     from safetensors.torch import load_file
 
-    try:
+    with explained(f"{who}: {WEIGHTS} cannot be loaded into this architecture", "train or copy it again"):
         state = load_file(folder / WEIGHTS)
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    except Exception as error:  # cut short, damaged, or of another architecture
-        raise UserError(
-            f"{who}: {WEIGHTS} cannot be loaded into this architecture ({reason(error)}); train or copy it again"
-        ) from None
     return network.eval()

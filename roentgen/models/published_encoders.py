@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roentgen.errors import UserError
-from roentgen.files import file_hash, reason
+from roentgen.files import explained, file_hash
 from roentgen.models import hub, loading
 
 BATCH = 32
@@ -68,15 +68,11 @@ def load_clip(name: str, folder: Path, *, device: str = "cpu") -> FunctionEncode
     if not weights:
         raise UserError(f"--dual-encoder {name}: no weights in {folder} (model.safetensors); fetch them as well")
     loading.check_numbers(folder / "config.json")
-    try:
+    needs = "it needs config.json, weights, tokenizer and preprocessor_config.json"
+    with explained(f"--dual-encoder {name}: {folder} cannot be loaded as a CLIPModel", needs):
         processor = CLIPImageProcessor.from_pretrained(folder, **loading.SAFE)
         tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
         loaded: Any = CLIPModel.from_pretrained(folder, variant=variant, output_loading_info=True, **loading.SAFE)
-    except Exception as error:  # config, tokenizer, image processor and weight errors alike mean a bad folder
-        raise UserError(
-            f"--dual-encoder {name}: {folder} cannot be loaded as a CLIPModel ({reason(error)}); it needs "
-            "config.json, weights, tokenizer and preprocessor_config.json"
-        ) from error
     model = loading.nothing_missing(loaded, f"--dual-encoder {name}").float().eval().to(device)
     window = int(model.config.text_config.max_position_embeddings)
 
@@ -106,7 +102,7 @@ def load_biovil_t(name: str, folder: Path | None, *, device: str = "cpu") -> Fun
     from health_multimodal.text.model import CXRBertModel, CXRBertTokenizer
     from PIL import Image
 
-    try:
+    with explained(f"--dual-encoder {name}: {folder} cannot be loaded", f"it needs {files}"):
         image_model = ImageModel(
             img_encoder_type=ImageEncoderType.RESNET50_MULTI_IMAGE,
             joint_feature_size=128,
@@ -114,10 +110,6 @@ def load_biovil_t(name: str, folder: Path | None, *, device: str = "cpu") -> Fun
         )
         tokenizer = CXRBertTokenizer.from_pretrained(folder, local_files_only=True)
         loaded: Any = CXRBertModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    except Exception as error:  # pickle, config and shape errors alike mean files that are not whole
-        raise UserError(
-            f"--dual-encoder {name}: {folder} cannot be loaded ({reason(error)}); it needs {files}"
-        ) from error
     # Nothing here reads the head that guesses masked words.
     text_model = loading.nothing_missing(loaded, f"--dual-encoder {name}", unused=("cls.",)).eval().to(device)
     image_model = image_model.eval().to(device)
@@ -146,14 +138,14 @@ def load_biomedclip(name: str, folder: Path | None, *, device: str = "cpu") -> F
     folder = _need_weights(name, folder, BIOMEDCLIP, having=BIOMEDCLIP_WEIGHTS, files=files)
     import open_clip
 
-    try:
+    # open_clip also wants the text model's configuration, by its hub id
+    needs = (
+        f"it needs {files} and the configuration of the text model that open_clip_config.json names in the Hugging "
+        "Face cache"
+    )
+    with explained(f"--dual-encoder {name}: {folder} cannot be loaded by open_clip", needs):
         model, transform = open_clip.create_model_from_pretrained(f"local-dir:{folder}", device=device)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    except Exception as error:  # open_clip also wants the text model's configuration, by its hub id
-        raise UserError(
-            f"--dual-encoder {name}: {folder} cannot be loaded by open_clip ({reason(error)}); it needs {files} "
-            "and the configuration of the text model that open_clip_config.json names in the Hugging Face cache"
-        ) from error
     model = model.eval()
 
     def encode_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:

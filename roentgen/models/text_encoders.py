@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roentgen.errors import UserError, is_fault
-from roentgen.files import reason, user_path
+from roentgen.errors import UserError
+from roentgen.files import explained, user_path
 from roentgen.models import hub, loading
 
 # Names of --text-encoder; None stands for the text encoder that the pipeline has.
@@ -149,12 +149,9 @@ def _load_tokenizer(folder: Path, family: Family) -> Any:
     import transformers
 
     # The class is given, not looked up: a tokenizer_config.json may name one that only remote code has.
-    try:
-        return getattr(transformers, family.tokenizer).from_pretrained(folder, **loading.SAFE)
-    except BaseException as error:  # JSON, tokenizers and OS errors alike mean a bad file
-        if not is_fault(error):
-            raise
-        raise UserError(f"{folder}: the tokenizer cannot be loaded ({reason(error)}); fetch it again") from error
+    with explained(f"{folder}: the tokenizer cannot be loaded", "fetch it again"):
+        tokenizer = getattr(transformers, family.tokenizer).from_pretrained(folder, **loading.SAFE)
+    return tokenizer
 
 
 def _load_encoder(folder: Path, family: Family, values: dict[str, Any]) -> Any:
@@ -166,14 +163,12 @@ def _load_encoder(folder: Path, family: Family, values: dict[str, Any]) -> Any:
     inner = values["text_config"] if values["model_type"] == "clip" else values
     settings = {k: v for k, v in inner.items() if k not in ("auto_map", "architectures", "model_type")}
     options = {} if family is _CLIP else {"add_pooling_layer": False}
-    try:
+    with explained(f"{folder}: cannot be loaded as {family.model}", loading.ADVICE):
         config = getattr(transformers, family.config).from_dict(settings)
         found = getattr(transformers, family.model).from_pretrained(
             folder, config=config, output_loading_info=True, variant=hub.weights(folder).variant,
             **loading.SAFE, **options,
         )  # fmt: skip
-    except Exception as error:  # config, pickle, safetensors and shape errors alike mean a bad folder
-        raise UserError(f"{folder}: cannot be loaded as {family.model} ({reason(error)})") from error
     encoder = loading.nothing_missing(found, str(folder))
     if family is not _CLIP:
         encoder.config.use_attention_mask = True
@@ -365,14 +360,10 @@ def make_reader(tokenizer: Any, text_encoder: Any, *, window: int | None = None,
     positions = config.get("max_position_embeddings")
     if positions is not None and "roberta" in config["model_type"]:
         positions -= config["pad_token_id"] + 1  # RoBERTa counts positions from there
-    try:
+    with explained("the tokenizer cannot be used", loading.ADVICE):
         frame = len(tokenizer("")["input_ids"])
         widest = min((int(limit) for limit in (tokenizer.model_max_length, positions) if limit), default=0)
         tokenizer(["left pleural effusion"], add_special_tokens=False)
-    except BaseException as error:  # whatever its settings hold
-        if not is_fault(error):
-            raise
-        raise UserError(f"the tokenizer cannot be used ({reason(error)}); fetch the model again") from error
     if window is None:
         window = widest
     elif positions is not None and window > positions:

@@ -16,8 +16,8 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from roentgen.errors import UserError, is_fault
-from roentgen.files import file_hash, reason
+from roentgen.errors import UserError
+from roentgen.files import explained, file_hash, reason
 from roentgen.models import hub, loading
 from roentgen.prompts import NO_FINDING, parse
 from roentgen.reports import screen, xreport
@@ -56,25 +56,15 @@ def open_captioner(folder: Path, *, flag: str = "--model") -> Captioner:
         )
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-    try:
+    needs = "it needs config.json, weights, preprocessor_config.json and the tokenizer's files"
+    with explained(f"{flag} {folder}: cannot be loaded as an image-to-text model", needs):
         processor = AutoImageProcessor.from_pretrained(folder, **loading.SAFE)
         tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **loading.SAFE)
-    except BaseException as error:  # config, tokenizer, processor and weight errors alike mean a bad folder
-        if not is_fault(error):
-            raise
-        raise UserError(
-            f"{flag} {folder}: cannot be loaded as an image-to-text model ({reason(error)}); it needs config.json, "
-            "weights, preprocessor_config.json and the tokenizer's files"
-        ) from error
     model = loading.nothing_missing(loaded, f"{flag} {folder}")
-    try:
+    with explained(f"{flag} {folder}: its preprocessor_config.json cannot be used", "fetch the model again"):
         pixels = by_processor(processor)
         pixels([np.zeros((64, 64), np.uint8)])
-    except Exception as error:  # whatever its settings hold
-        raise UserError(
-            f"{flag} {folder}: its preprocessor_config.json cannot be used ({reason(error)}); fetch the model again"
-        ) from error
     return Captioner(arch, model.float().eval(), tokenizer, side_of(processor), pixels, processor)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from roentgen.errors import UserError
-from roentgen.files import file_hash, reason
+from roentgen.files import explained, file_hash
 from roentgen.models.own import CONFIG, WEIGHTS
 from roentgen.models.trial import blamed
 from roentgen.prompts import FINDINGS
@@ -210,12 +210,12 @@ def load_labels(folder: Path, *, device: str = "cpu", name: str = "", flag: str 
     net, info = load_net(folder, flag=flag)
     strange = None
     if (folder / SCREEN).is_file():
-        try:
-            with np.load(folder / SCREEN, allow_pickle=False) as arrays:
-                strange = {key: arrays[key] for key in arrays.files}
-        except Exception as error:  # of zip files and of arrays
-            raise UserError(f"{folder / SCREEN}: cannot be read ({reason(error)}); fetch the reporter again") from error
-    try:
+        with (
+            explained(f"{folder / SCREEN}: cannot be read", "fetch the reporter again"),
+            np.load(folder / SCREEN, allow_pickle=False) as arrays,
+        ):
+            strange = {key: arrays[key] for key in arrays.files}
+    with explained(f"{flag} {folder}: {CONFIG} is not that of a labels reporter", "fetch it again"):
         about = Info(
             name=name or folder.name,
             hash=file_hash(folder / WEIGHTS),
@@ -225,8 +225,5 @@ def load_labels(folder: Path, *, device: str = "cpu", name: str = "", flag: str 
             placed=tuple(info.get("places", {})),
             reads=(),
         )
-        return LabelsReporter(net, info, strange=strange, about=about, device=device, folder=folder)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"{flag} {folder}: {CONFIG} is not that of a labels reporter ({reason(error)}); fetch it again"
-        ) from None
+        reporter = LabelsReporter(net, info, strange=strange, about=about, device=device, folder=folder)
+    return reporter

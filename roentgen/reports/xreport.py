@@ -27,7 +27,7 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from roentgen.errors import UserError
-from roentgen.files import new_files, read_json, reason, write_atomic
+from roentgen.files import explained, new_files, read_json, write_atomic
 from roentgen.models import hub, loading
 
 KIND = "roentgen xreport reporter"
@@ -139,10 +139,8 @@ def _backbone(name: str, flag: str) -> PreTrainedModel:
             "(config.json and model.safetensors), then give the folder; `convolutional` needs none"
         )
     loading.check_numbers(folder / "config.json")
-    try:
+    with explained(f"{flag} {name}: no vision transformer can be loaded there"):
         loaded: Any = AutoModel.from_pretrained(folder, output_loading_info=True, **loading.SAFE)
-    except Exception as error:  # config and weight errors alike mean a bad folder
-        raise UserError(f"{flag} {name}: no vision transformer can be loaded there ({reason(error)})") from None
     # Files of classifiers have no pooler, and nothing here reads one.
     model: PreTrainedModel = loading.nothing_missing(loaded, f"{flag} {name}", unused=("pooler.",))
     return model.eval().requires_grad_(False)
@@ -194,7 +192,7 @@ def load(folder: Path, *, flag: str) -> tuple[VisionEncoderDecoderModel, Any, in
     from transformers import GenerationConfig
 
     about = read_json(folder / "config.json")
-    try:
+    with explained(f"{flag} {folder}: cannot be loaded as an xreport reporter"):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **loading.SAFE)
         values = about["xreport"]
         model = build(
@@ -209,8 +207,4 @@ def load(folder: Path, *, flag: str) -> tuple[VisionEncoderDecoderModel, Any, in
             )
         model.load_state_dict(load_file(folder / "model.safetensors"))
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # missing, damaged, or of another architecture
-        raise UserError(f"{flag} {folder}: cannot be loaded as an xreport reporter ({reason(error)})") from None
     return model.eval(), tokenizer, int(values["image_shape"])

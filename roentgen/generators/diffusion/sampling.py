@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from roentgen.config import Guidance, Share, Steps
 from roentgen.errors import UserError
-from roentgen.files import reason
+from roentgen.files import explained
 from roentgen.generators.base import check_text
 
 Sampler = Literal["dpm++", "dpm++-karras", "unipc", "unipc-karras", "ddim", "pndm"]
@@ -114,15 +114,10 @@ def make_solver(scheduler: Any, sampler: str, model: str) -> Any:
         changes = {**changes, "use_flow_sigmas": True}
     # What is left at the default of one class of diffusers gets the default of the next.
     usual = config.get("_use_default_values", ())
-    try:
+    with explained(f"--model {model}: its scheduler cannot be used", "fetch it again"):
         ours = find(sampler, {key: value for key, value in config.items() if key not in usual} | changes)
-        if ours is not None:
-            return ours
-        return stock_scheduler(config, sampler, **changes)
-    except UserError:
-        raise
-    except Exception as error:  # a configuration of odd values fails anywhere in it
-        raise UserError(f"--model {model}: its scheduler cannot be used ({reason(error)}); fetch it again") from None
+        scheduler = stock_scheduler(config, sampler, **changes) if ours is None else ours
+    return scheduler
 
 
 def stock_scheduler(config: Any, sampler: str, **changes: Any) -> Any:

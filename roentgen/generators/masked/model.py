@@ -25,7 +25,7 @@ from torch import Tensor
 from roentgen import images
 from roentgen.config import from_json
 from roentgen.errors import UserError
-from roentgen.files import new_folder, read_json, reason, sha256
+from roentgen.files import explained, new_folder, read_json, sha256
 from roentgen.generators.base import Info, checked_images, forget_origins, roentgen_json
 from roentgen.generators.masked import process as P
 from roentgen.generators.masked.folder import ADVICE, PARTS, check_folder
@@ -291,12 +291,10 @@ def _hash(folder: Path, codes: ImageTokenizer) -> str:
 def _load_transformer(folder: Path, codes: ImageTokenizer) -> tuple[MaskedTransformer, P.Process]:
     own = folder / "transformer"
     said = read_json(own / "config.json", advice=ADVICE)
-    try:
+    with explained(f"{own}: the transformer cannot be loaded", ADVICE):
         fit, process = from_json(Fit, said["fit"], "fit"), from_json(P.Process, said["process"], "process")
         network = MaskedTransformer(fit, from_json(Shape, said["shape"], "shape"))
         network.load_state_dict(load_file(own / "model.safetensors"))
-    except Exception as error:  # JSON, safetensors and shape errors alike mean a bad folder
-        raise UserError(f"{own}: the transformer cannot be loaded ({reason(error)}); {ADVICE}") from None
     if said.get("codes") != codes.hash or fit.codes != codes.sizes:
         raise UserError(
             f"{folder}: its transformer was trained on the codes of another image tokenizer ({said.get('codes')}) than "

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from roentgen.errors import UserError
-from roentgen.files import fingerprint, read_json, reason, sha256, tensors_hash
+from roentgen.files import explained, fingerprint, read_json, sha256, tensors_hash
 from roentgen.images import to_autoencoder
 from roentgen.models.autoencoder import latents
 from roentgen.models.autoencoder.channels import to_grey
@@ -133,11 +133,9 @@ class ImageTokenizer:
         check_tokenizer(folder)
         said = read_json(folder / "codes" / "config.json", advice=ADVICE)
         borrowed = said.get("autoencoder") == "mini"
-        try:
+        with explained(f"{folder / 'codes'}: cannot be read", ADVICE):
             tables = load_file(folder / "codes" / "model.safetensors")
             centres = [tables[f"group.{number}"].float() for number in range(len(said["channels"]))]
-        except Exception as error:  # JSON, safetensors and missing keys alike mean a bad file
-            raise UserError(f"{folder / 'codes'}: cannot be read ({reason(error)}); {ADVICE}") from None
         if [table.shape[1] for table in centres] != said["channels"]:
             raise UserError(f"{folder / 'codes'}: its codebooks are not those of its config.json; {ADVICE}")
         autoencoder = load_autoencoder(MINI if borrowed else folder)
@@ -193,10 +191,8 @@ def load_autoencoder(folder: Path) -> Any:
     from diffusers import VQModel
 
     check_numbers(folder / "vq" / "config.json", VQModel)
-    try:
+    with explained(f"{folder / 'vq'}: no VQModel can be loaded from there"):
         model = VQModel.from_pretrained(folder / "vq", local_files_only=True)
-    except Exception as error:  # see loading.load_vae
-        raise UserError(f"{folder / 'vq'}: no VQModel can be loaded from there ({reason(error)})") from None
     check_filled(model, folder / "vq")
     return model.eval().requires_grad_(False)
 
