@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recipe import load_script
 
 from roentgen import errors
 
@@ -214,3 +215,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     datasets.disable_progress_bars()
+
+
+@pytest.fixture(scope="module")
+def bench(request: pytest.FixtureRequest) -> Any:
+    """The script of benchmarks that a module of tests is about, by its ``SCRIPT``."""
+    return load_script(f"benchmarks/{request.module.SCRIPT}.py")
