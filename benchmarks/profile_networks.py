@@ -1,19 +1,23 @@
-"""Where the time of sampling or of training goes on a CPU, and how near it comes to what the processor can do.
+"""Where the time of sampling, training or FID goes on a CPU, and how near it comes to what the processor can do.
 
     python benchmarks/profile_networks.py --out benchmarks/results/profile-cpu.json --update docs/benchmarks.md
     python benchmarks/profile_networks.py --part training --out benchmarks/results/profile-training-cpu.json \\
+        --update docs/benchmarks.md
+    python benchmarks/profile_networks.py --part evaluation --out benchmarks/results/profile-evaluation-cpu.json \\
         --update docs/benchmarks.md
     python benchmarks/profile_networks.py --result benchmarks/results/profile-cpu.json --update docs/benchmarks.md
 
 Sampling is one step of the U-Net with guidance, and one decoding, for a batch as `roentgen export` makes it, in
 float32. Training is what `train/finetune.py` does with a batch from its caches: passes of the U-Net under bfloat16
-autocast, then what is done to the weights. The measure of what the processor can do is a product of two large matrices
+autocast, then what is done to the weights. Evaluation is the Inception-v3 of FID, with random weights, in float32.
+The measure of what the processor can do is a product of two large matrices
 in the same numbers with the same threads, timed between the others.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +30,8 @@ from roentgen.metrics.report.tables import Reported, table
 from roentgen.metrics.result import write_result
 from roentgen.provenance import Surroundings, in_words, processor
 
-NAMES = {"sampling": "profile", "training": "profile-training"}
+NAMES = {"sampling": "profile", "training": "profile-training", "evaluation": "profile-evaluation"}
+BATCHES = {"sampling": 16, "training": 8, "evaluation": 32}
 SIDE = 2048  # of the large matrices
 KINDS = {
     "convolutions": ("conv",),
@@ -38,11 +43,13 @@ KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Reported):
-    """Profile sampling or training on this machine's CPU, and print a table."""
+    """Profile sampling, training or FID on this machine's CPU, and print a table."""
 
     model: Annotated[PathOrName, "mini, or a diffusers folder"] = "mini"
-    part: Annotated[Literal["sampling", "training"], "what is profiled"] = "sampling"
-    batch: Annotated[BatchSize | None, "images at once (default: 16 in sampling, 8 in training)"] = None
+    part: Annotated[Literal["sampling", "training", "evaluation"], "what is profiled"] = "sampling"
+    batch: Annotated[BatchSize | None, "images at once (default: 16 in sampling, 8 in training, 32 in evaluation)"] = (
+        None
+    )
     repeats: Annotated[Count, "runs of each step; the fastest counts"] = 3
 
 
@@ -56,9 +63,14 @@ def measured(s: Settings, out: Path) -> None:
     from roentgen.generators.generate import load_model
 
     keep_freed_memory()
-    part, repeats, batch = s.part, s.repeats, s.batch or (16 if s.part == "sampling" else 8)
-    model: Any = load_model(s.model, device="cpu", dtype="float32", trainable=part == "training")
-    dtype, steps = (sampling_steps if part == "sampling" else training_steps)(model, batch)
+    repeats, batch = s.repeats, s.batch or BATCHES[s.part]
+    if s.part == "evaluation":
+        network, steps = evaluation_steps(batch)
+        dtype = torch.float32
+    else:
+        model: Any = load_model(s.model, device="cpu", dtype="float32", trainable=s.part == "training")
+        network = {"name": model.info.name, "hash": model.info.hash}
+        dtype, steps = (sampling_steps if s.part == "sampling" else training_steps)(model, batch)
     a, b = torch.randn(SIDE, SIDE, dtype=dtype), torch.randn(SIDE, SIDE, dtype=dtype)
     around = Surroundings()
     best = dict.fromkeys([*steps, "peak"], float("inf"))
@@ -79,12 +91,12 @@ def measured(s: Settings, out: Path) -> None:
         }  # fmt: skip
     context = s.context(
         "benchmarks/profile_networks.py", extractor="torch.profiler",
-        model={"name": model.info.name, "hash": model.info.hash},
+        model=network,
         settings={"batch": batch, "side": SIDE, "dtype": str(dtype).split(".")[-1]},
     )  # fmt: skip
     value = next(iter(found.values()))["share_of_peak"]
     write_result(
-        out, metric="operations a second of the U-Net over those of a large matrix product", value=value,
+        out, metric="operations a second of the network over those of a large matrix product", value=value,
         ci=(value, value), ci_method="none: the fastest run of each", n=repeats, context=context,
         details={
             "parts": found, "flops_per_second_of_a_product": peak, "threads": torch.get_num_threads(),
@@ -138,6 +150,26 @@ def training_steps(model: Any, batch: int) -> tuple[Any, dict[str, Callable[[], 
         average.update(batch, batch)
 
     return torch.bfloat16, {"forward and backward pass": passes, "clipping, AdamW, average": weights}
+
+
+def evaluation_steps(batch: int) -> tuple[dict[str, str], dict[str, Callable[[], Any]]]:
+    """What FID computes of images, and the name and hash of its network."""
+    import torch
+    from inception_weights import write_random_inception
+
+    from roentgen.metrics.extractors import INCEPTION_SIDE, inception_extractor
+
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "inception.pth"
+        write_random_inception(weights, seed=0)
+        extractor = inception_extractor(weights=weights)
+    images = torch.rand(batch, 1, INCEPTION_SIDE, INCEPTION_SIDE) * 2 - 1
+
+    def network() -> None:
+        with torch.inference_mode():
+            extractor.forward(images)
+
+    return {"name": "Inception-v3, random weights", "hash": extractor.hash[:16]}, {"Inception-v3": network}
 
 
 def shares(run: Callable[[], Any]) -> dict[str, float]:

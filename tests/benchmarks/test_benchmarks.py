@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipe import ROOT
+from recipe import ROOT, load_script
 
 from roentgen import cli
 from roentgen.errors import UserError
@@ -279,3 +279,13 @@ def test_operations_count_guidance_and_steps(bench: ModuleType, tiny_pipeline: P
         for steps, guidance in ((1, 1.0), (1, 2.0), (2, 2.0))
     )
     assert 0 < once < guided and twice - guided == 2 * (guided - once)
+
+
+def test_the_profile_of_evaluation_counts_the_operations_of_inception(tmp_path: Path) -> None:
+    out = tmp_path / "profile.json"
+    assert load_script("benchmarks/profile_networks.py").main(
+        ["--part", "evaluation", "--batch", "1", "--repeats", "1", "--out", str(out)]
+    ) in (0, None)
+    part = json.loads(out.read_text())["details"]["parts"]["Inception-v3"]
+    assert part["flops_per_image"] == pytest.approx(11.4e9, rel=0.02)  # 5.7 billion multiplications and additions
+    assert sum(part["shares"].values()) == pytest.approx(1)
