@@ -15,6 +15,13 @@ HELD = (
     ("benchmarks/load.py", "as_table", "benchmarks/results/load-cpu.json", "docs/benchmarks.md", "load"),
     ("benchmarks/memory.py", "table", "benchmarks/results/memory-sd1.json", "docs/training.md", "memory"),
     ("benchmarks/peers.py", "as_table", "benchmarks/results/peers.json", "docs/metrics.md", "peers"),
+    (
+        "benchmarks/profile_networks.py",
+        "as_table",
+        "benchmarks/results/profile-evaluation-cpu.json",
+        "docs/benchmarks.md",
+        "profile-evaluation",
+    ),
     ("benchmarks/published.py", "table", "benchmarks/results/published.json", "docs/metrics.md", "published"),
     ("benchmarks/serve.py", "table", "benchmarks/results/serve-cpu.json", "docs/serve.md", "serve"),
     ("benchmarks/train.py", "table", "benchmarks/results/train-cpu.json", "docs/benchmarks.md", "train-speed"),
