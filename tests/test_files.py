@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from roentgen import files
+from roentgen import files, folders
 from roentgen.errors import UserError
 
 WRITER = """
@@ -190,23 +190,23 @@ def test_a_disk_without_locks_is_a_warning(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", fail)
-    with files.hold_folder(tmp_path, "--out"):
+    with folders.hold_folder(tmp_path, "--out"):
         assert "warning: --out" in (said := capsys.readouterr().err) and "no locks" in said
 
 
 def test_a_claim_names_what_differs(tmp_path: Path) -> None:
     about = {"plan": {"count": 1, "seed": 2}, "hash": "a"}
-    assert not files.claim(tmp_path / "plan.json", about, holds="a set of another")
-    assert files.claim(tmp_path / "plan.json", about, holds="a set of another")
+    assert not folders.claim(tmp_path / "plan.json", about, holds="a set of another")
+    assert folders.claim(tmp_path / "plan.json", about, holds="a set of another")
     other = {"plan": {"count": 1, "seed": 3}, "hash": "b"}
     with pytest.raises(UserError, match=r"holds a set of another plan \(seed\), model; choose another folder"):
-        files.claim(tmp_path / "plan.json", other, holds="a set of another", words={"hash": "model"})
+        folders.claim(tmp_path / "plan.json", other, holds="a set of another", words={"hash": "model"})
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read as JSON"):
-        files.claim(tmp_path / "plan.json", about, holds="a set of another")
+        folders.claim(tmp_path / "plan.json", about, holds="a set of another")
 
 
 def test_a_lock_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".lock")
     with pytest.raises(UserError, match="--out"):
-        files.hold_folder(tmp_path, "--out")
+        folders.hold_folder(tmp_path, "--out")

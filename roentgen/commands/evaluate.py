@@ -139,7 +139,7 @@ def evaluate(s: Evaluation) -> int:
     assert s.out is not None
 
     from roentgen.devices import meeting
-    from roentgen.files import hold_folder
+    from roentgen.folders import hold_folder
     from roentgen.metrics.report.page import write_report
     from roentgen.metrics.report.replicates import write_replicates
 

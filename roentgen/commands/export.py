@@ -246,7 +246,7 @@ def _refuse_strangers(out: Path) -> None:
 
 def _claim(out: Path, maker: Maker, formats: Sequence[str], who: Process) -> bool:
     """Make ``out`` the folder of this job: whether it was before. UserError where it is another's."""
-    from roentgen.files import claim
+    from roentgen.folders import claim
     from roentgen.provenance import __version__
 
     about = {

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from roentgen.devices import ALONE, Process
 from roentgen.errors import UserError
-from roentgen.files import check_same, files_sha256, read_json, sha256, write_atomic
+from roentgen.files import files_sha256, read_json, sha256, write_atomic
+from roentgen.folders import check_same
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.extractors import load_extractor
 from roentgen.metrics.features import Features, extract

@@ -24,7 +24,8 @@ from roentgen import config as cfg
 from roentgen.config import as_dict, flat, parse_groups, require
 from roentgen.data.images import open_source
 from roentgen.devices import Team
-from roentgen.files import hold_folder, require_writable, write_atomic
+from roentgen.files import require_writable, write_atomic
+from roentgen.folders import hold_folder
 from roentgen.generators.diffusion import objective as training
 from roentgen.generators.diffusion.build import TextChoice, start
 from roentgen.generators.diffusion.model import Diffusion

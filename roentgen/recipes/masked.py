@@ -22,7 +22,8 @@ import torch
 from roentgen import config as cfg
 from roentgen.config import as_dict, flat, parse_groups, require
 from roentgen.devices import Team
-from roentgen.files import hold_folder, require_writable, write_atomic
+from roentgen.files import require_writable, write_atomic
+from roentgen.folders import hold_folder
 from roentgen.generators.masked.build import parameters, start
 from roentgen.generators.masked.cached import code_cache
 from roentgen.generators.masked.model import Masked

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from roentgen.devices import ALONE, PeerLost, Process
 from roentgen.errors import UserError
-from roentgen.files import file_sha256, hold_folder, require_writable, write_atomic
+from roentgen.files import file_sha256, require_writable, write_atomic
+from roentgen.folders import hold_folder
 from roentgen.synthesis.card import add_tallies, tally, write_card
 from roentgen.synthesis.draws import Draw, Drawn, DrawStore, Judge, Make, Tally, draw
 from roentgen.synthesis.plan import Plan, PlannedRows, Row, write_rows

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from roentgen.data.prompt_table import is_manifest_file, manifest_rows, prompt_rows
 from roentgen.devices import ALONE, Process
 from roentgen.errors import UserError
-from roentgen.files import claim, file_hash, sha256
+from roentgen.files import file_hash, sha256
+from roentgen.folders import claim
 from roentgen.generators import generate as generation
 from roentgen.generators.base import Generator, Sampling
 from roentgen.images import read_image, read_provenance, save_image

@@ -312,7 +312,7 @@ def test_folder_of_another_evaluation_is_refused(world: dict[str, Path], tmp_pat
 
 @slow
 def test_two_runs_into_one_folder(world: dict[str, Path], run_cli: Run) -> None:
-    from roentgen.files import hold_folder
+    from roentgen.folders import hold_folder
 
     with hold_folder(world["out"], "--out"):
         assert "another run" in sentence(run_cli, *arguments(world, world["out"]))

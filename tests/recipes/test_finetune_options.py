@@ -14,7 +14,7 @@ import pytest
 from recipe import changed, few_rows, finetune, good, part, refused, same
 from tiny import write_bert
 
-from roentgen.files import hold_folder
+from roentgen.folders import hold_folder
 
 pytestmark = pytest.mark.slow
 PROMPT = "left pleural effusion"

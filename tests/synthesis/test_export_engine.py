@@ -22,7 +22,7 @@ import pytest
 
 from roentgen.devices import PeerLost, Process
 from roentgen.errors import UserError
-from roentgen.files import hold_folder
+from roentgen.folders import hold_folder
 from roentgen.generators.base import Sample
 from roentgen.images import read_image, read_provenance
 from roentgen.metrics.diversity.repeats import difference_hash

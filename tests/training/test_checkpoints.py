@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from roentgen.errors import UserError
-from roentgen.files import hold_folder, new_folder
+from roentgen.files import new_folder
+from roentgen.folders import hold_folder
 from roentgen.training.checkpoints import Checkpoints, load_trained_state, trained_state
 
 
