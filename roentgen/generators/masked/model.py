@@ -292,8 +292,10 @@ def _load_transformer(folder: Path, codes: ImageTokenizer) -> tuple[MaskedTransf
     own = folder / "transformer"
     said = read_json(own / "config.json", advice=ADVICE)
     with explained(f"{own}: the transformer cannot be loaded", ADVICE):
-        fit, process = from_json(Fit, said["fit"], "fit"), from_json(P.Process, said["process"], "process")
-        network = MaskedTransformer(fit, from_json(Shape, said["shape"], "shape"))
+        where = str(own / "config.json")
+        fit = from_json(Fit, said["fit"], f"{where}: fit")
+        process = from_json(P.Process, said["process"], f"{where}: process")
+        network = MaskedTransformer(fit, from_json(Shape, said["shape"], f"{where}: shape"))
         network.load_state_dict(load_file(own / "model.safetensors"))
     if said.get("codes") != codes.hash or fit.codes != codes.sizes:
         raise UserError(
