@@ -118,7 +118,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_a_folder_belongs_to_one_run_until_its_process_is_dead(tmp_path: Path) -> None:
-    code = "from pathlib import Path; from roentgen.files import hold_folder; import time; "
+    code = "from pathlib import Path; from roentgen.folders import hold_folder; import time; "
     code += f"kept = hold_folder(Path({str(tmp_path)!r}), '--out'); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
