@@ -190,6 +190,10 @@ def _given(source: str, flags: Mapping[str, Any]) -> dict[str, Any]:
         if not names:
             raise UserError("--section is blank; name a section of the reports, such as impression")
         given["section"] = tuple(names)
+    from roentgen.data.sources.common import check_shares
+
+    shares = [given.get(name, p.default) for name, p in parameters.items() if name in ("val_share", "test_share")]
+    check_shares(sum(shares), 0.0)  # before a table is read, which may take minutes
     return {name: value for name, value in given.items() if value != parameters[name].default}
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roentgen.errors import UserError
-from roentgen.files import reason, sha256
+from roentgen.files import sha256
 
 Grey = NDArray[np.uint8]
 BATCH = 32
@@ -97,12 +96,3 @@ def require_file(file: Path, url: str, what: str, instead: str = "") -> None:
     """UserError where ``file`` is not there: where to fetch it, and what to do ``instead``."""
     if not file.is_file():
         raise UserError(f"{what} are not on this disk; put {url} at {file}{instead}")
-
-
-@contextmanager
-def loading_weights(what: str, url: str) -> Iterator[None]:
-    """Whatever unpickling raises in the block, as one sentence."""
-    try:
-        yield
-    except Exception as error:
-        raise UserError(f"{what} cannot be loaded ({reason(error)}); fetch {url} again") from None

@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from roentgen.errors import UserError, install
-from roentgen.files import file_hash, file_sha256, read_json, reason, tensors_hash, user_path
+from roentgen.files import explained, file_hash, file_sha256, read_json, reason, tensors_hash, user_path
 from roentgen.images import resize_center_crop, to_xrv
-from roentgen.metrics.extractor import Extractor, Grey, LastInput, loading_weights, require_file
+from roentgen.metrics.extractor import Extractor, Grey, LastInput, require_file
 from roentgen.metrics.resizing import resize_clean, resize_tf1
 from roentgen.models import hub, loading
 from roentgen.models.classifier import SHIPPED, load_classifier
@@ -138,7 +138,7 @@ def inception_extractor(*, weights: Path | None = None, resize: str = "tf1", dev
         raise UserError(
             f"extractor {name}: {file} is not the published file (its SHA-256 differs); fetch {INCEPTION_URL} again"
         )
-    with loading_weights(f"extractor {name}: {file}", INCEPTION_URL):
+    with explained(f"extractor {name}: {file} cannot be loaded", f"fetch {INCEPTION_URL} again"):
         torch.load(file, map_location="cpu", weights_only=True)  # torch-fidelity would run what a pickle asks for
         whole = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
     net = fused(nn_sequence(whole)).to(device)
@@ -227,7 +227,7 @@ def xrv_net(who: str, *, missing: str, instead: str = "", folder: Path | None = 
     if folder is None and file_sha256(file) != XRV_SHA256:
         raise UserError(f"{who}: {file} is not the published file (its SHA-256 differs); fetch {url} again")
     check_pickle(file, XRV_CLASSES, who)
-    with loading_weights(f"{who}: {file}", url):
+    with explained(f"{who}: {file} cannot be loaded", f"fetch {url} again"):
         net = xrv.models.DenseNet(weights=XRV_WEIGHTS, cache_dir=str(file.parent)).eval().requires_grad_(False)
     return net, file
 
@@ -336,7 +336,7 @@ def _from_hub(loader: Any, model: str, name: str, **options: Any) -> Any:
             f"extractor {name}: {model} is neither on this disk nor can it be fetched ({reason(error)}); run "
             f"`hf download {model}` where there is a network and copy the Hugging Face cache here, or give its folder"
         ) from None
-    with loading_weights(f"extractor {name}: {folder}", model):  # config, weight and processor errors alike
+    with explained(f"extractor {name}: {folder} cannot be loaded", f"fetch {model} again"):
         return loader.from_pretrained(folder, **loading.SAFE, **options)
 
 

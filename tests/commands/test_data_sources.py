@@ -248,6 +248,16 @@ def test_flag_of_another_source_is_named(tmp_path: Path, users: Path) -> None:
         prepare("openi", root=str(tmp_path), out=str(tmp_path / "m.csv"), section=" ,")
 
 
+@pytest.mark.parametrize(
+    "source, shares", [("nih", {"val_share": 1.0}), ("padchest", {"val_share": 0.6, "test_share": 0.5})]
+)
+def test_shares_that_leave_nothing_are_refused_before_a_table_is_read(
+    source: str, shares: dict[str, float], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="--val-share"):  # and not that the folder lacks the collection's tables
+        prepare(source, root=str(tmp_path), out=str(tmp_path / "out"), **shares)
+
+
 def test_limit_keeps_whole_patients_and_is_nested(users: Path) -> None:
     def patients(limit: int, **more) -> pd.Series:
         prepare("csv", **csv_flags(users, limit=limit, **more))

@@ -117,13 +117,23 @@ def are_files(paths: Sequence[str]) -> list[bool]:
     return in_threads(os.path.isfile, paths)
 
 
-def keep_present(table: pd.DataFrame, counts: Counter[str], *, missing: Missing, root: Path) -> pd.DataFrame:
+def keep_present(
+    table: pd.DataFrame,
+    counts: Counter[str],
+    *,
+    missing: Missing,
+    root: Path,
+    present: Sequence[bool] | None = None,
+) -> pd.DataFrame:
     """The rows whose image is there; absent ones stop (``missing`` = "error") or are dropped and counted.
+
+    ``present``: whether each is, where that is known; None asks the disk.
 
     Raises:
         UserError: when an image is missing and may not be, or all are.
     """
-    kept = pd.Series(are_files(table["image"].tolist()), index=table.index, dtype=bool)
+    known = are_files(table["image"].tolist()) if present is None else present
+    kept = pd.Series(known, index=table.index, dtype=bool)
     absent = int((~kept).sum())
     if absent and (missing == "error" or absent == len(table)):
         first = table["image"][~kept].iloc[0]
@@ -132,14 +142,19 @@ def keep_present(table: pd.DataFrame, counts: Counter[str], *, missing: Missing,
     return drop_rows(table, ~kept, counts, "images missing on disk")
 
 
+def check_shares(val_share: float, test_share: float) -> None:
+    """Raise UserError when the shares leave no patients for training."""
+    if val_share < 0 or test_share < 0 or val_share + test_share >= 1:
+        raise UserError("--val-share and --test-share must be at least 0 and leave some patients for training")
+
+
 def hashed_split(patient: str, val_share: float, test_share: float, *, seed: int) -> str:
     """train, val or test, by a hash of (seed, patient): independent of order and of other patients.
 
     Raises:
         UserError: when the shares leave no patients for training.
     """
-    if val_share < 0 or test_share < 0 or val_share + test_share >= 1:
-        raise UserError("--val-share and --test-share must be at least 0 and leave some patients for training")
+    check_shares(val_share, test_share)
     place = int(sha256(f"{seed}:{patient}")[:16], 16) / 2**64
     train, val, test = SPLITS
     if place < test_share:

@@ -91,8 +91,9 @@ def read_nih(
         counts[f"images without a side, as --root has no {BOXES}"] = len(cells)
     table = nih_rows(cells, boxes, counts, official=official, val_share=val_share, seed=seed, path=path)
     files = find_images(root, (".png",))
+    present = [name in files for name in table["image"]]
     table["image"] = [only_image(files, name, f"{root}/images/{name}") for name in table["image"]]
-    table = keep_present(table, counts, missing=missing, root=root)
+    table = keep_present(table, counts, missing=missing, root=root, present=present)
     return manifest_columns(table), counts
 
 

@@ -111,8 +111,9 @@ def read_padchest(
         table["text"] = ""
     folder = root if images is None else Path(images).absolute()
     files = find_images(folder, (".png",))
+    present = [name in files for name in table["image"]]
     table["image"] = [only_image(files, name, f"{folder}/{name}", flag="--images") for name in table["image"]]
-    table = keep_present(table, counts, missing=missing, root=folder)
+    table = keep_present(table, counts, missing=missing, root=folder, present=present)
     if text == "report":
         counts["images kept without a report"] += int((table["text"] == "").sum())
     return manifest_columns(table), +counts

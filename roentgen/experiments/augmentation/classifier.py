@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from roentgen.config import Count, Range, Rate, ShareBelowOne
 from roentgen.errors import UserError
+from roentgen.files import explained
 from roentgen.images import to_autoencoder
 from roentgen.metrics.adherence.auroc import macro_auroc
-from roentgen.metrics.extractor import loading_weights, require_file
+from roentgen.metrics.extractor import require_file
 from roentgen.metrics.extractors import xrv_net
 from roentgen.training.augment import jittered
 from roentgen.training.order import Order, batch_generator
@@ -157,7 +158,7 @@ def _densenet121(findings: int, weights: str) -> nn.Module:
     if chosen is not None:
         file = Path(torch.hub.get_dir()) / "checkpoints" / chosen.url.rpartition("/")[2]
         require_file(file, chosen.url, "--weights imagenet: they", NO_WEIGHTS)
-    with loading_weights("--weights imagenet: the file", "it"):
+    with explained("--weights imagenet: the file cannot be loaded", "fetch it again"):
         return DenseNet(densenet121(weights=chosen).features, findings, _imagenet_input)
 
 
