@@ -322,7 +322,10 @@ def _settings(s: Evaluation) -> dict[str, Any]:
     from roentgen.provenance import portable
 
     def said(value: Any) -> Any:
-        return portable(str(Path(value).resolve())) if isinstance(value, str) and Path(value).exists() else value
+        try:
+            return portable(str(Path(value).resolve())) if isinstance(value, str) and Path(value).exists() else value
+        except OSError:  # a list of many measures is longer than any name of a file
+            return value
 
     values = {key: value for key, value in vars(s).items() if key not in UNSAID}
     values |= {

@@ -94,3 +94,10 @@ def test_num_prompts_that_make_no_sense_are_one_sentence(
     code, _, printed = run_cli("eval", "--real", "real.csv", "--out", tmp_path / "out", *flags)
     assert code == 2 and said in printed and "Traceback" not in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_a_list_of_many_measures_is_longer_than_the_name_of_any_file() -> None:
+    from roentgen.commands.evaluate import Evaluation, _settings
+
+    many = ",".join(["near_duplicates"] * 40)
+    assert _settings(Evaluation(metrics=many))["metrics"] == many
