@@ -44,7 +44,7 @@ from roentgen.experiments.augmentation.sources import RARE_SHARE, Inputs, open_i
 from roentgen.files import file_hash, require_writable, write_atomic
 from roentgen.metrics.report import tables
 from roentgen.metrics.result import Context, read_result, shown, write_result
-from roentgen.metrics.statistics import RESAMPLES, cluster_weights
+from roentgen.metrics.statistics import RESAMPLES, Bootstrap
 from roentgen.provenance import portable
 
 NAME = "augmentation_gain"
@@ -158,7 +158,7 @@ def measure(s: Settings) -> bool:
     sample = augmentation.HeldOut(
         labels=given.real.labels[given.real.rows("test")].astype(np.float64),
         findings=given.findings,
-        weights=cluster_weights(test["patient_id"].tolist(), s.resamples, 0),
+        weights=Bootstrap(s.resamples).weights(test["patient_id"].tolist()),
         groups=augmentation.groups_of(test),
     )
     predictions: dict[tuple[str, str], Any] = {}

@@ -40,7 +40,7 @@ from roentgen.experiments.augmentation.sources import Source, load_source, open_
 from roentgen.files import file_hash, require_writable
 from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.result import Context, plain, read_result, shown, write_result
-from roentgen.metrics.statistics import RESAMPLES, cluster_weights
+from roentgen.metrics.statistics import RESAMPLES, Bootstrap
 from roentgen.provenance import portable
 
 
@@ -110,10 +110,10 @@ def one(real: Source, n: int, largest: int, findings: Sequence[str], recipe: Rec
         val=Labelled(np.asarray(pixels[val]), real.labels[val]), findings=findings, recipe=recipe, seed=seed,
     )  # fmt: skip
     scores = predict(done.net, np.asarray(pixels[held])).astype(np.float64)
-    weights = cluster_weights(real.patients[held].tolist(), RESAMPLES, 0)
+    weights = Bootstrap().weights(real.patients[held].tolist())
     judged = macro_auroc(scores, real.labels[held].astype(np.float64), findings, weights, leave_out=(NO_FINDING,))
     return {
-        "value": judged.value, "ci": judged.ci, "held_out": len(held), "val": done.history,
+        **judged.entry, "held_out": len(held), "val": done.history,
         "chosen_at": done.chosen, "seconds": round(time.perf_counter() - began, 1),
     }  # fmt: skip
 

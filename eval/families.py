@@ -41,7 +41,7 @@ from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.report.tables import figure, replace_between_markers
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, read_result, shown, write_result
-from roentgen.metrics.statistics import cluster_weights, percentile_interval
+from roentgen.metrics.statistics import Bootstrap
 from roentgen.models.classifier import SHIPPED, load_classifier
 from roentgen.models.hub import MINI
 from roentgen.provenance import portable
@@ -117,8 +117,8 @@ def quality(s: Settings) -> None:
     pixels = load_pixels(real["image"].tolist(), size=256, cache=s.work / "cache").pixels
     features = judge.features(np.asarray(pixels)).astype(np.float64)
     weights = (
-        cluster_weights(patients, 1000, s.seed),
-        cluster_weights(real["patient_id"].tolist(), FID_RESAMPLES, s.seed + 1),
+        Bootstrap(seed=s.seed).weights(patients),
+        Bootstrap(FID_RESAMPLES, s.seed + 1).weights(real["patient_id"].tolist()),
     )
     jobs = [Job(text, s.seed + i) for i, text in enumerate(texts)]
     curve, models = [], {}
@@ -130,13 +130,12 @@ def quality(s: Settings) -> None:
         scored = auroc.macro_auroc(
             judge.predict(made).astype(float), labels, list(judge.findings), weights[0], leave_out=("No Finding",)
         )
-        value, draws = frechet.resampled_distance(
+        distance = frechet.resampled_distance(
             judge.features(made).astype(np.float64), features, zip(*weights, strict=False)
-        )
-        distance = {"value": value, "ci": percentile_interval(draws)}
+        ).entry
         curve.append({
             "model": portable(name), "hash": model.info.hash, "steps": steps, "sampling": sampling.provenance(),
-            "auroc": {"value": scored.value, "ci": scored.ci}, "findings": scored.names, "fid": distance,
+            "auroc": scored.entry, "findings": scored.names, "fid": distance,
         })  # fmt: skip
         print(f"{name} {steps}: AUROC {figure(curve[-1]['auroc'])}, FID {figure(distance, digits=1)}", flush=True)
     context = Context.of(

@@ -29,6 +29,7 @@ from roentgen.images import read_image
 from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, write_result
+from roentgen.metrics.statistics import Bootstrap
 from roentgen.metrics.text import clinical, grounding
 from roentgen.prompts import NO_FINDING
 from roentgen.reports import Report, load_reporter
@@ -80,9 +81,10 @@ def measured(s: Settings, out: Path) -> None:
     pair = dict(zip(KINDS, (reporter, quantise(reporter)), strict=True))
     said, seconds = read_in_turn(pair, table["image"].tolist(), s.batch_size)
     rows: dict[str, Any] = {}
+    bootstrap = Bootstrap(seed=s.seed)
     for kind, reports in said.items():
         labels = clinical.read_labels([report.text for report in reports], names)
-        scores = clinical.clinical_scores(labels, truth, names, patients, seed=s.seed)
+        scores = clinical.clinical_scores(labels, truth, names, patients, bootstrap=bootstrap)
         rows[kind] = {"macro": scores["macro"], "micro": scores["micro"], "seconds": seconds[kind]}
         rows[kind]["weight_bytes"] = weight_bytes(pair[kind])
         cases = [
@@ -91,7 +93,9 @@ def measured(s: Settings, out: Path) -> None:
             for found, true in _asked(report, boxes.get(image, ()))
         ]
         if cases:
-            rows[kind]["pointing"] = grounding.grounding_scores(cases, seed=s.seed)["pointing"] | {"n": len(cases)}
+            rows[kind]["pointing"] = grounding.grounding_scores(cases, bootstrap=bootstrap)["pointing"] | {
+                "n": len(cases)
+            }
     details = {"kinds": rows, "agreement": agreement(said["float32"], said["int8"]), "threads": torch.get_num_threads()}
     faster = seconds["float32"] / seconds["int8"]
     told = replace(s, boxes=tuple(Path(path.name) for path in s.boxes), documents=())

@@ -24,7 +24,7 @@ from roentgen.data.manifest import train_and_val
 from roentgen.files import require_writable
 from roentgen.images import to_autoencoder
 from roentgen.metrics.result import Context, write_result
-from roentgen.metrics.statistics import mean_interval
+from roentgen.metrics.statistics import Bootstrap
 from roentgen.models.autoencoder import pca as pca_encoder
 
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "latent_shape": [channels, side, side],
                 "values": channels * side * side,
                 "grey_levels": float(np.mean(error)),
-                "ci": mean_interval(error, val["patient_id"].tolist(), seed=s.seed),
+                "ci": Bootstrap(seed=s.seed).mean(error, val["patient_id"].tolist())["ci"],
             }
         )
         print(rows[-1], flush=True)

@@ -33,7 +33,7 @@ from roentgen.metrics.adherence.f1 import best_f1_threshold, f1_score
 from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, write_result
-from roentgen.metrics.statistics import cluster_weights, percentile_interval
+from roentgen.metrics.statistics import Bootstrap, Drawn
 from roentgen.metrics.text import clinical
 from roentgen.reports import load_reporter
 from roentgen.reports.labels import LabelsReporter, calibrated
@@ -79,7 +79,9 @@ def measured(s: Settings, out: Path) -> None:
         f"--manifest {s.manifest}: no finding has {clinical.LEAST} images of {s.split} with and without it; give more",
     )
     texts, chances = read_all(reporter, table["image"].tolist(), s.batch_size)
-    reached = clinical.clinical_scores(clinical.read_labels(texts, names), truth, names, patients, seed=s.seed)
+    reached = clinical.clinical_scores(
+        clinical.read_labels(texts, names), truth, names, patients, bootstrap=Bootstrap(seed=s.seed)
+    )
     f1 = {row["finding"]: {key: row[key] for key in ("value", "ci")} for row in reached["findings"]}
     rows = []
     for column in np.flatnonzero(clinical.enough(truth)).tolist():
@@ -115,16 +117,16 @@ def ceiling_of(
     scores: np.ndarray, truth: np.ndarray, groups: Sequence[object], *, goal: float, seed: int
 ) -> dict[str, Any]:
     """AUROC, best counted F1 and binormal F1 of ``scores`` (N,) against ``truth`` (N,) in {0, 1}."""
-    weights = cluster_weights(list(groups), RESAMPLES, seed)
+    weights = Bootstrap(RESAMPLES, seed).weights(groups)
     ranked = weighted_auroc(scores, truth, weights)
     share = weights @ truth / weights.sum(1)
     value, prevalence = auroc(scores, truth), float(truth.mean())
     bounds = [binormal_f1(a, p) for a, p in zip(ranked, share, strict=True) if np.isfinite(a) and 0 < p < 1]
     return {
         "positives": int(truth.sum()), "prevalence": prevalence,
-        "auroc": {"value": value, "ci": percentile_interval(ranked)},
+        "auroc": Drawn(value, ranked).entry,
         "best_threshold": best_f1(scores, truth),
-        "ceiling": {"value": binormal_f1(value, prevalence), "ci": percentile_interval(bounds)},
+        "ceiling": Drawn(binormal_f1(value, prevalence), np.array(bounds)).entry,
         "auroc_for_goal": auroc_for(goal, prevalence),
     }  # fmt: skip
 

@@ -32,7 +32,7 @@ from roentgen.metrics.reading import sides_of
 from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, read_result, write_result
-from roentgen.metrics.statistics import percentile_interval
+from roentgen.metrics.statistics import Bootstrap
 from roentgen.metrics.text import clinical, grounding
 from roentgen.metrics.text.report_scores import BLEU, Described, text_scores
 from roentgen.prompts import NO_FINDING, labels_from_row, statement
@@ -175,11 +175,11 @@ def write_clinical(
     truth = labels_in(test, findings).astype(float)
     normal = [None if np.isnan(v) else bool(v) for v in labels_in(test, [NO_FINDING])[:, 0]]
     adults = (test["source"] == NIH).to_numpy() if "source" in test else np.zeros(len(test), bool)
-    rows, draws = {}, {}
+    rows, drawn = {}, {}
     for name, texts in said.items():
         labels = clinical.read_labels(texts, findings)
-        found = clinical.clinical_scores(labels, truth, findings, patients, seed=s.seed)
-        draws[name] = found.pop("draws")
+        found = clinical.clinical_scores(labels, truth, findings, patients, bootstrap=Bootstrap(seed=s.seed))
+        drawn[name] = found.pop("drawn")
         nih = None
         if clinical.enough(truth[adults]).any():
             nih = clinical.clinical_scores(
@@ -193,12 +193,7 @@ def write_clinical(
         }
     mine = rows["this reporter"]["macro"]
     better = {
-        name: {
-            "value": mine["value"] - row["macro"]["value"],
-            "ci": percentile_interval(draws["this reporter"] - draws[name]),
-        }
-        for name, row in rows.items()
-        if name != "this reporter"
+        name: drawn["this reporter"].less(other).entry for name, other in drawn.items() if name != "this reporter"
     }
     write_result(
         s.out / "clinical.json", metric=f"macro F1 of findings read off the reports, {s.split}", value=mine["value"],
@@ -219,7 +214,9 @@ def write_text(s: Settings, test: pd.DataFrame, said: Mapping[str, list[str]], c
     patients = [test["patient_id"].iloc[row] for row in keep]
     rows: dict[str, Any] = {}
     for name, texts in said.items():
-        found = text_scores(Described([texts[row] for row in keep], references, patients), scores=TEXT, seed=s.seed)
+        found = text_scores(
+            Described([texts[row] for row in keep], references, patients), scores=TEXT, bootstrap=Bootstrap(seed=s.seed)
+        )
         rows[name] = {
             score: {"value": one.value, "ci": one.ci, "floor": one.floor}
             if one.details["not_computed"] is None
@@ -262,7 +259,7 @@ def write_grounding(
                     grounding.Case(tuple(mine), true[row][name], patients[row])
                     for mine, row in zip(said, held, strict=True)
                 ],
-                seed=s.seed,
+                bootstrap=Bootstrap(seed=s.seed),
             )
             for way, said in ways.items()
         } | {"training_boxes": len(usual)}
@@ -275,7 +272,7 @@ def write_grounding(
             {name: true[row].get(name, ()) for column, name in enumerate(findings) if labels[row, column] == 1}
             for row in range(len(test))
         ],
-        patients, seed=s.seed,
+        patients, bootstrap=Bootstrap(seed=s.seed),
     )  # fmt: skip
     lead = "Lung Opacity" if "Lung Opacity" in rows else next(iter(rows))
     first = rows[lead]["asked"]["pointing"]

@@ -29,7 +29,7 @@ from roentgen.data.sources.openi import REPORTS_ARCHIVE, carried_file, openi_rep
 from roentgen.files import file_hash, require_writable
 from roentgen.metrics.report.tables import table
 from roentgen.metrics.result import Context, write_result
-from roentgen.metrics.statistics import mean_interval
+from roentgen.metrics.statistics import Bootstrap
 
 Sections = Mapping[str, str]
 NUMBERED = "numbered impression, cleaned"
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     context = Context.of("eval/sections.py", s, inputs={"reports": {"name": path.name, "sha256": file_hash(path)}})
     write_result(
         s.out, metric="share of impressions found word for word, mean over styles of report", value=float(hits.mean()),
-        ci=mean_interval(hits, seed=s.seed), ci_method="95 % percentile, bootstrap by report", n=len(hits),
+        ci=Bootstrap(seed=s.seed).mean(hits)["ci"], ci_method="95 % percentile, bootstrap by report", n=len(hits),
         context=context, details=details,
     )  # fmt: skip
     columns = ("all", "impression", "findings", "indication", "comparison")
@@ -199,7 +199,7 @@ def found_by_style(truth: Sequence[Sections], s: Settings) -> tuple[list[dict[st
             {
                 "style": style,
                 **{name: float(np.mean(values)) for name, values in right.items()},
-                "impression_ci": mean_interval(np.array(right["impression"], float), seed=s.seed),
+                "impression_ci": Bootstrap(seed=s.seed).mean(right["impression"])["ci"],
                 "sections_invented": invented,
             }
         )

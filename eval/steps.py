@@ -37,7 +37,7 @@ from roentgen.metrics.distribution import frechet
 from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import read_result, shown, write_result
-from roentgen.metrics.statistics import cluster_weights, percentile_interval
+from roentgen.metrics.statistics import Bootstrap
 
 NAME = "steps"
 """Of the region in a document."""
@@ -120,25 +120,21 @@ def measured(
     seed: int,
 ) -> list[dict[str, Any]]:
     """AUROC and Frechet distance of each setting with intervals, and the paired differences to the reference's."""
-    weights = cluster_weights(patients, 1000, seed)
-    real_weights = cluster_weights(real_patients, FID_RESAMPLES, seed + 1)
+    weights = Bootstrap(seed=seed).weights(patients)
+    real_weights = Bootstrap(FID_RESAMPLES, seed + 1).weights(real_patients)
     scored, distances = {}, {}
     for setting, (scores, features) in seen.items():
         scored[setting] = macro_auroc(scores, labels, list(findings), weights, leave_out=LEAVE_OUT)
         distances[setting] = frechet.resampled_distance(features, real, zip(weights, real_weights, strict=False))
-    base, (base_value, base_draws) = scored[REFERENCE], distances[REFERENCE]
-    curve = []
-    for (sampler, steps), found in scored.items():
-        value, draws = distances[sampler, steps]
-        entries = {
-            "auroc": (found.value, found.draws),
-            "fid": (value, draws),
-            "auroc_less_reference": (found.value - base.value, found.draws - base.draws),
-            "fid_less_reference": (value - base_value, draws - base_draws),
+    return [
+        {
+            "sampler": sampler, "steps": steps, "findings": found.names, "auroc": found.entry,
+            "fid": (distance := distances[sampler, steps]).entry,
+            "auroc_less_reference": found.less(scored[REFERENCE]).entry,
+            "fid_less_reference": distance.less(distances[REFERENCE]).entry,
         }
-        point: dict[str, Any] = {"sampler": sampler, "steps": steps, "findings": found.names}
-        curve.append(point | {key: {"value": v, "ci": percentile_interval(d)} for key, (v, d) in entries.items()})
-    return curve
+        for (sampler, steps), found in scored.items()
+    ]  # fmt: skip
 
 
 def evaluations(model: Any, sampler: str, steps: int) -> int:

@@ -37,7 +37,7 @@ from roentgen.config import Count, Filled, Range, Resamples, Seed, parse_setting
 from roentgen.data.sections import clean_text
 from roentgen.data.sources.openi import REPORTS_ARCHIVE, carried_file, openi_reports
 from roentgen.experiments.text_probe import (
-    ProbeResult,
+    Probed,
     bag_of_words,
     folds_of,
     judge,
@@ -48,7 +48,7 @@ from roentgen.experiments.text_probe import (
 from roentgen.files import file_hash, require_writable, tensors_hash
 from roentgen.metrics.report.tables import fill_all
 from roentgen.metrics.result import Context, read_result, shown, write_result
-from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights
+from roentgen.metrics.statistics import RESAMPLES, Bootstrap, Floats
 from roentgen.models.hub import NAMED
 from roentgen.models.text_encoders import encode_text_states, load_text_encoder, make_reader
 from roentgen.provenance import portable
@@ -188,11 +188,11 @@ def features_of(
 
 def probe_all(
     features: dict[tuple[str, str], Floats], reports: Reports, sizes: Sequence[int | None], s: Settings
-) -> dict[tuple[str, str, int | None], ProbeResult]:
+) -> dict[tuple[str, str, int | None], Probed]:
     """Held-out scores of every probe, judged."""
-    weights = cluster_weights(reports.patients, s.resamples, s.seed)
+    weights = Bootstrap(s.resamples, s.seed).weights(reports.patients)
     folds = folds_of(reports.patients, s.folds, s.seed)
-    judged: dict[tuple[str, str, int | None], ProbeResult] = {}
+    judged: dict[tuple[str, str, int | None], Probed] = {}
     for (name, pool), x in features.items():
         for size in sizes:
             scores = []
@@ -204,7 +204,8 @@ def probe_all(
                 scores.append(probe_scores(moved, reports.labels, folds, size=size, seed=seed, standardise=standardise))
             judged[name, pool, size] = found = judge(scores, reports.labels, weights)
             where = "all" if size is None else size
-            print(f"{name}, {pool}, {where} reports: macro AUROC {found.auroc.mean():.3f}", file=sys.stderr)
+            area = np.mean([one.value for one in found["auroc"]])
+            print(f"{name}, {pool}, {where} reports: macro AUROC {area:.3f}", file=sys.stderr)
     return judged
 
 

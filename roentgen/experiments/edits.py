@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from roentgen.generators.edit import Region, region_of
 from roentgen.metrics.neighbours import nearest, standardise, thumbnails
-from roentgen.metrics.statistics import cluster_weights, estimate
+from roentgen.metrics.statistics import Bootstrap, estimate
 from roentgen.models.classifier import Classifier
 from roentgen.prompts.vocabulary import NORMAL_NOUNS
 
@@ -82,7 +82,7 @@ class Judged:
     def row(self, case: Case, after: NDArray[np.uint8]) -> dict[str, Any]:
         """Every figure of one task in one way, with intervals by bootstrap over patients."""
         source = np.array([self.names.index(name) for name in case.rows["image"]])
-        weights = cluster_weights(case.rows["patient_id"].tolist(), 1000, self.seed)
+        weights = Bootstrap(seed=self.seed).weights(case.rows["patient_id"].tolist())
         target = self.judge.findings.index(case.task.finding)
         left_out = [self.judge.findings.index(name) for name in OTHERS_OUT if name in self.judge.findings]
         change = self.judge.predict(after) - self.before[source]

@@ -21,7 +21,7 @@ from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.adherence.scored import LEAVE_OUT, Macro
 from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.result import Context
-from roentgen.metrics.statistics import Floats, cluster_weights
+from roentgen.metrics.statistics import Bootstrap, Floats
 from roentgen.models.classifier import Classifier, load_classifier
 from roentgen.provenance import portable
 from roentgen.synthesis.folder import Job, generated_images
@@ -89,7 +89,7 @@ class Study:
 
     def auroc(self, images: NDArray[np.uint8]) -> Macro:
         """The judge's macro AUROC of images in the order of the prompts."""
-        weights = cluster_weights(self.rows["patient_id"].tolist(), 1000, self.settings.seed)
+        weights = Bootstrap(seed=self.settings.seed).weights(self.rows["patient_id"].tolist())
         scores = self.judge.predict(images).astype(float)
         return macro_auroc(scores, self.labels, self.judge.findings, weights, leave_out=LEAVE_OUT)
 

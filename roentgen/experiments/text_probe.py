@@ -6,8 +6,8 @@ training folds only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from roentgen.metrics.adherence.auroc import weighted_auroc
+from roentgen.metrics.adherence.scored import by_finding, mean_of
 from roentgen.metrics.report.tables import figure, table
-from roentgen.metrics.statistics import Floats, numbered, percentile_interval
+from roentgen.metrics.statistics import Drawn, Floats, numbered
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 """Weights of half the squared norm, beside the mean log loss."""
@@ -149,49 +150,35 @@ def weighted_average_precision(scores: Floats, labels: Floats, weights: Floats) 
     return np.divide((precision * gained).sum(axis=1), total, out=np.full(len(weights), np.nan), where=total > 0)
 
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """AUROC and average precision a finding: values (F,) and bootstrap draws (F, B)."""
-
-    auroc: Floats
-    auroc_draws: Floats
-    precision: Floats
-    precision_draws: Floats
+FIGURES = {"auroc": weighted_auroc, "precision": weighted_average_precision}
+Probed = Mapping[str, Sequence[Drawn]]
+"""Each of ``FIGURES`` of every finding."""
 
 
-def judge(scores: Sequence[Floats], labels: Floats, weights: Floats) -> ProbeResult:
+def judge(scores: Sequence[Floats], labels: Floats, weights: Floats) -> Probed:
     """Mean over several ``scores`` (N, F), one a draw of the training sets, of each finding's AUROC and precision."""
-    found: dict[str, list[Floats]] = {"auroc": [], "precision": []}
-    with_all = np.concatenate([np.ones((1, len(labels))), weights])
-    for column in range(labels.shape[1]):
-        known = np.isfinite(labels[:, column])
-        truth, drawn = labels[known, column], with_all[:, known]
-        for name, measure in (("auroc", weighted_auroc), ("precision", weighted_average_precision)):
-            found[name].append(np.mean([measure(part[known, column], truth, drawn) for part in scores], axis=0))
-    area, precision = np.stack(found["auroc"]), np.stack(found["precision"])
-    return ProbeResult(area[:, 0], area[:, 1:], precision[:, 0], precision[:, 1:])
+
+    def mean(measure: Callable[[Floats, Floats, Floats], Floats], _: int, parts: Floats, *of: Floats) -> Floats:
+        return np.asarray(np.mean([measure(part, *of) for part in parts], axis=0))
+
+    numbers = [str(column) for column in range(labels.shape[1])]
+    return {
+        name: by_finding(partial(mean, measure), np.stack(scores), labels, numbers, weights)
+        for name, measure in FIGURES.items()
+    }
 
 
-def interval(value: float, draws: Floats) -> dict[str, Any]:
-    """``value`` with the percentile interval of its draws, as results store it."""
-    return {"value": float(value), "ci": percentile_interval(draws)}
-
-
-def summarise(result: ProbeResult, other: ProbeResult | None = None) -> dict[str, Any]:
+def summarise(result: Probed, other: Probed | None = None) -> dict[str, Any]:
     """Each finding's and the mean AUROC and average precision with intervals; of ``result`` less ``other`` if given.
 
     The same bootstrap weights made both, so that the difference is paired.
     """
     summary: dict[str, Any] = {}
-    for name in ("auroc", "precision"):
-        value, draws = (
-            np.asarray(getattr(result, field)) - (getattr(other, field) if other is not None else 0)
-            for field in (name, f"{name}_draws")
-        )
-        summary[name] = {
-            "macro": interval(float(np.mean(value)), np.mean(draws, axis=0)),
-            "findings": [interval(v, d) for v, d in zip(value.tolist(), draws, strict=True)],
-        }
+    for name, found in result.items():
+        if other is not None:
+            found = [one.less(theirs) for one, theirs in zip(found, other[name], strict=True)]
+        macro = Drawn(*mean_of(found, len(found[0].draws)))
+        summary[name] = {"macro": macro.entry, "findings": [one.entry for one in found]}
     return summary
 
 

@@ -18,6 +18,7 @@ from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.features import Features
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.noticed import Noticed
+from roentgen.metrics.statistics import Bootstrap
 
 Entry = Mapping[str, Any]
 """A figure beside another or a row: value, and where known ci, n, name, group and what it is of."""
@@ -76,9 +77,8 @@ class EvaluationInputs:
         ]
 
     @property
-    def bootstrap(self) -> dict[str, Any]:
-        """``resamples`` and ``seed``, as most functions of a metric take them."""
-        return {"resamples": self.resamples, "seed": self.seed}
+    def bootstrap(self) -> Bootstrap:
+        return Bootstrap(self.resamples, self.seed)
 
     def training(self) -> ImageSet:
         if self.train is None:

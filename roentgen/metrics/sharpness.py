@@ -31,7 +31,7 @@ from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, boun
 from roentgen.metrics.noticed import BLUR, NOISE, Noticed
 from roentgen.metrics.reading import PIXELS, pixels
 from roentgen.metrics.reconstruction import rows_of_originals
-from roentgen.metrics.statistics import Floats, cluster_weights, estimate, known_mean
+from roentgen.metrics.statistics import Floats, estimate, known_mean
 
 STEP = 16
 """Width of a band, in cycles an image."""
@@ -195,7 +195,7 @@ def measure_sharpness(inputs: EvaluationInputs, extractor: Extractor) -> Result:
         values[mine] = each[name]
     return Result.of_rows(
         rows,
-        f"95 % percentile, bootstrap by patient or prompt, {inputs.resamples} resamples",
+        inputs.bootstrap.said(),
         notes=warnings,
         per_image=per_image,
         details={
@@ -240,7 +240,7 @@ def _summary(
     each: dict[str, Floats], rows: NDArray[np.integer], groups: Sequence[object], inputs: EvaluationInputs
 ) -> dict[str, Any]:
     """Mean, interval and n of every figure of the images ``rows``, whose clusters ``groups`` names."""
-    weights = cluster_weights([groups[row] for row in rows], **inputs.bootstrap)
+    weights = inputs.bootstrap.weights([groups[row] for row in rows])
     return {name: estimate(values, weights) for name, values in each.items()}
 
 

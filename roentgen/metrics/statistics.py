@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,17 +45,70 @@ def own_groups(groups: Groups | None, items: Sized) -> Groups:
     return range(len(items)) if groups is None else groups
 
 
-def cluster_weights(groups: Groups, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """How often each item is drawn in each resample, (resamples, N).
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are drawn: ``resamples`` times as many clusters, with replacement, as there are, by ``seed``."""
 
-    ``groups`` (N,) names the cluster of each item; as many clusters are drawn with replacement as there are.
-    """
-    if len(groups) == 0 or resamples < 1:
-        raise ValueError("a bootstrap needs at least one item and one resample")
-    index = numbered(groups)
-    clusters = int(index.max()) + 1
-    counts = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
-    return counts[:, index].astype(np.float64)
+    resamples: int = RESAMPLES
+    seed: int = 0
+
+    def weights(self, groups: Groups | None, items: Sized = ()) -> Floats:
+        """How often each item is drawn in each resample, (resamples, N).
+
+        ``groups`` (N,) names the cluster of each item; None: each of ``items`` (N,) is its own.
+        """
+        index = numbered(own_groups(groups, items))
+        if len(index) == 0 or self.resamples < 1:
+            raise ValueError("a bootstrap needs at least one item and one resample")
+        clusters = int(index.max()) + 1
+        rng = np.random.default_rng(self.seed)
+        counts = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=self.resamples)
+        return counts[:, index].astype(np.float64)
+
+    def mean(self, values: ArrayLike, groups: Groups | None = None) -> dict[str, Any]:
+        """``estimate`` of ``values`` (N,) by ``groups``."""
+        array = np.asarray(values, dtype=np.float64)
+        return estimate(array, self.weights(groups, array))
+
+    def apart(self, number: int = 1) -> Bootstrap:
+        """Independent of this one, for another set; ``number`` tells several apart."""
+        return replace(self, seed=self.seed + number)
+
+    def said(self, by: str = "patient or prompt") -> str:
+        """How it was made, as results tell it."""
+        return f"{LEVEL:.0%}".replace("%", " %") + f" percentile, bootstrap by {by}, {self.resamples} resamples"
+
+
+USUAL = Bootstrap()
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A figure of all items, and ``draws`` (B,) of it, one for each resample."""
+
+    value: float
+    draws: Floats
+
+    @property
+    def ci(self) -> tuple[float, float]:
+        return percentile_interval(self.draws)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """Value and interval, as results have them."""
+        return {"value": self.value, "ci": self.ci}
+
+    def less(self, other: Drawn) -> Drawn:
+        """The difference: paired where the same weights drew both, else of independent sets."""
+        return Drawn(self.value - other.value, self.draws - other.draws)
+
+    def moved(self) -> Drawn:
+        """Draws whose mean is the value, for a figure that rises in a resample, which repeats items."""
+        return Drawn(self.value, self.draws - self.draws[np.isfinite(self.draws)].mean() + self.value)
+
+    def test(self) -> dict[str, Any]:
+        """``from_draws`` of this difference."""
+        return from_draws(self.value, self.draws)
 
 
 def percentile_interval(draws: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
@@ -97,15 +151,6 @@ def ratio_estimate(above: Floats, below: Floats, weights: Floats) -> dict[str, A
     return {"value": float(above.sum()) / total if total else math.nan, "ci": percentile_interval(draws)}
 
 
-def mean_interval(
-    values: ArrayLike, groups: Groups | None = None, *, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """Bootstrap interval of the mean of ``values`` (N,), by ``groups`` (None: each value is its own)."""
-    array = np.asarray(values, dtype=np.float64)
-    weights = cluster_weights(own_groups(groups, array), resamples, seed)
-    return percentile_interval(weights @ array / weights.sum(axis=1))
-
-
 def wilson_interval(successes: float, n: float) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927); (nan, nan) for n = 0. An effective ``n`` need not be whole."""
     if not 0 <= successes <= n:
@@ -145,26 +190,21 @@ def clustered_wilson(right: ArrayLike, asked: ArrayLike, groups: Groups) -> tupl
 
 
 def paired_bootstrap(
-    a: ArrayLike,
-    b: ArrayLike,
-    groups: Groups | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    a: ArrayLike, b: ArrayLike, groups: Groups | None = None, *, bootstrap: Bootstrap = USUAL
 ) -> dict[str, Any]:
     """Difference of means a - b of values (N,) on the same prompts, by bootstrap over ``groups`` (None: prompts).
 
     See ``from_draws`` for the p-value. Rows in which either is NaN are left out of both and counted.
     """
     x, y, names, lost = _paired(a, b, groups)
-    weights = cluster_weights(names, resamples, seed)
+    weights = bootstrap.weights(names)
     difference = x - y
     draws = weights @ difference / weights.sum(axis=1)
     result = from_draws(float(difference.mean()), draws)
     clusters = len(np.unique(names))
     return result | {
         "ci_method": f"95 % percentile, paired bootstrap over {clusters} "
-        f"{'prompts' if groups is None else 'patients'}, {resamples} resamples",
+        f"{'prompts' if groups is None else 'patients'}, {bootstrap.resamples} resamples",
         "n": len(x),
         "warnings": _warnings(clusters, lost),
         "details": {

@@ -34,7 +34,7 @@ from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.measure import Result
 from roentgen.metrics.report.tables import figure, replace_between_markers, table
 from roentgen.metrics.result import Context, write_result
-from roentgen.metrics.statistics import cluster_weights
+from roentgen.metrics.statistics import Bootstrap
 from roentgen.metrics.text import retrieval
 from roentgen.metrics.text.alignment import alignment, own_and_other
 from roentgen.models.dual_encoder import (
@@ -213,25 +213,24 @@ def measure(
     places = [list(FINDINGS).index(finding) for finding in findings]
     labels = val[findings].to_numpy(dtype=np.float64, na_value=np.nan)
     same = retrieval.same_findings(labels, labels)
-    options: dict[str, Any] = {"resamples": s.resamples, "seed": s.seed}
+    bootstrap = Bootstrap(s.resamples, s.seed)
     pairs, to_text = {}, {}
     for kind, own in texts.items():
         vectors = encoder.texts(own)
         named = sayings([parse(text) for text in own]).findings.astype(np.float64)
-        pairs[kind] = alignment(images, vectors, patients, same=true[kind], **options)
+        pairs[kind] = alignment(images, vectors, patients, same=true[kind], bootstrap=bootstrap)
         to_text[kind] = retrieval.retrieval(
-            images, vectors, retrieval.same_findings(labels, named[:, places]), patients, **options
+            images, vectors, retrieval.same_findings(labels, named[:, places]), patients, bootstrap=bootstrap
         )
 
     def among(vectors: np.ndarray) -> Result:
         """Images of other patients found for an image."""
-        return retrieval.retrieval(vectors, vectors, same, patients, gallery_groups=patients, **options)
+        return retrieval.retrieval(vectors, vectors, same, patients, gallery_groups=patients, bootstrap=bootstrap)
 
     # Zero-shot: cosine with the mean of the vectors of a finding's names, against its labels.
     names = [encoder.texts(list(FINDINGS[finding].synonyms)).mean(axis=0) for finding in findings]
     scores = images.astype(np.float64) @ retrieval.unit_rows(np.stack(names)).T
-    weights = cluster_weights(patients, s.resamples, s.seed)
-    zero_shot = macro_auroc(scores, labels, findings, weights, leave_out=("No Finding",))
+    zero_shot = macro_auroc(scores, labels, findings, bootstrap.weights(patients), leave_out=("No Finding",))
     context = Context.of(
         "train/alignment.py",
         s,
@@ -259,8 +258,7 @@ def measure(
             "image_to_image_classifier_features": among(features).as_dict(),
             "relevance": "the same set of findings, as the text names them and the image has them",
             "zero_shot_auroc": {
-                "value": zero_shot.value,
-                "ci": zero_shot.ci,
+                **zero_shot.entry,
                 "findings": {row["finding"]: row["value"] for row in zero_shot.findings if row["in_macro"]},
             },
         },

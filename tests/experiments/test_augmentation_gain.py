@@ -22,7 +22,7 @@ from roentgen.experiments.augmentation.classifier import Recipe, build_net, clas
 from roentgen.experiments.augmentation.report import in_words
 from roentgen.experiments.augmentation.sources import Source
 from roentgen.metrics.adherence.auroc import weighted_auroc
-from roentgen.metrics.statistics import cluster_weights
+from roentgen.metrics.statistics import Bootstrap
 
 FINDINGS = ("No Finding", "Effusion", "Hernia")
 QUICK = ("--size", "32", "--images", "128", "--batch-size", "16", "--validations", "2", "--resamples", "50")
@@ -236,7 +236,7 @@ def test_intervals_over_patients_and_seeds_cover(of_seeds: float, least: float) 
 def sample(rng: np.random.Generator, n: int = 400) -> augmentation.HeldOut:
     labels = (rng.random((n, 2)) < 0.3).astype(np.float64)
     sex = np.where(np.arange(n) % 2 == 0, "F", "M")
-    weights = cluster_weights([f"p{i // 2}" for i in range(n)], 300, 0)
+    weights = Bootstrap(300, 0).weights([f"p{i // 2}" for i in range(n)])
     return augmentation.HeldOut(labels, ("Effusion", "Hernia"), weights, {"sex": sex})
 
 
@@ -279,7 +279,7 @@ def test_gaps_between_groups_in_closed_form() -> None:
     n = 200
     labels = np.tile([[0.0], [0.0], [1.0], [1.0]], (n // 4, 1))
     sex = np.where(np.arange(n) % 2 == 0, "F", "M")
-    drawn = augmentation.HeldOut(labels, ("Effusion",), cluster_weights(range(n), 50, 0), {"sex": sex})
+    drawn = augmentation.HeldOut(labels, ("Effusion",), Bootstrap(50, 0).weights(range(n)), {"sex": sex})
     biased = np.where(sex == "F", labels[:, 0], 0.5)[None, :, None]
     fair = labels[None]
     entry = augmentation.analyse({("real", "n10"): fair, ("arm", "n10"): biased}, drawn, baseline="real")[1]

@@ -23,7 +23,7 @@ from roentgen.experiments.text_probe import (
     weighted_average_precision,
 )
 from roentgen.metrics.adherence.auroc import auroc, weighted_auroc
-from roentgen.metrics.statistics import cluster_weights
+from roentgen.metrics.statistics import Bootstrap
 from roentgen.models.hub import MINI
 
 
@@ -119,14 +119,14 @@ def test_scores_are_held_out(size: int | None) -> None:
 def test_differences_are_paired() -> None:
     x, y = made_up(200)
     folds = folds_of([str(n) for n in range(200)], 3, seed=0)
-    weights = cluster_weights(range(200), 100)
+    weights = Bootstrap(100).weights(range(200))
     good = judge([probe_scores(x, y, folds)], y, weights)
     same = judge([probe_scores(3 * x, y, folds)] * 2, y, weights)
     change = summarise(same, good)["auroc"]
     assert change["macro"]["value"] == pytest.approx(0, abs=1e-3) and np.ptp(change["macro"]["ci"]) < 5e-3
     poor = summarise(good, judge([np.zeros_like(y)], y, weights))["auroc"]
-    assert poor["findings"][0]["value"] == pytest.approx(good.auroc[0] - 0.5) and poor["macro"]["ci"][0] > 0.3
-    assert good.auroc_draws[0] == pytest.approx(weighted_auroc(probe_scores(x, y, folds)[:, 0], y[:, 0], weights))
+    assert poor["findings"][0]["value"] == pytest.approx(good["auroc"][0].value - 0.5) and poor["macro"]["ci"][0] > 0.3
+    assert good["auroc"][0].draws == pytest.approx(weighted_auroc(probe_scores(x, y, folds)[:, 0], y[:, 0], weights))
 
 
 def test_bag_of_words() -> None:

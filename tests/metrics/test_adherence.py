@@ -20,6 +20,7 @@ from roentgen.metrics.adherence.f1 import (
 )
 from roentgen.metrics.adherence.laterality import side_adherence
 from roentgen.metrics.adherence.scored import ScoredImages
+from roentgen.metrics.statistics import Bootstrap
 
 FINDINGS = ["No Finding", "Effusion", "Mass"]
 
@@ -87,11 +88,13 @@ def test_calibrated_scores_have_a_small_error_and_overcalling_a_large_one() -> N
     p = rng.random((4000, 1))
     labels = (rng.random((4000, 1)) < p).astype(float)
     groups = list(range(4000))
-    right = calibration.calibration(p, labels, ["A"], groups, resamples=50)
-    over = calibration.calibration(p**0.3, labels, ["A"], groups, resamples=50)
+    right = calibration.calibration(p, labels, ["A"], groups, bootstrap=Bootstrap(50))
+    over = calibration.calibration(p**0.3, labels, ["A"], groups, bootstrap=Bootstrap(50))
     assert right.value < 0.03 < 0.15 < over.value
     assert over.ci[0] < over.value < over.ci[1] and right.ci[0] < right.value < right.ci[1]
-    rare = calibration.calibration(p[:12], np.r_[np.ones((2, 1)), np.zeros((10, 1))], ["A"], groups[:12], resamples=9)
+    rare = calibration.calibration(
+        p[:12], np.r_[np.ones((2, 1)), np.zeros((10, 1))], ["A"], groups[:12], bootstrap=Bootstrap(9)
+    )
     assert np.isnan(rare.value) and "left out: A" in rare.notes[0]
 
 
@@ -108,7 +111,7 @@ def test_thresholds_need_cases() -> None:
 
 def test_auroc_stands_between_ceiling_and_floor() -> None:
     made, real = judged(1.0), judged(3.0, seed=1)
-    result = adherence.adherence(by_auroc, made, FINDINGS, real=real, resamples=100)
+    result = adherence.adherence(by_auroc, made, FINDINGS, real=real, bootstrap=Bootstrap(100))
     details = result.details
     assert details["macro_findings"] == ["Effusion", "Mass"]
     assert details["shuffled"]["value"] == pytest.approx(0.5, abs=0.03)
@@ -121,16 +124,16 @@ def test_auroc_stands_between_ceiling_and_floor() -> None:
 
 def test_interval_widens_when_images_share_patients() -> None:
     made = judged(1.0)
-    one = adherence.adherence(by_auroc, made, FINDINGS, resamples=300)
+    one = adherence.adherence(by_auroc, made, FINDINGS, bootstrap=Bootstrap(300))
     few = ScoredImages(made.scores, made.labels, [f"p{i // 30}" for i in range(300)])
-    ten = adherence.adherence(by_auroc, few, FINDINGS, resamples=300)
+    ten = adherence.adherence(by_auroc, few, FINDINGS, bootstrap=Bootstrap(300))
     assert ten.value == one.value and ten.ci != one.ci
 
 
 def test_f1_at_thresholds_from_elsewhere() -> None:
     thresholds = calibrate(*_both(judged(2.0, seed=5)), FINDINGS)
     made, real = judged(1.5), judged(2.5, seed=1)
-    result = adherence_f1(made, FINDINGS, thresholds, real=real, resamples=100)
+    result = adherence_f1(made, FINDINGS, thresholds, real=real, bootstrap=Bootstrap(100))
     rows = {row["finding"]: row for row in result.details["findings"]}
     known = np.isfinite(made.labels[:, 1])
     expected = f1_score(made.scores[known, 1] >= thresholds[1].threshold, made.labels[known, 1])
@@ -145,7 +148,7 @@ def test_f1_at_thresholds_from_elsewhere() -> None:
     called = (scores >= best_f1_threshold(scores, labels)).mean()
     assert called > 0.8
     greedy = [replace(row, called=called) for row in thresholds]
-    assert "too often" in " ".join(adherence_f1(made, FINDINGS, greedy, resamples=20).notes)
+    assert "too often" in " ".join(adherence_f1(made, FINDINGS, greedy, bootstrap=Bootstrap(20)).notes)
     with pytest.raises(ValueError, match="order"):
         adherence_f1(made, FINDINGS, thresholds[::-1])
 

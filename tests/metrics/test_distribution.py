@@ -17,6 +17,7 @@ from roentgen.metrics.distribution.kernel import kid
 from roentgen.metrics.distribution.pairs import Pair
 from roentgen.metrics.distribution.prdc import SHARES, manifold_share, manifolds, radii
 from roentgen.metrics.measure import Result
+from roentgen.metrics.statistics import Bootstrap
 
 
 def draws(n: int, dim: int = 8, *, shift: float = 0.0, scale: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -109,9 +110,9 @@ def test_interval_draws_patients_whole() -> None:
     x, y = draws(60, 4), draws(60, 4, shift=0.5, seed=1)
     twice_x, twice_y = np.repeat(x, 8, axis=0), np.repeat(y, 8, axis=0)
     groups = np.repeat(np.arange(60), 8).tolist()
-    low, high = frechet.frechet_interval(x, y, resamples=200)
-    by_patient = frechet.frechet_interval(twice_x, twice_y, groups_a=groups, groups_b=groups, resamples=200)
-    by_image = frechet.frechet_interval(twice_x, twice_y, resamples=200)
+    low, high = frechet.frechet_interval(x, y, bootstrap=Bootstrap(200))
+    by_patient = frechet.frechet_interval(twice_x, twice_y, groups_a=groups, groups_b=groups, bootstrap=Bootstrap(200))
+    by_image = frechet.frechet_interval(twice_x, twice_y, bootstrap=Bootstrap(200))
     assert by_patient[1] - by_patient[0] == pytest.approx(high - low, rel=0.15)
     assert by_image[1] - by_image[0] < 0.6 * (high - low)
 

@@ -8,6 +8,7 @@ import pytest
 from roentgen.metrics.diversity import grouping as diversity
 from roentgen.metrics.diversity.feature_distance import feature_figures, pair_distances, standardised
 from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
+from roentgen.metrics.statistics import Bootstrap
 
 
 def pictures(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -118,13 +119,13 @@ def test_a_collapsed_generator_is_seen() -> None:
     one = rng.normal(size=(30, 16))[keys] + 0.1 * rng.normal(size=(120, 16))
     collapsed = feature_figures(one, real)
     groups, of_real = diversity.groups_of(keys), diversity.groups_of(kinds, apart=patients)
-    within = diversity.within_groups(varied, groups, keys, resamples=100)
+    within = diversity.within_groups(varied, groups, keys, bootstrap=Bootstrap(100))
     assert within["value"] == pytest.approx(1, abs=0.1) and within["n"] == 30
     assert within["l2"]["value"] == pytest.approx(np.sqrt(2), abs=0.1)
-    beside = diversity.within_groups(feature_figures(real, real), of_real, kinds, resamples=100)
+    beside = diversity.within_groups(feature_figures(real, real), of_real, kinds, bootstrap=Bootstrap(100))
     assert beside["value"] == pytest.approx(1, abs=0.1)
-    alike = diversity.within_groups(collapsed, groups, keys, resamples=100)
-    across = diversity.across_groups(collapsed, keys, resamples=100)
+    alike = diversity.within_groups(collapsed, groups, keys, bootstrap=Bootstrap(100))
+    across = diversity.across_groups(collapsed, keys, bootstrap=Bootstrap(100))
     assert alike["value"] < 0.05 and across["value"] == pytest.approx(1, abs=0.1)
     assert alike["ci"][0] <= alike["value"] <= alike["ci"][1]
 
@@ -140,11 +141,11 @@ def test_ms_ssim_within_and_across_beside_real() -> None:
     def of(images: np.ndarray) -> diversity.Figures:
         return lambda pairs: {"ms-ssim": pair_ms_ssim(images, pairs)}
 
-    within = diversity.within_groups(of(made), diversity.groups_of(keys), keys, resamples=20)
-    across = diversity.across_groups(of(made), keys, 6, resamples=20)
+    within = diversity.within_groups(of(made), diversity.groups_of(keys), keys, bootstrap=Bootstrap(20))
+    across = diversity.across_groups(of(made), keys, 6, bootstrap=Bootstrap(20))
     assert within["value"] > 0.9 > 0.5 > across["value"] and across["n"] == 6
     groups = diversity.groups_of(kinds, apart=list(range(8)))
-    beside = diversity.within_groups(of(real), groups, kinds, resamples=20)
+    beside = diversity.within_groups(of(real), groups, kinds, bootstrap=Bootstrap(20))
     assert beside["n"] == 2 and beside["value"] < within["value"]
     assert len(diversity.few_prompts({"within": within, "real_within": beside})) == 2
     assert len(diversity.groups_of(list(range(12)))) == 0

@@ -14,6 +14,7 @@ from roentgen.metrics.memorisation import nearness as memorisation
 from roentgen.metrics.memorisation.authenticity import authenticity
 from roentgen.metrics.memorisation.copies import FLAGGED, near_duplicate_threshold, near_duplicates
 from roentgen.metrics.memorisation.planted import planted_recall
+from roentgen.metrics.statistics import Bootstrap
 
 
 def cloud(n: int, *, dim: int = 6, seed: int = 0) -> np.ndarray:
@@ -82,13 +83,13 @@ def test_nearer_to_train_by_patient_is_wider_than_by_image() -> None:
 
 def test_membership_test_finds_copies_and_is_right_about_chance() -> None:
     fresh, train, test = cloud(60, seed=3), cloud(150, seed=1), cloud(50, seed=2)
-    none = memorisation.membership_test(fresh, train, test, resamples=300)
+    none = memorisation.membership_test(fresh, train, test, bootstrap=Bootstrap(300))
     assert none["expected"] == pytest.approx(0.75, abs=0.02)  # 150 of 200 real images were trained on
     assert none["p"] > 0.05
     copies = np.concatenate([fresh[:30], train[:30]])
-    found = memorisation.membership_test(copies, train, test, resamples=300)
+    found = memorisation.membership_test(copies, train, test, bootstrap=Bootstrap(300))
     assert found["p"] < 0.02 and found["share"] > found["null"][1]
-    result = memorisation.nearer_to_train(copies, train, test, resamples=200)
+    result = memorisation.nearer_to_train(copies, train, test, bootstrap=Bootstrap(200))
     assert result.n == 60 and any("60 queries" in note for note in result.notes)
 
 
@@ -96,7 +97,7 @@ def test_membership_p_is_uniform_when_nothing_was_memorised() -> None:
     p = []
     for seed in range(120):
         everything = cloud(90, dim=2, seed=seed)
-        p.append(memorisation.membership_test(*np.split(everything, 3), resamples=99, seed=seed)["p"])
+        p.append(memorisation.membership_test(*np.split(everything, 3), bootstrap=Bootstrap(99, seed))["p"])
     assert 0.0 <= np.mean(np.array(p) <= 0.05) <= 0.11  # 5 % expected, 2.3 sd above at most
     assert 0.4 < np.mean(p) < 0.65
 

@@ -22,7 +22,7 @@ from roentgen.metrics.diversity.grouping import within_groups
 from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
 from roentgen.metrics.memorisation import nearness as memorisation
 from roentgen.metrics.report import tables as report
-from roentgen.metrics.statistics import cluster_weights, mean_interval, percentile_interval, wilson_interval
+from roentgen.metrics.statistics import Bootstrap, percentile_interval, wilson_interval
 from roentgen.prompts import Labels
 
 RNG = np.random.default_rng(0)
@@ -33,29 +33,29 @@ RNG = np.random.default_rng(0)
 
 def test_clusters_are_drawn_whole() -> None:
     groups = ["a", "b", "a", "c", "c", "c"]
-    weights = cluster_weights(groups, 500, seed=1)
+    weights = Bootstrap(500, 1).weights(groups)
     assert weights.shape == (500, 6)
     assert (weights[:, 0] == weights[:, 2]).all() and (weights[:, 3] == weights[:, 5]).all()
     assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()  # as many clusters as there are
-    assert np.array_equal(weights, cluster_weights(groups, 500, seed=1))
-    assert not np.array_equal(weights, cluster_weights(groups, 500, seed=2))
+    assert np.array_equal(weights, Bootstrap(500, 1).weights(groups))
+    assert not np.array_equal(weights, Bootstrap(500, 2).weights(groups))
 
 
 def test_interval_of_a_mean_is_that_of_theory() -> None:
     values = np.random.default_rng(3).normal(5, 2, 400)
-    low, high = mean_interval(values, resamples=4000)
+    low, high = Bootstrap(4000).mean(values)["ci"]
     standard_error = values.std() / np.sqrt(400)
     assert low == pytest.approx(values.mean() - 1.96 * standard_error, abs=0.15 * standard_error)
     assert high == pytest.approx(values.mean() + 1.96 * standard_error, abs=0.15 * standard_error)
     # Copies within a patient are no further evidence: ten copies of each leave the width as it was.
-    copied = mean_interval(np.repeat(values, 10), np.repeat(np.arange(400), 10), resamples=4000)
+    copied = Bootstrap(4000).mean(np.repeat(values, 10), np.repeat(np.arange(400), 10))["ci"]
     assert copied[1] - copied[0] == pytest.approx(high - low, rel=0.1)
 
 
 def test_interval_of_nothing_is_nan() -> None:
     assert np.isnan(percentile_interval([np.nan, np.nan])).all()
     with pytest.raises(ValueError, match="at least one item"):
-        cluster_weights([], 10)
+        Bootstrap(10).weights([])
 
 
 # -------------------------------------------------------------------------------------------- AUROC
@@ -109,7 +109,7 @@ def test_macro_leaves_out_rare_findings_and_unknown_labels() -> None:
     labels[:30, 2], labels[30:60, 2] = 1, 0
     scores = np.where(np.isnan(labels), 0.5, labels) + RNG.normal(0, 0.7, (n, 3))
     scores[60:, 2] = 99  # unknown: must not count
-    weights = cluster_weights(range(n), 200)
+    weights = Bootstrap(200).weights(range(n))
     macro = auroc.macro_auroc(scores, labels, ["A", "B", "C"], weights)
     assert macro.names == ["A", "C"]
     a, b, c = macro.findings
@@ -182,10 +182,10 @@ def test_weighted_frechet_is_that_of_copies(dimension: int) -> None:
 def test_frechet_interval_holds_the_value() -> None:
     x, y = RNG.normal(size=(60, 3)), RNG.normal(size=(60, 3)) + 1
     value = frechet.frechet_distance(frechet.moments(x), frechet.moments(y))
-    low, high = frechet.frechet_interval(x, y, resamples=60)
+    low, high = frechet.frechet_interval(x, y, bootstrap=Bootstrap(60))
     assert low < value < high < 3 * value
-    same = cluster_weights(range(60), 5)  # an image and its copy, drawn together
-    assert frechet.resampled_distance(x, x, zip(same, same, strict=True))[1] == pytest.approx(0, abs=1e-9)
+    same = Bootstrap(5).weights(range(60))  # an image and its copy, drawn together
+    assert frechet.resampled_distance(x, x, zip(same, same, strict=True)).draws == pytest.approx(0, abs=1e-9)
 
 
 def test_frechet_refuses_nan() -> None:
@@ -212,7 +212,9 @@ def test_ms_ssim_within_a_group_averages_all_pairs() -> None:
     images[2] = 255 - images[0] // 2
     pairs = [pair_ms_ssim(images, np.array([pair]))[0] for pair in ((0, 1), (0, 2), (1, 2))]
     groups = np.array([[0, 1, 2]])
-    found = within_groups(lambda chosen: {"ms-ssim": pair_ms_ssim(images, chosen)}, groups, "aaa", resamples=2)
+    found = within_groups(
+        lambda chosen: {"ms-ssim": pair_ms_ssim(images, chosen)}, groups, "aaa", bootstrap=Bootstrap(2)
+    )
     assert found["value"] == pytest.approx(np.mean(pairs), abs=1e-6)
 
 
@@ -232,14 +234,14 @@ def test_planted_copies_are_found() -> None:
     assert found.value == 1 and found.details["subsets"] == 1
     assert found.per_image[memorisation.NEAREST].tolist() == list(range(20, 80))
     assert found.per_image[memorisation.DISTANCE].max() < 0.02
-    half = memorisation.nearer_to_train(np.concatenate([copies, fresh]), train, test, resamples=200)
+    half = memorisation.nearer_to_train(np.concatenate([copies, fresh]), train, test, bootstrap=Bootstrap(200))
     assert half.value == pytest.approx(0.75, abs=0.1)
     assert half.ci[0] < half.value < half.ci[1]
 
 
 def test_a_larger_train_set_is_no_memorisation() -> None:
     train, test, fresh = (RNG.normal(size=(n, 6)) for n in (2000, 200, 300))
-    found = memorisation.nearer_to_train(fresh, train, test, resamples=200)
+    found = memorisation.nearer_to_train(fresh, train, test, bootstrap=Bootstrap(200))
     assert found.details["pool"] == 200 and found.details["subsets"] == 20
     assert found.value == pytest.approx(0.5, abs=0.08)  # without equal pools it is about 0.9
     to_train, to_test = cdist(fresh, train), cdist(fresh, test)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from roentgen.metrics.statistics import Bootstrap
 from roentgen.metrics.text import clinical
 from roentgen.metrics.text.grounding import Case, cover, grounding_scores, matched, pointing, prior_boxes, radfact
 
@@ -25,7 +26,7 @@ def test_f1_by_hand() -> None:
     said = np.zeros((20, 2))
     said[5:15, 0] = 1
     said[:, 1] = 1
-    found = clinical.clinical_scores(said, truth, FINDINGS[:2], range(20), resamples=200)
+    found = clinical.clinical_scores(said, truth, FINDINGS[:2], range(20), bootstrap=Bootstrap(200))
     effusion, other = found["findings"]
     assert effusion["value"] == pytest.approx(0.5) and effusion["ci"][0] < 0.5 < effusion["ci"][1]
     assert effusion["precision"] == 0.5 and effusion["recall"] == 0.5
@@ -36,9 +37,9 @@ def test_f1_by_hand() -> None:
 def test_saying_nothing_and_saying_everything() -> None:
     rng = np.random.default_rng(0)
     truth = (rng.random((300, 3)) < 0.2).astype(float)
-    nothing = clinical.clinical_scores(np.zeros((300, 3)), truth, FINDINGS, range(300), resamples=50)
+    nothing = clinical.clinical_scores(np.zeros((300, 3)), truth, FINDINGS, range(300), bootstrap=Bootstrap(50))
     assert nothing["macro"]["value"] == 0
-    everything = clinical.clinical_scores(np.ones((300, 3)), truth, FINDINGS, range(300), resamples=50)
+    everything = clinical.clinical_scores(np.ones((300, 3)), truth, FINDINGS, range(300), bootstrap=Bootstrap(50))
     shares = truth.mean(0)
     assert everything["macro"]["value"] == pytest.approx(float((2 * shares / (1 + shares)).mean()))
 
@@ -67,7 +68,7 @@ def test_grounding_by_hand() -> None:
     exact, wrong, none = Case((LEFT,), (LEFT,), 1), Case((RIGHT,), (LEFT,), 2), Case((), (LEFT, RIGHT), 3)
     assert [pointing(case) for case in (exact, wrong, none)] == [1, 0, 0]
     assert [cover(case) for case in (exact, wrong, none)] == [1, 0, 0]
-    found = grounding_scores([exact, wrong, none], resamples=50)
+    found = grounding_scores([exact, wrong, none], bootstrap=Bootstrap(50))
     assert found["precision"]["0.5"]["value"] == 0.5  # one of the two boxes that were said
     assert found["recall"]["0.5"]["value"] == 0.25  # one of four
     assert found["spatial"]["precision"]["value"] == 0.5 and found["boxes"] == 4

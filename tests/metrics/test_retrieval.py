@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from roentgen.metrics.statistics import Bootstrap
 from roentgen.metrics.text import retrieval as r
 
 
@@ -44,13 +45,15 @@ def clusters(spread: float, n: int = 240) -> tuple[np.ndarray, np.ndarray, list[
 def test_perfect_and_blind_vectors() -> None:
     vectors, labels, patients = clusters(0.01)
     same = r.same_findings(labels, labels)
-    good = r.retrieval(vectors, vectors, same, patients, gallery_groups=patients, resamples=50)
+    good = r.retrieval(vectors, vectors, same, patients, gallery_groups=patients, bootstrap=Bootstrap(50))
     entries = {entry["k"]: entry for entry in good.details["at"]}
     assert set(entries) == {5, 10, 50} and good.value == entries[5]["value"] == 1.0
     assert entries[50]["value"] == entries[50]["best"] == 1.0
     assert entries[5]["chance"] == pytest.approx(59 / 238, abs=0.01)  # an image's own patient is out of reach
     assert entries[5]["floor"] == pytest.approx(0.25, abs=0.04)
-    blind = r.retrieval(np.random.default_rng(1).normal(size=(240, 4)), vectors, same, patients, resamples=50)
+    blind = r.retrieval(
+        np.random.default_rng(1).normal(size=(240, 4)), vectors, same, patients, bootstrap=Bootstrap(50)
+    )
     assert blind.value == pytest.approx(0.25, abs=0.08)
     low, high = blind.ci
     assert low < blind.value < high
@@ -59,20 +62,20 @@ def test_perfect_and_blind_vectors() -> None:
 def test_too_small_a_gallery_and_queries_without_match_are_said() -> None:
     vectors, labels, patients = clusters(0.1, n=24)
     labels[:4] = 0
-    result = r.retrieval(vectors, vectors, r.same_findings(labels, labels), patients, resamples=20)
+    result = r.retrieval(vectors, vectors, r.same_findings(labels, labels), patients, bootstrap=Bootstrap(20))
     text = " ".join(result.notes)
     assert result.n == 20 and "4 of 24 queries" in text and "precision at 50" in text and "n = 20" in text
     alone = np.eye(24, dtype=bool) | np.eye(24, k=4, dtype=bool)  # itself and the fifth after it
-    only = r.retrieval(vectors, vectors, alone, patients, gallery_groups=patients, resamples=20)
+    only = r.retrieval(vectors, vectors, alone, patients, gallery_groups=patients, bootstrap=Bootstrap(20))
     assert only.n == 20 and only.details["left_out"] == 4  # the last four have but their own patient
-    nothing = r.retrieval(vectors, vectors, np.zeros((24, 24), bool), patients, resamples=20)
+    nothing = r.retrieval(vectors, vectors, np.zeros((24, 24), bool), patients, bootstrap=Bootstrap(20))
     assert nothing.n == 0 and np.isnan(nothing.value)
 
 
 def test_shuffled_labels_are_at_chance() -> None:
     vectors, labels, patients = clusters(0.05)
     moved = labels[np.random.default_rng(3).permutation(240)]
-    result = r.retrieval(vectors, vectors, r.same_findings(moved, moved), patients, resamples=20)
+    result = r.retrieval(vectors, vectors, r.same_findings(moved, moved), patients, bootstrap=Bootstrap(20))
     assert result.value == pytest.approx(0.4, abs=0.12)  # itself among the five, the others by chance
     entry = result.details["at"][0]
     assert entry["chance"] == pytest.approx(0.25, abs=0.01)

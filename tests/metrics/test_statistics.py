@@ -9,7 +9,7 @@ import pytest
 
 from roentgen.metrics import statistics
 from roentgen.metrics.adherence import auroc
-from roentgen.metrics.statistics import cluster_weights
+from roentgen.metrics.statistics import Bootstrap
 
 
 def two_models(n: int, *, shift: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +36,7 @@ def test_paired_bootstrap_agrees_with_the_t_test() -> None:
     for shift in (0.0, 0.1, 0.2):
         a, b = two_models(200, shift=shift)
         expected = stats.ttest_rel(a, b)
-        result = statistics.paired_bootstrap(a, b, resamples=5000)
+        result = statistics.paired_bootstrap(a, b, bootstrap=Bootstrap(5000))
         low, high = expected.confidence_interval()
         assert result["p"] == pytest.approx(expected.pvalue, abs=0.02)
         np.testing.assert_allclose(result["ci"], (low, high), atol=0.01)
@@ -68,7 +68,7 @@ def test_draws_of_any_statistic() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(120) % 2.0
     good, bad = labels + rng.normal(size=120), labels + 3 * rng.normal(size=120)
-    weights = cluster_weights(range(120))
+    weights = Bootstrap().weights(range(120))
     draws = auroc.weighted_auroc(good, labels, weights) - auroc.weighted_auroc(bad, labels, weights)
     value = auroc.auroc(good, labels) - auroc.auroc(bad, labels)
     result = statistics.from_draws(value, draws)
@@ -108,7 +108,7 @@ def test_type_one_errors_are_near_five_per_cent() -> None:
         groups = np.repeat(np.arange(30), 2)
         shared = rng.normal(size=(2, 30))  # what a patient's two prompts have in common
         a, b = (side[groups] + rng.normal(size=60) for side in shared)
-        found["bootstrap"] += statistics.paired_bootstrap(a, b, groups, resamples=300, seed=seed)["p"] < 0.05
+        found["bootstrap"] += statistics.paired_bootstrap(a, b, groups, bootstrap=Bootstrap(300, seed))["p"] < 0.05
         found["permutation"] += statistics.permutation_test(a, b, groups, permutations=300, seed=seed)["p"] < 0.05
         # 2.5 to 8 %: 5 % and about two standard errors; a bootstrap of 30 clusters is known to be a little liberal.
     assert 0.025 * runs <= found["permutation"] <= 0.08 * runs, found

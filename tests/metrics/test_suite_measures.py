@@ -17,6 +17,7 @@ from roentgen.errors import UserError
 from roentgen.metrics.adherence import calibration, round_trip
 from roentgen.metrics.memorisation.reidentification import load_siamese
 from roentgen.metrics.report.replicates import write_replicates
+from roentgen.metrics.statistics import Bootstrap
 from roentgen.prompts import statement
 from roentgen.reports import Finding, Info, Report
 
@@ -55,7 +56,7 @@ def test_calibrated_scores_have_the_error_that_their_n_gives() -> None:
     scores = rng.random((400, 2))
     labels = (rng.random((400, 2)) < scores).astype(float)
     names = ["Effusion", "Mass"]
-    found = calibration.calibration(scores, labels, names, range(400), resamples=100)
+    found = calibration.calibration(scores, labels, names, range(400), bootstrap=Bootstrap(100))
     floor = calibration.calibrated_error(scores, labels, names, names)
     assert floor["ci"][0] < found.value < floor["ci"][1] and floor["value"] > 0.02
     # Ten times as many: the floor falls with 1 / sqrt(n).
@@ -69,7 +70,7 @@ def test_overconfident_scores_lie_above_the_floor() -> None:
     truth = rng.random((400, 1))
     labels = (rng.random((400, 1)) < truth).astype(float)
     sure = np.where(truth > 0.5, 0.95, 0.05)
-    found = calibration.calibration(sure, labels, ["Effusion"], range(400), resamples=100)
+    found = calibration.calibration(sure, labels, ["Effusion"], range(400), bootstrap=Bootstrap(100))
     floor = calibration.calibrated_error(sure, labels, ["Effusion"], ["Effusion"])
     assert found.ci[0] > floor["ci"][1]
     # By hand: in the upper bin a score of 0.95 meets 0.75 of positives, in the lower 0.05 meets 0.25.

@@ -18,6 +18,7 @@ from tiny import write_bert
 
 from roentgen.errors import UserError
 from roentgen.metrics.image_set import ImageSet
+from roentgen.metrics.statistics import Bootstrap
 from roentgen.metrics.text import report_scores as t
 from roentgen.metrics.text import wordnet
 from roentgen.metrics.text.cider import cider
@@ -150,7 +151,7 @@ def test_every_score_is_there_computed_or_not(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(t.importlib.util, "find_spec", lambda name: None if sys.modules.get(name, 1) is None else 1)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/nowhere")
     described = Described(CANDIDATES, REFERENCES, GROUPS)
-    results = t.text_scores(described, real=Described(REFERENCES, REFERENCES, GROUPS), resamples=50)
+    results = t.text_scores(described, real=Described(REFERENCES, REFERENCES, GROUPS), bootstrap=Bootstrap(50))
     assert set(results) == set(t.SCORES)
     missing = {name for name, result in results.items() if result.details["not_computed"]}
     assert missing == {"METEOR", "METEOR (exact and stem)", "BERTScore", "RadGraph F1", "RaTEScore", t.CHEXBERT}
@@ -192,7 +193,7 @@ def test_packages_are_called_as_they_want(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setitem(sys.modules, package, SimpleNamespace(**content))
     monkeypatch.setattr(t.importlib.util, "find_spec", lambda name: 1)
     names = [t.CHEXBERT, "RadGraph F1", "RaTEScore"]
-    results = t.text_scores(Described(CANDIDATES, REFERENCES, GROUPS), scores=names, resamples=20)
+    results = t.text_scores(Described(CANDIDATES, REFERENCES, GROUPS), scores=names, bootstrap=Bootstrap(20))
     # effusion: 2 agree; heart: 2 agree; nothing else is named by either.
     assert results[t.CHEXBERT].value == 1
     longer = [len(c) / len(r) for c, r in zip(CANDIDATES, REFERENCES, strict=True)]
@@ -203,7 +204,7 @@ def test_packages_are_called_as_they_want(monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError("no network")
 
     monkeypatch.setitem(sys.modules, "f1chexbert", SimpleNamespace(F1CheXbert=fails))
-    broken = t.text_scores(Described(CANDIDATES, REFERENCES, GROUPS), scores=[t.CHEXBERT], resamples=20)
+    broken = t.text_scores(Described(CANDIDATES, REFERENCES, GROUPS), scores=[t.CHEXBERT], bootstrap=Bootstrap(20))
     assert "chexbert.pth" in broken[t.CHEXBERT].notes[0] and "no network" in broken[t.CHEXBERT].notes[0]
 
 
@@ -213,7 +214,7 @@ def test_nothing_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         return np.ones(len(candidates))
 
     monkeypatch.setitem(t.PAIRWISE, "RaTEScore", talks)
-    t.text_scores(Described(CANDIDATES, REFERENCES, GROUPS), scores=["RaTEScore"], resamples=5)
+    t.text_scores(Described(CANDIDATES, REFERENCES, GROUPS), scores=["RaTEScore"], bootstrap=Bootstrap(5))
     captured = capsys.readouterr()
     assert captured.out == "" and "Using device" in captured.err
 

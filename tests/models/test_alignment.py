@@ -16,6 +16,7 @@ from tiny import write_whole_clip
 
 from roentgen import errors
 from roentgen.errors import UserError
+from roentgen.metrics.statistics import Bootstrap
 from roentgen.metrics.text.alignment import alignment, own_and_other
 from roentgen.models import dual_encoder as models
 from roentgen.models import published_encoders
@@ -46,16 +47,16 @@ def test_alignment_of_matched_and_shuffled_pairs() -> None:
     texts = rng.normal(size=(200, 16))
     images = texts + rng.normal(size=(200, 16))
     groups = [i // 2 for i in range(200)]
-    good = alignment(images, texts, groups, real=(texts, texts, groups), resamples=100)
+    good = alignment(images, texts, groups, real=(texts, texts, groups), bootstrap=Bootstrap(100))
     assert good.value == pytest.approx(2**-0.5, abs=0.05) and not good.notes
     assert good.floor["value"] == pytest.approx(0, abs=0.02)
     assert good.details["beats"]["value"] > 0.95
     assert good.ceiling["value"] == pytest.approx(1)
     assert good.details["gain_over_real"]["ci"][1] < 0
-    moved = alignment(images, np.roll(texts, 7, axis=0), groups, resamples=100)
+    moved = alignment(images, np.roll(texts, 7, axis=0), groups, bootstrap=Bootstrap(100))
     low, high = moved.details["beats"]["ci"]
     assert low < 0.5 < high and moved.value == pytest.approx(0, abs=0.05)
-    assert "at least 100" in alignment(images[:9], texts[:9], groups[:9], resamples=9).notes[0]
+    assert "at least 100" in alignment(images[:9], texts[:9], groups[:9], bootstrap=Bootstrap(9)).notes[0]
     with pytest.raises(ValueError, match="equal shapes"):
         alignment(images, texts[:, :8], groups)
 

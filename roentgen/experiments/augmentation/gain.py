@@ -26,8 +26,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen.metrics.adherence.auroc import weighted_auroc
-from roentgen.metrics.adherence.scored import MIN_CASES
-from roentgen.metrics.statistics import LEVEL, Floats, correct, percentile_interval, t_quantile
+from roentgen.metrics.adherence.scored import MIN_CASES, by_finding
+from roentgen.metrics.statistics import LEVEL, Drawn, Floats, correct, known_mean, t_quantile
 
 NO_FINDING = "No Finding"
 AGE_BANDS = {"under 40": (0, 40), "40 to 59": (40, 60), "60 and over": (60, 200)}  # years, the upper bound excluded
@@ -56,14 +56,14 @@ class Scores:
     """AUROC of one arm at one subset over the scored findings.
 
     seeds (S, F), seed_draws (S, F, B): each seed's own. ensemble (F,), ensemble_draws (F, B): of the mean over seeds of
-    the probabilities. groups: grouping -> group -> (value, draws (B,)) of the ensemble's macro.
+    the probabilities. groups: grouping -> group -> the ensemble's macro.
     """
 
     seeds: Floats
     seed_draws: Floats
     ensemble: Floats
     ensemble_draws: Floats
-    groups: Mapping[str, Mapping[str, tuple[float, Floats]]]
+    groups: Mapping[str, Mapping[str, Drawn]]
 
 
 def enough_cases(labels: Floats, findings: Sequence[str]) -> list[int]:
@@ -101,22 +101,16 @@ def pairwise_auroc(scores: Floats, labels: Floats, weights: Floats) -> Floats:
 
 def aurocs(scores: Floats, labels: Floats, weights: Floats, columns: Sequence[int]) -> tuple[Floats, Floats]:
     """AUROC (F,) and its draws (F, B) of ``columns`` of scores and labels (N, ...); unknown labels are not counted."""
-    every = np.concatenate([np.ones((1, weights.shape[1])), weights])
-    found = []
-    for column in columns:
-        known = np.isfinite(labels[:, column])
-        found.append(pairwise_auroc(scores[known, column], labels[known, column], every[:, known]))
-    stacked = np.stack(found)
-    return stacked[:, 0], stacked[:, 1:]
+    chosen = list(columns)
+    names = [str(column) for column in chosen]
+    found = by_finding(lambda _, *of: pairwise_auroc(*of), scores[:, chosen], labels[:, chosen], names, weights)
+    return np.array([one.value for one in found]), np.stack([one.draws for one in found])
 
 
 def macro(values: Floats) -> Floats:
     """Mean over findings, the second axis from the end for draws (..., F, B); a resample without a case of a rare
     finding is the mean over the others."""
-    known = np.isfinite(values)
-    count = known.sum(axis=-2)
-    total = np.where(known, values, 0.0).sum(axis=-2)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return known_mean(np.moveaxis(values, -2, 0))
 
 
 def score(probabilities: Floats, sample: HeldOut) -> Scores:
@@ -144,8 +138,8 @@ def group_findings(sample: HeldOut, grouping: str) -> list[int]:
     return found
 
 
-def group_macros(probabilities: Floats, sample: HeldOut, grouping: str) -> dict[str, tuple[float, Floats]]:
-    """Macro AUROC and its draws (B,) in each group of ``grouping``; {} where fewer than two can be compared."""
+def group_macros(probabilities: Floats, sample: HeldOut, grouping: str) -> dict[str, Drawn]:
+    """Macro AUROC in each group of ``grouping``; {} where fewer than two can be compared."""
     names, columns = sample.groups[grouping], group_findings(sample, grouping)
     groups = np.unique(names[names != ""])
     if len(groups) < 2 or not columns:
@@ -154,15 +148,14 @@ def group_macros(probabilities: Floats, sample: HeldOut, grouping: str) -> dict[
     for name in groups:
         inside = names == name
         values, draws = aurocs(probabilities[inside], sample.labels[inside], sample.weights[:, inside], columns)
-        found[str(name)] = (float(values.mean()), macro(draws))
+        found[str(name)] = Drawn(float(values.mean()), macro(draws))
     return found
 
 
-def gap(groups: Mapping[str, tuple[float, Floats]]) -> tuple[float, Floats]:
-    """Largest minus smallest macro AUROC among the groups, and its draws (B,)."""
-    values = [value for value, _ in groups.values()]
-    draws = np.stack([each for _, each in groups.values()])
-    return max(values) - min(values), draws.max(axis=0) - draws.min(axis=0)
+def gap(groups: Mapping[str, Drawn]) -> Drawn:
+    """Largest minus smallest macro AUROC among the groups."""
+    values, draws = [one.value for one in groups.values()], np.stack([one.draws for one in groups.values()])
+    return Drawn(max(values) - min(values), draws.max(axis=0) - draws.min(axis=0))
 
 
 # ------------------------------------------------------------------------------------------------------- inference
@@ -176,12 +169,12 @@ def seed_weights(seeds: int, resamples: int) -> Floats:
     return counts / (seeds - 1)
 
 
-def from_spread(value: float, draws: Floats) -> dict[str, Any]:
-    """``value`` of a difference, its 95 % interval and two-sided p that it is 0, by the spread of its ``draws`` (B,).
+def from_spread(difference: Drawn) -> dict[str, Any]:
+    """Value of a difference, its 95 % interval and two-sided p that it is 0, by the spread of its draws.
 
     Draws without a case of any finding are left out.
     """
-    known = draws[np.isfinite(draws)]
+    value, known = difference.value, difference.draws[np.isfinite(difference.draws)]
     if not math.isfinite(value) or len(known) < 2:
         return {"value": value, "ci": (math.nan, math.nan), "p": math.nan}
     error = float(known.std(ddof=1))
@@ -198,7 +191,7 @@ def over_both(values: Floats, draws: Floats) -> dict[str, Any]:
     ``values``. With one seed the interval is over patients only.
     """
     seeds, resamples = draws.shape
-    found = from_spread(float(values.mean()), (seed_weights(seeds, resamples).T * draws).sum(axis=0))
+    found = from_spread(Drawn(float(values.mean()), (seed_weights(seeds, resamples).T * draws).sum(axis=0)))
     patients = draws.mean(axis=0)
     sd = float(values.std(ddof=1)) if seeds > 1 else math.nan
     alone = {"patients": float(patients[np.isfinite(patients)].std(ddof=1)), "seeds": sd / math.sqrt(seeds)}
@@ -217,19 +210,21 @@ class Size:
         scores = self.arms[arm]
         found = over_both(_macros(scores, columns), _draws(scores, columns))
         del found["p"]  # that an AUROC is not 0 says nothing
-        together = macro(scores.ensemble_draws[list(columns)])
-        found["ensemble"] = {"value": scores.ensemble[list(columns)].mean(), "ci": percentile_interval(together)}
-        return found
+        return {**found, "ensemble": _ensemble(scores, columns).entry}
 
     def gain(self, arm: str, columns: Sequence[int]) -> dict[str, Any]:
         """Macro AUROC over ``columns`` of ``arm`` minus the baseline's, paired by seed and by patient."""
         scores, base = self.arms[arm], self.arms[self.baseline]
         values = _macros(scores, columns) - _macros(base, columns)
         draws = _draws(scores, columns) - _draws(base, columns)
-        chosen = list(columns)
-        together = macro(scores.ensemble_draws[chosen]) - macro(base.ensemble_draws[chosen])
-        value = float(scores.ensemble[chosen].mean() - base.ensemble[chosen].mean())
-        return {**over_both(values, draws), "ensemble": from_spread(value, together)}
+        together = _ensemble(scores, columns).less(_ensemble(base, columns))
+        return {**over_both(values, draws), "ensemble": from_spread(together)}
+
+
+def _ensemble(scores: Scores, columns: Sequence[int]) -> Drawn:
+    """Macro AUROC of the seeds' mean probabilities over ``columns`` of the scored findings."""
+    chosen = list(columns)
+    return Drawn(float(scores.ensemble[chosen].mean()), macro(scores.ensemble_draws[chosen]))
 
 
 def _draws(scores: Scores, columns: Sequence[int]) -> Floats:
@@ -251,12 +246,10 @@ def gap_entries(arm: Scores, base: Scores) -> dict[str, Any]:
     for name, groups in arm.groups.items():
         if not groups:
             continue
-        value, draws = gap(groups)
-        base_value, base_draws = gap(base.groups[name])
         found[name] = {
-            "groups": {g: {"value": v, "ci": percentile_interval(d)} for g, (v, d) in groups.items()},
-            "gap": {"value": value, "ci": percentile_interval(draws)},
-            "change": from_spread(value - base_value, draws - base_draws),
+            "groups": {group: one.entry for group, one in groups.items()},
+            "gap": gap(groups).entry,
+            "change": from_spread(gap(groups).less(gap(base.groups[name]))),
         }
     return found
 

@@ -15,7 +15,7 @@ from roentgen.experiments.sensitivity.scores import METRICS, SPACES, Metric, in_
 from roentgen.metrics import neighbours
 from roentgen.metrics.diversity.ms_ssim import pair_ms_ssim
 from roentgen.metrics.memorisation.copies import QUANTILE
-from roentgen.metrics.statistics import Floats, cluster_weights, percentile_interval
+from roentgen.metrics.statistics import Bootstrap, Floats, percentile_interval, resampled_means
 
 
 def noise_of_all(start: KnownImages, world: World, *, draws: int, seed: int) -> dict[str, Floats]:
@@ -25,7 +25,7 @@ def noise_of_all(start: KnownImages, world: World, *, draws: int, seed: int) -> 
     names, patient = np.unique(pool.patients, return_inverse=True)
     light = replace(pool, pixels=np.zeros((len(pool), 1, 1), np.uint8))  # halves are never looked at, only measured
     far = Lookup.of(pool, world)
-    weights = cluster_weights(start.patients, draws, seed)
+    weights = Bootstrap(draws, seed).weights(start.patients)
     found: dict[str, list[float]] = {metric.key: [] for metric in METRICS}
     for number in tqdm(range(draws), desc="noise of undamaged images", file=sys.stderr, leave=False):
         ranks = rng.permutation(len(names))[patient]
@@ -42,9 +42,7 @@ def noise_of_all(start: KnownImages, world: World, *, draws: int, seed: int) -> 
                 found[metric.key].append(metric.value(drawn, world))
     for metric in METRICS:
         if metric.rows is not None:
-            rows = metric.rows(start, world)
-            known = np.isfinite(rows)
-            found[metric.key] = list(weights[:, known] @ rows[known] / weights[:, known].sum(axis=1))
+            found[metric.key] = list(resampled_means(metric.rows(start, world), weights))
         if metric.noise == "pairs":
             found[metric.key] = pair_draws(metric, start, world, draws=draws, seed=seed)
     return {key: np.array(values) for key, values in found.items()}

@@ -20,7 +20,7 @@ from roentgen.metrics.memorisation.authenticity import AUTHENTIC, authenticity
 from roentgen.metrics.memorisation.copies import near_duplicates
 from roentgen.metrics.memorisation.nearness import nearer_to_train
 from roentgen.metrics.noticed import Noticed
-from roentgen.metrics.statistics import Floats, known_mean
+from roentgen.metrics.statistics import Bootstrap, Floats, known_mean
 
 Rows = Callable[[KnownImages, World], Floats]
 KID_UNIT = 1000
@@ -56,13 +56,13 @@ def right_side(s: KnownImages, w: World) -> float:
 
 
 def nearer(s: KnownImages, w: World) -> float:
-    found = nearer_to_train(s.features, w.train.features, w.real.features, subsets=5, resamples=1, seed=w.seed)
+    found = nearer_to_train(s.features, w.train.features, w.real.features, subsets=5, bootstrap=Bootstrap(1, w.seed))
     return found.value
 
 
 def authentic_rows(s: KnownImages, w: World) -> Floats:
     """1 where a row is authentic (N,)."""
-    found = authenticity(s.features, w.train.features, train_groups=w.train.patients, resamples=1)
+    found = authenticity(s.features, w.train.features, train_groups=w.train.patients, bootstrap=Bootstrap(1))
     return np.asarray(found.per_image[AUTHENTIC])
 
 

@@ -12,7 +12,7 @@ from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, measure
 from roentgen.metrics.noticed import LABELS, Noticed
 from roentgen.metrics.reconstruction import rows_of_originals
-from roentgen.metrics.statistics import Floats, cluster_weights, percentile_interval
+from roentgen.metrics.statistics import Floats
 
 
 def weighted_auroc(scores: Floats, labels: Floats, weights: Floats) -> Floats:
@@ -60,7 +60,7 @@ def macro_auroc(scores: Floats, labels: Floats, findings: Sequence[str], weights
 )  # fmt: skip
 def measure_auroc(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     mine, theirs, findings = judged(inputs, extractor)
-    found = adherence(by_auroc, mine, findings, real=theirs, **inputs.bootstrap)
+    found = adherence(by_auroc, mine, findings, real=theirs, bootstrap=inputs.bootstrap)
     scores = {f"score {name}": mine.scores[:, i] for i, name in enumerate(findings)}
     labels = {f"label {name}": mine.labels[:, i] for i, name in enumerate(findings)}
     per_image = {SHOWN: shown(mine, theirs), **scores, **labels}
@@ -78,13 +78,12 @@ def reconstructed_auroc(
     before = real.rows(originals)
     columns = [extractor.findings.index(name) for name in findings]
     scores = inputs.of("reconstructed", extractor, "probabilities")[rows][:, columns].astype(np.float64)
-    weights = cluster_weights(before.groups, inputs.resamples, inputs.seed)
+    weights = inputs.bootstrap.weights(before.groups)
     beyond = [name for name in findings if name not in macro]
     after, unchanged = (
         macro_auroc(values, before.labels, findings, weights, leave_out=beyond, min_cases=1)
         for values in (scores, before.scores)
     )
-    gap = {"value": unchanged.value - after.value, "ci": percentile_interval(unchanged.draws - after.draws)}
     words = f"n = {len(rows):,}; the same images unchanged: {unchanged.value:.3f}"
-    entry = {"value": after.value, "ci": after.ci, "n": len(rows), "what": words, "real - reconstructed": gap}
-    return {"reconstructed": entry}
+    gap = unchanged.less(after).entry
+    return {"reconstructed": {**after.entry, "n": len(rows), "what": words, "real - reconstructed": gap}}

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.adherence.scored import MIN_CASES, ScoredImages, judged
+from roentgen.metrics.adherence.scored import MIN_CASES, ScoredImages, by_finding, judged, mean_of
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import NOTHING, ByFinding, EvaluationInputs, Result, Unavailable, bound, measure
-from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, percentile_interval, wilson_interval
+from roentgen.metrics.statistics import USUAL, Bootstrap, Drawn, Floats, percentile_interval, wilson_interval
 
 BINS = 10
 
@@ -66,8 +66,7 @@ def calibration(
     findings: Sequence[str],
     groups: Sequence[object],
     *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    bootstrap: Bootstrap = USUAL,
 ) -> Result:
     """Expected calibration error of probabilities ``scores`` (N, F) for ``labels`` (N, F), mean over findings.
 
@@ -76,37 +75,37 @@ def calibration(
     smaller it is; a resample, which repeats images, raises it further, so the draws are shifted to the value of the
     whole set before their percentiles are taken.
     """
-    if scores.shape != labels.shape or scores.shape[1] != len(findings) or len(groups) != len(scores):
-        raise ValueError(f"shapes differ: {scores.shape}, {labels.shape}, {len(findings)} findings")
-    weights = cluster_weights(groups, resamples, seed)
-    entries, draws, few = [], [], []
-    for column, finding in enumerate(findings):
-        known = np.isfinite(labels[:, column])
-        score, truth = scores[known, column].astype(np.float64), labels[known, column]
-        if min(truth.sum(), len(truth) - truth.sum()) < MIN_CASES:
-            few.append(finding)
-            continue
-        value = float(calibration_error(score, truth, np.ones((1, len(truth))))[0])
-        draws.append(calibration_error(score, truth, weights[:, known]))
-        entries.append(
-            {
-                "finding": finding,
-                "value": value,
-                "ci": _shifted_interval(draws[-1], value),
-                "n": len(truth),
-                "positives": int(truth.sum()),
-                "curve": reliability_curve(score, truth),
-            }
-        )
-    value = float(np.mean([entry["value"] for entry in entries])) if entries else float("nan")
+    each = by_finding(_error, scores, labels, findings, bootstrap.weights(groups))
+    few = [one.finding for one in each if one.cases < MIN_CASES]
+    chosen = [one for one in each if one.cases >= MIN_CASES]
+    entries = [
+        {
+            "finding": one.finding,
+            **_above_0(one),
+            "n": int(one.known.sum()),
+            "positives": one.positives,
+            "curve": reliability_curve(scores[one.known, column].astype(np.float64), labels[one.known, column]),
+        }
+        for column, one in enumerate(each)
+        if one.cases >= MIN_CASES
+    ]
     return Result(
-        value,
-        _shifted_interval(np.mean(draws, axis=0), value) if draws else NOTHING,
-        len(scores),
-        f"95 % percentile, bootstrap by patient shifted to the value, {resamples} resamples",
+        **_above_0(Drawn(*mean_of(chosen, bootstrap.resamples))),
+        n=len(scores),
+        ci_method=bootstrap.said("patient shifted to the value"),
         notes=[f"fewer than {MIN_CASES} positives or negatives, left out: {', '.join(few)}"] if few else [],
         details={"bins": BINS, "findings": entries},
     )
+
+
+def _error(column: int, scores: Floats, labels: Floats, weights: Floats) -> Floats:
+    return calibration_error(scores, labels, weights)
+
+
+def _above_0(found: Drawn) -> dict[str, Any]:
+    """Value and interval, the draws moved to the value; no error is below 0."""
+    low, high = found.moved().ci if np.isfinite(found.draws).any() else NOTHING
+    return {"value": found.value, "ci": (max(low, 0.0), max(high, 0.0)) if low == low else NOTHING}
 
 
 DRAWN = 200
@@ -119,32 +118,23 @@ def calibrated_error(
     chosen: Sequence[str],
     findings: Sequence[str],
     *,
-    resamples: int = DRAWN,
-    seed: int = 0,
+    bootstrap: Bootstrap = USUAL,
 ) -> dict[str, Any]:
     """What ``calibration`` gives of ``chosen`` findings were ``scores`` (N, F) right: its value is not 0 at this n.
 
     Labels are drawn from the scores where ``labels`` (N, F) are known, at most ``DRAWN`` times: mean over draws of the
     mean over findings, and the central 95 %.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(bootstrap.seed)
     draws = []
     for finding in chosen:
         column = list(findings).index(finding)
         score = scores[np.isfinite(labels[:, column]), column].astype(np.float64)
         one = np.ones((1, len(score)))
-        drawn = [(rng.random(len(score)) < score).astype(np.float64) for _ in range(min(resamples, DRAWN))]
+        drawn = [(rng.random(len(score)) < score).astype(np.float64) for _ in range(min(bootstrap.resamples, DRAWN))]
         draws.append([float(calibration_error(score, labels_, one)[0]) for labels_ in drawn])
     means = np.mean(draws, axis=0)
     return {"value": float(means.mean()), "ci": percentile_interval(means), "n": len(scores)}
-
-
-def _shifted_interval(draws: Floats, value: float) -> tuple[float, float]:
-    known = draws[np.isfinite(draws)]
-    if not known.size:
-        return NOTHING
-    low, high = percentile_interval(known - known.mean() + value)
-    return max(low, 0.0), max(high, 0.0)
 
 
 @measure(
@@ -155,12 +145,12 @@ def _shifted_interval(draws: Floats, value: float) -> tuple[float, float]:
 def measure_calibration(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Calibration error of the classifier's probabilities for what the prompts say, beside real images."""
     mine, theirs, findings = judged(inputs, extractor)
-    found = calibration(mine.scores, mine.labels, findings, mine.groups, **inputs.bootstrap)
+    found = calibration(mine.scores, mine.labels, findings, mine.groups, bootstrap=inputs.bootstrap)
     rows = found.details["findings"]
     if not rows:
         raise Unavailable("no finding has enough prompts with and without it")
     chosen = [row["finding"] for row in rows]
-    real = calibration(theirs.scores, theirs.labels, findings, theirs.groups, **inputs.bootstrap)
+    real = calibration(theirs.scores, theirs.labels, findings, theirs.groups, bootstrap=inputs.bootstrap)
     of_real = {row["finding"]: {key: row[key] for key in ("value", "ci", "n")} for row in real.details["findings"]}
     for row in rows:
         if row["finding"] in of_real:
@@ -170,9 +160,9 @@ def measure_calibration(inputs: EvaluationInputs, extractor: Extractor) -> Resul
     if common := [name for name in chosen if name in of_real]:
         columns = [findings.index(name) for name in common]
         scores, labels = theirs.scores[:, columns], theirs.labels[:, columns]
-        ceiling = calibration(scores, labels, common, theirs.groups, **inputs.bootstrap)
+        ceiling = calibration(scores, labels, common, theirs.groups, bootstrap=inputs.bootstrap)
         more["ceiling"] = bound(ceiling.entry, f"real images, {len(common)} findings")
-    floor = calibrated_error(mine.scores, mine.labels, chosen, findings, **inputs.bootstrap)
+    floor = calibrated_error(mine.scores, mine.labels, chosen, findings, bootstrap=inputs.bootstrap)
     more["floor"] = bound(floor, "labels drawn from the probabilities themselves")
     return found.plus(notes=inputs.notes, **more)
 

@@ -173,5 +173,5 @@ def measure_f1(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     if not any(math.isfinite(row.threshold) for row in thresholds):
         raise Unavailable(f"{len(scores)} validation images have too few cases of every finding to fit a threshold")
     matched, warnings = alike(mine, theirs, seed=inputs.seed)
-    found = adherence_f1(mine, findings, thresholds, real=matched, **inputs.bootstrap)
+    found = adherence_f1(mine, findings, thresholds, real=matched, bootstrap=inputs.bootstrap)
     return found.plus(notes=[*warnings, *inputs.notes])

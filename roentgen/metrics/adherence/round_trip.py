@@ -14,7 +14,7 @@ import numpy as np
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.reading import labels_of, sides_of
-from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, ratio_estimate
+from roentgen.metrics.statistics import USUAL, Bootstrap, Floats, ratio_estimate
 from roentgen.metrics.text.clinical import (
     LEAST,
     clinical_scores,
@@ -41,7 +41,7 @@ def by_reporter(inputs: EvaluationInputs) -> tuple[str, str]:
 
 def place_scores(
     reports: Sequence[Report], findings: Sequence[str], sides: Sequence[Sequence[str]], groups: Sequence[object],
-    *, seed: int = 0,
+    *, bootstrap: Bootstrap = USUAL,
 ) -> dict[str, Any]:  # fmt: skip
     """Of findings of a known left or right that a report places: share whose box with most weight, the first, has its
     middle in that half of the image, which is the patient's other hand. By chance it is about a half."""
@@ -53,7 +53,7 @@ def place_scores(
                 x1, _, x2, _ = boxes[name]
                 placed[row] += 1
                 hits[row] += (x1 + x2 > 1) == (side == "left")
-    return ratio_estimate(hits, placed, cluster_weights(list(groups), RESAMPLES, seed)) | {"n": int(placed.sum())}
+    return ratio_estimate(hits, placed, bootstrap.weights(groups)) | {"n": int(placed.sum())}
 
 
 @measure(
@@ -70,9 +70,7 @@ def measure_round_trip(inputs: EvaluationInputs, extractor: Extractor) -> Result
         raise Unavailable(f"no finding has {LEAST} prompts with and without it that {reporter.info.name} can name")
 
     def scored(texts: Sequence[str], truth: Floats, groups: Sequence[object]) -> dict[str, Any]:
-        return clinical_scores(
-            read_labels(texts, findings), truth, findings, groups, resamples=inputs.resamples, seed=inputs.seed
-        )
+        return clinical_scores(read_labels(texts, findings), truth, findings, groups, bootstrap=inputs.bootstrap)
 
     groups, patients = inputs.bootstrap_groups, inputs.real.patients
     reports, others = reports_by(reporter, inputs.synthetic), reports_by(reporter, inputs.real)
@@ -93,7 +91,7 @@ def measure_round_trip(inputs: EvaluationInputs, extractor: Extractor) -> Result
     ]
     return Result(
         value=found["macro"]["value"], ci=found["macro"]["ci"], n=len(said),
-        ci_method=f"95 % percentile, bootstrap by patient or prompt, {inputs.resamples} resamples",
+        ci_method=inputs.bootstrap.said(),
         floor=floor | {"what": "prompts shuffled"},
         ceiling=None if real is None else real["macro"] | {"what": "real images and their labels"},
         notes=inputs.notes,

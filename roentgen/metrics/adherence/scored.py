@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.metrics.extractor import Extractor
-from roentgen.metrics.measure import NOTHING, EvaluationInputs, Result
+from roentgen.metrics.measure import EvaluationInputs, Result
 from roentgen.metrics.reading import labels_of
-from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, known_mean, percentile_interval
+from roentgen.metrics.statistics import USUAL, Bootstrap, Drawn, Floats, known_mean, percentile_interval
 
 LEAVE_OUT = ("No Finding",)
 """The complement of the others."""
@@ -88,26 +88,51 @@ def alike(synthetic: ScoredImages, real: ScoredImages, *, seed: int = 0) -> tupl
     return real.rows(found), warnings
 
 
-@dataclass(frozen=True)
-class Macro:
-    """Mean figure over the findings that have enough cases; ``draws`` (resamples,) for paired differences.
+@dataclass(frozen=True, eq=False)
+class OfFinding(Drawn):
+    """A figure of one finding: which images (N,) have its label, and how many of them with and without it."""
+
+    finding: str
+    known: NDArray[np.bool_]
+    positives: int
+    negatives: int
+
+    @property
+    def cases(self) -> int:
+        """How many images tell it apart, at most: those of the rarer class."""
+        return min(self.positives, self.negatives)
+
+
+def by_finding(
+    figure: Figure, scores: Floats, labels: Floats, findings: Sequence[str], weights: Floats
+) -> list[OfFinding]:
+    """``figure`` of each column of ``labels`` (N, F) and ``scores`` (N, F), or several of them (..., N, F)."""
+    if scores.shape[-2:] != labels.shape or scores.shape[-1] != len(findings):
+        raise ValueError(f"shapes differ: {scores.shape}, {labels.shape}, {len(findings)} findings")
+    found = []
+    for column, finding in enumerate(findings):
+        known = np.isfinite(labels[:, column])
+        score, label = scores[..., known, column].astype(np.float64), labels[known, column]
+        positives = int(label.sum())
+        value = float(figure(column, score, label, np.ones((1, len(label))))[0])
+        draws = figure(column, score, label, weights[:, known])
+        found.append(OfFinding(value, draws, finding, known, positives, len(label) - positives))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Macro(Drawn):
+    """Mean figure over the findings that have enough cases.
 
     findings: of each its name as ``finding``, value and ci (NaN without positives or without negatives), how many
     positives and negatives, unknown labels not counted, and whether it is ``in_macro``.
     """
 
-    value: float
-    ci: tuple[float, float]
-    draws: Floats
     findings: list[dict[str, Any]]
 
     @property
     def names(self) -> list[str]:
         return [row["finding"] for row in self.findings if row["in_macro"]]
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        return {"value": self.value, "ci": self.ci}
 
 
 def macro(
@@ -125,28 +150,26 @@ def macro(
     ``weights`` (B, N) are the bootstrap's; the same weights make two results paired. ``leave_out``: findings listed
     but kept out of the macro.
     """
-    if scores.shape != labels.shape or scores.shape[1] != len(findings):
-        raise ValueError(f"shapes differ: {scores.shape}, {labels.shape}, {len(findings)} findings")
-    rows: list[dict[str, Any]] = []
-    draws = []
-    for column, finding in enumerate(findings):
-        known = np.isfinite(labels[:, column])
-        score, label = scores[known, column].astype(np.float64), labels[known, column]
-        positives = int(label.sum())
-        negatives = len(label) - positives
-        value = float(figure(column, score, label, np.ones((1, len(label))))[0])
-        sample = figure(column, score, label, weights[:, known])
-        included = finding not in leave_out and min(positives, negatives) >= min_cases and math.isfinite(value)
-        row = {"finding": finding, "value": value, "ci": percentile_interval(sample)}
-        rows.append(row | {"positives": positives, "negatives": negatives, "in_macro": included})
-        if included:
-            draws.append(sample)
-    if not draws:
-        return Macro(math.nan, NOTHING, np.full(len(weights), np.nan), rows)
-    # A resample may hold no case of a rare finding: its macro is the mean over the others.
-    together = known_mean(np.stack(draws))
-    value = float(np.mean([row["value"] for row in rows if row["in_macro"]]))
-    return Macro(value, percentile_interval(together), together, rows)
+    each = by_finding(figure, scores, labels, findings, weights)
+    chosen = [
+        one for one in each if one.finding not in leave_out and one.cases >= min_cases and math.isfinite(one.value)
+    ]
+    rows = [
+        {
+            "finding": one.finding, **one.entry, "positives": one.positives, "negatives": one.negatives,
+            "in_macro": one in chosen,
+        }
+        for one in each
+    ]  # fmt: skip
+    return Macro(*mean_of(chosen, len(weights)), rows)
+
+
+def mean_of(drawn: Sequence[Drawn], resamples: int) -> tuple[float, Floats]:
+    """Mean over findings and its draws (B,), NaN of none; a resample without a case of a rare one is the mean over the
+    others."""
+    if not drawn:
+        return math.nan, np.full(resamples, np.nan)
+    return float(np.mean([one.value for one in drawn])), known_mean(np.stack([one.draws for one in drawn]))
 
 
 def adherence(
@@ -156,8 +179,7 @@ def adherence(
     *,
     real: ScoredImages | None = None,
     ceiling: str = "real images",
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    bootstrap: Bootstrap = USUAL,
 ) -> Result:
     """Macro of ``figure`` on ``synthetic`` by the labels of the prompts, and by finding.
 
@@ -167,8 +189,7 @@ def adherence(
         findings: names of the columns.
         real: real images with their own labels (all of them, or those of ``alike``).
         ceiling: words for them.
-        resamples: of the bootstrap by group.
-        seed: of bootstrap and floor.
+        bootstrap: by group; its seed is the floor's too.
 
     Returns:
         The floor is the mean and range over ``SHUFFLES`` permutations of the prompts: what a generator that ignores
@@ -177,7 +198,7 @@ def adherence(
         their difference (independent bootstraps).
     """
     n = len(synthetic.scores)
-    weights = cluster_weights(synthetic.groups, resamples, seed)
+    weights = bootstrap.weights(synthetic.groups)
 
     def of(images: ScoredImages, draws: Floats, among: Sequence[str] | None = None) -> Macro:
         """The macro over the findings that have enough cases, or over ``among``."""
@@ -186,7 +207,7 @@ def adherence(
         return macro(figure, images.scores, images.labels, findings, draws, leave_out=beyond, min_cases=least)
 
     mine = of(synthetic, weights)
-    rng, one = np.random.default_rng(seed), np.ones((1, n))
+    rng, one = np.random.default_rng(bootstrap.seed), np.ones((1, n))
     moved = [synthetic.labels[rng.permutation(n)] for _ in range(SHUFFLES if mine.names else 0)]
     floors = [of(ScoredImages(synthetic.scores, labels, synthetic.groups), one, mine.names).value for labels in moved]
     notes = [f"n = {n}: use at least {FEW} images"] if n < FEW else []
@@ -200,16 +221,16 @@ def adherence(
     details: dict[str, Any] = {"macro_findings": mine.names, "findings": mine.findings, "shuffled": shuffled}
     top = None
     if real is not None:
-        draws = cluster_weights(real.groups, resamples, seed + 1)
+        draws = bootstrap.apart().weights(real.groups)
         whole = of(real, draws)
         details["real"] = {**whole.entry, "macro_findings": whole.names, "findings": whole.findings}
         for row, other in zip(mine.findings, whole.findings, strict=True):
             row["ceiling"] = {key: other[key] for key in ("value", "ci", "positives")}
         if common := [name for name in mine.names if name in whole.names]:
             ours, theirs = of(synthetic, weights, common), of(real, draws, common)
-            gap = {"value": ours.value - theirs.value, "ci": percentile_interval(ours.draws - theirs.draws)}
             details["on_common_findings"] = {
-                "findings": common, "synthetic": ours.entry, "real": theirs.entry, "difference": gap,
+                "findings": common, "synthetic": ours.entry, "real": theirs.entry,
+                "difference": ours.less(theirs).entry,
             }  # fmt: skip
             top = {**theirs.entry, "what": f"{ceiling}, {len(common)} findings"}
         else:
@@ -217,7 +238,7 @@ def adherence(
     return Result(
         **mine.entry,
         n=n,
-        ci_method=f"95 % percentile, bootstrap by patient or prompt, {resamples} resamples",
+        ci_method=bootstrap.said(),
         floor=shuffled | {"what": "prompts shuffled"},
         ceiling=top,
         notes=notes,

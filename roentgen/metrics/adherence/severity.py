@@ -19,7 +19,7 @@ from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import CHANCE, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.memorisation.damage import blur
 from roentgen.metrics.reading import PIXELS, pixels
-from roentgen.metrics.statistics import Floats, cluster_weights, percentile_interval, wilson_interval
+from roentgen.metrics.statistics import Drawn, Floats, wilson_interval
 
 LOWER = (0.60, 0.80)
 """Rows of the lower lung zones, in shares of the height."""
@@ -155,7 +155,7 @@ def _ceiling(
     if not np.isfinite(whole):
         return None
     patients = inputs.real.patients
-    weights = cluster_weights([patients[row] for row in rows], **inputs.bootstrap)
+    weights = inputs.bootstrap.weights([patients[row] for row in rows])
     words = "AUROC of the measure, real images with the finding against without"
-    ci = percentile_interval(weighted_auroc(values, labels[rows], weights))
-    return {"value": whole, "ci": ci, "n": len(rows), "what": words}
+    found = Drawn(whole, weighted_auroc(values, labels[rows], weights))
+    return {**found.entry, "n": len(rows), "what": words}

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from roentgen.metrics.statistics import Floats, Groups, cluster_weights, feature_rows, own_groups, percentile_interval
+from roentgen.metrics.statistics import Bootstrap, Drawn, Floats, Groups, feature_rows
 
 DISTINCT = 1 - math.exp(-1)
 """Share of the images that are in a resample at least once."""
@@ -203,8 +203,7 @@ def frechet_interval(
     *,
     groups_a: Groups | None = None,
     groups_b: Groups | None = None,
-    resamples: int = LEAST,
-    seed: int = 0,
+    bootstrap: Bootstrap,
 ) -> tuple[float, float]:
     """95 % interval of the distance of ``a`` (N, D) to ``b`` (M, D) at these sizes, by bootstrap.
 
@@ -212,14 +211,12 @@ def frechet_interval(
     each image is its own.
     """
     x, y = feature_rows(a), feature_rows(b)
-    weights_a = cluster_weights(own_groups(groups_a, x), resamples, seed)
-    weights_b = cluster_weights(own_groups(groups_b, y), resamples, seed + 1)
-    _, draws = resampled_distance(x, y, zip(weights_a, weights_b, strict=True))
-    low, high = percentile_interval(draws)
+    weights = bootstrap.weights(groups_a, x), bootstrap.apart().weights(groups_b, y)
+    low, high = resampled_distance(x, y, zip(*weights, strict=True)).ci
     return max(low, 0.0), max(high, 0.0)
 
 
-def resampled_distance(x: Floats, y: Floats, weights: Iterable[tuple[Floats, Floats]]) -> tuple[float, Floats]:
+def resampled_distance(x: Floats, y: Floats, weights: Iterable[tuple[Floats, Floats]]) -> Drawn:
     """Distance of ``x`` (N, D) to ``y`` (M, D), and draws of it, one for each of the ``weights`` (N,) and (M,).
 
     A resample repeats images, which raises the distance; its spread is right, its centre is not: so the draws are
@@ -231,4 +228,4 @@ def resampled_distance(x: Floats, y: Floats, weights: Iterable[tuple[Floats, Flo
     # Where few patients have many images, a resample can hold fewer than the two images that a covariance needs.
     draws = np.array([weighted_frechet(x, y, cross, u, v) for u, v in weights if min(u.sum(), v.sum()) > 1])
     value = weighted_frechet(x, y, cross, np.ones(len(x)), np.ones(len(y)))
-    return value, draws - draws.mean() + value
+    return Drawn(value, draws - draws.mean() + value)

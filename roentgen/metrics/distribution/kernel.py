@@ -8,7 +8,7 @@ from roentgen.metrics.distribution.pairs import UNSTABLE, Pair, measured
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import EvaluationInputs, Result, measure
 from roentgen.metrics.noticed import COLLAPSE, LOOKS, Noticed
-from roentgen.metrics.statistics import Floats, cluster_weights, feature_rows, own_groups, percentile_interval
+from roentgen.metrics.statistics import Bootstrap, Floats, feature_rows, percentile_interval
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
@@ -75,8 +75,8 @@ def kid(pair: Pair, *, subsets: int = SUBSETS, subset_size: int | None = None, s
     for number in range(subsets):
         chosen = x[rng.choice(len(x), size, replace=False)], y[rng.choice(len(y), size, replace=False)]
         values[number] = mmd2(*chosen)
-    u = cluster_weights(own_groups(pair.synthetic_groups, x), pair.resamples, seed)
-    v = cluster_weights(own_groups(pair.real_groups, y), pair.resamples, seed + 1)
+    bootstrap = Bootstrap(pair.resamples, seed)
+    u, v = bootstrap.weights(pair.synthetic_groups, x), bootstrap.apart().weights(pair.real_groups, y)
     few = (
         f"subsets of {size} images, half of the smaller set, instead of {SUBSET_SIZE}: the "
         "mean is comparable with published values, the spread over subsets is not"

@@ -19,7 +19,7 @@ from roentgen.metrics.distribution import frechet
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable
 from roentgen.metrics.reading import one_seed
-from roentgen.metrics.statistics import RESAMPLES, Groups, own_groups
+from roentgen.metrics.statistics import RESAMPLES, Bootstrap, Groups, own_groups
 
 NEIGHBOURS = 5
 CACHED = 12
@@ -52,8 +52,9 @@ class Pair:
     @cached_property
     def frechet_interval(self) -> tuple[float, float]:
         """Of the Frechet distance; FID and FD-infinity share it."""
-        of: dict[str, Any] = {"groups_a": self.synthetic_groups, "groups_b": self.real_groups, "seed": self.seed}
-        return frechet.frechet_interval(self.synthetic, self.real, resamples=self.frechet_resamples, **of)
+        of: dict[str, Any] = {"groups_a": self.synthetic_groups, "groups_b": self.real_groups}
+        bootstrap = Bootstrap(self.frechet_resamples, self.seed)
+        return frechet.frechet_interval(self.synthetic, self.real, bootstrap=bootstrap, **of)
 
     @cached_property
     def halves(self) -> Pair | None:
@@ -124,7 +125,8 @@ def pair_of(inputs: EvaluationInputs, extractor: Extractor) -> Pair:
         inputs.of("real", extractor),
         synthetic_groups=inputs.bootstrap_groups,
         real_groups=inputs.real.patients,
-        **inputs.bootstrap,
+        resamples=inputs.resamples,
+        seed=inputs.seed,
     )
 
 

@@ -16,7 +16,7 @@ from roentgen.metrics.distribution.pairs import CACHED, NEIGHBOURS, Pair, measur
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import EvaluationInputs, Result, measure
 from roentgen.metrics.noticed import COLLAPSE, LOOKS, ONE_KIND, Noticed
-from roentgen.metrics.statistics import Floats, cluster_weights, estimate, feature_rows, own_groups
+from roentgen.metrics.statistics import Bootstrap, Floats, feature_rows
 
 ROWS = 512  # of a distance matrix in memory at a time
 
@@ -106,7 +106,7 @@ def manifold_share(pair: Pair, name: str) -> Result:
     distributions, and may be above. Coverage: share of real images that have a generated one within their ball."""
     cut, found = _manifolds(pair)
     values, groups = (getattr(part, field) for part, field in zip((found, cut), SHARES[name], strict=True))
-    spread = estimate(values, cluster_weights(own_groups(groups, values), pair.resamples, pair.seed))
+    spread = Bootstrap(pair.resamples, pair.seed).mean(values, groups)
     n = len(cut.synthetic)
     return cut.result(
         spread["value"],

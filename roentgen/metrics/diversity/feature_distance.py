@@ -60,7 +60,7 @@ def measure_feature_within(inputs: EvaluationInputs, extractor: Extractor) -> Re
     if found.ceiling is not None:
         keys["real_"] = inputs.real, kind_keys(inputs.real)
     across = {
-        f"{prefix}across": across_groups(figures_of(images), of, **inputs.bootstrap)
+        f"{prefix}across": across_groups(figures_of(images), of, bootstrap=inputs.bootstrap)
         for prefix, (images, of) in keys.items()
     }
     return found.plus(details={**found.details, **across})

@@ -21,7 +21,7 @@ from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable
 from roentgen.metrics.pairing import kind_of
 from roentgen.metrics.reading import prompt_keys
-from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, estimate
+from roentgen.metrics.statistics import USUAL, Bootstrap, Floats, estimate
 from roentgen.prompts import labels_from_row
 
 Ints = NDArray[np.int64]
@@ -94,21 +94,19 @@ def pairs_across(keys: Sequence[Hashable], *, pairs: int = PAIRS, seed: int = 0)
     return np.array(list(found), dtype=np.int64).reshape(-1, 2)
 
 
-def within_groups(
-    figures: Figures, groups: Ints, keys: Sequence[Hashable], *, resamples: int = RESAMPLES, seed: int = 0
-) -> Entry:
+def within_groups(figures: Figures, groups: Ints, keys: Sequence[Hashable], *, bootstrap: Bootstrap = USUAL) -> Entry:
     """Mean over all pairs of each of ``groups`` (G, K), then over the groups, by bootstrap over their keys."""
     inside = np.array([pair for group in groups for pair in combinations(group, 2)])
-    weights = cluster_weights([keys[group[0]] for group in groups], resamples, seed)
+    weights = bootstrap.weights([keys[group[0]] for group in groups])
     return _entry({kind: v.reshape(len(groups), -1).mean(axis=1) for kind, v in figures(inside).items()}, weights)
 
 
 def across_groups(
-    figures: Figures, keys: Sequence[Hashable], pairs: int = PAIRS, *, resamples: int = RESAMPLES, seed: int = 0
+    figures: Figures, keys: Sequence[Hashable], pairs: int = PAIRS, *, bootstrap: Bootstrap = USUAL
 ) -> Entry:
     """Mean over pairs of different keys; in the bootstrap over keys a pair counts as often as both were drawn."""
-    chosen = pairs_across(keys, pairs=pairs, seed=seed)
-    weights = cluster_weights(keys, resamples, seed)
+    chosen = pairs_across(keys, pairs=pairs, seed=bootstrap.seed)
+    weights = bootstrap.weights(keys)
     return _entry(figures(chosen), weights[:, chosen[:, 0]] * weights[:, chosen[:, 1]])
 
 
@@ -138,7 +136,7 @@ def within_prompt(
             others = apart and [apart[int(row)] for row in rows]
             groups = rows[groups_of([keys[int(row)] for row in rows], apart=others, seed=inputs.seed)]
         if len(groups):
-            found[f"{prefix}within"] = within_groups(figures_of(images), groups, keys, **inputs.bootstrap)
+            found[f"{prefix}within"] = within_groups(figures_of(images), groups, keys, bootstrap=inputs.bootstrap)
         elif not prefix:
             raise Unavailable(f"no prompt has {PER_PROMPT} images; generate them with --num-images 4")
     made, real = found["within"], found.get("real_within")

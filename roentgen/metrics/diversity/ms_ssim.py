@@ -126,7 +126,7 @@ def measure_ms_ssim_across(inputs: EvaluationInputs, extractor: Extractor) -> Re
     size = common_size(inputs)
 
     def likeness(images: ImageSet, keys: Sequence[Hashable]) -> dict[str, Any]:
-        found = across_groups(_read(images, size), keys, ACROSS, **inputs.bootstrap)
+        found = across_groups(_read(images, size), keys, ACROSS, bootstrap=inputs.bootstrap)
         if not found["n"]:
             raise Unavailable("all images have the same prompt")
         return {key: found[key] for key in ("value", "ci", "n")}

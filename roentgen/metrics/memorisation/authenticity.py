@@ -12,16 +12,7 @@ from roentgen.metrics.measure import EvaluationInputs, Result, measure
 from roentgen.metrics.memorisation.nearness import rough_if_few
 from roentgen.metrics.neighbours import nearest
 from roentgen.metrics.noticed import ALL_COPIES, Noticed
-from roentgen.metrics.statistics import (
-    RESAMPLES,
-    Floats,
-    Groups,
-    cluster_weights,
-    estimate,
-    numbered,
-    own_groups,
-    wilson_interval,
-)
+from roentgen.metrics.statistics import USUAL, Bootstrap, Floats, Groups, numbered, own_groups, wilson_interval
 
 AUTHENTIC = "authentic"
 """Column of single images."""
@@ -34,8 +25,7 @@ def authenticity(
     unseen: NDArray[np.floating] | None = None,
     groups: Groups | None = None,
     train_groups: Groups | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    bootstrap: Bootstrap = USUAL,
 ) -> Result:
     """AuthPct as a share: ``queries`` that are farther from their nearest training image than that one from its own.
 
@@ -46,7 +36,7 @@ def authenticity(
     """
     if len(queries) == 0 or len(train) < 2:
         raise ValueError("authenticity needs a query and two training items")
-    own = np.arange(len(train)) if train_groups is None else numbered(train_groups)
+    own = numbered(own_groups(train_groups, train))
 
     def shares(items: NDArray[np.floating]) -> Floats:
         closest, distance = nearest(items, train)
@@ -54,8 +44,7 @@ def authenticity(
         _, between = nearest(train[sources], train, without=own[sources], pool_groups=own)
         return (distance[:, 0] > between[back, 0]).astype(np.float64)
 
-    weights = cluster_weights(own_groups(groups, queries), resamples, seed)
-    found = estimate(authentic := shares(queries), weights)
+    found = bootstrap.mean(authentic := shares(queries), groups)
     ceiling = None
     if unseen is not None and len(unseen):
         real = shares(unseen)
@@ -63,7 +52,7 @@ def authenticity(
         ceiling = {"value": value, "ci": ci, "n": len(real), "what": "held-out real images"}
     return Result(
         **found,
-        ci_method=f"95 % percentile, bootstrap by {'image' if groups is None else 'patient'}, {resamples} resamples",
+        ci_method=bootstrap.said("image" if groups is None else "patient"),
         ceiling=ceiling,
         notes=rough_if_few(len(queries), "queries"),
         details={"pool": len(train)},
@@ -79,4 +68,4 @@ def authenticity(
 def measure_authenticity(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     groups: dict[str, Any] = {"groups": inputs.bootstrap_groups, "train_groups": inputs.training().patients}
     queries, train, unseen = (inputs.of(name, extractor) for name in ("synthetic", "train", "real"))
-    return authenticity(queries, train, unseen=unseen, **groups, **inputs.bootstrap)
+    return authenticity(queries, train, unseen=unseen, **groups, bootstrap=inputs.bootstrap)

@@ -141,7 +141,9 @@ def measure_nearest_pixels(inputs: EvaluationInputs, extractor: Extractor) -> Re
     train, real = (points_of(images, neighbours.thumbnails) for images in (inputs.training(), inputs.real))
 
     def nearer(images: ImageSet, groups: Sequence[object]) -> Result:
-        return nearer_to_train(points_of(images, neighbours.thumbnails), train, real, groups=groups, **inputs.bootstrap)
+        return nearer_to_train(
+            points_of(images, neighbours.thumbnails), train, real, groups, bootstrap=inputs.bootstrap
+        )
 
     found = nearer(inputs.synthetic, inputs.bootstrap_groups).plus(per_image={})
     if inputs.validation is None:

@@ -19,15 +19,7 @@ from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import NOTHING, VALIDATION, EvaluationInputs, Result, bound, measure
 from roentgen.metrics.neighbours import Ints, blocks, nearest
 from roentgen.metrics.noticed import ALL_COPIES, Noticed
-from roentgen.metrics.statistics import (
-    RESAMPLES,
-    Floats,
-    Groups,
-    cluster_weights,
-    estimate,
-    own_groups,
-    percentile_interval,
-)
+from roentgen.metrics.statistics import USUAL, Bootstrap, Floats, Groups, own_groups, percentile_interval
 
 FEW = 100
 """Below this many images a share is too rough to say more than "all" or "none"."""
@@ -41,11 +33,10 @@ def nearer_to_train(
     queries: NDArray[np.floating],
     train: NDArray[np.floating],
     test: NDArray[np.floating],
-    *,
     groups: Groups | None = None,
+    *,
     subsets: int = 20,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    bootstrap: Bootstrap = USUAL,
 ) -> Result:
     """Share of ``queries`` (N, D) whose nearest of ``train`` (A, D) is closer than that of ``test`` (B, D); a half: it
     makes no difference.
@@ -61,7 +52,7 @@ def nearer_to_train(
     """
     if min(len(queries), len(train), len(test)) == 0:
         raise ValueError("queries, train and test must each hold at least one item")
-    rng = np.random.default_rng(seed)
+    rng, resamples = np.random.default_rng(bootstrap.seed), bootstrap.resamples
     size = min(len(train), len(test))
     subsets = 1 if len(train) == len(test) else subsets
     chosen: dict[str, list[Ints]] = {"train": [], "test": []}
@@ -77,7 +68,7 @@ def nearer_to_train(
     if groups is None:
         draws = [nearer[rng.integers(subsets), rng.integers(n, size=n)].mean() for _ in range(resamples)]
     else:
-        weights = cluster_weights(groups, resamples, seed)
+        weights = bootstrap.weights(groups)
         picked = nearer[rng.integers(subsets, size=resamples)]
         draws = list((weights * picked).sum(axis=1) / weights.sum(axis=1))
     notes = rough_if_few(n, "queries") + rough_if_few(size, "unseen images")
@@ -90,8 +81,7 @@ def nearer_to_train(
         float(nearer.mean()),
         percentile_interval(draws),
         n,
-        f"95 % percentile, bootstrap by {'image' if groups is None else 'patient'} and over train "
-        f"subsets, {resamples} resamples",
+        bootstrap.said(f"{'image' if groups is None else 'patient'} and over train subsets"),
         floor={"value": 0.5, "what": "no difference"},
         notes=notes,
         details={"pool": size, "subsets": subsets, "subset_sd": float(nearer.mean(axis=1).std())},
@@ -119,13 +109,12 @@ def membership_test(
     train_groups: Groups | None = None,
     test_groups: Groups | None = None,
     *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    bootstrap: Bootstrap = USUAL,
 ) -> dict[str, Any]:
     """Permutation test: would train and test lie as they do about ``queries`` had the model never seen train?
 
     The nearest real image of a query is a training image with chance A / (A + B) if which patients were trained on
-    makes no difference. Drawing the "trained" patients anew ``resamples`` times tells how far chance goes; unlike the
+    makes no difference. Drawing the "trained" patients anew, a resample each, tells how far chance goes; unlike the
     interval of ``nearer_to_train`` it counts the luck of which real images are in the pools (a few of them are the
     nearest of many queries). No subsets are needed: unequal pools have an unequal expectation.
 
@@ -143,7 +132,7 @@ def membership_test(
     first = (a < b)[:, 0] + 0.5 * (a == b)[:, 0]
     hits = np.bincount(index[in_train[:, 0]], weights=first, minlength=len(names))
     hits += np.bincount(index[len(train) + in_test[:, 0]], weights=1 - first, minlength=len(names))
-    rng = np.random.default_rng(seed)
+    rng, resamples = np.random.default_rng(bootstrap.seed), bootstrap.resamples
     null = np.array([hits[rng.permutation(trained)].sum() for _ in range(resamples)]) / len(queries)
     share = float(hits[trained].sum() / len(queries))
     return {
@@ -169,8 +158,7 @@ def by_frequency(
     counts: NDArray[np.integer],
     groups: Groups | None = None,
     *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    bootstrap: Bootstrap = USUAL,
 ) -> list[dict[str, Any]]:
     """Mean of ``values`` (N,) of any measure above, apart for prompts seen "never", "rarely" and "often" in training.
 
@@ -185,7 +173,7 @@ def by_frequency(
         rows = np.flatnonzero((counts >= low) & (counts <= (counts if high is None else high)))
         found: dict[str, Any] = {"value": math.nan, "ci": NOTHING, "n": 0}
         if len(rows):
-            found = estimate(values[rows], cluster_weights(names[rows], resamples, seed))
+            found = bootstrap.mean(values[rows], names[rows])
         result.append({"seen": name, "from": low, "to": high, **found})
     return result
 
@@ -208,7 +196,7 @@ def measure_nearest(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Share of generated images nearer to training images than to as many unseen ones."""
     train, groups = inputs.training(), inputs.bootstrap_groups
     queries, seen, unseen = (inputs.of(name, extractor) for name in ("synthetic", "train", "real"))
-    found = nearer_to_train(queries, seen, unseen, groups=groups, **inputs.bootstrap)
+    found = nearer_to_train(queries, seen, unseen, groups, bootstrap=inputs.bootstrap)
     patients = train.patients, inputs.real.patients
     counts = prompt_counts(inputs.synthetic.table["text"].tolist(), train.table["text"].tolist())
     distances = {
@@ -218,14 +206,14 @@ def measure_nearest(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     }
     details = {
         **found.details,
-        "membership": membership_test(queries, seen, unseen, *patients, **inputs.bootstrap),
-        "by_frequency": by_frequency(found.per_image[NEARER], counts, groups, **inputs.bootstrap),
+        "membership": membership_test(queries, seen, unseen, *patients, bootstrap=inputs.bootstrap),
+        "by_frequency": by_frequency(found.per_image[NEARER], counts, groups, bootstrap=inputs.bootstrap),
         "histogram": histogram(distances),
     }
     more: dict[str, Any] = {}
     if inputs.validation is not None:
         mine = inputs.of(VALIDATION, extractor)
-        control = nearer_to_train(mine, seen, unseen, groups=inputs.validation.patients, **inputs.bootstrap)
+        control = nearer_to_train(mine, seen, unseen, inputs.validation.patients, bootstrap=inputs.bootstrap)
         more["ceiling"] = bound(control.entry, "validation images")
     return found.plus(details=details, **more)
 

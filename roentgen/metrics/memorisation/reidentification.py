@@ -28,15 +28,7 @@ from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.neighbours import Ints, nearest
-from roentgen.metrics.statistics import (
-    RESAMPLES,
-    Floats,
-    Groups,
-    cluster_weights,
-    estimate,
-    own_groups,
-    percentile_interval,
-)
+from roentgen.metrics.statistics import USUAL, Bootstrap, Drawn, Floats, Groups, estimate
 
 Grey = NDArray[np.uint8]
 Images = Callable[[int], Grey]
@@ -103,8 +95,7 @@ def reidentification(
     groups: Groups | None = None,
     same_groups: Groups | None = None,
     different_groups: Groups | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    bootstrap: Bootstrap = USUAL,
 ) -> Result:
     """How like a training patient generated images score, between different (0.5) and same patients (the ceiling).
 
@@ -126,7 +117,7 @@ def reidentification(
     if min(len(g), len(s), len(d)) == 0:
         raise ValueError("scores of generated, same-patient and different-patient pairs are all needed")
     parts = ((g, groups), (s, same_groups), (d, different_groups))
-    weights = [cluster_weights(own_groups(of, part), resamples, seed + place) for place, (part, of) in enumerate(parts)]
+    weights = [bootstrap.apart(place).weights(of, part) for place, (part, of) in enumerate(parts)]
 
     def compare(high: int, low: int) -> dict[str, Any]:
         both = (g, s, d)[high], (g, s, d)[low]
@@ -134,7 +125,7 @@ def reidentification(
         labels = np.concatenate([np.ones(len(both[0])), np.zeros(len(both[1]))])
         draws = weighted_auroc(values, labels, np.concatenate([weights[high], weights[low]], axis=1))
         whole = weighted_auroc(values, labels, np.ones((1, len(values))))
-        return {"value": float(whole[0]), "ci": percentile_interval(draws)}
+        return Drawn(float(whole[0]), draws).entry
 
     power = compare(1, 2)
     alarm = float(np.quantile(d, 1 - FALSE_ALARMS))
@@ -149,7 +140,7 @@ def reidentification(
         notes.append(f"{len(d)} different-patient pairs cannot tell the {1 - FALSE_ALARMS:.0%} quantile")
     return Result(
         **compare(0, 2),
-        ci_method=f"95 % percentile, bootstrap by {'pair' if groups is None else 'patient'}, {resamples} resamples",
+        ci_method=bootstrap.said("pair" if groups is None else "patient"),
         n=len(g),
         floor={"value": 0.5, "what": "no more like training patients than unseen images are"},
         ceiling={**power, "n": len(s), "what": "real pairs of one patient"},
@@ -272,5 +263,5 @@ def measure_reidentification(inputs: EvaluationInputs, extractor: Extractor) -> 
         groups=[groups[row] for row in rows],
         same_groups=[train.patients[first] for first, _ in same],
         different_groups=[inputs.real.patients[row] for row in unseen],
-        **inputs.bootstrap,
+        bootstrap=inputs.bootstrap,
     )

@@ -28,9 +28,8 @@ from roentgen.metrics.report import plots
 from roentgen.metrics.report.html import Plot, Report, number, render, spelled
 from roentgen.metrics.result import write_json
 from roentgen.metrics.statistics import (
-    cluster_weights,
+    Bootstrap,
     correct,
-    from_draws,
     paired_bootstrap,
     permutation_test,
     verdict,
@@ -108,7 +107,7 @@ def paired_tests(a: Evaluation, b: Evaluation, *, seed: int, resamples: int) -> 
                 if (np.isfinite(mine) & np.isfinite(theirs)).sum() < 2:
                     continue
                 groups = x["patient"].tolist()
-                found = paired_bootstrap(mine, theirs, groups, resamples=resamples, seed=seed)
+                found = paired_bootstrap(mine, theirs, groups, bootstrap=Bootstrap(resamples, seed))
                 swapped = permutation_test(mine, theirs, groups, seed=seed)
                 tests[name] = {**found, "p": swapped["p"], "p_method": "permutation within patients"}
     if "auroc" in a.images and "auroc" in b.images:
@@ -144,7 +143,7 @@ def _auroc_tests(a: pd.DataFrame, b: pd.DataFrame, *, seed: int, resamples: int)
     names = [name for name in names if f"label {name}" in a and f"label {name}" in b]
     if len(a) < 2 or not names:
         return {}
-    weights = cluster_weights(a["patient"].tolist(), resamples, seed)
+    weights = Bootstrap(resamples, seed).weights(a["patient"].tolist())
 
     def matrix(table: pd.DataFrame, kind: str) -> NDArray[np.float64]:
         return table[[f"{kind} {name}" for name in names]].to_numpy(dtype=np.float64)
@@ -155,18 +154,14 @@ def _auroc_tests(a: pd.DataFrame, b: pd.DataFrame, *, seed: int, resamples: int)
     both = [macro_auroc(matrix(t, "score"), labels, names, weights, leave_out=(NO_FINDING,)) for t in (a, b)]
     found: dict[str, Any] = {}
     if both[0].names:
-        found["AUROC, macro"] = {
-            **from_draws(both[0].value - both[1].value, both[0].draws - both[1].draws),
-            "n": len(a),
-        }
+        found["AUROC, macro"] = {**both[0].less(both[1]).test(), "n": len(a)}
     for column, name in enumerate(names):
         known = labels[:, column]
         if min((known == 1).sum(), (known == 0).sum()) < MIN_CASES:
             continue
         one = [macro_auroc(matrix(t, "score")[:, [column]], labels[:, [column]], [name], weights) for t in (a, b)]
-        difference = one[0].value - one[1].value
         found[f"AUROC, {name.replace('_', ' ')}"] = {
-            **from_draws(difference, one[0].draws - one[1].draws),
+            **one[0].less(one[1]).test(),
             "n": int(np.isfinite(known).sum()),
         }
     return found

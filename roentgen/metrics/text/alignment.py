@@ -15,14 +15,7 @@ from numpy.typing import NDArray
 
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import EvaluationInputs, Result, measure
-from roentgen.metrics.statistics import (
-    RESAMPLES,
-    Floats,
-    cluster_weights,
-    estimate,
-    percentile_interval,
-    resampled_means,
-)
+from roentgen.metrics.statistics import USUAL, Bootstrap, Drawn, Floats, estimate, resampled_means
 from roentgen.metrics.text.retrieval import FEW, unit_rows
 from roentgen.metrics.text.vectors import by_dual_encoder, vectors
 
@@ -58,8 +51,7 @@ def alignment(
     *,
     same: NDArray[np.bool_] | None = None,
     real: tuple[NDArray[np.floating], NDArray[np.floating], Sequence[object]] | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    bootstrap: Bootstrap = USUAL,
 ) -> Result:
     """Mean cosine of images with their own texts, beside other texts and real pairs.
 
@@ -69,26 +61,24 @@ def alignment(
         groups: (N,) patient or prompt, for the intervals.
         same: (N, N) texts that are no others, see ``own_and_other``.
         real: image vectors, text vectors and patients of real pairs: the ceiling.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        bootstrap: by ``groups``.
 
     Returns:
         The mean cosine; its floor is the mean cosine with other texts. ``details`` holds ``gain`` (value less floor)
         and ``beats`` (share of other texts beaten, chance 0.5), each with its interval; with ``real`` the ceiling, and
         ``gain_over_real`` (difference of the gains, independent bootstraps).
     """
-    measured, gains = _measure(image_vectors, text_vectors, groups, same, resamples, seed)
+    measured, gain = _measure(image_vectors, text_vectors, groups, same, bootstrap)
     n, ceiling = measured["n"], None
     details = {key: measured[key] for key in ("gain", "beats")}
     details["chance"] = "floor: mean cosine with the other texts of the set; beats: 0.5"
     if real is not None:
-        beside, real_gains = _measure(*real, None, resamples, seed + 1)
+        beside, real_gain = _measure(*real, None, bootstrap.apart())
         ceiling = {**beside, "what": "real images and their texts"}
-        gap, ci = measured["gain"]["value"] - beside["gain"]["value"], percentile_interval(gains - real_gains)
-        details["gain_over_real"] = {"value": gap, "ci": ci}
+        details["gain_over_real"] = gain.less(real_gain).entry
     return Result(
         **{key: measured[key] for key in ("value", "ci", "n")},
-        ci_method=f"95 % percentile, bootstrap by patient or prompt, {resamples} resamples",
+        ci_method=bootstrap.said(),
         floor={**measured["floor"], "what": "other prompts of the set"},
         ceiling=ceiling,
         notes=[f"n = {n}: use at least {FEW} pairs"] if n < FEW else [],
@@ -101,18 +91,17 @@ def _measure(
     text_vectors: NDArray[np.floating],
     groups: Sequence[object],
     same: NDArray[np.bool_] | None,
-    resamples: int,
-    seed: int,
-) -> tuple[dict[str, Any], Floats]:
+    bootstrap: Bootstrap,
+) -> tuple[dict[str, Any], Drawn]:
     images, texts = unit_rows(image_vectors), unit_rows(text_vectors)
     if images.shape != texts.shape or len(groups) != len(images):
         raise ValueError(f"pairs need equal shapes, got {images.shape}, {texts.shape} and {len(groups)} groups")
     own, other, share = own_and_other(images, texts, same=same)
-    weights = cluster_weights(groups, resamples, seed)
+    weights = bootstrap.weights(groups)
 
     figures = {"floor": other, "gain": own - other, "beats": share}
     result = estimate(own, weights) | {name: estimate(values, weights) for name, values in figures.items()}
-    return result, resampled_means(own - other, weights)
+    return result, Drawn(result["gain"]["value"], resampled_means(own - other, weights))
 
 
 @measure(
@@ -131,7 +120,7 @@ def measure_alignment(inputs: EvaluationInputs, extractor: Extractor) -> Result:
         [groups[row] for row in rows],
         same=np.array([[a == b for b in said] for a in said]),
         real=(real_images, real_texts, [patients[row] for row in real_rows]),
-        **inputs.bootstrap,
+        bootstrap=inputs.bootstrap,
     )
     cosine = np.full(len(inputs.synthetic), np.nan)
     cosine[rows] = (images * texts).sum(axis=1)

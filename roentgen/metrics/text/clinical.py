@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, percentile_interval, ratio_estimate
+from roentgen.metrics.statistics import USUAL, Bootstrap, Drawn, Floats, ratio_estimate
 from roentgen.prompts import NO_FINDING, parse
 from roentgen.prompts.vocabulary import NARROWER
 
@@ -66,8 +66,7 @@ def clinical_scores(
     findings: Sequence[str],
     groups: Sequence[object],
     *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    bootstrap: Bootstrap = USUAL,
 ) -> dict[str, Any]:
     """F1 micro, macro and by finding, precision and recall, with intervals from a bootstrap by patient.
 
@@ -76,15 +75,15 @@ def clinical_scores(
         truth: labels (N, F) in {0, 1, NaN}.
         findings: names (F,).
         groups: patient of each report (N,).
-        resamples, seed: of the bootstrap.
+        bootstrap: by patient.
 
     Returns:
-        ``macro`` and ``micro`` ({value, ci, precision, recall}), ``findings`` (rows), and the resampled macro F1 under
-        ``draws`` for differences between reporters.
+        ``macro`` and ``micro`` ({value, ci, precision, recall}), ``findings`` (rows), and the macro F1 as ``drawn`` for
+        differences between reporters.
     """
     if said.shape != truth.shape or said.shape != (len(groups), len(findings)):
         raise ValueError(f"shapes differ: {said.shape}, {truth.shape}, {len(groups)} groups, {len(findings)} findings")
-    one, many = np.ones((1, len(said))), cluster_weights(list(groups), resamples, seed)
+    one, many = np.ones((1, len(said))), bootstrap.weights(groups)
     counts, draws = f1_draws(said, truth, one), f1_draws(said, truth, many)
     value, spread = _f1(*counts)[0], _f1(*draws)
     positives, negatives = (truth == 1).sum(0), (truth == 0).sum(0)
@@ -94,8 +93,7 @@ def clinical_scores(
     rows = [
         {
             "finding": name,
-            "value": float(value[column]),
-            "ci": percentile_interval(spread[:, column]),
+            **Drawn(float(value[column]), spread[:, column]).entry,
             "precision": _share(counts[0][0, column], counts[1][0, column]),
             "recall": _share(counts[0][0, column], counts[2][0, column]),
             "positives": int(positives[column]),
@@ -107,17 +105,16 @@ def clinical_scores(
     ]
     hits, false, missed = (part[:, usable].sum(1) for part in counts)
     micro = _f1(*(part[:, usable].sum(1) for part in draws))
-    macro = spread[:, usable].mean(1)
+    macro = Drawn(float(value[usable].mean()), spread[:, usable].mean(1))
     return {
-        "macro": {"value": float(value[usable].mean()), "ci": percentile_interval(macro)},
+        "macro": macro.entry,
         "micro": {
-            "value": float(_f1(hits, false, missed)[0]),
-            "ci": percentile_interval(micro),
+            **Drawn(float(_f1(hits, false, missed)[0]), micro).entry,
             "precision": _share(hits[0], false[0]),
             "recall": _share(hits[0], missed[0]),
         },
         "findings": rows,
-        "draws": macro,
+        "drawn": macro,
     }
 
 
@@ -126,7 +123,11 @@ def _share(hits: float, others: float) -> float:
 
 
 def side_scores(
-    said: Sequence[Sequence[str]], true: Sequence[Sequence[str]], groups: Sequence[object], *, seed: int = 0
+    said: Sequence[Sequence[str]],
+    true: Sequence[Sequence[str]],
+    groups: Sequence[object],
+    *,
+    bootstrap: Bootstrap = USUAL,
 ) -> dict[str, Any]:
     """Share of findings with a known side that the text names on just that side; what it does not name is wrong.
 
@@ -139,9 +140,8 @@ def side_scores(
                 asked[row] += 1
                 named[row] += bool(one)
                 right[row] += one == other
-    weights = cluster_weights(list(groups), RESAMPLES, seed)
     return {
-        **ratio_estimate(right, asked, weights),
+        **ratio_estimate(right, asked, bootstrap.weights(groups)),
         "n": int(asked.sum()),
         "of_named": float(right.sum() / named.sum()) if named.sum() else float("nan"),
     }

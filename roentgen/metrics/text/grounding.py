@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.metrics.statistics import RESAMPLES, Floats, cluster_weights, estimate, ratio_estimate
+from roentgen.metrics.statistics import USUAL, Bootstrap, Floats, estimate, ratio_estimate
 from roentgen.reports.boxes import Box, centre, holds, iou
 
 LEVELS = (0.1, 0.3, 0.5)
@@ -71,7 +71,7 @@ def covered(boxes: Sequence[Box], by: Sequence[Box]) -> int:
     return count
 
 
-def grounding_scores(cases: Sequence[Case], *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+def grounding_scores(cases: Sequence[Case], *, bootstrap: Bootstrap = USUAL) -> dict[str, Any]:
     """Scores of the cases with intervals from a bootstrap by patient; a case without said boxes misses all its own.
 
     Returns:
@@ -80,7 +80,7 @@ def grounding_scores(cases: Sequence[Case], *, resamples: int = RESAMPLES, seed:
     """
     if not cases:
         raise ValueError("no cases")
-    weights = cluster_weights([case.group for case in cases], resamples, seed)
+    weights = bootstrap.weights([case.group for case in cases])
 
     def mean(of: Callable[[Case], float]) -> dict[str, Any]:
         values = np.array([of(case) for case in cases])
@@ -129,7 +129,7 @@ def radfact(
     true: Sequence[Mapping[str, Sequence[Box]]],
     groups: Sequence[object],
     *,
-    seed: int = 0,
+    bootstrap: Bootstrap = USUAL,
 ) -> dict[str, Any]:
     """RadFact's scores by rules: findings by label instead of a language model's entailment.
 
@@ -149,7 +149,7 @@ def radfact(
             ]
         )  # fmt: skip
     counts: Floats = np.array(rows, dtype=float)
-    weights = cluster_weights(list(groups), RESAMPLES, seed)
+    weights = bootstrap.weights(groups)
     names = {
         "logical_precision": (0, 1), "logical_recall": (0, 2), "spatial_precision": (3, 4), "spatial_recall": (5, 6)
     }  # fmt: skip

@@ -32,14 +32,7 @@ from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.measure import NOTHING, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.reading import texts_of
-from roentgen.metrics.statistics import (
-    RESAMPLES,
-    Floats,
-    cluster_weights,
-    percentile_interval,
-    ratio_estimate,
-    resampled_means,
-)
+from roentgen.metrics.statistics import USUAL, Bootstrap, Drawn, Floats, ratio_estimate, resampled_means
 from roentgen.metrics.text.cider import cider
 from roentgen.metrics.text.wordnet import WordNetMissing, load_wordnet
 from roentgen.models import hub, loading
@@ -278,8 +271,7 @@ def text_scores(
     *,
     real: Described | None = None,
     scores: Sequence[str] = SCORES,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    bootstrap: Bootstrap = USUAL,
 ) -> dict[str, Result]:
     """Every one of ``scores`` (names of ``SCORES``).
 
@@ -290,7 +282,7 @@ def text_scores(
     unknown = [name for name in scores if name not in SCORES]
     if unknown:
         raise ValueError(f"unknown score {unknown[0]!r}; known are {', '.join(SCORES)}")
-    order = np.random.default_rng(seed).permutation(len(described.texts))
+    order = np.random.default_rng(bootstrap.seed).permutation(len(described.texts))
     shuffled = Described(described.texts, [described.references[i] for i in order], described.groups)
     cases = {"value": described, "floor": shuffled} | ({} if real is None else {"ceiling": real})
     words: dict[str, dict[str, str]] = {
@@ -298,7 +290,7 @@ def text_scores(
         "floor": {"what": "prompts shuffled"},
         "ceiling": {"what": "real images and their texts"},
     }
-    weights = {name: cluster_weights(case.groups, resamples, seed) for name, case in cases.items()}
+    weights = {name: bootstrap.weights(case.groups) for name, case in cases.items()}
     results = {}
     for name in scores:
         entries: dict[str, Any] = {}
@@ -313,7 +305,7 @@ def text_scores(
         value: dict[str, Any] = {"value": math.nan, "ci": NOTHING} if missing else entries.pop("value")
         results[name] = Result(
             **value,
-            ci_method=f"95 % percentile, bootstrap by patient or prompt, {resamples} resamples",
+            ci_method=bootstrap.said(),
             n=n,
             notes=[missing] if missing else [f"n = {n}: use at least {FEW} pairs"] if n < FEW else [],
             details={"not_computed": missing},
@@ -326,11 +318,11 @@ def _score(name: str, case: Described, weights: Floats) -> dict[str, Any]:
     """Value and interval of one score on one set."""
     if name in PAIRWISE:
         values = PAIRWISE[name](case.texts, case.references)
-        return {"value": float(values.mean()), "ci": percentile_interval(resampled_means(values, weights))}
+        return Drawn(float(values.mean()), resampled_means(values, weights)).entry
     if name in BLEU:
         counts, order = bleu_counts(case.texts, case.references), BLEU.index(name) + 1
         value = corpus_bleu(counts.sum(axis=0, keepdims=True), order)[0]
-        return {"value": float(value), "ci": percentile_interval(corpus_bleu(weights @ counts, order))}
+        return Drawn(float(value), corpus_bleu(weights @ counts, order)).entry
     mine, theirs = chexbert_labels(case.texts), chexbert_labels(case.references)
     hits, wrong = (mine & theirs).sum(axis=1), (mine ^ theirs).sum(axis=1)
     return ratio_estimate(2.0 * hits, 2.0 * hits + wrong, weights)
@@ -366,7 +358,7 @@ def measure_text_scores(inputs: EvaluationInputs, extractor: Extractor) -> Resul
         return Described(said, [texts[row] for row in rows], [groups[row] for row in rows])
 
     mine = described(inputs.synthetic, inputs.bootstrap_groups)
-    found = text_scores(mine, real=described(inputs.real, inputs.real.patients), **inputs.bootstrap)
+    found = text_scores(mine, real=described(inputs.real, inputs.real.patients), bootstrap=inputs.bootstrap)
     rows = [
         {"name": name, **score.entry, "floor": score.floor, "ceiling": score.ceiling}
         for name, score in found.items()

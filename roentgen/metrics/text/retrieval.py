@@ -18,9 +18,9 @@ from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import NOTHING, EvaluationInputs, Result, Unavailable, bound, measure
 from roentgen.metrics.reading import labels_of
 from roentgen.metrics.statistics import (
-    RESAMPLES,
+    USUAL,
+    Bootstrap,
     Floats,
-    cluster_weights,
     estimate,
     feature_rows,
     known_mean,
@@ -109,8 +109,7 @@ def retrieval(
     groups: Sequence[object],
     *,
     gallery_groups: Sequence[object] | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    bootstrap: Bootstrap = USUAL,
 ) -> Result:
     """Precision at ``KS`` of ``gallery`` (G, D) ranked by cosine for ``queries`` (Q, D).
 
@@ -120,8 +119,7 @@ def retrieval(
         relevant: (Q, G), see ``same_findings``.
         groups: (Q,) patient of each query, for the intervals.
         gallery_groups: (G,) patients; a query then never finds an item of its own patient. None: all are found.
-        resamples: of the bootstrap.
-        seed: of bootstrap and floor.
+        bootstrap: by ``groups``; its seed is the floor's too.
 
     Returns:
         The precision at the first of ``KS`` that could be computed. ``details``:
@@ -148,12 +146,12 @@ def retrieval(
         similarity = unit_rows(queries)[kept] @ unit_rows(gallery).T
         order = ranking(similarity, max(KS), exclude=exclude[kept])
         precision = precision_at(order, possible[kept])
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(bootstrap.seed)
         floors = np.empty((FLOOR_SHUFFLES, len(KS)))
         for number in range(FLOOR_SHUFFLES):
             moved = relevant[kept][:, rng.permutation(len(gallery))]
             floors[number] = known_mean(precision_at(order, moved))
-        weights = cluster_weights([groups[i] for i in kept], resamples, seed)
+        weights = bootstrap.weights([groups[i] for i in kept])
         left, right = (~exclude[kept]).sum(axis=1), possible[kept].sum(axis=1)
         for k, values, floor in zip(KS, precision.T, floors.T, strict=True):
             known = np.isfinite(values)
@@ -175,7 +173,7 @@ def retrieval(
         first["value"],
         first["ci"],
         len(kept),
-        f"95 % percentile, bootstrap by patient of the query, {resamples} resamples",
+        bootstrap.said("patient of the query"),
         notes=notes,
         details={"at": entries, "gallery": len(gallery), "left_out": left_out},
     )
@@ -188,9 +186,9 @@ def measure_retrieval(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     """Precision at 5, 10 and 50 of real images found for a generated one: same findings as it was asked for."""
     (mine, theirs), patients = labels_of(inputs), inputs.real.patients
     made, real = inputs.of("synthetic", extractor), inputs.of("real", extractor)
-    found = retrieval(made, real, same_findings(mine, theirs), inputs.bootstrap_groups, **inputs.bootstrap)
+    found = retrieval(made, real, same_findings(mine, theirs), inputs.bootstrap_groups, bootstrap=inputs.bootstrap)
     same = same_findings(theirs, theirs)
-    ceiling = retrieval(real, real, same, patients, gallery_groups=patients, **inputs.bootstrap)
+    ceiling = retrieval(real, real, same, patients, gallery_groups=patients, bootstrap=inputs.bootstrap)
     return with_rows(found, ceiling, "real images, other patients found")
 
 
@@ -220,7 +218,7 @@ def measure_text_retrieval(inputs: EvaluationInputs, extractor: Extractor) -> Re
     of_texts = theirs[real_rows]
     groups, patients = inputs.bootstrap_groups, inputs.real.patients
     groups, own = [groups[row] for row in rows], [patients[row] for row in real_rows]
-    found = retrieval(images, texts, same_findings(mine[rows], of_texts), groups, **inputs.bootstrap)
+    found = retrieval(images, texts, same_findings(mine[rows], of_texts), groups, bootstrap=inputs.bootstrap)
     same = same_findings(of_texts, of_texts)
-    real = retrieval(real_images, texts, same, own, gallery_groups=own, **inputs.bootstrap)
+    real = retrieval(real_images, texts, same, own, gallery_groups=own, bootstrap=inputs.bootstrap)
     return with_rows(found, real, "real images, texts of other patients found")
