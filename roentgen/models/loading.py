@@ -20,7 +20,7 @@ from typing import Any
 
 from roentgen.errors import UserError
 from roentgen.files import explained, read_json, reason
-from roentgen.models.hub import VARIANTS, WEIGHTED, weights
+from roentgen.models.hub import VARIANTS, WEIGHTED, pick_weights, weights
 from roentgen.models.plain import load_part
 
 COMPONENTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
@@ -125,13 +125,6 @@ def load_components(
 
 def load_component(folder: Path, name: str, library: str, class_name: str, dtype: Any) -> Any:
     """One component by its class's ``from_pretrained``."""
-    import torch
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
         component = getattr(importlib.import_module(library), class_name)
     except (AttributeError, ImportError) as error:
@@ -139,32 +132,51 @@ def load_component(folder: Path, name: str, library: str, class_name: str, dtype
             f"{folder / 'model_index.json'}: {name} needs {library}.{class_name}, which the installed "
             f"{library} does not have; try `pip install --upgrade {library}`"
         ) from error
-    options: dict[str, Any] = SAFE.copy() if library == "transformers" else {"local_files_only": True}
+    options: dict[str, Any] = {}
     if name in WEIGHTED:
-        options["variant"] = weights(folder / name).variant
         options["torch_dtype" if library == "diffusers" else "dtype"] = dtype
     if class_name in POOLED:
         options["add_pooling_layer"] = False
-    if name in WEIGHTED:
-        check_numbers(folder / name / "config.json", component if library == "diffusers" else None)
-    found: tuple[Any, Any] | None = None
-    with explained(f"{folder / name}: cannot be loaded as {class_name}", ADVICE):
-        if name == "text_encoder" and library == "transformers":
-            found = component.from_pretrained(folder / name, output_loading_info=True, **options)
-        else:
-            loaded = component.from_pretrained(folder / name, **options)
-    if found is not None:
-        loaded = nothing_missing(found, str(folder / name))
-    if not isinstance(loaded, torch.nn.Module):
-        return loaded
-    check_filled(loaded, folder / name)
-    return loaded.eval().requires_grad_(False)
+    loaded = from_folder(component, folder / name, f"{folder / name}: cannot be loaded as {class_name}", **options)
+    return loaded.requires_grad_(False) if name in WEIGHTED else loaded
 
 
-def check_numbers(path: Path, component: Any = None) -> None:
-    """``read_config``, where there is a file: the loader says what is missing."""
-    if path.exists():
-        read_config(path, component)
+def from_folder(
+    kind: Any, folder: Path, what: str, fix: str = ADVICE, *, who: str = "", unused: tuple[str, ...] = (),
+    **options: Any,
+) -> Any:  # fmt: skip
+    """``kind.from_pretrained(folder)``, ``kind`` being a class of transformers or diffusers; networks in evaluation
+    mode.
+
+    Raises:
+        UserError: it cannot be loaded (``what`` and ``fix``), or the files lack weights that are none of ``unused``
+            (``nothing_missing``, which begins with ``who``; the folder without it).
+    """
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # heads that are left out would be listed as a problem
+    logging.disable_progress_bar()
+    network = kind.__name__.startswith("AutoModel") or issubclass(kind, torch.nn.Module)
+    if of_diffusers := kind.__module__.startswith("diffusers."):
+        from diffusers.utils import logging as diffusers_logging
+
+        diffusers_logging.set_verbosity_error()
+    if network and (folder / "config.json").exists():  # else the loader says what is missing
+        read_config(folder / "config.json", kind if of_diffusers else None)
+    options |= {"local_files_only": True} if of_diffusers else SAFE
+    told = network and not of_diffusers
+    with explained(what, fix):
+        if network:
+            options["variant"] = pick_weights(path.name for path in folder.iterdir())[1]
+        if told:
+            options["output_loading_info"] = True
+        loaded = kind.from_pretrained(folder, **options)
+    if told:
+        loaded = nothing_missing(loaded, who or str(folder), unused=unused)
+    if network:
+        check_filled(loaded.eval(), folder)
+    return loaded
 
 
 def read_config(path: Path, component: Any = None) -> dict[str, Any]:
@@ -229,8 +241,5 @@ def load_vae(folder: Path) -> Any:
     """An ``AutoencoderKL`` from a diffusers folder, in evaluation mode, without gradients."""
     from diffusers import AutoencoderKL
 
-    check_numbers(folder / "config.json", AutoencoderKL)
-    with explained(f"{folder}: no autoencoder can be loaded from there"):
-        vae = AutoencoderKL.from_pretrained(folder, local_files_only=True)
-    check_filled(vae, folder)
-    return vae.eval().requires_grad_(False)
+    vae = from_folder(AutoencoderKL, folder, f"{folder}: no autoencoder can be loaded from there", "")
+    return vae.requires_grad_(False)

@@ -64,16 +64,16 @@ def load_clip(name: str, folder: Path, *, device: str = "cpu") -> FunctionEncode
     """Any CLIPModel of transformers, with its own processor (grey is repeated to three channels)."""
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-    weights, variant = hub.pick_weights(path.name for path in folder.iterdir())
+    weights, _ = hub.pick_weights(path.name for path in folder.iterdir())
     if not weights:
         raise UserError(f"--dual-encoder {name}: no weights in {folder} (model.safetensors); fetch them as well")
-    loading.check_numbers(folder / "config.json")
+    what = f"--dual-encoder {name}: {folder} cannot be loaded as a CLIPModel"
     needs = "it needs config.json, weights, tokenizer and preprocessor_config.json"
-    with explained(f"--dual-encoder {name}: {folder} cannot be loaded as a CLIPModel", needs):
-        processor = CLIPImageProcessor.from_pretrained(folder, **loading.SAFE)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
-        loaded: Any = CLIPModel.from_pretrained(folder, variant=variant, output_loading_info=True, **loading.SAFE)
-    model = loading.nothing_missing(loaded, f"--dual-encoder {name}").float().eval().to(device)
+    processor, tokenizer, model = (
+        loading.from_folder(kind, folder, what, needs, who=f"--dual-encoder {name}")
+        for kind in (CLIPImageProcessor, AutoTokenizer, CLIPModel)
+    )
+    model = model.float().to(device)
     window = int(model.config.text_config.max_position_embeddings)
 
     def encode_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:

@@ -149,30 +149,23 @@ def _load_tokenizer(folder: Path, family: Family) -> Any:
     import transformers
 
     # The class is given, not looked up: a tokenizer_config.json may name one that only remote code has.
-    with explained(f"{folder}: the tokenizer cannot be loaded", "fetch it again"):
-        tokenizer = getattr(transformers, family.tokenizer).from_pretrained(folder, **loading.SAFE)
-    return tokenizer
+    kind = getattr(transformers, family.tokenizer)
+    return loading.from_folder(kind, folder, f"{folder}: the tokenizer cannot be loaded", "fetch it again")
 
 
 def _load_encoder(folder: Path, family: Family, values: dict[str, Any]) -> Any:
     import transformers
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()  # heads that are left out would be listed as a problem
-    logging.disable_progress_bar()
     inner = values["text_config"] if values["model_type"] == "clip" else values
     settings = {k: v for k, v in inner.items() if k not in ("auto_map", "architectures", "model_type")}
     options = {} if family is _CLIP else {"add_pooling_layer": False}
-    with explained(f"{folder}: cannot be loaded as {family.model}", loading.ADVICE):
-        config = getattr(transformers, family.config).from_dict(settings)
-        found = getattr(transformers, family.model).from_pretrained(
-            folder, config=config, output_loading_info=True, variant=hub.weights(folder).variant,
-            **loading.SAFE, **options,
-        )  # fmt: skip
-    encoder = loading.nothing_missing(found, str(folder))
+    what = f"{folder}: cannot be loaded as {family.model}"
+    with explained(what, loading.ADVICE):
+        options["config"] = getattr(transformers, family.config).from_dict(settings)
+    encoder = loading.from_folder(getattr(transformers, family.model), folder, what, **options)
     if family is not _CLIP:
         encoder.config.use_attention_mask = True
-    return encoder.float().eval()
+    return encoder.float()
 
 
 def keep_layer(text_encoder: Any, layer: str) -> Any:

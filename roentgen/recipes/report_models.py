@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from roentgen.config import require
-from roentgen.files import explained, new_files
+from roentgen.files import new_files
 from roentgen.recipes.report_settings import STARTS, Recipe, Run
 from roentgen.reports import xreport
 from roentgen.reports.captioners import Captioner, open_captioner, plain_pixels
@@ -49,11 +49,9 @@ def _tokenizer(name: str) -> Any:
         f"--xreport.tokenizer {name}: not on this disk; where there is a network run `hf download {name} --include "
         "'*.json' '*.txt' --local-dir FOLDER`, then give the folder; `words` makes one from the training texts",
     )
-    with explained(
-        f"--xreport.tokenizer {name}: cannot be loaded as a tokenizer",
-        "give a folder that `save_pretrained` or `hf download` wrote",
-    ):
-        made = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
+    what = f"--xreport.tokenizer {name}: cannot be loaded as a tokenizer"
+    fix = "give a folder that `save_pretrained` or `hf download` wrote"
+    made = loading.from_folder(AutoTokenizer, folder, what, fix)
     missing = [kind for kind in ("cls", "sep", "pad") if getattr(made, f"{kind}_token_id") is None]
     require(not missing, f"--xreport.tokenizer {name}: has no {', '.join(missing)} token; use a BERT-like tokenizer")
     return made

@@ -57,15 +57,15 @@ def open_captioner(folder: Path, *, flag: str = "--model") -> Captioner:
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
     needs = "it needs config.json, weights, preprocessor_config.json and the tokenizer's files"
-    with explained(f"{flag} {folder}: cannot be loaded as an image-to-text model", needs):
-        processor = AutoImageProcessor.from_pretrained(folder, **loading.SAFE)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **loading.SAFE)
-    model = loading.nothing_missing(loaded, f"{flag} {folder}")
+    what = f"{flag} {folder}: cannot be loaded as an image-to-text model"
+    processor, tokenizer, model = (
+        loading.from_folder(kind, folder, what, needs, who=f"{flag} {folder}")
+        for kind in (AutoImageProcessor, AutoTokenizer, AutoModelForImageTextToText)
+    )
     with explained(f"{flag} {folder}: its preprocessor_config.json cannot be used", "fetch the model again"):
         pixels = by_processor(processor)
         pixels([np.zeros((64, 64), np.uint8)])
-    return Captioner(arch, model.float().eval(), tokenizer, side_of(processor), pixels, processor)
+    return Captioner(arch, model.float(), tokenizer, side_of(processor), pixels, processor)
 
 
 def text_window(model: Any) -> int:

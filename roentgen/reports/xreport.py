@@ -138,12 +138,10 @@ def _backbone(name: str, flag: str) -> PreTrainedModel:
             f"{flag} {name}: not on this disk; where there is a network run `hf download {name} --local-dir FOLDER` "
             "(config.json and model.safetensors), then give the folder; `convolutional` needs none"
         )
-    loading.check_numbers(folder / "config.json")
-    with explained(f"{flag} {name}: no vision transformer can be loaded there"):
-        loaded: Any = AutoModel.from_pretrained(folder, output_loading_info=True, **loading.SAFE)
+    what = f"{flag} {name}: no vision transformer can be loaded there"
     # Files of classifiers have no pooler, and nothing here reads one.
-    model: PreTrainedModel = loading.nothing_missing(loaded, f"{flag} {name}", unused=("pooler.",))
-    return model.eval().requires_grad_(False)
+    model: PreTrainedModel = loading.from_folder(AutoModel, folder, what, "", who=f"{flag} {name}", unused=("pooler.",))
+    return model.requires_grad_(False)
 
 
 def make_tokenizer(texts: Sequence[str], *, size: int = 8_000) -> PreTrainedTokenizerFast:

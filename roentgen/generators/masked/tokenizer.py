@@ -28,7 +28,7 @@ from roentgen.images import to_autoencoder
 from roentgen.models.autoencoder import latents
 from roentgen.models.autoencoder.channels import to_grey
 from roentgen.models.hub import MINI
-from roentgen.models.loading import check_filled, check_numbers, check_safetensors, load_vae
+from roentgen.models.loading import check_safetensors, from_folder, load_vae
 
 MOST_CODES = 2048  # of a group: whole numbers that the cache's float16 holds exactly
 ADVICE = "make it again with train/tokenizer.py"
@@ -190,11 +190,8 @@ def load_autoencoder(folder: Path) -> Any:
         return load_vae(folder / "vae" if (folder / "vae").is_dir() else folder)
     from diffusers import VQModel
 
-    check_numbers(folder / "vq" / "config.json", VQModel)
-    with explained(f"{folder / 'vq'}: no VQModel can be loaded from there"):
-        model = VQModel.from_pretrained(folder / "vq", local_files_only=True)
-    check_filled(model, folder / "vq")
-    return model.eval().requires_grad_(False)
+    model = from_folder(VQModel, folder / "vq", f"{folder / 'vq'}: no VQModel can be loaded from there", "")
+    return model.requires_grad_(False)
 
 
 def use(codes: Tensor, size: int) -> tuple[float, float]:

@@ -19,7 +19,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,8 +137,12 @@ def bert_score(
         )
     import torch
     import torch.nn.functional as F
+    from transformers import AutoModel, AutoTokenizer
 
-    tokenizer, encoder = _weights(str(model), lambda: _load_bert(folder))
+    what, kinds = f"{folder}: cannot be loaded as BERTScore's model", (AutoTokenizer, AutoModel)
+    tokenizer, encoder = _weights(
+        str(model), lambda: [loading.from_folder(kind, folder, what, unused=("pooler.",)) for kind in kinds]
+    )
     layer = min(BERT_SCORE_LAYERS.get(model, encoder.config.num_hidden_layers), encoder.config.num_hidden_layers)
     window = min(int(tokenizer.model_max_length), 512)
 
@@ -169,18 +172,6 @@ def bert_score(
                 else:  # an empty text matches nothing
                     values.append(0.0)
     return np.array(values)
-
-
-def _load_bert(folder: Path) -> tuple[Any, Any]:
-    from transformers import AutoModel, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **loading.SAFE)
-        return tokenizer, AutoModel.from_pretrained(folder, **loading.SAFE).eval()
-    except Exception as error:  # whatever the folder holds
-        raise Unavailable(
-            f"{folder}: cannot be loaded as BERTScore's model ({reason(error)}); fetch it again"
-        ) from error
 
 
 def chexbert_labels(texts: Sequence[str]) -> NDArray[np.int64]:
