@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
-from roentgen import errors
-from roentgen.errors import UserError
-from roentgen.files import reason
+from roentgen.errors import UserError, is_fault
+from roentgen.files import explained
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,15 +58,9 @@ def blamed(folder: Path, trial: Callable[[], object]) -> Iterator[None]:
     except UserError:
         raise
     except BaseException as error:
-        if not errors.is_fault(error):
+        if not is_fault(error):
             raise
-        try:
+        fix = "a config.json in it may be damaged; fetch the model again"
+        with explained(f"{folder}: its networks fail even on an empty text", fix):
             trial()
-        except BaseException as again:
-            if isinstance(again, UserError) or not errors.is_fault(again):
-                raise
-            raise UserError(
-                f"{folder}: its networks fail even on an empty text ({reason(again)}); a config.json in it may be "
-                "damaged; fetch the model again"
-            ) from error
         raise

@@ -11,7 +11,6 @@ grids and TensorBoard logs. The same command again continues a run that was stop
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,11 +20,9 @@ from typing import Annotated, Any, Literal
 import torch
 
 from roentgen import config as cfg
-from roentgen.config import as_dict, flat, parse_groups, require
+from roentgen.config import parse_groups, require
 from roentgen.data.images import open_source
 from roentgen.devices import Team
-from roentgen.files import require_writable, write_atomic
-from roentgen.folders import hold_folder
 from roentgen.generators.diffusion import objective as training
 from roentgen.generators.diffusion.build import TextChoice, start
 from roentgen.generators.diffusion.model import Diffusion
@@ -33,7 +30,6 @@ from roentgen.generators.diffusion.objective import Lora, Loss, Objective, Train
 from roentgen.generators.diffusion.sampling import Sampler
 from roentgen.models.card import model_licence, sources_of, write_card
 from roentgen.models.lora import merge_lora, save_lora
-from roentgen.provenance import portable
 from roentgen.recipes import CONFIGS
 from roentgen.recipes.overview import describe, describe_needs
 from roentgen.training.batches import balanced_loss_weights
@@ -42,7 +38,7 @@ from roentgen.training.encoded import latent_cache, text_cache
 from roentgen.training.loop import Loop
 from roentgen.training.reward import reward_of
 from roentgen.training.setup import attention, make_optimizer, use_xformers
-from roentgen.training.shared import SharedRecipe, SharedRun, begin, read_data
+from roentgen.training.shared import SharedRecipe, SharedRun, begin, finish, hold, read_data
 
 
 @dataclass(frozen=True)
@@ -110,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             describe_needs(model, data.source, recipe, run, accelerator.num_processes)
     if run.dry_run:
         return 0
-    require_writable(run.out, "--out")
-    lock = hold_folder(run.out, "--out") if on_main else None
+    lock = hold(run.out, accelerator)
 
     # Latents and, where the text encoder is frozen, text states: once for the whole run.
     place = {"folder": run.cache or run.out / "cache", "device": device, "team": Team.of(accelerator)}
@@ -167,19 +162,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             training.set_trained(model, recipe.train, recipe.lora, rates=(0.0, 0.0, 0.0))
             training.denoiser_of(model, recipe.train).load_state_dict(full)
         save_result(model, recipe, run, data.facts(run, loop.images, composed=recipe.composed, defaults=defaults))
-        written = portable({**flat(as_dict(run)), **loop.settings})
-        result = {"settings": written, "images": loop.images, "training_images": len(data.rows),
-                  "text": vars(data.read), "speed": clock.summary(accelerator.num_processes),
-                  "sources": sources_of(data.train),
-                  "licence": model_licence(model.info.folder) if run.model else None}  # fmt: skip
-        write_atomic(run.out / "training.json", (json.dumps(result, indent=1) + "\n").encode())
+        licence = model_licence(model.info.folder) if run.model else None
+        result = loop.tell(clock, sources=sources_of(data.train), licence=licence)
         for made in filter(Path.is_dir, (run.out / "pipeline", run.out / "lora")):
             write_card(made, result, name=run.name)
         print(run.out / "pipeline")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    if lock is not None:
-        lock.close()
+    finish(accelerator, lock)
     return 0
 
 

@@ -11,7 +11,6 @@ TensorBoard logs. The same command again continues a run that was stopped, to th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +19,8 @@ from typing import Annotated, Any
 import torch
 
 from roentgen import config as cfg
-from roentgen.config import as_dict, flat, parse_groups, require
+from roentgen.config import parse_groups, require
 from roentgen.devices import Team
-from roentgen.files import require_writable, write_atomic
-from roentgen.folders import hold_folder
 from roentgen.generators.masked.build import parameters, start
 from roentgen.generators.masked.cached import code_cache
 from roentgen.generators.masked.model import Masked
@@ -35,7 +32,18 @@ from roentgen.training.checkpoints import prepare_for_sharding
 from roentgen.training.encoded import text_cache
 from roentgen.training.loop import Loop
 from roentgen.training.setup import make_optimizer
-from roentgen.training.shared import BatchSize, HalfLife, SharedRecipe, SharedRun, TextChunks, WarmUp, begin, read_data
+from roentgen.training.shared import (
+    BatchSize,
+    HalfLife,
+    SharedRecipe,
+    SharedRun,
+    TextChunks,
+    WarmUp,
+    begin,
+    finish,
+    hold,
+    read_data,
+)
 
 
 @dataclass(frozen=True)
@@ -95,8 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         describe(model)
     if run.dry_run:
         return 0
-    require_writable(run.out, "--out")
-    lock = hold_folder(run.out, "--out") if on_main else None
+    lock = hold(run.out, accelerator)
 
     # Codes and, where no text is composed afresh, text states: once for the whole run.
     place = {"folder": run.cache or run.out / "cache", "device": device, "team": Team.of(accelerator)}
@@ -129,15 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if full is not None:
             model.transformer.load_state_dict(full)
         model.save(run.out / "model", data.facts(run, loop.images, composed=recipe.composed, defaults=chosen))
-        result = {"settings": {**flat(as_dict(run)), **loop.settings}, "images": loop.images,
-                  "training_images": len(data.rows), "text": vars(data.read),
-                  "speed": clock.summary(accelerator.num_processes)}  # fmt: skip
-        write_atomic(run.out / "training.json", (json.dumps(result, indent=1) + "\n").encode())
+        loop.tell(clock)
         print(run.out / "model")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    if lock is not None:
-        lock.close()
+    finish(accelerator, lock)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from roentgen.config import as_dict, flat
+from roentgen.files import write_atomic
 from roentgen.generators.base import Generator, Sampling
+from roentgen.provenance import portable
 from roentgen.training.batches import Batch, BatchMaker
 from roentgen.training.checkpoints import Checkpoints, RunState
 from roentgen.training.loader import Prefetcher
@@ -161,6 +164,16 @@ class Loop:
         """Put the average in place of the weights; all weights of a sharded network, on the main process, else None."""
         self.ema.swap()
         return self.state.full_weights(self.objective.network)
+
+    def tell(self, clock: Clock, **more: Any) -> dict[str, Any]:
+        """Write OUT/training.json, what the run was and how fast, and return it; ``more`` goes with it."""
+        result: dict[str, Any] = {
+            "settings": portable({**flat(as_dict(self.run)), **self.settings}), "images": self.images,
+            "training_images": len(self.data.rows), "text": vars(self.data.read),
+            "speed": clock.summary(self.accelerator.num_processes), **more,
+        }  # fmt: skip
+        write_atomic(self.run.out / "training.json", (json.dumps(result, indent=1) + "\n").encode())
+        return result
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import IO, Annotated, Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,8 @@ from roentgen import config as cfg
 from roentgen.config import require
 from roentgen.data.images import ImageSource, open_source
 from roentgen.devices import keep_freed_memory
+from roentgen.files import require_writable
+from roentgen.folders import hold_folder
 from roentgen.generators.base import check_text
 from roentgen.models.text_encoders import LongTexts, TextReader
 from roentgen.prompts import Labels
@@ -93,6 +95,20 @@ def begin(recipe: SharedRecipe, run: SharedRun) -> Accelerator:
     )
     torch.manual_seed(recipe.seed)
     return accelerator
+
+
+def hold(out: Path, accelerator: Accelerator) -> IO[str] | None:
+    """The main process's claim on the run folder until ``finish``; UserError where it cannot be written or is taken."""
+    require_writable(out, "--out")
+    return hold_folder(out, "--out") if accelerator.is_main_process else None
+
+
+def finish(accelerator: Accelerator, lock: IO[str] | None) -> None:
+    """The end of a run, of all processes together."""
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    if lock is not None:
+        lock.close()
 
 
 class Reads(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,15 +53,16 @@ def measure_feature_within(inputs: EvaluationInputs, extractor: Extractor) -> Re
     """Distance in feature space among the images of a prompt, standardised by real images: what LPIPS stands for."""
     reference = inputs.of("real", extractor)
 
-    def figures_of(images: ImageSet) -> Figures:
-        return feature_figures(inputs.of(images.name, extractor), reference)
+    @cache
+    def figures_of(name: str) -> Figures:
+        return feature_figures(inputs.of(name, extractor), reference)
 
-    found = within_prompt(inputs, figures_of)
+    found = within_prompt(inputs, lambda images: figures_of(images.name))
     keys: dict[str, tuple[ImageSet, Sequence[Hashable]]] = {"": (inputs.synthetic, prompt_keys(inputs.synthetic))}
     if found.ceiling is not None:
         keys["real_"] = inputs.real, kind_keys(inputs.real)
     across = {
-        f"{prefix}across": across_groups(figures_of(images), of, bootstrap=inputs.bootstrap)
+        f"{prefix}across": across_groups(figures_of(images.name), of, bootstrap=inputs.bootstrap)
         for prefix, (images, of) in keys.items()
     }
     return found.plus(details={**found.details, **across})

@@ -27,6 +27,7 @@ class FrozenFeatures(nn.Module):
         super().__init__()
         self.network = EfficientNetLite0()
         load_imagenet(self.network, "--features-weight and --adversary-weight: ")
+        self.network.blocks = self.network.blocks[: max(TAPS) + 1]  # the others are never run
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> FrozenFeatures:
@@ -36,7 +37,7 @@ class FrozenFeatures(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.network.trunk(x.contiguous(memory_format=torch.channels_last), 0)
         found = []
-        for number, block in enumerate(self.network.blocks[: max(TAPS) + 1]):
+        for number, block in enumerate(self.network.blocks):
             x = block(x)
             if number in TAPS:
                 found.append(x / TAPS[number][1])

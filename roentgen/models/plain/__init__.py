@@ -7,13 +7,14 @@ libraries' own classes are loaded. Training always takes theirs.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from roentgen.errors import is_fault
-from roentgen.files import read_json
+from roentgen.errors import UserError
+from roentgen.files import explained, read_json
 from roentgen.models.hub import weights
 
 SCHEDULERS = (
@@ -33,16 +34,12 @@ def load_part(name: str, folder: Path, class_name: str, dtype: Any) -> Any:
 
     A damaged one is not known either: the library's loader says what is wrong with it.
     """
-    try:
+    with contextlib.suppress(UserError), explained(str(folder)):  # whatever its configuration holds
         if name == "tokenizer":
             return _tokenizer(folder, class_name)
         if name == "scheduler":
             return _schedule(folder, class_name)
         return _network(name, folder, class_name, dtype)
-    except BaseException as error:  # whatever its configuration holds
-        if not is_fault(error):
-            raise
-        return None
 
 
 def _tokenizer(folder: Path, class_name: str) -> Any:
