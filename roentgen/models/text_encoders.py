@@ -158,7 +158,7 @@ def _load_encoder(folder: Path, family: Family, values: dict[str, Any]) -> Any:
 
     inner = values["text_config"] if values["model_type"] == "clip" else values
     settings = {k: v for k, v in inner.items() if k not in ("auto_map", "architectures", "model_type")}
-    options = {} if family is _CLIP else {"add_pooling_layer": False}
+    options: dict[str, Any] = {} if family is _CLIP else {"add_pooling_layer": False}
     what = f"{folder}: cannot be loaded as {family.model}"
     with explained(what, loading.ADVICE):
         options["config"] = getattr(transformers, family.config).from_dict(settings)

@@ -52,7 +52,7 @@ from roentgen.provenance import portable
 from roentgen.recipes import CONFIGS, Basics
 from roentgen.training.loop import steps
 from roentgen.training.order import batch_generator, batch_indices
-from roentgen.training.schedule import cosine_rate
+from roentgen.training.schedule import set_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         x = inputs[chosen]
         x = x + s.noise * heads.image_scale * torch.randn(x.shape, generator=generator)
         true = torch.from_numpy(describes(known[rows], said[text_rows]))
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(step.before, peak=s.rate, warmup=10 * s.batch_size, total=s.pairs, floor=0.01)
+        set_cosine(optimizer, step.before, peak=s.rate, warmup=10 * s.batch_size, total=s.pairs, floor=0.01)
         heads.train()
         loss = contrastive_loss(
             heads.image_vectors(x),

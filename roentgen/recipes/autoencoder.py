@@ -37,7 +37,7 @@ from roentgen.models.loading import load_vae
 from roentgen.provenance import portable
 from roentgen.recipes import CONFIGS, Basics
 from roentgen.training.checkpoints import Checkpoints
-from roentgen.training.loop import steps
+from roentgen.training.loop import descend, steps
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import EMA, cosine_rate
 from roentgen.training.setup import make_accelerator, share_of_batch
@@ -223,10 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             judged, said = critic.judge(output.float(), target, generator)
             loss = loss + judged
             parts.update(said)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        descend(accelerator, loss, optimizer, trained)
         if critic is not None:
             parts.update(critic.learn(rate))
         images = step.images

@@ -43,9 +43,9 @@ from roentgen.models.classifier import HalvesNet, finding_loss, inside_part
 from roentgen.models.own import save_network
 from roentgen.recipes import CONFIGS, Basics
 from roentgen.training.augment import jittered
-from roentgen.training.loop import steps
+from roentgen.training.loop import descend, steps
 from roentgen.training.order import batch_generator, batch_indices
-from roentgen.training.schedule import cosine_rate
+from roentgen.training.schedule import set_cosine
 from roentgen.training.setup import make_accelerator, share_of_batch
 from roentgen.training.trackers import Log, Trackers
 
@@ -129,18 +129,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         x = augment(to_autoencoder(inputs[chosen.numpy()]), generator)[mine].to(accelerator.device)
         y = labels[chosen][mine].to(accelerator.device)
         sign = known_sides[chosen][mine].to(accelerator.device)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(step.before, peak=s.rate, warmup=2_000, total=s.images, floor=0.01)
+        set_cosine(optimizer, step.before, peak=s.rate, warmup=2_000, total=s.images, floor=0.01)
         model.train()
         with accelerator.autocast():
             logits, sides = model(x.contiguous(memory_format=torch.channels_last))
         loss = finding_loss(
             logits.float(), sides.float(), y, sign, smoothing=s.label_smoothing, mil=s.mil_weight, side=s.side_weight
         )
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        descend(accelerator, loss, optimizer, net.parameters())
         images = step.images
         running.append(loss.detach())
 

@@ -33,10 +33,10 @@ from roentgen.recipes.report_settings import Recipe, Run
 from roentgen.recipes.report_words import text_loss, tokens_of
 from roentgen.reports.captioners import Captioner, write_texts
 from roentgen.reports.finding_net import squash
-from roentgen.training.checkpoints import Checkpoints, load_trained_state, load_whole, trained_state
-from roentgen.training.loop import Step, steps
+from roentgen.training.checkpoints import Checkpoints, RunState, load_trained_state, load_whole, trained_state
+from roentgen.training.loop import Step, descend, steps
 from roentgen.training.order import batch_generator, batch_indices
-from roentgen.training.schedule import cosine_rate
+from roentgen.training.schedule import set_cosine
 from roentgen.training.setup import share_of_batch
 
 FEW_DISTINCT = 0.1  # share of distinct generated texts below which a warning is printed
@@ -142,7 +142,7 @@ class _Training:
         self, recipe: Recipe, run: Run, accelerator: Accelerator, settings: dict[str, Any], *, captioner: Captioner,
         data: _Data, total: int,
     ) -> None:  # fmt: skip
-        self.recipe, self.run, self.accelerator, self.settings = recipe, run, accelerator, settings
+        self.recipe, self.run, self.accelerator = recipe, run, accelerator
         self.captioner, self.data, self.total = captioner, data, total
         self.model = captioner.model
         self.start = None
@@ -152,22 +152,17 @@ class _Training:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(self.parameters, lr=recipe.rate or 0.0, weight_decay=recipe.weight_decay)
         self.prepared, self.optimizer = accelerator.prepare(self.model, optimizer)
-        self.checkpoints = Checkpoints(run.out / "checkpoints")
+        self.state = RunState(
+            Checkpoints(run.out / "checkpoints"), accelerator, network=self.model, optimizer=self.optimizer,
+            settings=settings,
+        )  # fmt: skip
         self.images, self.best, self.stale = 0, float("inf"), 0  # seen; the lowest goal; validations since then
 
     def restore(self) -> None:
         """Go back to the last checkpoint, if there is one."""
-        self.checkpoints.tidy()
-        saved = self.checkpoints.latest()
-        if saved is None:
-            return
-        self.checkpoints.check_same(saved["settings"], self.settings, free=frozenset())
-        self.checkpoints.load_into(saved, self.model, load_trained_state)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
-        self.images, self.best, self.stale = saved["images"], saved["best"], saved["stale"]
-        self.accelerator.print(f"continuing at {saved['images']} images", flush=True)
+        saved = self.state.restore()
+        self.images, self.best = saved.get("images", 0), saved.get("best", float("inf"))
+        self.stale = saved.get("stale", 0)
 
     def train(self) -> None:
         """Train to the end, or until nothing has become better for as long as ``--patience`` says."""
@@ -205,19 +200,13 @@ class _Training:
         if recipe.augment:
             pixels = from_autoencoder(augment(to_autoencoder(pixels), generator))
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)) + accelerator.process_index)  # dropout
-        for group in self.optimizer.param_groups:
-            group["lr"] = cosine_rate(
-                step.before, peak=recipe.rate or 0.0, warmup=recipe.warmup, total=self.total, floor=0.01
-            )
+        curve = {"peak": recipe.rate or 0.0, "floor": 0.01}
+        set_cosine(self.optimizer, step.before, warmup=recipe.warmup, total=self.total, **curve)
         self.prepared.train()
         inputs = self.captioner.pixels(list(pixels)).to(accelerator.device)
         with accelerator.accumulate(self.prepared), accelerator.autocast():
             loss = self._loss(inputs, rows, generator)
-            accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(self.parameters, 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            descend(accelerator, loss, self.optimizer, self.parameters)
         return loss.detach()
 
     def _loss(self, inputs: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -256,12 +245,7 @@ class _Training:
             if self.stale == 0:
                 with open_atomic(run.out / BEST) as file:
                     torch.save(trained_state(self.model), file)
-            scaler = self.accelerator.scaler
-            state = {
-                "model": trained_state(self.model), "optimizer": self.optimizer.state_dict(), "best": self.best,
-                "stale": self.stale, "settings": self.settings, "scaler": {} if scaler is None else scaler.state_dict(),
-            }  # fmt: skip
-            self.checkpoints.save(self.images, state)
+        self.state.save(self.images, best=self.best, stale=self.stale)
         self.accelerator.wait_for_everyone()
 
 

@@ -47,10 +47,10 @@ from roentgen.reports.finding_net import (
 )
 from roentgen.reports.labels import SCREEN
 from roentgen.reports.load import find_reporter
-from roentgen.training.checkpoints import Checkpoints, load_trained_state, trained_state
+from roentgen.training.checkpoints import Checkpoints, RunState
 from roentgen.training.loop import steps
 from roentgen.training.order import batch_generator, batch_indices
-from roentgen.training.schedule import EMA, cosine_rate
+from roentgen.training.schedule import EMA, set_cosine
 
 STAGE = 4  # evaluations of the whole validation set at a time: images of a forward pass are this times 16
 
@@ -81,8 +81,11 @@ def train_labels(recipe: Recipe, run: Run, accelerator: Accelerator, settings: d
     net.to(accelerator.device)
     ema = EMA([net], halflife=r.halflife)
     checkpoints = Checkpoints(run.out / "checkpoints")
-    checkpoints.tidy()
-    images, best = _resume(checkpoints, settings, net, optimizer, ema)
+    state = RunState(checkpoints, accelerator, network=net, optimizer=optimizer, ema=ema, settings=settings)
+    saved = state.restore()
+    images, best = saved.get("images", 0), saved.get("best", {"macro": -1.0})
+    for name, value in net.named_buffers() if saved else ():
+        value.copy_(saved["buffers"][name])
 
     # The loop: each batch is a function of its number alone, so that a run that was stopped goes on as if it had not.
     regressed = data.targets.regressed(data.train.tolist())
@@ -98,10 +101,7 @@ def train_labels(recipe: Recipe, run: Run, accelerator: Accelerator, settings: d
         places = [number if v else row for v, row, number in zip(views, rows, chosen.tolist(), strict=True)]
         kept = torch.from_numpy(np.stack([data.stores[v].take([p])[0] for v, p in zip(views, places, strict=True)]))
         jitters = [jitter_of(data.digests[row], v) for row, v in zip(rows, views, strict=True)]
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(
-                step.before, peak=group["peak"], warmup=recipe.warmup, total=recipe.images, floor=0.01
-            )
+        set_cosine(optimizer, step.before, warmup=recipe.warmup, total=recipe.images, floor=0.01)
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))  # of dropout
         net.train()
         net.features.stem.eval(), net.features.blocks[: r.frozen].eval()
@@ -126,13 +126,7 @@ def train_labels(recipe: Recipe, run: Run, accelerator: Accelerator, settings: d
             best = _validate(recipe, run, net, data, images=images, best=best, losses=running, began=began, log=log)
             running.clear()
             ema.swap()
-            checkpoints.save(
-                images,
-                {
-                    "model": trained_state(net), "buffers": dict(net.named_buffers()), "best": best,
-                    "optimizer": optimizer.state_dict(), "ema": ema.state_dict(), "settings": settings,
-                },
-            )  # fmt: skip
+            state.save(images, buffers=dict(net.named_buffers()), best=best)
             if images - best["images"] >= run.patience * run.eval_every:
                 print(f"no better for {run.patience} validations: stopped at {images} images", flush=True)
                 break
@@ -169,23 +163,6 @@ def _optimizer(net: FindingNet, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": heads, "peak": recipe.rate}, {"params": backbone, "peak": recipe.labels.backbone_rate}
     ]  # fmt: skip
     return torch.optim.AdamW(parts, lr=float(recipe.rate or 0), weight_decay=recipe.weight_decay)
-
-
-def _resume(
-    checkpoints: Checkpoints, settings: dict[str, Any], net: FindingNet, optimizer: torch.optim.Optimizer, ema: EMA
-) -> tuple[int, dict[str, Any]]:
-    """Images seen and the best validation so far, the latest checkpoint loaded if there is one."""
-    saved = checkpoints.latest()
-    if saved is None:
-        return 0, {"macro": -1.0}
-    checkpoints.check_same(saved["settings"], settings, free=frozenset())
-    checkpoints.load_into(saved, net, load_trained_state)
-    for name, value in net.named_buffers():
-        value.copy_(saved["buffers"][name])
-    optimizer.load_state_dict(saved["optimizer"])
-    ema.load_state_dict(saved["ema"])
-    print(f"continuing at {saved['images']} images", flush=True)
-    return saved["images"], saved["best"]
 
 
 def _validate(

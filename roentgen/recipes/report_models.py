@@ -49,6 +49,7 @@ def _tokenizer(name: str) -> Any:
         f"--xreport.tokenizer {name}: not on this disk; where there is a network run `hf download {name} --include "
         "'*.json' '*.txt' --local-dir FOLDER`, then give the folder; `words` makes one from the training texts",
     )
+    assert folder is not None
     what = f"--xreport.tokenizer {name}: cannot be loaded as a tokenizer"
     fix = "give a folder that `save_pretrained` or `hf download` wrote"
     made = loading.from_folder(AutoTokenizer, folder, what, fix)

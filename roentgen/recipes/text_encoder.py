@@ -25,9 +25,9 @@ from roentgen.files import new_files, require_writable
 from roentgen.models.clip_text import TextProbe, build_tokenizer, text_targets, tokenize
 from roentgen.prompts import FINDINGS, Labels, compose, labels_from_row, parse
 from roentgen.recipes import CONFIGS
-from roentgen.training.loop import steps
+from roentgen.training.loop import descend, steps
 from roentgen.training.order import batch_generator, batch_indices
-from roentgen.training.schedule import cosine_rate
+from roentgen.training.schedule import set_cosine
 from roentgen.training.setup import make_accelerator
 
 
@@ -98,16 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         ids, cut = tokenize(tokenizer, texts)
         require(cut == 0, f"--window {s.window}: a composed text is longer; use a larger window")
         target, mask = text_targets([parse(text) for text in texts])
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(seen, peak=s.rate, warmup=2_000, total=s.texts)
+        set_cosine(optimizer, seen, peak=s.rate, warmup=2_000, total=s.texts)
         with accelerator.autocast():
             logits = model(ids.to(accelerator.device))
         error = F.binary_cross_entropy_with_logits(logits.float().cpu(), target, reduction="none")
         loss = (error * mask).sum() / mask.sum()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(probe.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        descend(accelerator, loss, optimizer, probe.parameters())
         agree = (((logits.detach().float().cpu() > 0) == (target > 0.5)).float() * mask)[:, :-1]
         right = right + torch.tensor([agree.sum().item(), mask[:, :-1].sum().item()])
         if number % 100 == 99:

@@ -16,10 +16,11 @@ from roentgen.generators.masked import vqgan as V
 from roentgen.generators.masked.tokenizer import MOST_CODES, use
 from roentgen.images import to_autoencoder
 from roentgen.models.autoencoder.losses import pyramid_l1, random_crops
+from roentgen.models.autoencoder.perceptual import hinge
 from roentgen.training.checkpoints import Checkpoints
-from roentgen.training.loop import steps
+from roentgen.training.loop import descend, steps
 from roentgen.training.order import batch_generator, batch_indices
-from roentgen.training.schedule import cosine_rate
+from roentgen.training.schedule import set_cosine
 from roentgen.training.setup import make_accelerator, share_of_batch
 
 
@@ -95,8 +96,8 @@ def train_vqgan(v: Vq, source: ImageSource, out: Path, *, seed: int, settings: d
         pixels = torch.from_numpy(source.read_many(chosen.numpy()))
         crops = random_crops(pixels, v.crop, batch_generator(seed, step.number))
         x = to_autoencoder(crops[mine]).to(accelerator.device)
-        for group in (*optimizer.param_groups, *against.param_groups):
-            group["lr"] = cosine_rate(step.before, peak=v.rate, warmup=v.warmup, total=v.images, floor=0.02)
+        for one in (optimizer, against):
+            set_cosine(one, step.before, peak=v.rate, warmup=v.warmup, total=v.images, floor=0.02)
         judged = v.adversary > 0 and step.before >= v.adversary_from
 
         with accelerator.autocast():
@@ -108,12 +109,9 @@ def train_vqgan(v: Vq, source: ImageSource, out: Path, *, seed: int, settings: d
             critic.requires_grad_(False)
             loss = loss - v.adversary * critic_(output).mean()
             critic.requires_grad_(True)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(inner.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        descend(accelerator, loss, optimizer, inner.parameters())
         if judged:
-            accelerator.backward(V.hinge(critic_(x), critic_(output.detach())))
+            accelerator.backward(hinge([critic_(x)], [critic_(output.detach())]))
             against.step()
             against.zero_grad()
         images = step.images

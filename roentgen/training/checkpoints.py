@@ -205,7 +205,7 @@ class RunState:
         accelerator: of the run.
         network: what is trained, as it was before ``accelerator.prepare``.
         optimizer: after it.
-        ema: the weight average.
+        ema: the weight average, where there is one.
         settings: what must not change between a run and its continuation, by dotted name.
         free: further names that a checkpoint may hold and that may change.
         plateau: of a learning rate that follows the validation error.
@@ -218,9 +218,9 @@ class RunState:
         *,
         network: nn.Module,
         optimizer: Any,
-        ema: EMA,
+        ema: EMA | None = None,
         settings: dict[str, Any],
-        free: frozenset[str],
+        free: frozenset[str] = frozenset(),
         plateau: Plateau | None = None,
     ) -> None:
         self.checkpoints = checkpoints
@@ -233,8 +233,8 @@ class RunState:
         self.free = free
         self.sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
-    def restore(self) -> int:
-        """Go back to the newest checkpoint; images seen by then, 0 where there is none.
+    def restore(self) -> dict[str, Any]:
+        """Go back to the newest checkpoint; what it holds, ``images`` seen by then too, or nothing where there is none.
 
         Raises:
             UserError: it was made with other settings, another model or another number of processes, or is damaged.
@@ -243,16 +243,18 @@ class RunState:
             self.checkpoints.tidy()
         saved = self.checkpoints.latest()
         if saved is None:
-            return 0
+            return {}
         self.checkpoints.check_same(saved["settings"], self.settings, free=self.free)
         if self.sharded:
+            assert self.ema is not None
             restore_shards(self.accelerator, saved, self.ema)
         else:
             self.checkpoints.load_into(saved, self.network, load_trained_state)
             self.optimizer.load_state_dict(saved["optimizer"])
             align_moments(self.optimizer)
-            self.ema.load_state_dict(saved["ema"])
-            if self.accelerator.scaler is not None:
+            if self.ema is not None:
+                self.ema.load_state_dict(saved["ema"])
+            if self.accelerator.scaler is not None and "scaler" in saved:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
         if self.plateau is not None:
             self.plateau.load_state_dict(saved["plateau"])
@@ -265,15 +267,15 @@ class RunState:
                 file=sys.stderr,
             )
         self.accelerator.print(f"continuing at {saved['images']} images")
-        return int(saved["images"])
+        return saved
 
-    def save(self, images: int) -> None:
-        """A checkpoint at ``images`` images seen."""
-        plateau = {} if self.plateau is None else {"plateau": self.plateau.state_dict()}
+    def save(self, images: int, **more: Any) -> None:
+        """A checkpoint at ``images`` images seen, with ``more`` of what ``restore`` gives back."""
+        more |= {} if self.plateau is None else {"plateau": self.plateau.state_dict()}
         if self.sharded:
             self.checkpoints.save_sharded(
                 images,
-                {"settings": self.settings, "processes": self.accelerator.num_processes, **plateau},
+                {"settings": self.settings, "processes": self.accelerator.num_processes, **more},
                 write=self._write_shards,
                 main=self.accelerator.is_main_process,
                 wait=self.accelerator.wait_for_everyone,
@@ -283,11 +285,11 @@ class RunState:
             state = {
                 "model": trained_state(self.network),
                 "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema.state_dict(),
+                **({} if self.ema is None else {"ema": self.ema.state_dict()}),
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "settings": self.settings,
                 "threads": torch.get_num_threads(),
-                **plateau,
+                **more,
             }
             self.checkpoints.save(images, state)
 
@@ -296,6 +298,7 @@ class RunState:
             self.accelerator.save_state(str(folder))
         except CheckpointException as error:  # what went wrong with a file, and no Exception by birth
             raise OSError(reason(error)) from error
+        assert self.ema is not None
         torch.save(self.ema.state_dict(), folder / f"average-{self.accelerator.process_index}.pt")
 
     def full_weights(self, prepared: Any) -> dict[str, Tensor] | None:

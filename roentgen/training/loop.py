@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -52,6 +52,16 @@ def steps(images: int, end: int, *, batch_size: int, show: bool, unit: str = "im
             yield step
             images = step.images
             bar.update(batch_size)
+
+
+def descend(accelerator: Accelerator, loss: Tensor, optimizer: Any, parameters: Iterable[Tensor]) -> None:
+    """One step of ``optimizer`` by the gradients of ``loss``, of a norm of at most 1; where they are accumulated, once
+    they are whole."""
+    accelerator.backward(loss)
+    if accelerator.sync_gradients:
+        accelerator.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 class Movable(Protocol):
@@ -102,7 +112,7 @@ class Loop:
             ema=self.ema, settings=self.settings, free=frozenset(as_dict(run)),
             plateau=self.plateau,
         )  # fmt: skip
-        self.images = self.state.restore()
+        self.images = self.state.restore().get("images", 0)
         self.end = min(recipe.images, run.until or recipe.images)
 
     def train(self, model: Movable, sampling: Sampling) -> Clock:
@@ -122,11 +132,7 @@ class Loop:
                 # Gradient checkpointing runs the forward pass again in the backward one.
                 with accelerator.accumulate(self.objective.network), self.around():
                     losses = self.loss(part)
-                    accelerator.backward(losses.loss.mean())
-                    if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(self.objective.network.parameters(), 1.0)
-                    self.optimizer.step()
-                    self.optimizer.zero_grad()
+                    descend(accelerator, losses.loss.mean(), self.optimizer, self.objective.network.parameters())
                 running.append(torch.stack([values.detach() for values in losses]))
                 fed.append((batch.number, part.rows))
             self.images = step.images

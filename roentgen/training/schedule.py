@@ -18,6 +18,12 @@ def cosine_rate(images: int, *, peak: float, warmup: int, total: int, floor: flo
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def set_cosine(optimizer: Any, images: int, *, warmup: int, total: int, peak: float = 0.0, floor: float = 0.0) -> None:
+    """``cosine_rate`` for each group of ``optimizer``, up to its own ``peak`` where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = cosine_rate(images, peak=group.get("peak", peak), warmup=warmup, total=total, floor=floor)
+
+
 def constant_rate(images: int, *, peak: float, warmup: int, total: int, floor: float = 0.0) -> float:
     """Learning rate after ``images`` images: linear warm-up, then ``peak``."""
     return peak * (images + 1) / (warmup + 1) if images < warmup else peak

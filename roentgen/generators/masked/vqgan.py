@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roentgen.errors import UserError
@@ -103,11 +102,6 @@ def perceptual_loss() -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
         return found / len(stages)
 
     return "features of the shipped classifier", difference
-
-
-def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """What the discriminator minimises (Lim & Ye 2017, eq. 6)."""
-    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
 def check_use(codes: Tensor, size: int, where: str) -> None:

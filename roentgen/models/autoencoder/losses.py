@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roentgen.models.autoencoder.pca import POSTERIOR_STD
-from roentgen.models.autoencoder.perceptual import FeatureHeads, FrozenFeatures, feature_l1, fooled, hinge_real_fake
+from roentgen.models.autoencoder.perceptual import FeatureHeads, FrozenFeatures, feature_l1, fooled, hinge
 
 
 class Autoencode(nn.Module):
@@ -85,7 +85,7 @@ class Critic:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with self.accelerator.autocast():
-            loss = hinge_real_fake(self.heads(self._pair[0]), self.heads(self._pair[1]))
+            loss = hinge(self.heads(self._pair[0]), self.heads(self._pair[1]))
         self.accelerator.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -70,7 +70,7 @@ def feature_l1(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return torch.stack([(x.float() - y.float()).abs().mean() for x, y in zip(a, b, strict=True)]).mean()
 
 
-def hinge_real_fake(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+def hinge(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     """What the heads minimise (Lim & Ye 2017, eq. 6), averaged over maps."""
     each = [F.relu(1 - r.float()).mean() + F.relu(1 + f.float()).mean() for r, f in zip(real, fake, strict=True)]
     return torch.stack(each).mean()
