@@ -33,15 +33,13 @@ from roentgen.config import BatchSize, Count, Filled, Range, Seed, parse_setting
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
+from roentgen.experiments.sampling import yardstick
 from roentgen.files import file_hash, require_writable, write_atomic
 from roentgen.generators.generate import generate, load_model
-from roentgen.metrics.adherence import auroc
-from roentgen.metrics.distribution import frechet
 from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.report.tables import figure, replace_between_markers
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import Context, read_result, shown, write_result
-from roentgen.metrics.statistics import Bootstrap
 from roentgen.models.classifier import SHIPPED, load_classifier
 from roentgen.models.hub import MINI
 from roentgen.provenance import portable
@@ -49,7 +47,6 @@ from roentgen.synthesis.folder import Job, generated_images
 
 NAME = "families"
 """Of the region in a document."""
-FID_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -116,10 +113,7 @@ def quality(s: Settings) -> None:
     labels, patients = rows[judge.findings].to_numpy(dtype=float), rows["patient_id"].tolist()
     pixels = load_pixels(real["image"].tolist(), size=256, cache=s.work / "cache").pixels
     features = judge.features(np.asarray(pixels)).astype(np.float64)
-    weights = (
-        Bootstrap(seed=s.seed).weights(patients),
-        Bootstrap(FID_RESAMPLES, s.seed + 1).weights(real["patient_id"].tolist()),
-    )
+    judged = yardstick(labels, judge.findings, patients, features, real["patient_id"].tolist(), seed=s.seed)
     jobs = [Job(text, s.seed + i) for i, text in enumerate(texts)]
     curve, models = [], {}
     for name, steps in settings_of(s.models):
@@ -127,17 +121,12 @@ def quality(s: Settings) -> None:
         sampling = model.sampling(steps=steps)
         folder = s.work / f"{Path(name).name}-{steps}-{model.info.hash}"
         made = np.stack(generated_images(model, jobs, folder, sampling=sampling, batch_size=s.batch_size))
-        scored = auroc.macro_auroc(
-            judge.predict(made).astype(float), labels, list(judge.findings), weights[0], leave_out=("No Finding",)
-        )
-        distance = frechet.resampled_distance(
-            judge.features(made).astype(np.float64), features, zip(*weights, strict=False)
-        ).entry
+        scored, apart = judged(judge.predict(made).astype(float), judge.features(made).astype(np.float64))
         curve.append({
             "model": portable(name), "hash": model.info.hash, "steps": steps, "sampling": sampling.provenance(),
-            "auroc": scored.entry, "findings": scored.names, "fid": distance,
+            "auroc": scored.entry, "findings": scored.names, "fid": apart.entry,
         })  # fmt: skip
-        print(f"{name} {steps}: AUROC {figure(curve[-1]['auroc'])}, FID {figure(distance, digits=1)}", flush=True)
+        print(f"{name} {steps}: AUROC {figure(curve[-1]['auroc'])}, FID {figure(apart.entry, digits=1)}", flush=True)
     context = Context.of(
         "eval/families.py", s, inputs={"manifest": s.manifest.name},
         extractor=f"roentgen classifier {SHIPPED.name}, sha256 {file_hash(SHIPPED)}",

@@ -28,21 +28,16 @@ from numpy.typing import NDArray
 
 from roentgen import errors
 from roentgen.config import Filled, Guidance, Steps, parse_settings
-from roentgen.experiments.sampling import WARNING, Study, StudySettings
+from roentgen.experiments.sampling import WARNING, Study, StudySettings, yardstick
 from roentgen.files import write_atomic
 from roentgen.generators.diffusion.sampling import Sampler, make_solver
-from roentgen.metrics.adherence.auroc import macro_auroc
-from roentgen.metrics.adherence.scored import LEAVE_OUT
-from roentgen.metrics.distribution import frechet
 from roentgen.metrics.report.tables import figure, report
 from roentgen.metrics.report.tables import table as markdown
 from roentgen.metrics.result import read_result, shown, write_result
-from roentgen.metrics.statistics import Bootstrap
 
 NAME = "steps"
 """Of the region in a document."""
 REFERENCE = ("pndm", 75)
-FID_RESAMPLES = 200
 DONE = 2.55
 """Mean difference in grey levels of 255 to the images of the most steps at which a setting is done: 1 %."""
 
@@ -120,20 +115,15 @@ def measured(
     seed: int,
 ) -> list[dict[str, Any]]:
     """AUROC and Frechet distance of each setting with intervals, and the paired differences to the reference's."""
-    weights = Bootstrap(seed=seed).weights(patients)
-    real_weights = Bootstrap(FID_RESAMPLES, seed + 1).weights(real_patients)
-    scored, distances = {}, {}
-    for setting, (scores, features) in seen.items():
-        scored[setting] = macro_auroc(scores, labels, list(findings), weights, leave_out=LEAVE_OUT)
-        distances[setting] = frechet.resampled_distance(features, real, zip(weights, real_weights, strict=False))
+    judged = yardstick(labels, findings, patients, real, real_patients, seed=seed)
+    found = {setting: judged(*images) for setting, images in seen.items()}
+    auroc, distance = found[REFERENCE]
     return [
         {
-            "sampler": sampler, "steps": steps, "findings": found.names, "auroc": found.entry,
-            "fid": (distance := distances[sampler, steps]).entry,
-            "auroc_less_reference": found.less(scored[REFERENCE]).entry,
-            "fid_less_reference": distance.less(distances[REFERENCE]).entry,
+            "sampler": sampler, "steps": steps, "findings": mine.names, "auroc": mine.entry, "fid": apart.entry,
+            "auroc_less_reference": mine.less(auroc).entry, "fid_less_reference": apart.less(distance).entry,
         }
-        for (sampler, steps), found in scored.items()
+        for (sampler, steps), (mine, apart) in found.items()
     ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,14 +19,16 @@ from roentgen.generators.base import Generator
 from roentgen.generators.generate import load_model
 from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.adherence.scored import LEAVE_OUT, Macro
+from roentgen.metrics.distribution import frechet
 from roentgen.metrics.pairing import draw_prompts
 from roentgen.metrics.result import Context
-from roentgen.metrics.statistics import Bootstrap, Floats
+from roentgen.metrics.statistics import Bootstrap, Drawn, Floats
 from roentgen.models.classifier import Classifier, load_classifier
 from roentgen.provenance import portable
 from roentgen.synthesis.folder import Job, generated_images
 
 SIDE = 256
+FID_RESAMPLES = 200  # each costs a matrix root
 WARNING = "chosen on val; Frechet distances at this n are biased upwards and only comparable in this file"
 
 
@@ -47,6 +49,24 @@ class StudySettings:
     ] = None
     seed: Annotated[Seed, "seed of the first image, and of texts"] = 20_000
     batch_size: Annotated[BatchSize, "images generated at a time"] = 16
+
+
+def yardstick(
+    labels: Floats, findings: Sequence[str], patients: Sequence[str], real: Floats, real_patients: Sequence[str],
+    *, seed: int,
+) -> Callable[[Floats, Floats], tuple[Macro, Drawn]]:  # fmt: skip
+    """What measures images by scores (N, F) and features (N, D): macro AUROC, and Frechet distance to ``real`` (M, D).
+
+    The patients are drawn once, so that the differences between sets of images are paired.
+    """
+    weights = Bootstrap(seed=seed).weights(patients)
+    pairs = list(zip(weights, Bootstrap(FID_RESAMPLES, seed + 1).weights(real_patients), strict=False))
+
+    def measured(scores: Floats, features: Floats) -> tuple[Macro, Drawn]:
+        found = macro_auroc(scores, labels, findings, weights, leave_out=LEAVE_OUT)
+        return found, frechet.resampled_distance(features, real, pairs)
+
+    return measured
 
 
 @dataclass(frozen=True, eq=False)

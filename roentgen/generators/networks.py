@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from roentgen.devices import pick_device
-from roentgen.generators.base import Info, check_length, words
+from roentgen.errors import UserError
+from roentgen.generators.base import Info, check_length, forget_origins, words
+from roentgen.models.portable import make_portable
 from roentgen.models.text_encoders import TextReader
 from roentgen.models.trial import tried
 
@@ -61,6 +64,27 @@ class Networks:
         if self.objective is None:
             raise RuntimeError("set an objective before training")
         return self.objective(batch)
+
+    def _settings(self, kind: Callable[..., Any], what: str, settings: Mapping[str, Any]) -> Any:
+        """The family's ``kind`` of settings: those given and not None, else the model's own, else the family's.
+
+        UserError, which says that the model is ``what``, where one is unknown or out of range.
+        """
+        given = {key: value for key, value in settings.items() if value is not None}
+        try:
+            sampling = kind(**{**self.info.defaults, **given})
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{self.info.name} is {what}: {error}") from None
+        if sampling.negative_prompt:
+            self.check(sampling.negative_prompt, "--negative-prompt")
+        return sampling
+
+    def _finish(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """What every saved model ends with: no origins, files that all versions read, and ``roentgen.json``."""
+        forget_origins(folder)
+        make_portable(folder)
+        facts = {**facts, "text": {"chunks": self.reader.chunks}}
+        (folder / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
     def check(self, text: str, flag: str = "prompt") -> None:
         """UserError if ``text`` is longer than the model reads."""

@@ -18,7 +18,7 @@ from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.features import Features
 from roentgen.metrics.image_set import ImageSet
 from roentgen.metrics.noticed import Noticed
-from roentgen.metrics.statistics import Bootstrap
+from roentgen.metrics.statistics import Bootstrap, Floats
 
 Entry = Mapping[str, Any]
 """A figure beside another or a row: value, and where known ci, n, name, group and what it is of."""
@@ -66,6 +66,11 @@ class EvaluationInputs:
 
     def of(self, name: str, extractor: Extractor, output: str = "features") -> NDArray[np.float32]:
         return self.features.of(name, extractor.name, output)
+
+    def scores(self, name: str, extractor: Extractor, findings: Sequence[str]) -> Floats:
+        """The classifier's probabilities (N, F) of these of its findings."""
+        columns = [extractor.findings.index(finding) for finding in findings]
+        return self.of(name, extractor, "probabilities")[:, columns].astype(np.float64)
 
     @property
     def bootstrap_groups(self) -> list[str]:

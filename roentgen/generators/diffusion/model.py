@@ -7,7 +7,6 @@ or on what else was generated; batch size, threads and device change it by round
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from torch import Tensor
 from roentgen import images
 from roentgen.errors import UserError
 from roentgen.files import file_sha256, new_folder, reason, sha256
-from roentgen.generators.base import Info, checked_images, forget_origins, roentgen_json
+from roentgen.generators.base import Info, checked_images, roentgen_json
 from roentgen.generators.diffusion.parts import check_parts
 from roentgen.generators.diffusion.sampling import Sampling, clean_estimate, make_solver, prompts_alone
 from roentgen.generators.networks import Networks, info_of, place_of
@@ -34,7 +33,6 @@ from roentgen.models.autoencoder.latents import downsampling
 from roentgen.models.lora import LORA_FILE, apply_lora
 from roentgen.models.plain.decoder import Autoencoder
 from roentgen.models.plain.unet import UNet
-from roentgen.models.portable import make_portable
 from roentgen.models.text_encoders import TextReader, encode_text_states, load_text_encoder, make_reader
 from roentgen.models.trial import tried
 
@@ -151,10 +149,7 @@ class Diffusion(Networks):
                 pipeline.save_pretrained(temporary, safe_serialization=True)
             except SafetensorError as error:
                 raise OSError(f"cannot write the pipeline: {error}") from error
-            forget_origins(temporary)
-            make_portable(temporary)
-            facts = {**facts, "text": {"chunks": self.reader.chunks}}
-            (temporary / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+            self._finish(temporary, facts)
 
     # ------------------------------------------------------------------------------------------ sampling
 
@@ -169,19 +164,13 @@ class Diffusion(Networks):
 
         UserError where one is out of range or unknown, or where the model cannot be sampled like that.
         """
-        given = {key: value for key, value in settings.items() if value is not None}
-        try:
-            sampling = Sampling(**{**self.info.defaults, **given})
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{self.info.name} is a diffusion model: {error}") from None
+        sampling: Sampling = self._settings(Sampling, "a diffusion model", settings)
         try:
             make_solver(self.scheduler, sampling.sampler, self.info.name).set_timesteps(sampling.steps)
         except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise UserError(
                 f"{self.info.name}: scheduler/scheduler_config.json does not fit ({reason(error)}); copy it again"
             ) from None
-        if sampling.negative_prompt:
-            self.check(sampling.negative_prompt, "--negative-prompt")
         return sampling
 
     def batch_key(self, text: str) -> int:

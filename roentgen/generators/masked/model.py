@@ -26,7 +26,7 @@ from roentgen import images
 from roentgen.config import from_json
 from roentgen.errors import UserError
 from roentgen.files import explained, new_folder, read_json, sha256
-from roentgen.generators.base import Info, checked_images, forget_origins, roentgen_json
+from roentgen.generators.base import Info, checked_images, roentgen_json
 from roentgen.generators.masked import process as P
 from roentgen.generators.masked.folder import ADVICE, PARTS, check_folder
 from roentgen.generators.masked.sampling import Sampling
@@ -34,7 +34,6 @@ from roentgen.generators.masked.tokenizer import ImageTokenizer
 from roentgen.generators.masked.transformer import Fit, MaskedTransformer, Shape
 from roentgen.generators.networks import Networks, info_of, place_of
 from roentgen.models import hub
-from roentgen.models.portable import make_portable
 from roentgen.models.text_encoders import TextReader, encode_text_states, load_text_encoder, make_reader
 from roentgen.models.trial import tried
 
@@ -121,10 +120,7 @@ class Masked(Networks):
                 encoder = copy.deepcopy(encoder).to(dtype)
             encoder.save_pretrained(temporary / "text_encoder", safe_serialization=True)
             self.reader.tokenizer.save_pretrained(temporary / "tokenizer")
-            forget_origins(temporary)
-            make_portable(temporary)
-            facts = {"family": "masked", **facts, "text": {"chunks": self.reader.chunks}}
-            (temporary / "roentgen.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+            self._finish(temporary, {"family": "masked", **facts})
 
     # ------------------------------------------------------------------------------------------ sampling
 
@@ -136,26 +132,20 @@ class Masked(Networks):
 
     def sampling(self, **settings: Any) -> Sampling:
         """Settings of sampling: those given and not None, else the model's own, else the family's."""
-        given = {key: value for key, value in settings.items() if value is not None}
         known = {item.name for item in dataclasses.fields(Sampling)}
-        strange = [key for key in given if key not in known]
+        strange = [key for key, value in settings.items() if value is not None and key not in known]
         if strange:
             flags = ", ".join(f"--{key.replace('_', '-')}" for key in strange)
             raise UserError(
                 f"{flags}: {self.info.name} is a masked transformer, which has no such setting; leave it out "
                 f"(it has {', '.join(sorted(known))})"
             )
-        try:
-            sampling = Sampling(**{**self.info.defaults, **given})
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{self.info.name} is a masked transformer: {error}") from None
+        sampling: Sampling = self._settings(Sampling, "a masked transformer", settings)
         if sampling.steps > self.transformer.positions:
             raise UserError(
                 f"--steps {sampling.steps}: {self.info.name} fills {self.transformer.positions} positions; at most as "
                 "many steps make sense (8 to 32 are usual)"
             )
-        if sampling.negative_prompt:
-            self.check(sampling.negative_prompt, "--negative-prompt")
         return sampling
 
     def batch_key(self, text: str) -> Hashable:

@@ -76,8 +76,7 @@ def reconstructed_auroc(
         return {}
     rows, originals = rows_of_originals(inputs.reconstructed, inputs.real)
     before = real.rows(originals)
-    columns = [extractor.findings.index(name) for name in findings]
-    scores = inputs.of("reconstructed", extractor, "probabilities")[rows][:, columns].astype(np.float64)
+    scores = inputs.scores("reconstructed", extractor, findings)[rows]
     weights = inputs.bootstrap.weights(before.groups)
     beyond = [name for name in findings if name not in macro]
     after, unchanged = (

@@ -167,8 +167,7 @@ def measure_f1(inputs: EvaluationInputs, extractor: Extractor) -> Result:
     if inputs.validation is None:
         raise Unavailable("thresholds are fitted on real validation images: --real needs rows in split val")
     mine, theirs, findings = judged(inputs, extractor)
-    columns = [extractor.findings.index(name) for name in findings]
-    scores = inputs.of(VALIDATION, extractor, "probabilities")[:, columns].astype(np.float64)
+    scores = inputs.scores(VALIDATION, extractor, findings)
     thresholds = calibrate(scores, inputs.validation.labels(findings), findings)
     if not any(math.isfinite(row.threshold) for row in thresholds):
         raise Unavailable(f"{len(scores)} validation images have too few cases of every finding to fit a threshold")

@@ -254,14 +254,9 @@ def judged(inputs: EvaluationInputs, extractor: Extractor) -> tuple[ScoredImages
     """Synthetic and real images as the classifier sees them, on the findings that it and the real labels share."""
     findings = [name for name in extractor.findings if name in inputs.real.findings]
     mine, theirs = labels_of(inputs, findings)
-    columns = [extractor.findings.index(name) for name in findings]
-
-    def scores(name: str) -> Floats:
-        return inputs.of(name, extractor, "probabilities")[:, columns].astype(np.float64)
-
     return (
-        ScoredImages(scores("synthetic"), mine, inputs.bootstrap_groups),
-        ScoredImages(scores("real"), theirs, inputs.real.patients),
+        ScoredImages(inputs.scores("synthetic", extractor, findings), mine, inputs.bootstrap_groups),
+        ScoredImages(inputs.scores("real", extractor, findings), theirs, inputs.real.patients),
         findings,
     )
 
