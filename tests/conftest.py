@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forks import Forks
 from recipe import load_script
 
 from roentgen import errors
@@ -160,6 +161,13 @@ def trainable_model(tiny_pipeline: Path) -> Any:
     from roentgen import load_model
 
     return load_model(str(tiny_pipeline), device="cpu", dtype="float32", trainable=True)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Runs Python programs in processes of their own, without the seconds in which other packages are imported."""
+    with Forks() as server:
+        yield server
 
 
 @pytest.fixture

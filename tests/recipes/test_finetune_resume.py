@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forks import Done, Forks, Kill
 from recipe import ROOT, few_rows, finetune, good, refused, same
 
 from roentgen.training.batches import BatchMaker
@@ -23,36 +20,25 @@ from roentgen.training.schedule import SCHEDULES
 
 pytestmark = pytest.mark.slow
 BATCH, STEPS = 4, 60
+# Files that come and go while a run: its folder is claimed, latents are computed, a checkpoint and the result written.
+CLAIM, LATENTS, WRITING, RESULT = ".lock", "cache", "checkpoints/.state-*.tmp", ".pipeline.*.tmp"
+SAVED = "checkpoints/state-*.pt"
+SHORT = ("--images", 8 * BATCH)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Flags of a run that checkpoints every step; ``server`` runs it."""
+    """Flags of a run that checkpoints every step; ``forks`` runs it."""
 
     flags: tuple[object, ...]
-    server: subprocess.Popen[str]
+    forks: Forks
 
-    def __call__(
-        self,
-        out: Path,
-        *flags: object,
-        kill: str | None = None,
-        wait: float = 0.0,
-        more: int = 1,
-        limit: int | None = None,
-    ) -> dict[str, Any]:
-        argv = [str(flag) for flag in (*self.flags, "--out", out, *flags)]
-        job = {"argv": argv, "checkpoints": str(out / "checkpoints"), "limit": limit}
-        job |= {"kill": kill, "wait": wait, "more": more, "every": BATCH}
-        assert self.server.stdin is not None and self.server.stdout is not None
-        self.server.stdin.write(json.dumps(job) + "\n")
-        self.server.stdin.flush()
-        answer: dict[str, Any] = json.loads(self.server.stdout.readline())
-        return answer
+    def __call__(self, out: Path, *flags: object, kill: Kill | None = None, limit: int | None = None) -> Done:
+        return self.forks(ROOT / "train" / "finetune.py", *self.flags, "--out", out, *flags, kill=kill, limit=limit)
 
 
 @pytest.fixture(scope="module")
-def run(make_pipeline: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(make_pipeline: Callable[..., Path], forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("resume")
     model, manifest = make_pipeline(folder / "tiny", window=77), few_rows(folder / "few")
     flags = [
@@ -60,24 +46,24 @@ def run(make_pipeline: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
         *("--precision", "no", "--steps", 2, "--sample_every", 10**6, "--validate_every", 10**6, "--log_every", BATCH),
         *("--checkpoint_every", BATCH, "--rate", 1e-3, "--text_rate", 1e-3, "--warmup", 4, "--composed", 0.5),
     ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"ACCELERATE_USE_CPU": "true"}
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "kill_loop.py")],
-        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    ) as server:  # fmt: skip
-        yield Run(tuple(flags), server)
-        assert server.stdin is not None
-        server.stdin.close()
+    return Run(tuple(flags), forks)
 
 
 @pytest.fixture(scope="module")
-def whole(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """The run that nobody interrupts: its folder, and the seconds that it took."""
+def whole(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run that nobody interrupts."""
     out = tmp_path_factory.mktemp("whole")
     done = run(out)
-    assert done["rc"] == 0, done["err"][-2000:]
-    return out, done["seconds"]
+    assert done.code == 0, done.err[-2000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def short(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of eight steps that nobody interrupts."""
+    out = tmp_path_factory.mktemp("short")
+    good(*run.flags, *SHORT, "--out", out)
+    return out
 
 
 def saved(out: Path) -> int:
@@ -90,25 +76,24 @@ def numbers(pattern: str, said: str) -> list[int]:
     return [int(found) for found in re.findall(pattern, said, re.MULTILINE)]
 
 
-def test_killed_again_and_again_a_run_ends_with_the_same_weights(
-    run: Run, whole: tuple[Path, float], tmp_path: Path
-) -> None:
-    rng, out, (unbroken, _) = random.Random(0), tmp_path / "out", whole
+def test_killed_again_and_again_a_run_ends_with_the_same_weights(run: Run, whole: Path, tmp_path: Path) -> None:
+    rng, out = random.Random(0), tmp_path / "out"
     # As soon as it starts; while there are no latents and no checkpoint yet; after some checkpoints of each run; in the
     # writing of one; and in the writing of the result. By what the run has done, never by the clock.
-    early = [("start", 1), ("held", 1), ("latents", 1), ("held", 1)]
-    plan = [("checkpoint", rng.randint(1, 3)) for _ in range(12)] + [("writing", 1)] * 4 + early[2:]
+    early = [("", 1), (CLAIM, 1), (LATENTS, 1), (CLAIM, 1)]
+    plan = [(SAVED, rng.randint(1, 3)) for _ in range(12)] + [(WRITING, 1)] * 4 + early[2:]
     rng.shuffle(plan)
     plan = early[:2] + plan
     kills, torn, before = 0, 0, 0
-    for kill, more in [*plan, ("pipeline", 1)]:
-        said = run(out, kill=kill, more=more, wait=rng.uniform(0, 0.002))
-        assert said["rc"] == -9, (kill, saved(out), said["out"][-500:], said["err"][-1500:])
+    for pattern, more in [*plan, (RESULT, 1)]:
+        since = f"state-{before + more * BATCH:010d}.pt" if pattern == SAVED else ""
+        said = run(out, kill=Kill(str(out), pattern, since=since, wait=rng.uniform(0, 0.002)))
+        assert said.code == -9, (pattern, saved(out), said.out[-500:], said.err[-1500:])
         kills += 1
         torn += bool(list((out / "checkpoints").glob(".state-*.tmp")))
-        continued = numbers(r"^continuing at (\d+) images", said["out"])
+        continued = numbers(r"^continuing at (\d+) images", said.out)
         assert continued in ([], [before]) if before else not continued
-        reached = numbers(r"^(\d+) images, error", said["out"])
+        reached = numbers(r"^(\d+) images, error", said.out)
         now = saved(out)
         assert now >= max([before, *(seen - BATCH for seen in reached)])  # the last step at most is lost
         assert not (out / "pipeline").exists()
@@ -116,35 +101,35 @@ def test_killed_again_and_again_a_run_ends_with_the_same_weights(
     assert kills >= 20 and torn >= 1
     assert before == BATCH * STEPS  # the last kill came when all was trained
     done = run(out)
-    assert done["rc"] == 0, done["err"][-2000:]
-    assert same(out / "pipeline", unbroken / "pipeline")
+    assert done.code == 0, done.err[-2000:]
+    assert same(out / "pipeline", whole / "pipeline")
     assert not list((out / "checkpoints").glob("*.tmp")) and not list(out.glob("*pipeline.*"))
     assert len(list((out / "checkpoints").iterdir())) == 2
 
 
-def test_a_full_disk_keeps_the_older_checkpoint(run: Run, whole: tuple[Path, float], tmp_path: Path) -> None:
-    assert run(tmp_path, "--until", 4 * BATCH)["rc"] == 0
+def test_a_full_disk_keeps_the_older_checkpoint(run: Run, short: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, *SHORT, "--until", 4 * BATCH).code == 0
     kept = Checkpoints(tmp_path / "checkpoints").newest()
     assert kept is not None
-    full = run(tmp_path, limit=kept.stat().st_size // 2)
-    assert full["rc"] == 2, full["err"][-2000:]
-    assert "could not write a checkpoint" in full["err"] and "older ones are kept" in full["err"]
-    assert "Traceback" not in full["err"] and saved(tmp_path) == 4 * BATCH
+    full = run(tmp_path, *SHORT, limit=kept.stat().st_size // 2)
+    assert full.code == 2, full.err[-2000:]
+    assert "could not write a checkpoint" in full.err and "older ones are kept" in full.err
+    assert "Traceback" not in full.err and saved(tmp_path) == 4 * BATCH
     assert Checkpoints(tmp_path / "checkpoints").newest() == kept
     assert not list((tmp_path / "checkpoints").glob("*.tmp"))
-    assert run(tmp_path)["rc"] == 0
-    assert same(tmp_path / "pipeline", whole[0] / "pipeline")
+    assert run(tmp_path, *SHORT).code == 0
+    assert same(tmp_path / "pipeline", short / "pipeline")
 
 
-def test_a_full_disk_at_the_end_keeps_checkpoints(run: Run, whole: tuple[Path, float], tmp_path: Path) -> None:
+def test_a_full_disk_at_the_end_keeps_checkpoints(run: Run, short: Path, tmp_path: Path) -> None:
     """The result's weights are larger than the log, smaller than a checkpoint."""
-    part = whole[0] / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
-    assert run(tmp_path, kill="pipeline")["rc"] == -9
-    full = run(tmp_path, limit=part.stat().st_size // 2)
-    assert full["rc"] == 2, full["err"][-2000:]
-    assert "cannot write the pipeline" in full["err"] and "Traceback" not in full["err"]
-    assert run(tmp_path)["rc"] == 0
-    assert same(tmp_path / "pipeline", whole[0] / "pipeline")
+    part = short / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
+    assert run(tmp_path, *SHORT, kill=Kill(str(tmp_path), RESULT)).code == -9
+    full = run(tmp_path, *SHORT, limit=part.stat().st_size // 2)
+    assert full.code == 2, full.err[-2000:]
+    assert "cannot write the pipeline" in full.err and "Traceback" not in full.err
+    assert run(tmp_path, *SHORT).code == 0
+    assert same(tmp_path / "pipeline", short / "pipeline")
 
 
 # ------------------------------------------------------------------------------------------------ NaN

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forks import Done, Forks
 from recipe import ROOT, few_rows, good, part
 
 from roentgen.errors import UserError
@@ -48,19 +49,28 @@ def alone(make_pipeline: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     return Alone(model, tuple(flags), folder / "alone")
 
 
-def launch(start: list[object], *flags: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", *start, ROOT / "train" / "finetune.py", *flags]
-    done = subprocess.run([str(word) for word in words], env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    said = done.stdout + done.stderr
-    assert "Traceback" not in said or done.returncode, said[-3000:]
-    return done
+def launcher(config: str) -> list[str]:
+    """Words of `accelerate launch` as the file's head says them, on CPU processes that pass for GPU processes."""
+    words = ["--config_file", str(FOLDER / f"{config}.yaml"), "--num_processes", "2"]
+    words += ["--mixed_precision", "no"]  # as the flags of the run say
+    return [*words, "--main_process_port", "0", str(ROOT / "tests" / "cpu_ranks.py"), str(ROOT / "train/finetune.py")]
 
 
-def sharded(config: str, *flags: object) -> subprocess.CompletedProcess[str]:
-    """`accelerate launch` as the file's head says it, on CPU processes that pass for GPU processes."""
-    start = ["accelerate.commands.launch", "--config_file", FOLDER / f"{config}.yaml", "--num_processes", 2]
-    start += ["--mixed_precision", "no"]  # as the flags of the run say
-    return launch([*start, "--main_process_port", 0, ROOT / "tests" / "cpu_ranks.py"], *flags)
+def launch(config: str, *flags: object) -> Done:
+    """`accelerate launch`, which starts both processes anew."""
+    words = [sys.executable, "-m", "accelerate.commands.launch", *launcher(config), *map(str, flags)]
+    done = subprocess.run(words, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def fork(forks: Forks, config: str, *flags: object) -> Done:
+    """Two processes with the environment that `accelerate launch` gives its own."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    args = _validate_launch_command(launch_command_parser().parse_args(launcher(config)))[0]
+    assert args.multi_gpu or args.use_fsdp
+    return forks(args.training_script, *args.training_script_args, *flags, ranks=2, environ=prepare_multi_gpu_env(args))
 
 
 def close_to(alone: Alone, out: Path, *, share: float = 0.99) -> None:
@@ -80,33 +90,28 @@ def close_to(alone: Alone, out: Path, *, share: float = 0.99) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one(alone: Alone, tmp_path: Path) -> None:
-    ENV["ACCELERATE_USE_CPU"] = "true"
-    try:
-        start: list[object] = ["torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-        done = launch(start, *alone.flags, "--out", tmp_path)
-    finally:
-        del ENV["ACCELERATE_USE_CPU"]
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "on 2 process(es)" in done.stdout
+def test_two_processes_train_like_one(alone: Alone, forks: Forks, tmp_path: Path) -> None:
+    done = forks(ROOT / "train" / "finetune.py", *alone.flags, "--out", tmp_path, ranks=2)
+    assert done.code == 0, done.err[-3000:]
+    assert "on 2 process(es)" in done.out
     close_to(alone, tmp_path, share=0.999)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", ["fsdp", "zero2", "zero3"])
-def test_sharded_runs_stop_go_on_and_train_like_one(config: str, alone: Alone, tmp_path: Path) -> None:
+def test_sharded_runs_stop_go_on_and_train_like_one(config: str, alone: Alone, forks: Forks, tmp_path: Path) -> None:
     if config != "fsdp":
         pytest.importorskip("deepspeed")
     flags = [*alone.flags, "--out", tmp_path]
-    first = sharded(config, *flags, "--until", 24)  # late, so that a lost average would show
-    assert first.returncode == 0, first.stderr[-3000:]
-    assert first.stdout.count("sample grids") == 1 and not (tmp_path / "samples").exists()
+    first = launch(config, *flags, "--until", 24)  # late, so that a lost average would show
+    assert first.code == 0, first.err[-3000:]
+    assert first.out.count("sample grids") == 1 and not (tmp_path / "samples").exists()
     shutil.rmtree(tmp_path / "pipeline")
     (folder,) = (tmp_path / "checkpoints").iterdir()
     assert folder.name == "state-0000000024.sharded"
-    second = sharded(config, *flags)
-    assert second.returncode == 0, second.stderr[-3000:]
-    assert "continuing at 24 images" in second.stdout
+    second = fork(forks, config, *flags) if config == "fsdp" else launch(config, *flags)
+    assert second.code == 0, second.err[-3000:]
+    assert "continuing at 24 images" in second.out
     close_to(alone, tmp_path)
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forks import Forks
 from masked import Tiny, make_tiny
 from recipe import ROOT, few_rows, good, part, refused
 from tiny import write_bert
@@ -91,15 +89,10 @@ def test_a_plateau_lowers_the_rate_and_is_continued(tiny: Tiny, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
-    words = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, ROOT / "train" / "masked.py",
-             *tiny.flags, "--out", tmp_path, "--composed", 0.5, "--accumulate", 2)  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], env=environment | {"ACCELERATE_USE_CPU": "true"}, capture_output=True,
-        text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_train_like_one(tiny: Tiny, whole: Path, forks: Forks, tmp_path: Path) -> None:
+    flags = (*tiny.flags, "--out", tmp_path, "--composed", 0.5, "--accumulate", 2)
+    done = forks(ROOT / "train" / "masked.py", *flags, ranks=2)
+    assert done.code == 0, done.err[-3000:]
     one, other = transformer(whole), transformer(tmp_path)
     near = sum(int((np.abs(one[key] - other[key]) < 1e-5).sum()) for key in one)
     assert near / sum(value.size for value in one.values()) > 0.999

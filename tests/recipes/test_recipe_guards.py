@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forks import Forks
 from recipe import few_rows, finetune, refused
 from tiny import write_clip_text
 
@@ -213,10 +212,10 @@ def test_recipes_are_listed_and_named(run_cli: Any, capsys: pytest.CaptureFixtur
     assert code == 2 and "did you mean quickstart" in err
 
 
-def test_under_a_quiet_launcher_a_users_error_is_one_sentence(tmp_path: Path) -> None:
+def test_under_a_quiet_launcher_a_users_error_is_one_sentence(forks: Forks, tmp_path: Path) -> None:
     words = ["--manifest", tmp_path / "nowhere.csv", "--out", tmp_path / "run"]
-    start = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1"]
+    start = ["-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1"]
     recipe = Path(__file__).parents[2] / "train" / "finetune.py"
-    done = subprocess.run([*start, recipe, *words, "--model", "mini"], capture_output=True, text=True)
-    assert done.returncode != 0 and "nowhere.csv" in done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+    done = forks(*start, recipe, *words, "--model", "mini")  # the launcher starts the recipe anew
+    assert done.code != 0 and "nowhere.csv" in done.err
+    assert "Traceback" not in done.err and not (tmp_path / "run").exists()

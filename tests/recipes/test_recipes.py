@@ -12,21 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from forks import CPU, ENVIRON, Forks
 from recipe import ROOT, few_rows, good
-
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-ENV["ACCELERATE_USE_CPU"] = "true"
-
-
-def run(script: str, *flags: object, start: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *start, str(ROOT / "train" / script), *(str(flag) for flag in flags)]
-    return subprocess.run(command, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=600)
-
-
-def launched(*flags: object, name: str) -> None:
-    """A recipe's launcher in a process of its own, which must end well."""
-    made = run(f"{name}.py", *flags)
-    assert made.returncode == 0, made.stderr
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +35,12 @@ def finetune_flags(few: Path, make_pipeline, tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.slow
 def test_the_tuned_pipeline_runs_in_roentgen_and_in_stock_diffusers(finetune_flags, tmp_path: Path) -> None:
-    start = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
-    result = run("finetune.py", *finetune_flags, "--images", 8, "--out", tmp_path, "--sample_every", 8, start=start)
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    words += [ROOT / "train" / "finetune.py", *finetune_flags, "--images", 8, "--out", tmp_path, "--sample_every", 8]
+    environ = os.environ | ENVIRON | CPU
+    result = subprocess.run(
+        [str(word) for word in words], env=environ, cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().endswith(str(tmp_path / "pipeline"))
     assert list((tmp_path / "samples").glob("*.png"))
@@ -66,7 +57,12 @@ def test_the_tuned_pipeline_runs_in_roentgen_and_in_stock_diffusers(finetune_fla
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["pca", "learned"])
-def test_autoencoder_then_text_then_a_model_from_nothing(encoder: str, few: Path, tmp_path: Path) -> None:
+def test_autoencoder_then_text_then_a_model_from_nothing(encoder: str, few: Path, forks: Forks, tmp_path: Path) -> None:
+    def launched(*flags: object, name: str) -> None:
+        """A recipe's launcher in a process of its own, which must end well."""
+        made = forks(ROOT / "train" / f"{name}.py", *flags)
+        assert made.code == 0, made.err
+
     vae, text, out = tmp_path / "vae", tmp_path / "text", tmp_path / "model"
     shape = ["--size", 32, "--crop", 16, "--channels", "[8, 16, 64]", "--groups", 4, "--latent_channels", 4]
     steps = ["--images", 16, "--batch_size", 4, "--precision", "no"]
@@ -97,13 +93,14 @@ def test_autoencoder_then_text_then_a_model_from_nothing(encoder: str, few: Path
 
 
 @pytest.mark.slow
-def test_classifier_learns_scores_and_rewards(few: Path, finetune_flags, tmp_path: Path) -> None:
+def test_classifier_learns_scores_and_rewards(few: Path, finetune_flags, forks: Forks, tmp_path: Path) -> None:
     import numpy as np
 
     from roentgen.models.classifier import load_classifier
 
     flags = ["--manifest", few, "--images", 16, "--batch_size", 8, "--min_positive", 2, "--precision", "no"]
-    launched(*flags, "--size", 64, "--out", tmp_path / "pixels", name="classifier")
+    made = forks(ROOT / "train" / "classifier.py", *flags, "--size", 64, "--out", tmp_path / "pixels")
+    assert made.code == 0, made.err
     judge = load_classifier(tmp_path / "pixels")
     images = np.zeros((3, 256, 256), np.uint8)
     assert judge.predict(images).shape == (3, len(judge.findings))
