@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from forks import Forks
 from image_sets import write_set
 from safetensors.numpy import load_file
 
@@ -20,7 +18,6 @@ from roentgen.devices import Process, meeting, this_process
 from roentgen.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
 def test_shares_are_disjoint_and_whole() -> None:
@@ -51,12 +48,6 @@ def test_one_process_waits_for_nobody_and_several_need_an_address(monkeypatch: p
         pass
 
 
-def launched(out: Path, words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *TWO, str(ROOT / "eval" / "suite.py"), *words, "--out", str(out)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
 def figures(folder: Path) -> dict[str, Any]:
     found = {}
     for name in ("kid", "coverage"):
@@ -67,7 +58,7 @@ def figures(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(
-    tmp_path: Path, make_pipeline: Callable[..., Path], run_cli: Callable[..., tuple[int, str, str]]
+    tmp_path: Path, make_pipeline: Callable[..., Path], run_cli: Callable[..., tuple[int, str, str]], forks: Forks
 ) -> None:
     real = write_set(tmp_path / "real", {"test": 20}, 0)
     model = make_pipeline(tmp_path / "tiny", window=64)
@@ -76,9 +67,9 @@ def test_two_processes_measure_what_one_does(
     words = ("--real", str(real), "--generate", str(model), "--prompts", str(prompts), "--num-images", "4",
              "--metrics", "kid,coverage", "--resamples", "20", "--replicates", "2", "--steps", "2")  # fmt: skip
     code, said, shown = run_cli("eval", *words, "--out", tmp_path / "one")
-    two = launched(tmp_path / "two", words)
-    assert code == 0 and two.returncode == 0, shown + two.stderr
-    assert said.count("report.html") == two.stdout.count("report.html") == 1  # one process reports
+    two = forks(ROOT / "eval" / "suite.py", *words, "--out", tmp_path / "two", ranks=2)
+    assert code == 0 and two.code == 0, shown + two.err
+    assert said.count("report.html") == two.out.count("report.html") == 1  # one process reports
 
     for part in ("", "replicate-2"):
         a, b = tmp_path / "one" / part, tmp_path / "two" / part
@@ -96,17 +87,17 @@ def test_two_processes_measure_what_one_does(
 
 
 @pytest.mark.slow
-def test_a_bad_image_is_named_once_and_left_out(tmp_path: Path) -> None:
+def test_a_bad_image_is_named_once_and_left_out(forks: Forks, tmp_path: Path) -> None:
     real = write_set(tmp_path / "real", {"test": 21}, 0)
     made = write_set(tmp_path / "made", {"test": 20}, 1)
     bad = tmp_path / "real" / "test_3.png"
     content = bytearray(bad.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 400] = bytes(400)  # the header is whole, the pixels are not
     bad.write_bytes(content)
-    words = ("--real", str(real), "--synthetic", str(made), "--metrics", "kid", "--resamples", "20")
-    refused = launched(tmp_path / "out", words)
-    assert refused.returncode != 0 and refused.stderr.count("1 of 21 images are bad") == 1
-    assert "test_3.png" in refused.stderr and "--skip-bad" in refused.stderr
-    skipped = launched(tmp_path / "out", (*words, "--skip-bad"))
-    assert skipped.returncode == 0, skipped.stderr
+    words = (ROOT / "eval" / "suite.py", "--real", real, "--synthetic", made, "--metrics", "kid", "--resamples", 20)
+    refused = forks(*words, "--out", tmp_path / "out", ranks=2)
+    assert refused.code != 0 and refused.err.count("1 of 21 images are bad") == 1
+    assert "test_3.png" in refused.err and "--skip-bad" in refused.err
+    skipped = forks(*words, "--out", tmp_path / "out", "--skip-bad", ranks=2)
+    assert skipped.code == 0, skipped.err
     assert json.loads((tmp_path / "out" / "kid.json").read_text())["n"] == 20

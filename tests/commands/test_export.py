@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from forks import Forks, Kill
 from PIL import Image
 
 from roentgen import cli
@@ -27,16 +24,8 @@ Cli = Callable[..., tuple[int, str, str]]
 SMALL = ("--per-finding", 6, "--findings", "Effusion,Edema", "--shard-size", 3, "--filter", "none")
 
 
-def command(*flags: object) -> list[str]:
-    return [sys.executable, "-m", "roentgen", "export", *map(str, flags)]
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
-
-
 def here(*flags: object) -> None:
-    """An export in this process, with one thread as in ``environment``, which must end well."""
+    """An export in this process, with one thread as in those of ``forks``, which must end well."""
     import torch
 
     threads = torch.get_num_threads()
@@ -66,15 +55,15 @@ def model(tmp_path_factory: pytest.TempPathFactory, make_pipeline: Callable[...,
 
 
 @pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shipped(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     """A small set by the shipped model with the usual filter, in every format. Read only."""
     out = tmp_path_factory.mktemp("shipped") / "out"
     flags = ("--per-finding", 2, "--findings", "No Finding,Effusion,Cardiomegaly", "--out", out)
     formats = ("--format", "folder,parquet,webdataset,dicom")
-    done = subprocess.run(command(*flags, *formats), capture_output=True, text=True, env=environment(), timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{out}\n"
-    assert "filter: broken, prompt, real, copies, repeats" in done.stderr
+    done = forks("-m", "roentgen", "export", *flags, *formats)
+    assert done.code == 0, done.err
+    assert done.out == f"{out}\n"
+    assert "filter: broken, prompt, real, copies, repeats" in done.err
     return out
 
 
@@ -160,7 +149,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, st
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["first draw", "third draw", "first shard written"])
 def test_killed_and_started_again_it_is_byte_identical(
-    model: Path, tmp_path: Path, whole: dict[str, str], moment: str
+    model: Path, tmp_path: Path, whole: dict[str, str], moment: str, forks: Forks
 ) -> None:
     out = tmp_path / "out"
     flags = ("--model", model, *SMALL, "--out", out)
@@ -169,26 +158,17 @@ def test_killed_and_started_again_it_is_byte_identical(
         "third draw": (".work/draws/round-0/*.json", 3),
         "first shard written": (".work/written/*.json", 1),
     }[moment]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command(*flags), env=environment(), **quiet)
-    end = time.monotonic() + 400
-    while len(list(out.glob(pattern))) < count:
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert forks("-m", "roentgen", "export", *flags, kill=Kill(str(out), pattern, count)).code == -signal.SIGKILL
     assert not (out / "SHA256SUMS").exists()
     here(*flags)
     assert tree(out) == whole
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_same_set(model: Path, tmp_path: Path, whole: dict[str, str]) -> None:
+def test_two_processes_make_the_same_set(model: Path, tmp_path: Path, whole: dict[str, str], forks: Forks) -> None:
     out = tmp_path / "out"
-    words = command("--model", model, *SMALL, "--out", out)
-    two = [words[0], "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words[1:]]
-    done = subprocess.run(two, stdout=subprocess.PIPE, text=True, env=environment(), timeout=900)
-    assert done.returncode == 0 and done.stdout == f"{out}\n"
+    done = forks("-m", "roentgen", "export", "--model", model, *SMALL, "--out", out, ranks=2)
+    assert done.code == 0 and done.out == f"{out}\n", done.err
     assert tree(out) == whole
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forks import Forks
 from PIL import Image
 
 from roentgen.devices import Process
@@ -192,7 +190,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch.distributed as dist
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/metrics"]
 from test_features import toy
 from roentgen.metrics.distribution import frechet
 from roentgen.metrics.features import extract, stream_moments
@@ -211,12 +209,11 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(sets: list[ImageSet], tmp_path: Path) -> None:
+def test_two_processes_give_what_one_gives(sets: list[ImageSet], forks: Forks, tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(tests=str(ROOT / "tests" / "metrics")))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(sets[0].paths[0].parent), str(tmp_path)], env=environment, check=True, timeout=240)
+    script.write_text(WORKER.format(tests=str(ROOT / "tests")))
+    done = forks(script, sets[0].paths[0].parent, tmp_path, ranks=2)
+    assert done.code == 0, done.err
     expected = extract(sets[:1], [toy()], cache=tmp_path / "alone").of("real", "toy")
     alone = frechet.moments(expected)
     for rank in range(2):

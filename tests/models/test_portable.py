@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 from roentgen.models.hub import MINI
 from roentgen.models.portable import make_portable
@@ -44,16 +43,14 @@ def test_a_saved_pipeline_has_the_files_of_old_and_new_versions(make_pipeline, t
 
 
 @pytest.mark.slow
-def test_the_snippet_of_the_model_card_runs_as_it_stands(tmp_path: Path) -> None:
+def test_the_snippet_of_the_model_card_runs_as_it_stands(forks: Forks, tmp_path: Path) -> None:
     card = (MINI / "README.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"((?:^    [^\n]*\n)*^    picture = [^\n]*\n)", card, flags=re.MULTILINE)
     code = "\n".join(line[4:] for line in snippet.splitlines())
     assert "from diffusers import DiffusionPipeline" in code and '"roentgen/models/mini"' in code
     script = f"{code}\nassert picture.size == (256, 256)\npicture.save({str(tmp_path / 'picture.png')!r})\n"
-    ran = subprocess.run(
-        [sys.executable, "-c", script], cwd=MINI.parents[2], capture_output=True, text=True, timeout=300
-    )
-    assert ran.returncode == 0, ran.stderr[-2000:]
+    ran = forks("-c", script)
+    assert ran.code == 0, ran.err[-2000:]
 
 
 @pytest.mark.slow
