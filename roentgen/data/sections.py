@@ -10,7 +10,7 @@ often it is right is measured by ``eval/sections.py``.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 FINAL, ADDENDUM = "final report", "addendum"
 
@@ -76,9 +76,14 @@ _NO_COLON = frozenset({"impression", "findings", BOTH, ADDENDUM, FINAL, "wet rea
 _NAME = {header: name for name, headers in HEADERS.items() for header in headers}
 
 
-def _alternatives() -> str:
-    longest_first = sorted(_NAME, key=lambda header: (-len(header), header))
-    return "|".join(re.escape(header).replace(r"\ ", r"[ \t]+") for header in longest_first)
+def _alternatives(endings: Iterable[str] = tuple(_NAME)) -> str:
+    """A pattern of all headers that tries a letter only once, however many of them begin alike; the longest first."""
+    below: dict[str, list[str]] = {}
+    for ending in sorted(endings):
+        below.setdefault(ending[:1], []).append(ending[1:])
+    may_end = below.pop("", None) is not None
+    ways = [(r"[ \t]+" if first == " " else re.escape(first)) + _alternatives(rest) for first, rest in below.items()]
+    return f"(?:{'|'.join(ways)}){'?' if may_end else ''}" if ways else ""
 
 
 # "PORTABLE AP CHEST:" and the like stand for the word FINDINGS.
