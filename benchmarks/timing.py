@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from roentgen.errors import UserError
-from roentgen.files import reason
+from roentgen.files import explained
 from roentgen.provenance import Surroundings, git_state, processor, versions
 from roentgen.threads import cores
 
@@ -136,12 +136,12 @@ def resident(process: psutil.Process) -> int:
 def device_memory() -> int:
     """Bytes in use on the first GPU, whoever uses them; UserError where nvidia-smi does not say."""
     asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
-    try:
+    with explained(
+        "--device cuda: nvidia-smi does not say what is in use",
+        "install it",
+        (OSError, subprocess.CalledProcessError, ValueError, IndexError),
+    ):
         return int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]) * 2**20
-    except (OSError, subprocess.CalledProcessError, ValueError, IndexError) as error:
-        raise UserError(
-            f"--device cuda: nvidia-smi does not say what is in use ({reason(error)}); install it"
-        ) from None
 
 
 def cuda_or_cpu(device: str) -> str:

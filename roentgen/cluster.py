@@ -9,7 +9,7 @@ import socket
 from typing import Any
 
 from roentgen.errors import UserError, install
-from roentgen.files import reason
+from roentgen.files import explained
 
 
 def require_ray(address: str) -> None:
@@ -41,12 +41,9 @@ def connect(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what runs here is told to nobody
     import ray
 
-    try:
+    with explained(
+        f"--ray {address}: no cluster answers", "start one with `ray start --head`, or pass --ray local"
+    ):  # ConnectionError, ValueError, TimeoutError: by what is wrong with the address
         _answers(address)
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except Exception as error:  # ConnectionError, ValueError, TimeoutError: by what is wrong with the address
-        raise UserError(
-            f"--ray {address}: no cluster answers ({reason(error)}); start one with `ray start --head`, or pass "
-            "--ray local"
-        ) from error
     return ray

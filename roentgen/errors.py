@@ -25,6 +25,15 @@ def install(extra: str) -> str:
     return f"pip install 'roentgen-cxr[{extra}]', or in a clone pip install '.[{extra}]'"
 
 
+@contextlib.contextmanager
+def told_of(who: str) -> Iterator[None]:
+    """What is wrong in the block is told of ``who``, a flag with its value: the UserError's sentence begins with it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{who} {error}") from None
+
+
 def is_memory(error: BaseException) -> bool:
     """Whether memory was not to be had; PyTorch says so of a processor's in words."""
     said = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -50,21 +50,17 @@ def regular(path: str | os.PathLike[str]) -> Path:
 
 def read_bytes(path: Path, *, advice: str = "check the path") -> bytes:
     """The content of a file; UserError if it cannot be read."""
-    try:
+    with explained(f"{path}: cannot be read", advice, OSError):
         return regular(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({reason(error)}); {advice}") from None
 
 
 def read_json(path: Path, *, advice: str = "check the path") -> dict[str, Any]:
     """A JSON file that holds an object; UserError otherwise, and where a text in it is none in Unicode."""
     data = read_bytes(path, advice=advice)
-    try:
+    with explained(f"{path}: cannot be read as JSON", advice, (ValueError, RecursionError)):
         value = json.loads(data)
         if re.search(rb"\\u[dD][89a-fA-F]", data):  # half of a character is found only when it is printed
             json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({reason(error)}); {advice}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object; {advice}")
     return value
@@ -86,8 +82,11 @@ def reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def explained(what: str, fix: str = "") -> Iterator[None]:
-    """Run a block of a library's calls: what fails there, of whatever class, is a UserError: ``what`` (why); ``fix``.
+def explained(
+    what: str, fix: str = "", faults: type[BaseException] | tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
+    """Run a block of calls: what fails there, of whatever class or only of ``faults``, is a UserError: ``what`` (why);
+    ``fix``.
 
     A UserError, memory that is not there and a request to stop pass as they are.
     """
@@ -96,7 +95,7 @@ def explained(what: str, fix: str = "") -> Iterator[None]:
     except UserError:
         raise
     except BaseException as error:
-        if not is_fault(error):
+        if not (isinstance(error, faults) if faults else is_fault(error)):
             raise
         raise UserError(f"{what} ({reason(error)}){fix and f'; {fix}'}") from error
 
@@ -328,11 +327,8 @@ def unit_interval(text: str) -> float:
 
 def file_sha256(path: str | Path, *, advice: str = "check the path") -> str:
     """SHA-256 of a file in hex, read piece by piece; UserError if it cannot be read."""
-    try:
-        with regular(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({reason(error)}); {advice}") from None
+    with explained(f"{path}: cannot be read", advice, OSError), regular(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_sha256(paths: Iterable[str | Path], *, workers: int) -> list[str]:
@@ -373,10 +369,8 @@ def fingerprint(module: torch.nn.Module) -> str:
 
 def require_writable(folder: Path, flag: str) -> None:
     """Create ``folder`` and write there; a user's mistake is one sentence that names ``flag``."""
-    try:
+    with explained(f"{flag} {folder}: cannot write there", "choose another folder", OSError):
         folder.mkdir(parents=True, exist_ok=True)
         probe = _temporary(Path("writable"), folder)
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise UserError(f"{flag} {folder}: cannot write there ({reason(error)}); choose another folder") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from roentgen.errors import UserError
-from roentgen.files import read_json, reason, write_atomic
+from roentgen.files import explained, read_json, reason, write_atomic
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -21,13 +21,11 @@ def hold_folder(folder: Path, flag: str) -> IO[str]:
 
     Where the file system has no locks, a warning says that nothing keeps a second run away.
     """
-    try:
+    with explained(f"{flag} {folder}: cannot write there", "choose another folder", OSError):
         # Never waiting for the other end of what is no file. Windows has no such files, and no such flag.
         at_once = getattr(os, "O_NONBLOCK", 0)
         number = os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND | at_once, 0o666)
         file = os.fdopen(number, "a", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{flag} {folder}: cannot write there ({reason(error)}); choose another folder") from None
     try:
         import fcntl
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from roentgen.config import Positional
 from roentgen.errors import UserError
-from roentgen.files import read_json, reason, user_path
+from roentgen.files import explained, read_json, user_path
 
 Kind = Literal["model", "adapter", "data set"]
 # What tells a folder's kind: the first file that is there.
@@ -109,14 +109,12 @@ def upload(folder: Path, files: Sequence[Path], target: str, *, kind: Kind, card
     ]
     if card is not None:
         operations.append(CommitOperationAdd("README.md", card.encode()))
-    try:
+    with explained(
+        f"{target}: the hub did not take it", "log in with `hf auth login`, or check the name"
+    ):  # no account, no network, a name that is taken: the hub's own words say which
         api = HfApi()
         url = api.create_repo(target, repo_type=where, private=not public, exist_ok=True)
         api.create_commit(target, operations, commit_message="Written by roentgen push", repo_type=where)
-    except Exception as error:  # no account, no network, a name that is taken: the hub's own words say which
-        raise UserError(
-            f"{target}: the hub did not take it ({reason(error)}); log in with `hf auth login`, or check the name"
-        ) from error
     return str(url)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from roentgen.data.manifest import as_cells, refuse, row_problems, typed
 from roentgen.data.shard_source import ShardSource
 from roentgen.errors import UserError
-from roentgen.files import reason, sha256
+from roentgen.files import explained, sha256
 from roentgen.images import SUFFIXES
 
 TARS = "shard-*.tar"
@@ -59,7 +59,7 @@ def _rows(tar: Path, number: int) -> list[tuple[dict[str, Any], int, int, int, s
     """(columns, number of the tar, offset, length and sha256 of the image) of each image of a tar."""
     about: dict[str, dict[str, Any]] = {}
     places: dict[str, tuple[int, int, str]] = {}
-    try:
+    with explained(f"{tar}: cannot be read", "export the set again", (tarfile.TarError, OSError, EOFError, ValueError)):
         with tarfile.open(tar) as archive:
             for member in archive:
                 stem, _, ending = member.name.rpartition(".")
@@ -74,8 +74,6 @@ def _rows(tar: Path, number: int) -> list[tuple[dict[str, Any], int, int, int, s
             file.seek(-1024, 2)
             if file.read().strip(b"\0"):
                 raise EOFError("it is cut off")
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{tar}: cannot be read ({reason(error)}); export the set again") from None
     if about.keys() != places.keys() or not all(isinstance(row, dict) for row in about.values()):
         raise UserError(f"{tar}: images and their columns do not match; export the set again")
     return [(row, number, *places[stem]) for stem, row in about.items()]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from roentgen.data.images import read_together
 from roentgen.data.manifest import read_manifest
 from roentgen.errors import UserError
-from roentgen.files import file_sha256, regular, sha256
+from roentgen.files import explained, file_sha256, regular, sha256
 from roentgen.images import read_image, resize_center_crop
 
 FORMAT = 1
@@ -63,12 +63,10 @@ class ShardSource:
         assert self.groups is not None and self.digests is not None
         name = self._names[index]
         tar = self._tars[self.groups[index]]
-        try:
+        with explained(f"{tar}: cannot be read", self._advice, OSError):
             file = _opened(tar, self._reader)
             # Has no position that threads could disturb; gives less at the end of a file that is cut off.
             data = os.pread(file.number, int(self._lengths[index]), int(self._offsets[index]))
-        except OSError as error:
-            raise UserError(f"{tar}: cannot be read ({error.strerror}); {self._advice}") from error
         if sha256(data) != self.digests[index]:
             raise UserError(f"{tar}: corrupt at {Path(name).name} (its sha256 is wrong); {self._advice}")
         return resize_center_crop(read_image(name, data=data), self.size)

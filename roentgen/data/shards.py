@@ -31,7 +31,7 @@ import pandas as pd
 from roentgen.data.manifest import SPLITS, read_manifest
 from roentgen.data.shard_source import ABOUT, FORMAT, INDEX, PROGRESS, flags_of, is_complete, json_object
 from roentgen.errors import UserError
-from roentgen.files import HashedFile, clean, has_sha256, open_atomic, regular, sha256, write_atomic
+from roentgen.files import HashedFile, clean, explained, has_sha256, open_atomic, regular, sha256, write_atomic
 from roentgen.images import is_dicom, read_image, resized_png
 
 # Columns of INDEX beside the manifest's own; its ``image`` is TAR/MEMBER, the manifest's cell is ``original_image``.
@@ -319,10 +319,8 @@ def _samples(
 
 
 def _sample(row: int, path: str, size: int | None) -> _Member:
-    try:
+    with explained(f"{path}: cannot be read", "mend the manifest's image column", OSError):
         data = regular(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend the manifest's image column") from error
     if size is not None:
         return _Member(row, "png", resized_png(Path(path), size, data=data))
     read_image(path, data=data)  # UserError on one that is damaged

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from roentgen.errors import UserError
+from roentgen.files import explained
 
 PLAIN = {
     *(f"torch._utils _rebuild_{kind}" for kind in ("tensor", "tensor_v2", "parameter", "parameter_with_state")),
@@ -35,10 +36,10 @@ def check_pickle(file: Path, allowed: Sequence[str], who: str) -> None:
 
     ``file`` is PyTorch's zip format or the old one; ``allowed`` are beginnings such as ``torch.nn.``.
     """
-    try:
+    with explained(
+        f"{who}: {file} cannot be loaded", "fetch it again", (ValueError, EOFError, OSError, zipfile.BadZipFile)
+    ):
         named = list(_globals(file))
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{who}: {file} cannot be loaded ({error}); fetch it again") from None
     for module, name in named:
         known = (
             any(f"{module}.".startswith(start) for start in allowed) and "." not in name

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from roentgen.errors import UserError
-from roentgen.files import write_atomic
+from roentgen.files import explained, write_atomic
 from roentgen.prompts.compose import compose
 from roentgen.prompts.labels import NO_FINDING, Labels, labels_text
 from roentgen.prompts.parse import parse
@@ -93,15 +93,15 @@ def evaluation(metadata: Sequence[Path], *, seed: int = 0) -> list[Entry]:
 
 def _test_rows(path: Path) -> list[tuple[str, Labels]]:
     """Image name without folder and ending, and labels, of the `test` rows."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            needed = {"file", "split", "findings", "view", "sex", "age"}
-            if missing := sorted(needed - set(reader.fieldnames or ())):
-                raise UserError(f"--metadata {path} has no column {missing[0]!r}; give an openchest metadata.csv")
-            return [(Path(row["file"]).stem, _labels(row)) for row in reader if row["split"] == "test"]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--metadata {path} cannot be read ({error}); give an openchest metadata.csv") from None
+    with (
+        explained(f"--metadata {path} cannot be read", "give an openchest metadata.csv", (OSError, UnicodeDecodeError)),
+        path.open(encoding="utf-8", newline="") as file,
+    ):
+        reader = csv.DictReader(file)
+        needed = {"file", "split", "findings", "view", "sex", "age"}
+        if missing := sorted(needed - set(reader.fieldnames or ())):
+            raise UserError(f"--metadata {path} has no column {missing[0]!r}; give an openchest metadata.csv")
+        return [(Path(row["file"]).stem, _labels(row)) for row in reader if row["split"] == "test"]
 
 
 def _labels(row: Mapping[str, str]) -> Labels:
@@ -156,11 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     lists = {"one_per_finding": one_per_finding(), "sides": sides(), "combinations": combinations()}
     if args.metadata:
         lists["evaluation"] = evaluation(args.metadata, seed=args.seed)
-    try:
+    with explained(f"--write {args.write}: cannot write there", "choose another folder", OSError):
         args.write.mkdir(parents=True, exist_ok=True)
         for name, entries in lists.items():
             path = args.write / f"{name}.csv"
             print(f"{path} ({write_list(entries, path)} prompts)")
-    except OSError as error:
-        raise UserError(f"--write {args.write}: cannot write there ({error.strerror}); choose another folder") from None
     return 0

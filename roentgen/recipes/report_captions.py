@@ -22,8 +22,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from roentgen.config import require, seed_of_32_bits
 from roentgen.data.manifest import train_and_val
-from roentgen.errors import UserError, install
-from roentgen.files import open_atomic, reason
+from roentgen.errors import install
+from roentgen.files import explained, open_atomic
 from roentgen.images import from_autoencoder, read_image, to_autoencoder
 from roentgen.metrics.text.report_scores import bleu_counts, corpus_bleu, rouge
 from roentgen.recipes.classifier import augment
@@ -88,10 +88,10 @@ def train_captions(recipe: Recipe, run: Run, accelerator: Accelerator, settings:
 
 def load_best(model: Any, path: Path) -> None:
     """Give ``model`` the weights of its best validation; UserError where the file is damaged or of another model."""
-    try:
+    with explained(
+        f"{path}: cannot be read", "train again with a new --out"
+    ):  # zip, pickle and shape errors alike mean a file that is not what was written
         load_trained_state(model, load_whole(path))
-    except Exception as error:  # zip, pickle and shape errors alike mean a file that is not what was written
-        raise UserError(f"{path}: cannot be read ({reason(error)}); train again with a new --out") from None
 
 
 # ------------------------------------------------------------------------------------- before the training

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from roentgen.config import Count, Pixels, Range, Seed, Short, as_dict, flat, parse_settings, require, seed_of_32_bits
 from roentgen.data.images import ImageSource, open_source
-from roentgen.errors import UserError
+from roentgen.errors import told_of
 from roentgen.files import new_folder, require_writable, write_atomic
 from roentgen.generators.masked import tokenizer as T
 from roentgen.generators.masked.vqgan import check_use
@@ -71,10 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     require(len(s.groups) == len(s.codes), "--groups and --codes must have as many numbers as each other")
     folder = hub.MINI / "vae" if s.vae == "mini" else Path(s.vae)
-    try:
+    with told_of("--vae"):
         autoencoder = T.load_autoencoder(folder)
-    except UserError as error:
-        raise UserError(f"--vae {error}") from None
     channels = autoencoder.config.latent_channels
     require(sum(s.groups) == channels, f"--groups {s.groups}: sum to {sum(s.groups)}; the latents have {channels}")
     factor = downsampling(autoencoder)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from roentgen.errors import UserError
-from roentgen.files import reason, sha256, write_atomic
+from roentgen.files import explained, sha256, write_atomic
 
 VARIABLE = "ROENTGEN_API_KEY"
 """Environment variable with one key or several, separated by commas."""
@@ -70,13 +70,13 @@ def load_keys(file: Path | None, environ: Mapping[str, str] | None = None) -> Ke
 
 
 def _read(file: Path) -> dict[str, str]:
-    try:
+    with explained(
+        f"--keys {file}: cannot be read",
+        f"`roentgen serve --keys {file} --add-key NAME` makes one",
+        (OSError, UnicodeDecodeError),
+    ):
         open_to = stat.S_IMODE(file.stat().st_mode) & 0o077
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--keys {file}: cannot be read ({reason(error)}); `roentgen serve --keys {file} --add-key NAME` makes one"
-        ) from None
     if open_to and os.name == "posix":
         raise UserError(f"--keys {file}: others may read or write it; run chmod 600 {file}")
     hashes = {}

@@ -18,7 +18,7 @@ from types import FrameType
 import uvicorn
 
 from roentgen.errors import UserError
-from roentgen.files import reason
+from roentgen.files import explained, reason
 from roentgen.serving.app import make_app
 from roentgen.serving.catalogue import Catalogue
 from roentgen.serving.guard import is_loopback
@@ -57,13 +57,11 @@ class _Server(uvicorn.Server):
 
 def bind(address: Address) -> socket.socket:
     """A socket that listens there. UserError where it cannot, before anything is loaded."""
-    try:
+    with explained(f"--host {address.host}: cannot be found", "pass an address", (OSError, UnicodeError)):
         family, kind, protocol, _, place = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"--host {address.host}: cannot be found ({reason(error)}); pass an address") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(place)
@@ -87,12 +85,10 @@ def check_tls(certificate: Path | None, key: Path | None) -> tuple[Path, Path] |
     def encrypted() -> str:  # asked for a passphrase; OpenSSL would ask on the terminal, and so at every start
         raise UserError(f"--tls-key {key}: is encrypted; write it without a passphrase (openssl pkey), for you to read")
 
-    try:
+    with explained(
+        f"--tls-cert {certificate}, --tls-key {key}: cannot be used", "pass PEM files that fit", (OSError, ssl.SSLError)
+    ):
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=encrypted)
-    except (OSError, ssl.SSLError) as error:
-        raise UserError(
-            f"--tls-cert {certificate}, --tls-key {key}: cannot be used ({reason(error)}); pass PEM files that fit"
-        ) from None
     return certificate, key
 
 

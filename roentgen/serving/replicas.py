@@ -22,7 +22,7 @@ import numpy as np
 
 from roentgen.cluster import connect, require_ray
 from roentgen.errors import UserError, install
-from roentgen.files import reason
+from roentgen.files import explained
 from roentgen.generators.base import Attentive, Editing, Editor, Edits, Generator, Sampling
 from roentgen.serving import catalogue
 from roentgen.serving.catalogue import Catalogue
@@ -73,14 +73,13 @@ def spread(known: Catalogue, address: str, wish: Wish, replicas: int | None) -> 
         )(Replica)  # fmt: skip
         serve.start(proxy_location="Disabled")  # the clients come to us
         try:
-            try:
+            with explained(
+                f"--ray {address}: the replicas did not start",
+                "install and fetch the same on all machines of the cluster",
+                (RuntimeError, ray.exceptions.RayError),
+            ):
                 handle = serve.run(deployment.bind(wish), name=name, route_prefix=None)
                 places = handle.places.remote().result()
-            except (RuntimeError, ray.exceptions.RayError) as error:
-                raise UserError(
-                    f"--ray {address}: the replicas did not start ({reason(error)}); install and fetch the same on all "
-                    "machines of the cluster"
-                ) from error
             calls = Calls(ray, handle)
             yield Catalogue(
                 {name: remote(model, calls, places[name]) for name, model in known.generators.items()},

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
-from roentgen.files import has_sha256, sha256, write_atomic
+from roentgen.files import explained, has_sha256, sha256, write_atomic
 from roentgen.generators.base import Sample
 from roentgen.images import encode_image, read_image
 from roentgen.metrics.diversity.repeats import difference_hash
@@ -235,10 +235,8 @@ class DrawStore:
         for round in sorted({round for round, _ in kept}):
             marks = self.read(round, shard).provenance
             path = self._path(round, shard).with_suffix(".png")
-            try:
+            with explained(f"{path} cannot be read", "run the same command again", OSError):
                 data = path.read_bytes()
-            except OSError as error:
-                raise UserError(f"{path} cannot be read ({error.strerror}); run the same command again") from error
             for at, drawn in kept:
                 if at != round:
                     continue

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from roentgen.config import require
 from roentgen.errors import UserError
-from roentgen.files import clean, open_atomic, reason, regular, write_atomic
+from roentgen.files import clean, explained, open_atomic, reason, regular, write_atomic
 from roentgen.training.schedule import EMA, Plateau
 
 # Settings of a checkpoint that are hashes, in words.
@@ -83,12 +83,10 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         wait()
-        try:
+        with explained(
+            f"--out {self.folder}: could not write a checkpoint", "older ones are kept", (OSError, RuntimeError)
+        ):
             write(temporary)
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"--out {self.folder}: could not write a checkpoint ({error}); older ones are kept"
-            ) from None
         wait()
         if main:
             write_atomic(temporary / "facts.json", json.dumps({"images": images, **facts}).encode())
@@ -102,14 +100,10 @@ class Checkpoints:
         path = self.newest()
         if path is None:
             return None
-        try:
+        with explained(f"{path}: checkpoint cannot be read", "delete it to use the one before"):
             if path.is_dir():
                 return {**json.loads((path / "facts.json").read_text()), "folder": path}
             state: dict[str, Any] = load_whole(path)
-        except Exception as error:
-            raise UserError(
-                f"{path}: checkpoint cannot be read ({reason(error)}); delete it to use the one before"
-            ) from None
         return state
 
     def save_parts(self, images: int, parts: Mapping[str, Any], **more: Any) -> None:
@@ -128,12 +122,12 @@ class Checkpoints:
 
     def load_into(self, saved: dict[str, Any], module: nn.Module, load: Callable[[nn.Module, Any], None]) -> None:
         """``load(module, saved["model"])``; UserError where the checkpoint is of another model."""
-        try:
+        with explained(
+            f"--out {self.folder.parent}: its checkpoint is of another model",
+            "choose a new --out",
+            (KeyError, ValueError),
+        ):
             load(module, saved["model"])
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"--out {self.folder.parent}: its checkpoint is of another model ({error}); choose a new --out"
-            ) from None
 
     def check_same(self, saved: dict[str, Any], now: dict[str, Any], *, free: frozenset[str]) -> None:
         """Raise ``UserError`` that names every setting that differs from the checkpoint's and is not in ``free``."""

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from roentgen.errors import UserError
-from roentgen.files import reason
+from roentgen.files import explained
 from roentgen.provenance import processor
 from roentgen.training.meta import Autocast, encoding_peak, meta_copy, training_peak
 
@@ -175,7 +175,11 @@ def _checkpoint(memory: Mapping[str, int]) -> int:
 
 def _walked(net: Any, walk: Callable[[], int], dtype: torch.dtype, *, checkpointing: bool) -> tuple[int, int]:
     """Operations and peak in bytes of one ``walk`` over ``net``; UserError if its networks do not fit together."""
-    try:
+    with explained(
+        "--model: its networks cannot be run together",
+        "their config.json files do not fit",
+        (TypeError, ValueError, AttributeError, RuntimeError),
+    ):
         # Recomputed operations keep the device busy but are none of the model's own, which MFU counts: hence before.
         net.disable_gradient_checkpointing()
         with FlopCounterMode(display=False) as counter:
@@ -185,10 +189,6 @@ def _walked(net: Any, walk: Callable[[], int], dtype: torch.dtype, *, checkpoint
             modes = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), Autocast(dtype)))
             net.enable_gradient_checkpointing(modes)
             peak = walk()
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"--model: its networks cannot be run together ({reason(error)}); their config.json files do not fit"
-        ) from error
     return counter.get_total_flops(), peak
 
 

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roentgen.config import require
 from roentgen.errors import UserError
-from roentgen.files import reason
+from roentgen.files import explained
 from roentgen.training.trackers import check_trackers
 
 # Above this many latent positions the attention matrices of PyTorch's plain kernel no longer fit caches.
@@ -88,10 +88,10 @@ def make_optimizer(name: str, groups: list[dict[str, Any]], device: torch.device
 
 def use_xformers(unet: Any) -> None:
     """Attention by xformers; a missing or unfit build is one sentence."""
-    try:
+    with explained(
+        "--xformers: it does not work here", "leave the flag out", (ImportError, ValueError, NotImplementedError)
+    ):
         unet.enable_xformers_memory_efficient_attention()
-    except (ImportError, ModuleNotFoundError, ValueError, NotImplementedError) as error:
-        raise UserError(f"--xformers: it does not work here ({reason(error)}); leave the flag out") from None
 
 
 def attention(device: torch.device, latent_shape: tuple[int, ...]) -> AbstractContextManager[Any]:

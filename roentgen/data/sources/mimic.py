@@ -55,7 +55,7 @@ from roentgen.data.sources.common import (
 )
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
-from roentgen.files import regular
+from roentgen.files import explained, regular
 
 SOURCE = "MIMIC-CXR-JPG"
 LICENCE = "PhysioNet Credentialed Health Data License 1.5.0"
@@ -65,6 +65,7 @@ LABELLERS = ("chexpert", "negbio", "none")
 VIEW_CODES = {"antero-posterior": "AP", "postero-anterior": "PA"}
 OFFICIAL = {"train": "train", "validate": "val", "test": "test"}
 HELD_OUT = "p19"  # RoentGen's test patients
+DAMAGED = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, zlib.error)  # of a zip's member
 LOOKED_AT = 100  # patient folders, when it is to be seen whether reports are there
 
 Reader = Callable[[Sequence[tuple[str, str]]], list[str | None]]  # (subject, study) numbers -> reports, None: no file
@@ -268,10 +269,8 @@ def _folder_reader(folder: Path) -> Reader:
 
 
 def _zip_reader(path: Path) -> Reader:
-    try:
+    with explained(f"--reports {path} is broken or no zip file", "download it again", (zipfile.BadZipFile, OSError)):
         archive = zipfile.ZipFile(regular(path))
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"--reports {path} is broken or no zip file ({error}); download it again") from error
     # By name without folders, as study numbers are unique and the folders above differ between versions.
     reports = [name for name in archive.namelist() if name.endswith(".txt")]
     studies = [name[name.rfind("/") + 1 : -4] for name in reports]
@@ -286,10 +285,8 @@ def _zip_reader(path: Path) -> Reader:
         found: list[str | None] = []
         for _, study in pairs:
             name = members.get(f"s{study}")
-            try:
+            with explained(f"--reports {path}: {name} is damaged", "download it again", DAMAGED):
                 found.append(None if name is None else archive.read(name).decode("utf-8", errors="replace"))
-            except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, zlib.error) as error:
-                raise UserError(f"--reports {path}: {name} is damaged ({error}); download it again") from error
         return found
 
     return read

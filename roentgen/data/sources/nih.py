@@ -41,6 +41,7 @@ from roentgen.data.sources.common import (
 )
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
+from roentgen.files import explained
 
 SOURCE = "NIH ChestX-ray14"
 LICENCE = "NIH CC: unrestricted use with attribution"
@@ -187,7 +188,5 @@ def box_sides(boxes: pd.DataFrame) -> pd.DataFrame:
 def _listed(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError(f"{path} is missing; download NIH's own {TRAIN_VAL_LIST} and {TEST_LIST} beside its table")
-    try:
+    with explained(f"{path} cannot be read", "download it again", (OSError, ValueError)):
         return path.read_text(encoding="utf-8").split()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); download it again") from error

@@ -48,7 +48,7 @@ from roentgen.data.sources.common import (
 )
 from roentgen.data.tables import read_table
 from roentgen.errors import UserError
-from roentgen.files import read_bytes
+from roentgen.files import explained, read_bytes
 from roentgen.prompts.vocabulary import FINDINGS
 
 SOURCE = "Open-i"
@@ -81,10 +81,8 @@ def openi_reports(path: str | Path) -> pd.DataFrame:
     """
     rows = []
     for name, content in _xml_files(Path(path)):
-        try:
+        with explained(f"report {name} is not valid XML", "download the reports again", ET.ParseError):
             root = ET.fromstring(content)
-        except ET.ParseError as error:
-            raise UserError(f"report {name} is not valid XML ({error}); download the reports again") from error
         rows.append(_report(root, name))
     if not rows:
         raise UserError(f"{path} has no report (.xml); name {REPORTS_ARCHIVE} or the folder made from it")
@@ -102,14 +100,18 @@ def _xml_files(path: Path) -> Iterator[tuple[str, bytes]]:
         return
     if not path.is_file():
         raise UserError(f"{path} does not exist; name {REPORTS_ARCHIVE} or the folder made from it")
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                content = archive.extractfile(member) if member.isfile() and member.name.endswith(".xml") else None
-                if content is not None:
-                    yield f"{path}:{member.name}", content.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path} is broken or no tar archive ({error}); download {REPORTS_ARCHIVE} again") from error
+    with (
+        explained(
+            f"{path} is broken or no tar archive",
+            f"download {REPORTS_ARCHIVE} again",
+            (tarfile.TarError, EOFError, OSError, zlib.error),
+        ),
+        tarfile.open(path) as archive,
+    ):
+        for member in archive:
+            content = archive.extractfile(member) if member.isfile() and member.name.endswith(".xml") else None
+            if content is not None:
+                yield f"{path}:{member.name}", content.read()
 
 
 def _report(root: ET.Element, name: str) -> dict[str, object]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roentgen.errors import UserError
+from roentgen.errors import UserError, told_of
 from roentgen.files import fingerprint, sha256
 from roentgen.generators.base import Info
 from roentgen.generators.diffusion.model import Diffusion
@@ -80,7 +80,8 @@ def start(
         encoder, tokenizer, origin = loaded.text_encoder, loaded.tokenizer, loaded.info.hash
         chunks = loaded.reader.chunks if chunks is None else chunks
         if vae is not None:
-            own, autoencoder = autoencoder, _load_vae(vae)
+            with told_of("--vae"):
+                own, autoencoder = autoencoder, load_vae(vae)
             shape = [(v.config.latent_channels, len(v.config.block_out_channels)) for v in (own, autoencoder)]
             if shape[0] != shape[1]:
                 raise UserError(
@@ -129,7 +130,8 @@ def _new(vae: Path, text: Path, unet: dict[str, Any]) -> tuple[Any, Any, Any, An
     for name in ("tokenizer", "text_encoder"):
         if not (text / name).is_dir():
             raise UserError(f"--text {text}: {name}/ is missing; make it with roentgen train text-encoder")
-    autoencoder = _load_vae(vae)
+    with told_of("--vae"):
+        autoencoder = load_vae(vae)
     encoder = load_component(text, "text_encoder", "transformers", "CLIPTextModel", torch.float32)
     channels = autoencoder.config.latent_channels
     own = {"in_channels": channels, "out_channels": channels, "cross_attention_dim": encoder.config.hidden_size}
@@ -139,13 +141,6 @@ def _new(vae: Path, text: Path, unet: dict[str, Any]) -> tuple[Any, Any, Any, An
         raise UserError(f"--unet: {str(error).splitlines()[0]}") from None
     tokenizer = load_component(text, "tokenizer", "transformers", "CLIPTokenizer", torch.float32)
     return autoencoder, network, encoder, tokenizer, DDIMScheduler(**SCHEDULE)
-
-
-def _load_vae(folder: Path) -> Any:
-    try:
-        return load_vae(folder)
-    except UserError as error:
-        raise UserError(f"--vae {error}") from None
 
 
 def _changed(scheduler: Any, **changes: Any) -> Any:

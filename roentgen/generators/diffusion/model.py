@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from roentgen import images
-from roentgen.errors import UserError
-from roentgen.files import file_sha256, new_folder, reason, sha256
+from roentgen.errors import UserError, told_of
+from roentgen.files import explained, file_sha256, new_folder, reason, sha256
 from roentgen.generators.base import Info, checked_images, roentgen_json
 from roentgen.generators.diffusion.parts import check_parts
 from roentgen.generators.diffusion.sampling import Sampling, clean_estimate, make_solver, prompts_alone
@@ -118,11 +118,9 @@ class Diffusion(Networks):
         if compile:
             parts["unet"].compile()
         said = roentgen_json(folder)
-        try:
+        with told_of(f"--model {name}:"):
             chunks = said.get("text", {}).get("chunks", 1)
             reader = make_reader(parts["tokenizer"], parts["text_encoder"], chunks=chunks)
-        except UserError as error:
-            raise UserError(f"--model {name}: {error}") from None
         info = info_of(said, name=name, folder=folder, place=(device, kind), hash=digest, lora=merged)
         return cls(info, reader=reader, compiled=compile, **parts)
 
@@ -165,12 +163,12 @@ class Diffusion(Networks):
         UserError where one is out of range or unknown, or where the model cannot be sampled like that.
         """
         sampling: Sampling = self._settings(Sampling, "a diffusion model", settings)
-        try:
+        with explained(
+            f"{self.info.name}: scheduler/scheduler_config.json does not fit",
+            "copy it again",
+            (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError),
+        ):
             make_solver(self.scheduler, sampling.sampler, self.info.name).set_timesteps(sampling.steps)
-        except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            raise UserError(
-                f"{self.info.name}: scheduler/scheduler_config.json does not fit ({reason(error)}); copy it again"
-            ) from None
         return sampling
 
     def batch_key(self, text: str) -> int:

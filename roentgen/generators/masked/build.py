@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from roentgen.errors import UserError
+from roentgen.errors import UserError, told_of
 from roentgen.files import fingerprint, sha256
 from roentgen.generators.base import Info
 from roentgen.generators.generate import load_model
@@ -48,10 +48,8 @@ def start(
         loaded.info = Info(name=name, folder=Path(), hash=loaded.info.hash, device="cpu", dtype="float32")
         return loaded
     assert codes is not None and text_encoder is not None
-    try:
+    with told_of("--codes"):
         tokenizer = ImageTokenizer.load(codes)
-    except UserError as error:
-        raise UserError(f"--codes {error}") from None
     words, encoder = load_text_encoder(str(MINI) if text_encoder == "mini" else text_encoder, layer=layer)
     encoder.eval().requires_grad_(False)
     reader = read_with(words, encoder, window=window, chunks=chunks)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from roentgen import images
 from roentgen.config import from_json
-from roentgen.errors import UserError
+from roentgen.errors import UserError, told_of
 from roentgen.files import explained, new_folder, read_json, sha256
 from roentgen.generators.base import Info, checked_images, roentgen_json
 from roentgen.generators.masked import process as P
@@ -85,10 +85,8 @@ class Masked(Networks):
         transformer, process = _load_transformer(folder, codes)
         said = roentgen_json(folder)
         words_of_text, encoder = load_text_encoder(str(folder))
-        try:
+        with told_of(f"--model {name}:"):
             reader = read_with(words_of_text, encoder, chunks=said.get("text", {}).get("chunks", 1))
-        except UserError as error:
-            raise UserError(f"--model {name}: {error}") from None
         if device == "cpu":  # its convolutions decode faster in this layout
             codes.autoencoder.to(memory_format=torch.channels_last)
         transformer = transformer.to(device, kind).train(trainable).requires_grad_(trainable)

@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
-from roentgen.files import write_atomic
+from roentgen.files import explained, write_atomic
 from roentgen.metrics.adherence.auroc import macro_auroc
 from roentgen.metrics.adherence.scored import MIN_CASES
 from roentgen.metrics.measures import MEASURES
@@ -174,10 +174,8 @@ def _load(folders: Sequence[Path]) -> list[Evaluation]:
         images = {}
         for table in (folder / f"{name}.images.csv" for name in results):
             if table.exists():
-                try:
+                with explained(f"{table} cannot be read", "run the evaluation again", ValueError):
                     images[table.name.partition(".")[0]] = pd.read_csv(table, dtype={"prompt": str, "patient": str})
-                except ValueError as error:
-                    raise UserError(f"{table} cannot be read ({error}); run the evaluation again") from None
         name = _unused(folder.resolve().name, [e.name for e in found])
         found.append(Evaluation(name, index, results, images))
     return found

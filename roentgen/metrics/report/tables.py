@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from roentgen.errors import UserError
-from roentgen.files import write_atomic
+from roentgen.files import explained, write_atomic
 from roentgen.metrics.result import Context, read_result, shown
 
 Written = Mapping[str, Any]
@@ -44,10 +44,8 @@ def replace_between_markers(document: Path | None, name: str, text: str, *, writ
     if document is None:
         return False
     start, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
-    try:
+    with explained(f"{document}: cannot be read", "check the path", OSError):
         content = document.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{document}: cannot be read ({error.strerror}); check the path") from None
     if content.count(start) != 1 or content.count(end) != 1 or content.index(start) > content.index(end):
         raise UserError(f"{document}: needs one line {start} and below it one line {end}; add them")
     pattern = re.escape(start) + ".*?" + re.escape(end)

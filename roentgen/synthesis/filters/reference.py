@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.errors import UserError
-from roentgen.files import file_hash, sha256, user_path, write_atomic
+from roentgen.files import explained, file_hash, sha256, user_path, write_atomic
 from roentgen.models.classifier import SHIPPED as SHIPPED_CLASSIFIER
 from roentgen.synthesis.filters.appearance import Appearance
 
@@ -90,10 +90,8 @@ def load_reference(folder: Path | None = None) -> Reference:
     for name in (JSON, ARRAYS):
         if not (where / name).is_file():
             raise UserError(f"--reference {where}: no reference there ({name} is missing); {MADE_BY}")
-    try:
+    with explained(f"--reference {where}: cannot be read", "check its permissions", OSError):
         text, data = (where / JSON).read_bytes(), (where / ARRAYS).read_bytes()
-    except OSError as error:
-        raise UserError(f"--reference {where}: cannot be read ({error.strerror}); check its permissions") from None
     try:
         info = json.loads(text)
         version, wanted, classifier = info["version"], info["arrays_sha256"], info["classifier"]["hash"]
@@ -104,10 +102,8 @@ def load_reference(folder: Path | None = None) -> Reference:
         raise UserError(f"--reference {where}: of version {version}, not {VERSION}; {MADE_BY}")
     if sha256(data) != wanted:
         raise UserError(f"--reference {where}: {ARRAYS} is damaged or of another reference; {MADE_BY}")
-    try:
+    with explained(f"--reference {where}: {ARRAYS} cannot be read", MADE_BY, SafetensorError):
         arrays = load(data)
-    except SafetensorError as error:
-        raise UserError(f"--reference {where}: {ARRAYS} cannot be read ({error}); {MADE_BY}") from None
     found = Reference(where, info, arrays, sha256(text)[:16])
     if file_hash(found.classifier) != classifier:
         raise UserError(f"--reference {where}: made with another classifier than {found.classifier.name}; {MADE_BY}")
