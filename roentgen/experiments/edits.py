@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from roentgen.generators.edit import Region, region_of
 from roentgen.metrics.neighbours import nearest, standardise, thumbnails
 from roentgen.metrics.statistics import Bootstrap, estimate
-from roentgen.models.classifier import Classifier
 from roentgen.prompts.vocabulary import NORMAL_NOUNS
+from roentgen.reports.finding_net import Predictions, load_net, predict, squash
+from roentgen.reports.load import MINI_REPORT, find_reporter
 
 HEART = (0.2, 0.35, 0.9, 0.9)
 SIZE = 256
@@ -64,10 +65,45 @@ class Case:
         return region_of(self.before[number].shape, None if whole else asked)
 
 
-class Judged:
-    """What the classifier and two spaces of neighbours say, against the real images ``names``, (M, SIZE, SIZE)."""
+class Judge(Protocol):
+    """A network that says which findings uint8 images (N, H, W) have: the classifier, or a reporter's.
 
-    def __init__(self, judge: Classifier, pool: NDArray[np.uint8], names: list[str], seed: int) -> None:
+    predict: probabilities (N, F). predict_sides: (N, F, 2), 0 the patient's right. features: (N, D).
+    """
+
+    findings: list[str]
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]: ...
+    def predict_sides(self, images: NDArray[np.uint8]) -> NDArray[np.float32]: ...
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]: ...
+
+
+class ReportJudge:
+    """The network of the reporter that ships as a judge."""
+
+    def __init__(self) -> None:
+        self.folder = find_reporter(MINI_REPORT)
+        self.net, info = load_net(self.folder)
+        self.findings = list(info["findings"])
+        self.size = int(info["size"])
+
+    def _read(self, images: NDArray[np.uint8]) -> Predictions:
+        return predict(self.net, np.stack([squash(image, self.size) for image in images]))
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self._read(images).image
+
+    def predict_sides(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self._read(images).sides
+
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self._read(images).deep
+
+
+class Judged:
+    """What a judge and two spaces of neighbours say, against the real images ``names``, (M, SIZE, SIZE)."""
+
+    def __init__(self, judge: Judge, pool: NDArray[np.uint8], names: list[str], seed: int) -> None:
         self.judge, self.names, self.seed = judge, names, seed
         self.centre = judge.features(pool).mean(0), judge.features(pool).std(0) + 1e-6
         self.features = self._deep(pool)

@@ -271,3 +271,64 @@ def test_families_that_do_not_edit_say_so(tiny_model: Diffusion, film: np.ndarra
 
     with pytest.raises(UserError, match="--model other"):
         edit(Other(), film, TEXT)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def own_image(tiny_model: Diffusion, tmp_path: Path) -> Path:
+    """A file of an image that the tiny model made."""
+    sample = next(iter(generate(tiny_model, ["normal chest"], seeds=[5], steps=4)))
+    sample.save(tmp_path / "own.png")
+    return tmp_path / "own.png"
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_a_replay_to_the_same_text_is_the_image_itself(tiny_model: Diffusion, own_image: Path, strength: float) -> None:
+    guidance = float(images.read_provenance(own_image)["guidance"])
+    same = next(edit(tiny_model, own_image, "normal chest", editing=Editing(strength, replay=True), guidance=guidance))
+    assert np.abs(same.image.astype(int) - same.before).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ["unipc", "dpm++-karras", "pndm"])
+def test_a_replay_changes_its_region_alone_and_more_with_strength(
+    tiny_model: Diffusion, tmp_path: Path, sampler: str
+) -> None:
+    next(iter(generate(tiny_model, ["normal chest"], seeds=[5], steps=6, sampler=sampler))).save(tmp_path / "own.png")
+    gaps = []
+    for strength in (0.2, 1.0):
+        editing = Editing(strength, replay=True)
+        made = next(edit(tiny_model, tmp_path / "own.png", TEXT, region="left", editing=editing))
+        assert not (made.image != made.before)[~made.region].any()
+        gaps.append(np.abs(made.image.astype(int) - made.before).mean())
+    assert 0 < gaps[0] < gaps[1]
+    assert made.seed == 5 and made.provenance["replayed"] == "normal chest"
+    assert made.provenance["sampler"] == sampler and made.provenance["inverted"] == "false"
+    assert made.provenance["edited"] == "true" and made.provenance["steps"] == "6"
+
+
+def test_what_cannot_be_replayed(
+    tiny_model: Diffusion, own_image: Path, film: np.ndarray, film_file: Path, tmp_path: Path
+) -> None:
+    replay = Editing(replay=True)
+    other = tmp_path / "other.png"
+    marks = images.read_provenance(own_image)
+    pixels = images.read_image(own_image)
+
+    def saved(picture: np.ndarray, **changes: str) -> Path:
+        images.save_image(picture, other, format="png", provenance={**marks, **changes}, overwrite=True)
+        return other
+
+    for image in (film, film_file, saved(pixels, edited="true"), saved(pixels, model_hash="0" * 16)):
+        with pytest.raises(UserError, match="--replay"):
+            next(edit(tiny_model, image, TEXT, editing=replay))
+    with pytest.raises(UserError, match="--replay: the image does not come out again"):
+        next(edit(tiny_model, saved(255 - pixels), TEXT, editing=replay))
+    for settings in ({"steps": 5}, {"sampler": "ddim"}, {"num_images": 2}):
+        with pytest.raises(UserError, match="--replay"):
+            next(edit(tiny_model, own_image, TEXT, editing=replay, **settings))
+
+
+def test_the_command_replays(run_cli: Any, tiny_pipeline: Path, own_image: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    code, _, err = run_cli("edit", own_image, TEXT, "--replay", "--model", tiny_pipeline, "--lung", "left", "-o", out)
+    assert code == 0, err
+    assert images.read_provenance(out)["replayed"] == "normal chest"
