@@ -72,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = np.stack([image for case, _, _ in made for image in case.before])
     names = [name for case, _, _ in made for name in case.rows["image"]]
     judged = Judged(judge, np.concatenate([own, pool]), names + real, s.seed)
+    context = Context.of(
+        "eval/edit_replay.py", s, inputs={"manifest": s.manifest.name},
+        extractor=f"network of {judge.folder.name}, sha256 {file_hash(judge.folder)}",
+        resize=f"{SIZE} px; then the network's own size",
+        model={"name": portable(model.info.name), "hash": model.info.hash},
+    )  # fmt: skip
     rows = []
     for (way, editing), strength in product(WAYS.items(), s.strengths):
         for case, origin, seeds in made:
@@ -80,12 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append({"way": name, "task": case.task.title, **judged.row(case, after), "outside": outside})
             print(name, case.task.title, rows[-1]["gain"], flush=True)
     means = [mean_row(rows, way) for way in dict.fromkeys(row["way"] for row in rows)]
-    context = Context.of(
-        "eval/edit_replay.py", s, inputs={"manifest": s.manifest.name},
-        extractor=f"network of {judge.folder.name}, sha256 {file_hash(judge.folder)}",
-        resize=f"{SIZE} px; then the network's own size",
-        model={"name": portable(model.info.name), "hash": model.info.hash},
-    )  # fmt: skip
     write_result(
         s.out / "edit-replay.json", metric="change of the target finding's probability by an edit of a generated image",
         goal="up", value=means[-1]["gain"], ci_method="see details", n=means[-1]["n"],

@@ -96,10 +96,10 @@ def report(s: Reading) -> int:
     elif s.words:
         raise UserError("--words writes pictures; name their folder with --out")
     if s.words:
-        from roentgen.commands.report_words import marks_of
+        from roentgen.generators.origin import origin_of
 
         for study in studies:
-            marks_of(study.path)
+            origin_of(study.path, "--words")
     from roentgen.images import read_image
     from roentgen.reports import Context
 
