@@ -35,6 +35,7 @@ from roentgen.provenance import SOFTWARE, as_marks, read_marks
 if TYPE_CHECKING:
     import torch
 
+FRAME = 300  # milliseconds of a frame of an animation
 FORMATS = {"png": ".png", "jpeg": ".jpg", "dicom": ".dcm"}
 SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".dcm": "dicom", ".dicom": "dicom"}
 
@@ -194,12 +195,7 @@ def save_image(
 
 
 def save_gif(
-    frames: Sequence[np.ndarray],
-    path: Path,
-    *,
-    provenance: Mapping[str, str],
-    overwrite: bool = False,
-    milliseconds: int = 300,
+    frames: Sequence[np.ndarray], path: Path, *, provenance: Mapping[str, str], overwrite: bool = False
 ) -> Path:
     """Write uint8 [H, W] frames of one size as an animated GIF that repeats, the last frame five times as long.
 
@@ -211,7 +207,7 @@ def save_gif(
         raise UserError(f"{path} exists already; pass --overwrite to replace it, or choose another --out")
     first, *rest = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
-    times = [milliseconds] * len(rest) + [5 * milliseconds]
+    times = [FRAME] * len(rest) + [5 * FRAME]
     comment = json.dumps(as_marks(provenance)).encode("ascii")
     first.save(buffer, "GIF", save_all=True, append_images=rest, duration=times, loop=0, comment=comment)
     write_atomic(path, buffer.getvalue())

@@ -1,11 +1,6 @@
-"""The launcher of ``roentgen.recipes.text_encoder``, for a clone; ``roentgen train text_encoder`` is the same."""
+"""The launcher of ``roentgen.recipes.text_encoder``, for a clone; ``roentgen train text-encoder`` is the same."""
 
-import sys
-
-from roentgen import errors, threads
+from roentgen.commands.train import launch
 
 if __name__ == "__main__":
-    threads.settle()  # before torch is loaded
-    from roentgen.recipes.text_encoder import main
-
-    sys.exit(errors.run(main, prog="train/text_encoder.py"))
+    launch("text_encoder")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Sequence
 
+from roentgen import errors, threads
 from roentgen.errors import UserError
 
 RECIPES = {
@@ -38,6 +40,13 @@ def train(argv: Sequence[str], *, prog: str = "roentgen train") -> int:
         )
     made: int = importlib.import_module(f"roentgen.recipes.{name.replace('-', '_')}").main(argv[1:])
     return made
+
+
+def launch(name: str) -> None:
+    """Run the recipe ``name`` as the program ``train/NAME.py``."""
+    threads.settle()  # before torch is loaded
+    main = importlib.import_module(f"roentgen.recipes.{name}").main
+    sys.exit(errors.run(main, prog=f"train/{name}.py"))
 
 
 def _listed(prog: str) -> list[str]:

@@ -23,7 +23,7 @@ Corner = tuple[float, float, float, float]
 SLACK = 0.01  # that rounding in somebody's table may put an edge outside the image
 
 
-def read_boxes(paths: Sequence[Path], *, flag: str = "--boxes") -> dict[str, list[tuple[str, Corner]]]:
+def read_boxes(paths: Sequence[Path]) -> dict[str, list[tuple[str, Corner]]]:
     """(label, corner and size) of every box by absolute image path, in the order of the tables.
 
     Raises:
@@ -31,13 +31,13 @@ def read_boxes(paths: Sequence[Path], *, flag: str = "--boxes") -> dict[str, lis
     """
     found: dict[str, list[tuple[str, Corner]]] = {}
     for path in paths:
-        what = f"{flag} {path}"
+        what = f"--boxes {path}"
         for line, image, label, numbers in _rows(path, what):
             where = f"{what}, line {line}"
             (name,) = absolute_images([image], path.parent)
             found.setdefault(name, []).append((_label(label, where), _corner(numbers, where)))
     if not any(found.values()):
-        raise UserError(f"{flag} {', '.join(map(str, paths))}: holds no boxes")
+        raise UserError(f"--boxes {', '.join(map(str, paths))}: holds no boxes")
     return found
 
 

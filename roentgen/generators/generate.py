@@ -201,13 +201,13 @@ def attentive(model: Generator) -> Attentive:
     return model
 
 
-def read_settings(pairs: Sequence[str], flag: str = "--setting") -> dict[str, Any]:
+def read_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """Settings of sampling from texts such as ``temperature=1.2``; UserError on one of another form."""
     found: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not (name and equals and text):
-            raise UserError(f"{flag} {pair}: write NAME=VALUE, such as temperature=1.2")
+            raise UserError(f"--setting {pair}: write NAME=VALUE, such as temperature=1.2")
         value: Any = text
         for kind in (float, int):  # a whole number stays one
             try:

@@ -6,7 +6,7 @@ Points are rows (N, D) of any kind, features or thumbnails, compared by Euclidea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,11 +112,11 @@ def standardise(points: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.divide(x, spread, out=np.zeros_like(x), where=spread > 1e-9).astype(np.float32)
 
 
-def train_views(images: NDArray[np.uint8], *, keeps: Sequence[float] = VIEWS, side: int = 32) -> NDArray[np.float32]:
-    """Standardised thumbnails (N * V, side * side) of central crops of uint8 (N, H, W), V = ``len(keeps)`` an image.
+def train_views(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Standardised thumbnails (N * V, 1024) of central crops of uint8 (N, H, W), V = ``len(VIEWS)`` an image.
 
     Search them with ``standardise(thumbnails(queries))``: a copy is found also where it is brighter, or cropped about
     the centre. Copies that are shifted, turned or cropped at one side only are not.
     """
-    crops = [thumbnails(np.stack([damage.crop(image, keep) for image in images]), side) for keep in keeps]
-    return standardise(np.stack(crops, axis=1).reshape(-1, side * side))
+    crops = [thumbnails(np.stack([damage.crop(image, keep) for image in images])) for keep in VIEWS]
+    return standardise(np.stack(crops, axis=1).reshape(len(images) * len(VIEWS), -1))

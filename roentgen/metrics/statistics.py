@@ -111,13 +111,13 @@ class Drawn:
         return from_draws(self.value, self.draws)
 
 
-def percentile_interval(draws: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
-    """Central percentile interval of the finite ``draws``; (nan, nan) if there are none."""
+def percentile_interval(draws: ArrayLike) -> tuple[float, float]:
+    """Central 95 % of the finite ``draws``; (nan, nan) if there are none."""
     values = np.asarray(draws, dtype=np.float64)
     values = values[np.isfinite(values)]
     if values.size == 0:
         return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

@@ -14,20 +14,17 @@ KEEP = 4  # boxes of one finding at most
 OVERLAP = 0.3  # IoU above which two boxes are one
 
 
-def regressed_boxes(
-    places: NDArray[np.float32], edges: NDArray[np.float32], *, threshold: float, keep: int = KEEP
-) -> tuple[Box, ...]:
+def regressed_boxes(places: NDArray[np.float32], edges: NDArray[np.float32], *, threshold: float) -> tuple[Box, ...]:
     """Boxes of one finding from its map and the regressed edges, best first; at least one.
 
     Each cell at or above ``threshold`` proposes the box that its edges say, and so does the highest cell in any case.
-    Of boxes that overlap, the one with the most support stays: scores are the map's value times that of the box's
-    middle, since cells in the middle of a finding know its edges best.
+    Of boxes that overlap, the one with the most support stays, and at most ``KEEP`` do: scores are the map's
+    value times that of the box's middle, since cells in the middle of a finding know its edges best.
 
     Args:
         places: probabilities (h, w).
         edges: distances (4, h, w) from the cell's centre to left, top, right, bottom, in fractions of the image.
         threshold: of the map.
-        keep: boxes at most.
     """
     height, width = places.shape
     rows, columns = np.nonzero(places >= min(threshold, float(places.max())))
@@ -43,7 +40,7 @@ def regressed_boxes(
         middle_x = min(width - 1, int((box[0] + box[2]) / 2 * width))
         boxes.append(box)
         scores.append(float(places[row, column] * places[middle_y, middle_x]))
-    return tuple(boxes[index] for index in suppress(boxes, scores, most=OVERLAP, keep=keep))
+    return tuple(boxes[index] for index in suppress(boxes, scores, most=OVERLAP, keep=KEEP))
 
 
 def peak_box(places: NDArray[np.float32], size: Sequence[float]) -> tuple[Box, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from roentgen.metrics.extractor import Extractor
 from roentgen.metrics.measure import ByFinding, EvaluationInputs, Result, Unavailable, measure
 from roentgen.metrics.reading import labels_of, sides_of
-from roentgen.metrics.statistics import USUAL, Bootstrap, Floats, ratio_estimate
+from roentgen.metrics.statistics import USUAL, Floats, ratio_estimate
 from roentgen.metrics.text.clinical import (
     LEAST,
     clinical_scores,
@@ -40,9 +40,8 @@ def by_reporter(inputs: EvaluationInputs) -> tuple[str, str]:
 
 
 def place_scores(
-    reports: Sequence[Report], findings: Sequence[str], sides: Sequence[Sequence[str]], groups: Sequence[object],
-    *, bootstrap: Bootstrap = USUAL,
-) -> dict[str, Any]:  # fmt: skip
+    reports: Sequence[Report], findings: Sequence[str], sides: Sequence[Sequence[str]], groups: Sequence[object]
+) -> dict[str, Any]:
     """Of findings of a known left or right that a report places: share whose box with most weight, the first, has its
     middle in that half of the image, which is the patient's other hand. By chance it is about a half."""
     hits, placed = np.zeros(len(reports)), np.zeros(len(reports))
@@ -53,7 +52,7 @@ def place_scores(
                 x1, _, x2, _ = boxes[name]
                 placed[row] += 1
                 hits[row] += (x1 + x2 > 1) == (side == "left")
-    return ratio_estimate(hits, placed, bootstrap.weights(groups)) | {"n": int(placed.sum())}
+    return ratio_estimate(hits, placed, USUAL.weights(groups)) | {"n": int(placed.sum())}
 
 
 @measure(

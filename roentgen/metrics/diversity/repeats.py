@@ -42,14 +42,12 @@ def difference_hash(images: Sequence[NDArray[np.uint8]], side: int = SIDE) -> ND
     return bits
 
 
-def closest_within(
-    features: NDArray[np.floating], *, groups: Groups | None = None, memory: int = MEMORY
-) -> tuple[Ints, NDArray[np.float64]]:
+def closest_within(features: NDArray[np.floating], *, groups: Groups | None = None) -> tuple[Ints, NDArray[np.float64]]:
     """Number (N,) of the nearest other item of ``features`` (N, D), of another group with ``groups``, and distance."""
     if len(features) < 2:
         raise ValueError("at least two items are needed")
     own = numbered(own_groups(groups, features))
-    numbers, distance = nearest(features, features, without=own, pool_groups=own, memory=memory)
+    numbers, distance = nearest(features, features, without=own, pool_groups=own)
     return numbers[:, 0], distance[:, 0]
 
 

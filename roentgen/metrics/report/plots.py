@@ -182,11 +182,11 @@ def _finish(figure: Figure, axes: Axes, *, columns: int, **about: Any) -> None:
         figure.legend(loc="outside upper center", ncols=columns, fontsize=8)
 
 
-def _spread(counts: Sequence[float], gap: float = 1.25) -> list[float]:
-    """Those of ``counts`` that are ``gap`` times apart, so that their labels do not touch."""
+def _spread(counts: Sequence[float]) -> list[float]:
+    """Those of ``counts`` that are 1.25 times apart, so that their labels do not touch."""
     chosen: list[float] = []
     for count in sorted(set(counts), reverse=True):
-        if not chosen or chosen[-1] / count >= gap:
+        if not chosen or chosen[-1] / count >= 1.25:
             chosen.append(count)
     return chosen
 

@@ -123,11 +123,7 @@ def _share(hits: float, others: float) -> float:
 
 
 def side_scores(
-    said: Sequence[Sequence[str]],
-    true: Sequence[Sequence[str]],
-    groups: Sequence[object],
-    *,
-    bootstrap: Bootstrap = USUAL,
+    said: Sequence[Sequence[str]], true: Sequence[Sequence[str]], groups: Sequence[object]
 ) -> dict[str, Any]:
     """Share of findings with a known side that the text names on just that side; what it does not name is wrong.
 
@@ -141,7 +137,7 @@ def side_scores(
                 named[row] += bool(one)
                 right[row] += one == other
     return {
-        **ratio_estimate(right, asked, bootstrap.weights(groups)),
+        **ratio_estimate(right, asked, USUAL.weights(groups)),
         "n": int(asked.sum()),
         "of_named": float(right.sum() / named.sum()) if named.sum() else float("nan"),
     }

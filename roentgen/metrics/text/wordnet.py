@@ -20,9 +20,9 @@ class WordNetMissing(Exception):
     """WordNet's files are not there; the message says which, and how they come."""
 
 
-@lru_cache(maxsize=4)
-def load_wordnet(folder: str | None = None) -> Any:
-    """NLTK's reader of WordNet's files in ``folder``; None: ``WNSEARCHDIR``, else NLTK's data, else Debian's.
+@lru_cache(maxsize=1)
+def load_wordnet() -> Any:
+    """NLTK's reader of WordNet's files, of the folder ``WNSEARCHDIR``, else of NLTK's data, else Debian's.
 
     Raises:
         WordNetMissing: a file is missing.
@@ -41,7 +41,7 @@ def load_wordnet(folder: str | None = None) -> Any:
         def map_wn(self, version: str = "wordnet") -> None:
             return None
 
-    home = Path(folder or os.environ.get(HOME) or _of_nltk() or DEBIAN)
+    home = Path(os.environ.get(HOME) or _of_nltk() or DEBIAN)
     missing = [name for name in FILES if not (home / name).is_file()]
     if missing:
         raise WordNetMissing(

@@ -119,7 +119,7 @@ def blur_by_two(x: Tensor) -> Tensor:
     return F.interpolate(halve(x), scale_factor=2.0, mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
-def pyramid_l1(reconstruction: Tensor, target: Tensor, levels: int = 3) -> Tensor:
+def pyramid_l1(reconstruction: Tensor, target: Tensor) -> Tensor:
     """L1 over a Laplacian pyramid, (N,): bands of detail weigh as much as the coarse image.
 
     Plain L1 leaves fine detail, a small part of the energy of an X-ray, to the end of training. After the Laplacian
@@ -127,7 +127,7 @@ def pyramid_l1(reconstruction: Tensor, target: Tensor, levels: int = 3) -> Tenso
     """
     loss = reconstruction.new_zeros(reconstruction.shape[0])
     difference = reconstruction - target
-    for _ in range(levels):
+    for _ in range(3):
         coarse = halve(difference)
         band = difference - F.interpolate(coarse, scale_factor=2.0, mode="nearest")
         loss = loss + band.abs().mean((1, 2, 3))
