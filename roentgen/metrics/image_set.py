@@ -20,7 +20,7 @@ from roentgen.dicom import has_no_pixels, open_dicom
 from roentgen.errors import UserError
 from roentgen.files import regular
 from roentgen.images import SUFFIXES as IMAGE_SUFFIXES
-from roentgen.images import is_dicom, read_provenance
+from roentgen.images import is_dicom, marks_of
 from roentgen.prompts import FINDINGS, NO_FINDING, parse
 
 SMALLEST = 32
@@ -223,16 +223,9 @@ def _image_files(folder: Path) -> Iterator[Path]:
             kind = IMAGE_SUFFIXES.get(file.suffix.lower())
             if name.startswith(".") or (kind is None and not _is_dicom_inside(file)):
                 continue
-            if (kind in (None, "dicom") and has_no_pixels(file)) or (name == GRID and _is_made_here(file)):
+            if (kind in (None, "dicom") and has_no_pixels(file)) or (name == GRID and marks_of(file)):
                 continue
             yield file.relative_to(folder)
-
-
-def _is_made_here(file: Path) -> bool:
-    try:
-        return bool(read_provenance(file))
-    except UserError:
-        return False
 
 
 def _is_dicom_inside(file: Path) -> bool:
@@ -250,14 +243,7 @@ def manifest_in(folder: Path) -> Path | None:
 
 def _with_provenance(table: pd.DataFrame) -> pd.DataFrame:
     """Text and labels from roentgen's own marks in the files; rows of other files stay as they are."""
-    rows: list[dict[str, object]] = []
-    for image in table["image"]:
-        try:
-            marks = read_provenance(image)
-        except UserError:  # not made by roentgen: nothing is known, which is no mistake
-            rows.append({})
-            continue
-        rows.append(_row_of(marks))
+    rows = [_row_of(marks) if (marks := marks_of(Path(image))) else {} for image in table["image"]]
     if not any(rows):
         return table
     table = table.copy()

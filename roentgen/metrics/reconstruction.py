@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from roentgen.errors import UserError
 from roentgen.files import files_sha256
-from roentgen.images import read_image, read_provenance, resize_center_crop, save_image
+from roentgen.images import marks_of, read_image, resize_center_crop, save_image
 from roentgen.metrics.image_set import ImageSet
 
 if TYPE_CHECKING:
@@ -51,19 +50,12 @@ def write_reconstructions(images: ImageSet, model: Generator) -> None:
         "content": "a real image through the model's autoencoder and back",
     }
     pairs = zip(images.paths, images.table[ORIGINAL], strict=True)
-    missing = [(path, original) for path, original in pairs if not _is_made(path, model.info.hash)]
+    missing = [(path, original) for path, original in pairs if marks_of(path).get("model_hash") != model.info.hash]
     for start in tqdm(range(0, len(missing), AT_ONCE), desc="reconstructing", file=sys.stderr, leave=False):
         part = missing[start : start + AT_ONCE]
         pixels = np.stack([resize_center_crop(read_image(Path(original)), model.pixels) for _, original in part])
         for (path, _), image in zip(part, model.reconstruct(pixels), strict=True):
             save_image(image, path, format="png", provenance=marks, overwrite=True)
-
-
-def _is_made(path: Path, model_hash: str) -> bool:
-    try:
-        return path.exists() and read_provenance(path).get("model_hash") == model_hash
-    except UserError:
-        return False
 
 
 def rows_of_originals(reconstructed: ImageSet, real: ImageSet) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

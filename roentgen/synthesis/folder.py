@@ -24,7 +24,7 @@ from roentgen.files import file_hash, sha256
 from roentgen.folders import claim
 from roentgen.generators import generate as generation
 from roentgen.generators.base import Generator, Sampling
-from roentgen.images import read_image, read_provenance, save_image
+from roentgen.images import marks_of, read_image, save_image
 from roentgen.provenance import portable
 
 if TYPE_CHECKING:
@@ -46,12 +46,7 @@ def image_path(folder: Path, job: Job) -> Path:
 
 def is_made(path: Path, job: Job, model_hash: str, sampling: Sampling) -> bool:
     """Whether ``path`` holds the image of ``job`` by this model and sampling, judged by its provenance."""
-    if not path.exists():
-        return False
-    try:
-        marks = read_provenance(path)
-    except UserError:
-        return False
+    marks = marks_of(path)
     wanted = {"prompt": job.prompt, "seed": str(job.seed), "model_hash": model_hash, **sampling.provenance()}
     return all(marks.get(key, "") == value for key, value in wanted.items())
 
@@ -235,9 +230,8 @@ def made_by(images: ImageSet) -> dict[str, Any]:
     keys = {"name": "model", "hash": "model_hash", "steps": "steps", "guidance": "guidance", "sampler": "sampler"}
     found = set()
     for path in images.paths:
-        try:
-            marks = read_provenance(path)
-        except UserError:  # not made by roentgen
+        marks = marks_of(path)
+        if not marks:  # not made by roentgen
             return {}
         found.add(tuple(marks.get(key, "") for key in keys.values()))
     if len(found) > 1:
