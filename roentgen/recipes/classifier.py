@@ -38,7 +38,8 @@ from roentgen.data.images import load_pixels
 from roentgen.data.manifest import finding_columns, read_manifest, side_signs
 from roentgen.files import require_writable
 from roentgen.images import to_autoencoder
-from roentgen.metrics.adherence.auroc import auroc
+from roentgen.metrics.adherence.auroc import by_auroc
+from roentgen.metrics.adherence.scored import by_finding
 from roentgen.models.classifier import HalvesNet, finding_loss, inside_part
 from roentgen.models.own import save_network
 from roentgen.recipes import CONFIGS, Basics
@@ -179,13 +180,9 @@ def finding_aurocs(
     scores: NDArray[np.floating], labels: NDArray[np.float32], findings: Sequence[str], *, least: int
 ) -> dict[str, float]:
     """AUROC of each finding with at least ``least`` positives and negatives; scores, labels (N, F), NaN unknown."""
-    found = {}
-    for column, name in enumerate(findings):
-        known = ~np.isnan(labels[:, column])
-        truth = labels[known, column].astype(float)
-        if least <= truth.sum() <= len(truth) - least:
-            found[name] = auroc(scores[known, column].astype(float), truth)
-    return found
+    known, none = labels.astype(np.float64), np.empty((0, len(labels)))
+    found = by_finding(by_auroc, scores.astype(np.float64), known, findings, none)
+    return {one.finding: one.value for one in found if one.cases >= least}
 
 
 def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

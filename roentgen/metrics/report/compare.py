@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from roentgen.errors import UserError
 from roentgen.files import explained, write_atomic
-from roentgen.metrics.adherence.auroc import macro_auroc
-from roentgen.metrics.adherence.scored import MIN_CASES
+from roentgen.metrics.adherence.auroc import by_auroc, macro_auroc
+from roentgen.metrics.adherence.scored import MIN_CASES, by_finding
 from roentgen.metrics.measures import MEASURES
 from roentgen.metrics.report import plots
 from roentgen.metrics.report.html import Plot, Report, number, render, spelled
@@ -155,15 +155,11 @@ def _auroc_tests(a: pd.DataFrame, b: pd.DataFrame, *, seed: int, resamples: int)
     found: dict[str, Any] = {}
     if both[0].names:
         found["AUROC, macro"] = {**both[0].less(both[1]).test(), "n": len(a)}
-    for column, name in enumerate(names):
-        known = labels[:, column]
-        if min((known == 1).sum(), (known == 0).sum()) < MIN_CASES:
-            continue
-        one = [macro_auroc(matrix(t, "score")[:, [column]], labels[:, [column]], [name], weights) for t in (a, b)]
-        found[f"AUROC, {name.replace('_', ' ')}"] = {
-            **one[0].less(one[1]).test(),
-            "n": int(np.isfinite(known).sum()),
-        }
+    each = [by_finding(by_auroc, matrix(table, "score"), labels, names, weights) for table in (a, b)]
+    for mine, theirs in zip(*each, strict=True):
+        if mine.cases >= MIN_CASES:
+            test = mine.less(theirs).test() | {"n": int(mine.known.sum())}
+            found[f"AUROC, {mine.finding.replace('_', ' ')}"] = test
     return found
 
 

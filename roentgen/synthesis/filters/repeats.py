@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roentgen.data.near import Bits, differing_bits
+from roentgen.metrics.statistics import numbered
 
 BITS = 256
 SHARE = 0.01
@@ -101,7 +102,7 @@ def _within(part: Bits, most_bits: int, repeats: NDArray[np.bool_]) -> None:
 
 def pair_counts(packed: Bits, patients: Sequence[object]) -> NDArray[np.int64]:
     """How many pairs of different patients differ by 0, 1, ... 256 bits, (257,), of packed hashes uint8 (N, 32)."""
-    names = np.unique(np.asarray([str(patient) for patient in patients]), return_inverse=True)[1]
+    names = numbered(patients)
     counts = np.zeros(BITS + 1, dtype=np.int64)
     for start in range(0, len(packed), 512):
         rows = np.arange(start, min(start + 512, len(packed)))
