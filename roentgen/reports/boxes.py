@@ -73,13 +73,6 @@ def centre_square(width: int, height: int) -> Box:
     return x, y, 1 - x, 1 - y
 
 
-def padded_square(width: int, height: int) -> Box:
-    """The square of the longer side, padded alike on both sides, as a window of an image ``width`` x ``height``."""
-    side = max(width, height)
-    x, y = (side / width - 1) / 2, (side / height - 1) / 2
-    return -x, -y, 1 + x, 1 + y
-
-
 # ------------------------------------------------------------------------------------------- CXRReportGen
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,25 +19,6 @@ from roentgen.models.autoencoder.latents import downsampling
 # What autocast does on CUDA (PyTorch's documentation, "Autocast Op Reference"), for the operations of these models.
 LOWERED = {F.linear, F.conv2d, torch.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.baddbmm}
 RAISED = {F.group_norm, F.layer_norm, F.softmax, torch.softmax, Tensor.softmax, torch.group_norm, torch.layer_norm}
-
-
-def saved_for_backward(forward: Callable[[], Any]) -> int:
-    """Bytes that autograd keeps between ``forward()`` and its backward pass; a shared storage counts once.
-
-    Parameters are counted too where autograd keeps them.
-    """
-    sizes: dict[Any, int] = {}
-
-    def pack(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        sizes[weakref.ref(storage)] = storage.nbytes()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        kept = forward()  # alive until the sum is made, so that no storage is freed and another counted as it
-        total = sum(sizes.values())
-    del kept
-    return total
 
 
 class PeakMemory(TorchDispatchMode):

@@ -46,8 +46,15 @@ def test_boxes_go_to_pixels_and_back(width: int, height: int) -> None:
         assert from_pixels(pixels, width, height) == pytest.approx(box)
 
 
+def padded_square(width: int, height: int) -> tuple[float, float, float, float]:
+    """The square of the longer side, padded alike on both sides, as a window of an image ``width`` x ``height``."""
+    side = max(width, height)
+    x, y = (side / width - 1) / 2, (side / height - 1) / 2
+    return -x, -y, 1 + x, 1 + y
+
+
 @pytest.mark.parametrize(("width", "height"), SIZES)
-@pytest.mark.parametrize("window", [conventions.centre_square, conventions.padded_square])
+@pytest.mark.parametrize("window", [conventions.centre_square, padded_square])
 def test_boxes_go_into_a_window_and_back(width: int, height: int, window: object) -> None:
     square = window(width, height)  # type: ignore[operator]
     # The square is one: as wide as high in pixels.
