@@ -76,7 +76,7 @@ class Bootstrap:
 
     def said(self, by: str = "patient or prompt") -> str:
         """How it was made, as results tell it."""
-        return f"{LEVEL:.0%}".replace("%", " %") + f" percentile, bootstrap by {by}, {self.resamples} resamples"
+        return f"95 % percentile, bootstrap by {by}, {self.resamples} resamples"
 
 
 USUAL = Bootstrap()
