@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from roentgen import files, folders
-from roentgen.errors import UserError
+from roentgen.errors import UserError, told_of
 
 WRITER = """
 import sys, time
@@ -210,3 +210,15 @@ def test_a_lock_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".lock")
     with pytest.raises(UserError, match="--out"):
         folders.hold_folder(tmp_path, "--out")
+
+
+def test_only_the_faults_that_are_named_are_explained() -> None:
+    with (
+        pytest.raises(UserError, match=r"table: cannot be read \(no rows\); write some"),
+        files.explained("table: cannot be read", "write some", ValueError),
+    ):
+        raise ValueError("no rows.")
+    with pytest.raises(KeyError), files.explained("table: cannot be read", "write some", ValueError):
+        raise KeyError("a fault of ours")
+    with pytest.raises(UserError, match=r"^--vae no folder$"), told_of("--vae"):
+        raise UserError("no folder")

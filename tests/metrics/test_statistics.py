@@ -9,6 +9,7 @@ import pytest
 
 from roentgen.metrics import statistics
 from roentgen.metrics.adherence import auroc
+from roentgen.metrics.adherence.scored import by_finding
 from roentgen.metrics.statistics import Bootstrap
 
 
@@ -222,3 +223,27 @@ def test_verdict_never_says_no_difference() -> None:
     assert "cannot be compared" in says(math.nan, (math.nan, math.nan))
     with pytest.raises(ValueError, match="above 0"):
         says(0.0, (0.0, 0.0), margin=-1)
+
+
+def test_the_same_draws_pair_two_figures_and_others_do_not() -> None:
+    a, b = two_models(200, shift=0.1)
+    bootstrap = Bootstrap(400, 3)
+    weights, others = bootstrap.weights(None, a), bootstrap.apart().weights(None, a)
+    mine, theirs, alone = (
+        statistics.Drawn(float(x.mean()), statistics.resampled_means(x, w))
+        for x, w in ((a, weights), (b, weights), (b, others))
+    )
+    paired = mine.less(theirs)
+    assert paired.value == pytest.approx((a - b).mean())
+    assert paired.ci == pytest.approx(bootstrap.mean(a - b)["ci"])
+    assert np.ptp(paired.ci) < np.ptp(mine.less(alone).ci)
+    moved = statistics.Drawn(5.0, mine.draws).moved()
+    assert moved.draws.mean() == pytest.approx(5) and np.ptp(moved.ci) == pytest.approx(np.ptp(mine.ci))
+
+
+def test_a_finding_is_drawn_with_the_labels_that_are_known() -> None:
+    labels = np.array([[1.0, 0.0, 1.0, np.nan, 0.0]]).T
+    scores = np.array([[0.9, 0.2, 0.8, 0.0, 0.1]]).T
+    (one,) = by_finding(auroc.by_auroc, scores, labels, ["Effusion"], np.ones((3, 5)))
+    assert (one.value, one.positives, one.negatives, one.cases, int(one.known.sum())) == (1, 2, 2, 2, 4)
+    assert one.draws.tolist() == [1, 1, 1]
