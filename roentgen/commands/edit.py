@@ -33,8 +33,6 @@ class Edit:
         strength: Share of the denoising that is done again; more changes more.
         invert: Start from the noise that the model would make this very image from, which keeps the patient;
             --no-invert starts from random noise and draws the region anew.
-        replay: Of an image that this model generated: make it again by its marks, and leave its way for the new text
-            where --strength says; the finding changes more, at the same likeness.
         detail: Keep what the autoencoder cannot draw, such as fine edges; --no-detail draws the region anew.
         num_images: Edits with the seeds seed, seed+1, ...; only with --no-invert.
         seed: First seed.
@@ -67,7 +65,6 @@ class Edit:
     mask: Path | None = None
     strength: Strength = 0.7
     invert: bool = True
-    replay: bool = False
     detail: bool = True
     num_images: Annotated[Count, Short("-n")] = 1
     seed: Seed = 0
@@ -116,7 +113,7 @@ def edit(s: Edit) -> int:
         text,
         remove=s.remove,
         region=region,
-        editing=Editing(s.strength, s.invert, s.detail, s.replay),
+        editing=Editing(s.strength, s.invert, s.detail),
         seed=s.seed,
         num_images=s.num_images,
         on_step=lambda share: bar.update(min(share, bar.total - bar.n)),

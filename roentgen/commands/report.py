@@ -96,10 +96,10 @@ def report(s: Reading) -> int:
     elif s.words:
         raise UserError("--words writes pictures; name their folder with --out")
     if s.words:
-        from roentgen.generators.origin import origin_of
+        from roentgen.commands.report_words import marks_of
 
         for study in studies:
-            origin_of(study.path, "--words")
+            marks_of(study.path)
     from roentgen.images import read_image
     from roentgen.reports import Context
 

@@ -17,6 +17,18 @@ if TYPE_CHECKING:
 SHORTEST = 4  # letters of a word that says something: not of, the, is
 
 
+def marks_of(path: Path) -> dict[str, str]:
+    """What a generated image says of how it was made; UserError where it is not one that can be made again."""
+    from roentgen.images import read_provenance
+
+    marks = read_provenance(path)
+    missing = [key for key in ("prompt", "seed", "model", "model_hash", "steps", "guidance") if key not in marks]
+    # An edited image and a picture of how one came about carry the same marks, and cannot be made again from them.
+    if missing or marks.get("synthetic") != "true" or "edited" in marks or "shows" in marks:
+        raise UserError(f"--words: {path} is no image that roentgen generated alone, with its marks; leave --words out")
+    return marks
+
+
 def words_picture(path: Path, image: Image, found: Report, *, title: str) -> tuple[Any, dict[str, float]]:
     """The picture of a report on the image as its generator lit it, and how much more attention lies in the boxes.
 
@@ -28,15 +40,18 @@ def words_picture(path: Path, image: Image, found: Report, *, title: str) -> tup
         UserError: no generated image; its model is not the one of that name, or cannot say.
     """
     from roentgen.generators.generate import word_maps
-    from roentgen.generators.origin import origin_of, settings_of
     from roentgen.images import lit
     from roentgen.reports.overlay import draw_report
 
-    marks = origin_of(path, "--words")
+    marks = marks_of(path)
     model = _model(marks["model"])
     if model.info.hash != marks["model_hash"]:
         raise UserError(f"--words: {path} was made by another {marks['model']} than the one on this machine")
-    maps = word_maps(model, marks["prompt"], int(marks["seed"]), **settings_of(marks))
+    maps = word_maps(
+        model, marks["prompt"], int(marks["seed"]), steps=int(marks["steps"]), guidance=float(marks["guidance"]),
+        sampler=marks.get("sampler"), negative_prompt=marks.get("negative_prompt"),
+        guided_share=float(marks.get("guided_share", 1)), guided_from=float(marks.get("guided_from", 0)),
+    )  # fmt: skip
     said = [finding for finding in found.findings if finding.present]
     total = _sum(maps, " ".join(finding.text for finding in said))
     ratios = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from roentgen.generators.edit import Region, region_of
 from roentgen.metrics.neighbours import nearest, standardise, thumbnails
 from roentgen.metrics.statistics import Bootstrap, estimate
+from roentgen.models.classifier import Classifier
 from roentgen.prompts.vocabulary import NORMAL_NOUNS
-from roentgen.reports.finding_net import Predictions, load_net, predict, squash
-from roentgen.reports.load import MINI_REPORT, find_reporter
 
 HEART = (0.2, 0.35, 0.9, 0.9)
 SIZE = 256
@@ -65,55 +64,21 @@ class Case:
         return region_of(self.before[number].shape, None if whole else asked)
 
 
-class Judge(Protocol):
-    """A network that says which findings uint8 images (N, H, W) have: the classifier, or a reporter's.
-
-    predict: probabilities (N, F). predict_sides: (N, F, 2), 0 the patient's right. features: (N, D).
-    """
-
-    findings: list[str]
-
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]: ...
-    def predict_sides(self, images: NDArray[np.uint8]) -> NDArray[np.float32]: ...
-    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]: ...
-
-
-class ReportJudge:
-    """The network of the reporter that ships as a judge."""
-
-    def __init__(self) -> None:
-        self.folder = find_reporter(MINI_REPORT)
-        self.net, info = load_net(self.folder)
-        self.findings = list(info["findings"])
-        self.size = int(info["size"])
-
-    def _read(self, images: NDArray[np.uint8]) -> Predictions:
-        return predict(self.net, np.stack([squash(image, self.size) for image in images]))
-
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self._read(images).image
-
-    def predict_sides(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self._read(images).sides
-
-    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self._read(images).deep
-
-
 class Judged:
-    """What a judge and two spaces of neighbours say, against the real images ``names``, (M, SIZE, SIZE)."""
+    """What the classifier and two spaces of neighbours say, against the real images ``names``, (M, SIZE, SIZE)."""
 
-    def __init__(self, judge: Judge, pool: NDArray[np.uint8], names: list[str], seed: int) -> None:
+    def __init__(self, judge: Classifier, pool: NDArray[np.uint8], names: list[str], seed: int) -> None:
         self.judge, self.names, self.seed = judge, names, seed
-        self.centre = judge.features(pool).mean(0), judge.features(pool).std(0) + 1e-6
-        self.features = self._deep(pool)
+        deep = judge.features(pool)
+        self.centre = deep.mean(0), deep.std(0) + 1e-6
+        self.features = self._standard(deep)
         self.small = standardise(thumbnails(pool))
         self.before = judge.predict(pool)
         self.sides = judge.predict_sides(pool)
 
-    def _deep(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _standard(self, deep: NDArray[np.float32]) -> NDArray[np.float32]:
         mean, spread = self.centre
-        return np.asarray((self.judge.features(pictures) - mean) / spread, dtype=np.float32)
+        return np.asarray((deep - mean) / spread, dtype=np.float32)
 
     def row(self, case: Case, after: NDArray[np.uint8]) -> dict[str, Any]:
         """Every figure of one task in one way, with intervals by bootstrap over patients."""
@@ -134,7 +99,9 @@ class Judged:
             "gain": estimate(case.task.sign * change[:, target].astype(float), weights),
             "moved": share(case.task.sign * change[:, target] > 0),
             "others": estimate(others.astype(float), weights),
-            "same_by_features": share(nearest(self._deep(after), self.features)[0][:, 0] == source),
+            "same_by_features": share(
+                nearest(self._standard(self.judge.features(after)), self.features)[0][:, 0] == source
+            ),
             "same_by_pixels": share(nearest(standardise(thumbnails(after)), self.small)[0][:, 0] == source),
             "side": None,
         }

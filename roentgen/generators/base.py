@@ -131,23 +131,13 @@ class Edits:
     """One batch of edits.
 
     pixels: uint8 (N, S, S), S the side of the model's images. regions: bool (N, S, S), where pixels may change.
-    texts: what each image should show. seeds: of the noise. origin: how the images were made with these seeds, where
-    they are the model's own and their way is to be gone again.
+    texts: what each image should show. seeds: of the noise.
     """
 
     pixels: np.ndarray
     regions: np.ndarray
     texts: Sequence[str]
     seeds: Sequence[int]
-    origin: Origin | None = None
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The texts that the images of a batch were made of, and the settings, which are common to them."""
-
-    texts: Sequence[str]
-    sampling: Any
 
 
 @dataclass(frozen=True)
@@ -159,13 +149,11 @@ class Editing:
         invert: begin with the noise that the model would have made this very image from (DDIM inversion), which keeps
             more of the patient; False begins with random noise.
         detail: keep what the autoencoder cannot draw: the change is added to the image, instead of drawing it anew.
-        replay: of an image that the model made itself: go its way again, and leave it for the new text.
     """
 
     strength: float = 0.7
     invert: bool = True
     detail: bool = True
-    replay: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.strength <= 1:

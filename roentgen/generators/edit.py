@@ -7,7 +7,7 @@ Light at import: no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,8 @@ from PIL import Image, ImageFilter
 from roentgen import images
 from roentgen.errors import UserError
 from roentgen.files import read_bytes, sha256
-from roentgen.generators.base import (
-    Editing,
-    Editor,
-    Edits,
-    Generator,
-    Origin,
-    Sample,
-    Sampling,
-    check_seed,
-    check_text,
-)
+from roentgen.generators.base import Editing, Editor, Edits, Generator, Sample, Sampling, check_seed, check_text
 from roentgen.generators.generate import check_settings, provenance_of
-from roentgen.generators.origin import origin_of, settings_of
 from roentgen.prompts.vocabulary import NORMAL_NOUNS, SIDES
 from roentgen.reports.boxes import check_box, to_pixels
 
@@ -39,8 +28,6 @@ FEATHER = 1 / 12
 """Width of the edge inside a region over which the change fades in, as a share of the image's shorter side."""
 COARSE = 0.6
 """Share of an image's contrast that is left at 32 x 32 pixels; 0.88 or more in 300 chest X-rays, 0.1 in noise."""
-SAME = 6.0
-"""Mean difference in grey levels up to which an image made again is the same: JPEG, rounding, another device."""
 DEFAULTS: dict[str, Any] = {"guidance": 5.0}
 """Settings of sampling where none are given: an edit needs more guidance than an image from nothing."""
 Region = NDArray[Any] | tuple[float, ...] | str | None
@@ -82,7 +69,7 @@ def edit(
         text: what the region should show. Empty: no acute finding, where something is removed.
         remove: what should go; it takes the place of the negative prompt.
         region: where pixels may change; see ``Region``. The patient's left is on the image's right.
-        editing: how much may change. ``replay`` needs the file of an image that ``model`` made.
+        editing: how much may change.
         settings: those of the model's family, such as ``steps``, ``guidance`` and ``sampler``; see ``DEFAULTS``.
 
     Raises:
@@ -101,18 +88,14 @@ def edit(
     check_text(text, "text")
     check_settings(num_images=num_images, seed=seed)
     check_seed(seed, num_images - 1)
-    if not isinstance(model, Editor):
-        raise UserError(f"--model {model.info.name}: its family does not edit images; use a diffusion model")
-    origin = None
-    if editing.replay:
-        origin, seed, settings = _replaying(model, image, settings)
-    elif editing.invert:
+    if editing.invert:
         settings = {"sampler": "ddim", **settings}
         if settings["sampler"] != "ddim":
             raise UserError(f"--sampler {settings['sampler']}: inversion takes ddim; leave it out, or add --no-invert")
-    if num_images > 1 and (editing.replay or editing.invert):
-        way, advice = ("--replay", "leave it out") if editing.replay else ("inversion", "pass --no-invert too")
-        raise UserError(f"--num-images {num_images}: all would be equal with {way}; {advice}")
+        if num_images > 1:
+            raise UserError(f"--num-images {num_images}: all would be equal with inversion; pass --no-invert too")
+    if not isinstance(model, Editor):
+        raise UserError(f"--model {model.info.name}: its family does not edit images; use a diffusion model")
     sampling = model.sampling(**settings)
     model.check(text, "text")
     before, marks = _source(image)
@@ -120,8 +103,7 @@ def edit(
     marks |= {
         "edited": "true",
         "strength": f"{editing.strength:g}",
-        "inverted": str(editing.invert and origin is None).lower(),
-        **({} if origin is None else {"replayed": origin.texts[0]}),
+        "inverted": str(editing.invert).lower(),
         "detail": "kept" if editing.detail else "drawn",
         "region": f"{mask.mean():.4f} of the pixels",
         **provenance_of(model, sampling),
@@ -132,7 +114,7 @@ def edit(
     def run() -> Iterator[Edited]:
         for index in range(num_images):
             own = replace(wish, seed=seed + index)
-            made = next(apply(model, [own], sampling, editing, on_step, origin))
+            made = next(apply(model, [own], sampling, editing, on_step))
             yield Edited(made, text, own.seed, index, {"prompt": text, "seed": str(own.seed), **marks}, before, mask)
 
     return run()
@@ -154,12 +136,8 @@ def apply(
     sampling: Sampling,
     editing: Editing,
     on_step: Callable[[float], object] | None = None,
-    origin: Origin | None = None,
 ) -> Iterator[np.ndarray]:
-    """One batch of edits that have been checked: uint8 (H, W) each, in order, as large as what they were made of.
-
-    With ``origin`` the images are the model's own, of the wishes' seeds; UserError where one does not come out again.
-    """
+    """One batch of edits that have been checked: uint8 (H, W) each, in order, as large as what they were made of."""
     squares = [_square(wish.before.shape) for wish in wishes]
     side = model.pixels
     small = [images.resize_center_crop(wish.before[square], side) for wish, square in zip(wishes, squares, strict=True)]
@@ -167,12 +145,9 @@ def apply(
         np.asarray(_image(wish.region[square]).resize((side, side), Image.Resampling.BOX)) > 0
         for wish, square in zip(wishes, squares, strict=True)
     ]
-    texts, seeds = [wish.text for wish in wishes], [wish.seed for wish in wishes]
-    batch = Edits(np.stack(small), np.stack(inside), texts, seeds, origin)
+    batch = Edits(np.stack(small), np.stack(inside), [wish.text for wish in wishes], [wish.seed for wish in wishes])
     made = model.edit(batch, sampling, editing, on_step)
-    for wish, square, given, (after, same) in zip(wishes, squares, small, made, strict=True):
-        if origin is not None and np.abs(same.astype(float) - given).mean() > SAME:
-            raise UserError("--replay: the image does not come out again as its marks say; leave --replay out")
+    for wish, square, (after, same) in zip(wishes, squares, made, strict=True):
         weight = _weights(wish.region, square)
         yield _put_back(wish.before, after, same if editing.detail else None, weight, square)
 
@@ -234,27 +209,6 @@ def _source(image: str | Path | np.ndarray) -> tuple[np.ndarray, dict[str, str]]
         raise UserError(f"image: expected uint8 grey (H, W), got {pixels.dtype} {pixels.shape}")
     height, width = pixels.shape
     return pixels, {**marks, "source_pixels_sha256": sha256(f"{width}x{height}:".encode() + pixels.tobytes())}
-
-
-def _replaying(
-    model: Generator, image: str | Path | np.ndarray, settings: Mapping[str, Any]
-) -> tuple[Origin, int, dict[str, Any]]:
-    """How ``model`` made an image: texts and settings, the seed, and ``settings`` that go its way again.
-
-    UserError where ``model`` did not make it, or ``settings`` have other steps or another sampler.
-    """
-    if isinstance(image, np.ndarray):
-        raise UserError("--replay: it reads the marks in an image's file; name the file")
-    marks = origin_of(Path(image), "--replay")
-    if model.info.hash != marks["model_hash"]:
-        raise UserError(f"--replay: {image} was made by {marks['model']} ({marks['model_hash']}), not by this model")
-    sampling: Any = model.sampling(**settings_of(marks))
-    way = {"steps": sampling.steps, "sampler": sampling.sampler}
-    for name, value in way.items():
-        if settings.get(name, value) != value:
-            raise UserError(f"--{name} {settings[name]}: --replay takes {value}, as the image did; leave it out")
-    origin = Origin([marks["prompt"]], sampling)
-    return origin, int(marks["seed"]), {**settings, **way, "guided_share": 1.0, "guided_from": 0.0}
 
 
 def _check_seen(mask: NDArray[np.bool_]) -> None:

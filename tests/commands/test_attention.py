@@ -14,7 +14,6 @@ from roentgen.commands import report_words
 from roentgen.errors import UserError
 from roentgen.generators.diffusion.attention import _Seen, _sides
 from roentgen.generators.generate import word_maps
-from roentgen.generators.origin import origin_of
 from roentgen.reports import Finding, Report
 
 PROMPT = "Left effusion, no left pneumothorax."
@@ -112,10 +111,10 @@ def test_a_report_on_a_generated_image_is_lit_by_its_words(run_cli: Any, tiny_pi
     # What cannot be made again from its marks: pictures of another kind, and edits.
     for more in ({"shows": "words"}, {"edited": "true"}):
         other = tmp_path / "other.png"
-        marks = origin_of(image, "--words") | more
+        marks = report_words.marks_of(image) | more
         images.save_image(images.read_image(image), other, format="png", provenance=marks, overwrite=True)
         with pytest.raises(UserError, match=r"--words: .*other\.png"):
-            origin_of(other, "--words")
+            report_words.marks_of(other)
     (tmp_path / "plain.png").write_bytes(b"")
     images.save_image(np.zeros((64, 64), np.uint8), tmp_path / "plain.png", format="png", provenance={}, overwrite=True)
     code, _, err = run_cli("report", tmp_path / "plain.png", "--words", "-o", tmp_path / "out")

@@ -2,14 +2,11 @@
 
 Img2img by strength (SDEdit, Meng et al. 2022, arXiv 2108.01073), blending of latents outside a region at every step
 (Avrahami et al. 2022, arXiv 2206.02779; for chest X-rays RadEdit, Perez-Garcia et al. 2024, arXiv 2312.12865), and DDIM
-inversion (Song et al. 2021, arXiv 2010.02502) to start from the noise of this very image. An image of the model's
-own is not inverted but made again from its seed, up to where the new text takes over (as in Prompt-to-Prompt, Hertz et
-al. 2022, arXiv 2208.01626, without its exchange of attention).
+inversion (Song et al. 2021, arXiv 2010.02502) to start from the noise of this very image.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +18,7 @@ from torch import Tensor
 from roentgen import images
 from roentgen.errors import UserError
 from roentgen.generators.diffusion import process
-from roentgen.generators.diffusion.sampling import Sampling, guided_steps, make_solver, prompts_alone
+from roentgen.generators.diffusion.sampling import Sampling, make_solver
 from roentgen.generators.diffusion.solvers import Solver
 
 if TYPE_CHECKING:
@@ -45,8 +42,7 @@ def edit(
     Raises:
         UserError: a model that predicts a flow; an image of NaN.
     """
-    way = _edited if batch.origin is None else _replayed
-    pairs = torch.stack(way(model, batch, sampling, editing, on_step), dim=1)
+    pairs = torch.stack(_edited(model, batch, sampling, editing, on_step), dim=1)
     for pair, text, seed in zip(pairs, batch.texts, batch.seeds, strict=True):
         try:
             after, same = images.from_autoencoder(pair)
@@ -102,53 +98,6 @@ def _edited(
         latents = region * latents + (1 - region) * outside
         report()
     return model.decode(latents), model.decode(x0)
-
-
-@torch.inference_mode()
-def _replayed(
-    model: Diffusion,
-    batch: Edits,
-    sampling: Sampling,
-    editing: Editing,
-    on_step: Callable[[float], object] | None,
-) -> tuple[Tensor, Tensor]:
-    """Images of the batch's origin that leave its way for the new texts, and that origin made again, as ``_edited``.
-
-    ``sampling`` has the steps and the sampler of the origin. The step at which the noise is nearest to ``strength`` is
-    the first one to the new text; a step there knows those before it as the origin's.
-    """
-    origin = batch.origin
-    assert origin is not None
-    solver = make_solver(model.scheduler, sampling.sampler, model.info.name)
-    solver.set_timesteps(sampling.steps, device=model.info.device)
-    steps, count = solver.timesteps, len(batch.seeds)
-    whole = solver.config.get("num_train_timesteps", 1000)
-    first = int((steps.float() - editing.strength * whole).abs().argmin())
-    beside = nothing_known(model, count) if model.inpaints else None
-    report = Progress(count, 2 * len(steps) - first, on_step)
-
-    def advance(solver: Any, latents: Tensor, number: int, text: Any, by: Sampling) -> Tensor:
-        guided = number in guided_steps(by, len(steps))
-        read = text if guided or by.guidance == 1 else prompts_alone(text)
-        inputs, scale = solver.scale_model_input(latents, steps[number]), by.guidance if guided else 1.0
-        output = model.guided(inputs, steps[number], read, guidance=scale, beside=beside, first=number == 0)
-        report()
-        moved: Tensor = solver.step(output, steps[number], latents, return_dict=False)[0]
-        return moved
-
-    text = model.guided_text(origin.texts, origin.sampling)
-    noise = torch.stack([model.initial_noise(seed) for seed in batch.seeds])
-    path, fork = [noise.to(model.info.device) * solver.init_noise_sigma], solver
-    for number in range(len(steps)):
-        if number == first:
-            fork = copy.deepcopy(solver)
-        path.append(advance(solver, path[-1], number, text, origin.sampling))
-    regions = torch.from_numpy(batch.regions).float().unsqueeze(1).to(path[0].device)
-    region = F.adaptive_max_pool2d(regions, path[0].shape[-2:])
-    text, latents = model.guided_text(batch.texts, sampling), path[first]
-    for number in range(first, len(steps)):
-        latents = region * advance(fork, latents, number, text, sampling) + (1 - region) * path[number + 1]
-    return model.decode(latents), model.decode(path[-1])
 
 
 def encode(model: Diffusion, pixels: Tensor) -> Tensor:

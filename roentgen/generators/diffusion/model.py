@@ -25,7 +25,7 @@ from roentgen.errors import UserError, told_of
 from roentgen.files import explained, file_sha256, new_folder, reason, sha256
 from roentgen.generators.base import Info, checked_images, roentgen_json
 from roentgen.generators.diffusion.parts import check_parts
-from roentgen.generators.diffusion.sampling import Sampling, clean_estimate, guided_steps, make_solver, prompts_alone
+from roentgen.generators.diffusion.sampling import Sampling, clean_estimate, make_solver, prompts_alone
 from roentgen.generators.networks import Networks, info_of, place_of
 from roentgen.models import hub, loading
 from roentgen.models.autoencoder.channels import to_grey
@@ -270,7 +270,8 @@ class Diffusion(Networks):
             from roentgen.generators.diffusion.editing import nothing_known
 
             beside = nothing_known(self, len(noise))
-        guided = guided_steps(sampling, len(solver.timesteps))
+        bounds = (sampling.guided_from, sampling.guided_share)
+        guided = range(*(math.ceil(round(bound * len(solver.timesteps), 6)) for bound in bounds))
         alone = text if sampling.guidance == 1 else prompts_alone(text)
         for number, step in enumerate(solver.timesteps):
             guidance, read = (sampling.guidance, text) if number in guided else (1.0, alone)

@@ -141,12 +141,6 @@ def clean_estimate(solver: Any, latents: Any, output: Any, step: Any) -> Any:
     return (latents - (1 - signal) ** 0.5 * output) / max(signal, 1e-8) ** 0.5
 
 
-def guided_steps(sampling: Sampling, count: int) -> range:
-    """Numbers of the ``count`` steps that are guided."""
-    bounds = (sampling.guided_from, sampling.guided_share)
-    return range(*(math.ceil(round(bound * count, 6)) for bound in bounds))
-
-
 def prompts_alone(text: Any) -> Any:
     """Of what a U-Net reads with guidance, states or a layer's keys and values, the half that is of the prompts."""
     if isinstance(text, list):
