@@ -13,105 +13,36 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
-from diffusers import AutoencoderKL
 
-from roentgen import config as cfg
 from roentgen.config import as_dict, parse_settings, require
 from roentgen.data.images import load_pixels
 from roentgen.data.manifest import train_and_val
-from roentgen.errors import UserError
 from roentgen.files import new_files, require_writable, write_atomic
-from roentgen.images import from_autoencoder, make_grid, save_image, to_autoencoder
+from roentgen.images import make_grid, save_image, to_autoencoder
 from roentgen.models.autoencoder import losses as R
 from roentgen.models.autoencoder import pca
-from roentgen.models.autoencoder.channels import with_channels
 from roentgen.models.autoencoder.fast_norm import use_fast_group_norm
-from roentgen.models.loading import load_vae
 from roentgen.provenance import portable
-from roentgen.recipes import CONFIGS, Basics
+from roentgen.recipes import CONFIGS
+from roentgen.recipes.autoencoder_parts import (
+    FREE,
+    Settings,
+    draw_weights,
+    generated_latents,
+    projection,
+    reconstruct,
+    start_vae,
+    trained_parameters,
+)
 from roentgen.training.checkpoints import Checkpoints
 from roentgen.training.loop import descend, steps
 from roentgen.training.order import batch_generator, batch_indices
 from roentgen.training.schedule import EMA, cosine_rate
 from roentgen.training.setup import make_accelerator, share_of_batch
-from roentgen.training.trackers import Log, Trackers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(Basics):
-    """Settings of the autoencoder recipe; every count is in images."""
-
-    size: Annotated[cfg.Pixels, "side of the square image in pixels"] = 256
-    crop: Annotated[
-        cfg.Pixels, "side of the random training crop; a convolutional autoencoder learns the same from crops, sooner"
-    ] = 128
-    channels: Annotated[
-        tuple[Annotated[int, cfg.Range(1, 4096)], ...], "width of each level; the factor is 2 ** (levels - 1)"
-    ] = (16, 32, 64, 128, 256)
-    layers: Annotated[int, cfg.Range(1, 64), "residual blocks a level in the encoder (the decoder has one more)"] = 1
-    groups: Annotated[int, cfg.Range(1, 4096), "groups of the group norms"] = 16
-    latent_channels: Annotated[int, cfg.Range(1, 1024), "channels of the latents"] = 16
-    encoder: Annotated[
-        Literal["learned", "pca", "start"],
-        "`learned`, `pca` for blockwise principal components, which need no training, or `start` to keep that "
-        "of `start`, which must be such a projection: only the decoder learns",
-    ] = "learned"
-    whitening: Annotated[
-        cfg.Share,
-        "0 leaves the latents the pixels' spectrum, 1 gives every channel the same variance; with `start` the "
-        "same of the variances that its latents have",
-    ] = 0.5
-    start: Annotated[
-        Path | None, "autoencoder folder to start from instead of random weights (its shape must be the one set here)"
-    ] = None
-    images: Annotated[cfg.Count, cfg.Short("-n"), "length of the learning-rate schedule"] = 32_000
-    until: Annotated[cfg.Count | None, "images after which to stop, when that is before the schedule's end"] = None
-    batch_size: Annotated[cfg.BatchSize, "images a step, over all processes"] = 8
-    rate: Annotated[cfg.Rate, "peak learning rate of AdamW"] = 1e-3
-    warmup: Annotated[cfg.CountFromZero, "images of linear warm-up"] = 1_000
-    kl_weight: Annotated[cfg.Weight, "weight of the KL term per latent element"] = 1e-3
-    features_weight: Annotated[
-        cfg.Weight,
-        "weight of the difference in a frozen ImageNet network's features (roentgen.models.autoencoder.perceptual)",
-    ] = 0.0
-    adversary_weight: Annotated[cfg.Weight, "weight of the adversary on those features"] = 0.0
-    consistency_weight: Annotated[
-        cfg.Weight,
-        "weight of the change that encoding the reconstruction again makes, in variances of the latents: "
-        "detail that is added must not change what the latents say",
-    ] = 0.0
-    latent_noise: Annotated[
-        cfg.Weight,
-        "largest sd, over that of the latents, of noise added to the latents that the decoder sees: a "
-        "generator's latents are never exact",
-    ] = 0.0
-    gain_jitter: Annotated[
-        cfg.Share, "largest relative change of an image's contrast about its mean, drawn anew each time"
-    ] = 0.0
-    beta1: Annotated[cfg.ShareBelowOne, "first moment of AdamW; with an adversary .5 is usual"] = 0.9
-    sharp_share: Annotated[
-        cfg.Share | None, "share of the batch drawn from images stored at full `size` (None: as they come)"
-    ] = None
-    degrade: Annotated[cfg.Share, "share of those whose input, not target, is reduced to half resolution"] = 0.5
-    ema_halflife: Annotated[cfg.HalfLife, "half-life of the weight average"] = 2_000
-    precision: Annotated[Literal["bf16", "no"], "bf16 or no"] = "bf16"
-    trackers: Trackers = ("tensorboard",)
-    log_every: Annotated[cfg.Count, "images between log lines"] = 800
-    sample_every: Annotated[cfg.Count, "images between reconstruction grids and validation"] = 8_000
-    checkpoint_every: Annotated[cfg.Count, "images between checkpoints"] = 8_000
-
-
-# Settings that may change between a run and its continuation.
-FREE = frozenset(
-    {"until", "out", "manifest", "cache", "trackers", "log_every", "sample_every", "checkpoint_every", "dry_run"}
-)
+from roentgen.training.trackers import Log
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     require(s.encoder != "start" or s.start is not None, "--encoder start needs --start")
     require(
-        s.encoder != "learned" or not (s.consistency_weight or s.latent_noise),
-        "--consistency-weight and --latent-noise need --encoder pca or start",
+        s.encoder != "learned" or not (s.consistency_weight or s.latent_noise or s.generator),
+        "--consistency-weight, --latent-noise and --generator need --encoder pca or start",
     )
     accelerator = make_accelerator(precision=s.precision, trackers=s.trackers)
     mine = share_of_batch(accelerator, s.batch_size)
@@ -160,17 +91,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             with new_files(s.out / "vae-initial") as made:
                 vae.save_pretrained(made)
     use_fast_group_norm(vae).to(memory_format=torch.channels_last)
-    trained = [p for p in vae.parameters() if p.requires_grad]
+    trained = trained_parameters(s, vae)
     betas = (s.beta1, 0.99 if s.beta1 > 0.5 else 0.95)
     optimizer = torch.optim.AdamW(trained, lr=s.rate, betas=betas, weight_decay=0.0)
     model, optimizer = accelerator.prepare(R.Autoencode(vae), optimizer)
+    drawn: torch.Tensor | None = None  # latents of a generator
+    if s.generator is not None:
+        with accelerator.main_process_first():
+            drawn = generated_latents(s, train["text"].tolist(), s.out / "generated.npy", accelerator.device)
+    spectrum = R.SpectrumLoss(accelerator, s.crop) if s.spectrum_weight else None
     critic = None
     if s.features_weight or s.adversary_weight:
         critic = R.Critic(accelerator, features=s.features_weight, adversary=s.adversary_weight, rate=s.rate)
     ema = EMA([vae], halflife=s.ema_halflife)
     checkpoints = Checkpoints(s.out / "checkpoints")
     settings = as_dict(s)
-    states = {"model": vae, "optimizer": optimizer, "ema": ema} | ({} if critic is None else {"critic": critic})
+    states = {"model": vae, "optimizer": optimizer, "ema": ema}
+    states |= {name: part for name, part in (("critic", critic), ("spectrum", spectrum)) if part is not None}
     end = min(s.images, s.until or s.images)
     images = checkpoints.resume(states, settings, free=FREE).get("images", 0)
     log = Log(s.trackers, s.out, as_dict(s)) if accelerator.is_main_process else None
@@ -206,23 +143,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             strength = s.latent_noise * torch.rand(s.batch_size, 1, 1, 1, generator=generator)[mine].to(variance.device)
             extra = torch.randn(noise.shape, generator=generator)[mine].to(variance.device)
             seen = code + strength * variance.sqrt() * extra
+        own_noise, said = noise[mine].to(accelerator.device), None
+        if drawn is not None and seen is not None:  # what the generator says, beside what the images say
+            said = R.block_crops(drawn, s.crop // factor, s.batch_size, generator)[mine].to(accelerator.device)
+            seen, own_noise = torch.cat([seen, said]), torch.cat([own_noise, torch.zeros_like(said)])
         with accelerator.autocast():
-            output, mean, logvar = model(
-                source.contiguous(memory_format=torch.channels_last), noise[mine].to(accelerator.device), seen
-            )
-        error = R.reconstruction_loss(output.float(), target, low)
+            output, mean, logvar = model(source.contiguous(memory_format=torch.channels_last), own_noise, seen)
+        output, generated = output[: len(target)].float(), output[len(target) :].float()
+        error = R.reconstruction_loss(output, target, low if s.finest_band else torch.ones_like(low))
         loss = error.mean()
         parts: dict[str, torch.Tensor] = {}
         if s.encoder == "learned":
             loss = loss + s.kl_weight * R.gaussian_kl(mean.float(), logvar.float()).mean()
         if s.consistency_weight and linear is not None and code is not None:
-            change = (linear.encode(output.float()) - code).square() / variance
+            change = (linear.encode(output) - code).square() / variance
             loss = loss + s.consistency_weight * change.mean()
             parts["consistency"] = change.detach().mean()
+        if said is not None and linear is not None:
+            change = (linear.encode(generated) - said).square() / variance
+            loss = loss + s.generator_consistency * change.mean()
         if critic is not None:
-            judged, said = critic.judge(output.float(), target, generator)
+            judged, told = critic.judge(output, target, generator, generated if said is not None else None)
             loss = loss + judged
-            parts.update(said)
+            parts.update(told)
+        if spectrum is not None:
+            pulled, parts["spectrum"] = spectrum(target, [output] if said is None else [output, generated])
+            loss = loss + s.spectrum_weight * pulled
         descend(accelerator, loss, optimizer, trained)
         if critic is not None:
             parts.update(critic.learn(rate))
@@ -278,75 +224,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
-
-
-def draw_weights(train: pd.DataFrame, low_resolution: torch.Tensor, sharp: float | None) -> torch.Tensor | None:
-    """How often each image is drawn (N,), up to a factor; None is all alike. ``sharp``: the setting ``sharp_share``."""
-    own = torch.from_numpy(train["weight"].to_numpy(float)) if "weight" in train else torch.ones(len(train)).double()
-    if sharp is None or not 0 < int(low_resolution.sum()) < len(train):
-        return own if "weight" in train else None
-    return own * torch.where(
-        low_resolution, (1 - sharp) / (own * low_resolution).sum(), sharp / (own * ~low_resolution).sum()
-    )
-
-
-def start_vae(s: Settings) -> Any:
-    """The ``AutoencoderKL`` that training starts from, of random weights or those of ``start``."""
-    levels = len(s.channels)
-    vae: Any = AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=tuple(s.channels),
-        layers_per_block=s.layers,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        latent_channels=s.latent_channels,
-        norm_num_groups=s.groups,
-        sample_size=s.size,
-        mid_block_add_attention=False,
-        scaling_factor=1.0,
-    )
-    if s.start is not None:
-        try:
-            vae.load_state_dict(with_channels(load_vae(s.start), 1).state_dict())
-        except RuntimeError:
-            raise UserError(
-                f"--start {s.start}: its shape is not that of --channels, --layers, --groups and --latent-channels"
-            ) from None
-    return vae
-
-
-def projection(s: Settings, vae: Any, pixels: np.ndarray) -> pca.BlockPCA | None:
-    """The linear map that the encoder of ``vae`` is set to or has, frozen; None for an encoder that learns.
-
-    ``pixels`` (N, H, W) uint8 are images to fit it on.
-    """
-    if s.encoder == "learned":
-        return None
-    if s.encoder == "pca":
-        block = 2 ** (len(s.channels) - 1)
-        fitted = pca.fit(pixels, block=block, channels=s.latent_channels, whitening=s.whitening)
-        pca.install(fitted, vae)
-        return fitted
-    linear = pca.recover(vae)
-    if linear is None:
-        raise UserError(f"--start {s.start}: its encoder is no projection; use --encoder learned")
-    if s.whitening:
-        std = linear.latent_std(pixels)
-        scale = std**-s.whitening
-        R.whiten_latents(vae, torch.zeros_like(scale), (std * scale).square().mean().sqrt() / scale)
-        linear = pca.recover(vae)
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-    return linear
-
-
-@torch.no_grad()
-def reconstruct(vae: Any, pixels: np.ndarray, device: torch.device, precision: str) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (N, H, W) and its reconstruction from the posterior mean, uint8."""
-    parts = []
-    for start in range(0, len(pixels), 4):
-        x = to_autoencoder(np.asarray(pixels[start : start + 4])).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            parts.append(from_autoencoder(vae.decode(vae.encode(x).latent_dist.mode()).sample.float()))
-    return np.asarray(pixels), np.concatenate(parts)

@@ -254,3 +254,38 @@ def test_the_frozen_network_reads_grey_images() -> None:
     maps[-1].sum().backward()
     assert x.grad is not None and not any(p.requires_grad for p in network.parameters())
     assert torch.equal(network(x)[0], maps[0])  # batch norms do not move
+
+
+def test_spectrum_loss_tells_a_grid_and_missing_detail_and_weighs_them_by_frequency() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    random = np.random.default_rng(0)
+    real = torch.from_numpy(random.standard_normal((64, 1, 64, 64))).float() / 4
+    grid = real + 0.3 * torch.cos(2 * torch.pi * torch.arange(64) / 4)
+    soft = torch.from_numpy(np.stack([gaussian_filter(image[0], 1)[None] for image in real.numpy()]))
+    accelerator = SimpleNamespace(device=torch.device("cpu"), reduce=lambda x, how: x)
+    for images, sign in ((grid, 1), (soft, -1)):
+        loss = reconstruction.SpectrumLoss(accelerator, 64)
+        for start in range(0, 64, 8):
+            leaf = images[start : start + 8].clone().requires_grad_()
+            value, apart = loss(real[start : start + 8], [leaf])
+            value.backward()
+        # Along the images' own contrast: less of a grid lowers the loss, and so does more of missing detail.
+        assert np.sign(float((leaf.grad * leaf.detach()).sum())) == sign
+        assert float(apart) > 0.02
+    same = reconstruction.SpectrumLoss(accelerator, 64)
+    value, apart = same(real, [real])
+    assert float(value) == pytest.approx(0, abs=1e-6) and float(apart) == pytest.approx(0, abs=1e-6)
+
+
+def test_block_crops_are_windows_of_their_latents() -> None:
+    latents = torch.arange(3 * 2 * 5 * 6).reshape(3, 2, 5, 6).float()
+    crops = reconstruction.block_crops(latents, 4, 50, torch.Generator().manual_seed(0))
+    assert crops.shape == (50, 2, 4, 4)
+    windows = {
+        tuple(latents[i, :, t : t + 4, x : x + 4].flatten().tolist())
+        for i in range(3)
+        for t in (0, 1)
+        for x in range(3)
+    }
+    assert {tuple(crop.flatten().tolist()) for crop in crops} == windows

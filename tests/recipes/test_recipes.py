@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from forks import CPU, ENVIRON, Forks
-from recipe import ROOT, few_rows, good
+from recipe import ROOT, few_rows, finetune, good
+from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,21 @@ def test_autoencoder_then_text_then_a_model_from_nothing(encoder: str, few: Path
     from roentgen import generate, load_model
 
     assert next(generate(load_model(str(out / "pipeline"), device="cpu"), ["cardiomegaly"])).image.shape == (32, 32)
+    if encoder == "pca":  # the end of the decoder goes on alone, on what the model draws as well
+        flags[flags.index("--out") + 1] = tmp_path / "end"
+        more = ["--decoder-from", 1, "--no-finest-band", "--spectrum-weight", 0.1, "--whitening", 0]
+        more += ["--generator", out / "pipeline", "--generator-images", 20, "--consistency-weight", 0.5]
+        good(*flags, "--start", vae / "vae", *more, name="autoencoder")
+        before, after = (
+            load_file(folder / "vae" / "diffusion_pytorch_model.safetensors") for folder in (vae, tmp_path / "end")
+        )
+        learned = {name for name in before if not before[name].equal(after[name])}
+        ends = ("decoder.up_blocks.1", "decoder.up_blocks.2", "decoder.conv_norm_out", "decoder.conv_out")
+        assert learned == {name for name in before if name.startswith(ends)}
+        flags[flags.index("--out") + 1] = tmp_path / "wrong"
+        for wrong, flag in ((["--decoder-from", 3], "--decoder-from"), (["--generator", "mini"], "--generator")):
+            result = finetune(*flags, "--start", vae / "vae", *wrong, name="autoencoder")
+            assert result.code == 2 and flag in result.err
 
 
 @pytest.mark.slow

@@ -185,9 +185,20 @@ class Diffusion(Networks):
     ) -> Iterator[np.ndarray]:
         """One batch: the image of each text with its seed, uint8 grey (H, W), in order. UserError on one of NaN."""
         with torch.inference_mode():
-            noise = torch.stack([self.initial_noise(seed) for seed in seeds])
-            pixels = self.decode(self._denoise(noise, self.guided_text(texts, sampling), sampling, on_step))
+            pixels = self.decode(self.latents(texts, seeds, sampling, on_step))
         yield from checked_images(pixels, texts, seeds)
+
+    @torch.inference_mode()
+    def latents(
+        self,
+        texts: Sequence[str],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        on_step: Callable[[float], object] | None = None,
+    ) -> Tensor:
+        """Latents (N, C, h, w) of one batch, float32, scaled as the U-Net has them; ``decode`` makes images of them."""
+        noise = torch.stack([self.initial_noise(seed) for seed in seeds])
+        return self._denoise(noise, self.guided_text(texts, sampling), sampling, on_step)
 
     @tried
     def edit(

@@ -34,6 +34,60 @@ class Autoencode(nn.Module):
         return self.vae.decode(latents).sample, posterior.mean, posterior.logvar
 
 
+class SpectrumLoss:
+    """Draws the mean power spectrum of what a decoder makes towards that of real images, at every frequency by itself.
+
+    A batch is too small for a spectrum, so both are running means over batches, of which the batch at hand has its
+    part; the loss is the batch's power over the mean of its kind, weighed by the logarithm of that mean over the
+    real one. Where a regular grid stands out, that weight is positive at its frequencies. Frequencies go from 12
+    cycles an image to nearly the finest, on crops under a Hann window.
+
+    Args:
+        side: pixels of a crop's side.
+        whole: pixels of a whole image's side.
+    """
+
+    MEMORY = 0.98  # of the running means, once they are warm
+    LOW, HIGH = 12, 0.484  # cycles an image of 256 pixels, and cycles a pixel
+
+    def __init__(self, accelerator: Any, side: int) -> None:
+        self.accelerator = accelerator
+        window = torch.hann_window(side, periodic=False, device=accelerator.device)
+        self.window = window[:, None] * window
+        radius = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
+        self.band = ((radius >= self.LOW / 256) & (radius < self.HIGH)).to(accelerator.device)
+        self.means: Tensor | None = None
+        self.batches = 0
+
+    def power(self, images: Tensor) -> Tensor:
+        """Mean power spectrum of (N, 1, H, W) at the frequencies of the band, (F,)."""
+        grey = images.float()[:, 0]
+        spectra = torch.fft.rfft2((grey - grey.mean((1, 2), keepdim=True)) * self.window).abs().square()
+        return spectra.mean(0)[self.band]
+
+    def __call__(self, target: Tensor, drawn: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss of each kind of ``drawn`` images, averaged, and how far spectra are apart (mean log ratio).
+
+        All are (N, 1, H, W) in [-1, 1]; the kinds are the same at every call.
+        """
+        powers = torch.stack([self.power(images) for images in drawn])
+        both = torch.cat([self.power(target)[None], powers.detach()])
+        both = self.accelerator.reduce(both, "mean")
+        keep = self.MEMORY if self.batches > 50 else 0.9
+        self.means = both if self.means is None else keep * self.means + (1 - keep) * both
+        self.batches += 1
+        ratio = (self.means[1:] / self.means[:1]).log()
+        return (ratio.clamp(-1, 1) * powers / self.means[1:]).mean(), ratio.abs().mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running means."""
+        return {"means": self.means, "batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what ``state_dict`` gave."""
+        self.means, self.batches = state["means"], state["batches"]
+
+
 class Critic:
     """Features of a frozen network as a loss, and heads on them that learn to tell real images from reconstructions.
 
@@ -58,8 +112,14 @@ class Critic:
         self.heads, self.optimizer = accelerator.prepare(heads, optimizer)
         self._pair: tuple[list[Tensor], list[Tensor]] | None = None
 
-    def judge(self, output: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the reconstruction ``output`` against ``target``, both (N, 1, H, W) in [-1, 1], and its parts."""
+    def judge(
+        self, output: Tensor, target: Tensor, generator: torch.Generator, generated: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the reconstruction ``output`` against ``target``, both (N, 1, H, W) in [-1, 1], and its parts.
+
+        ``generated`` (M, 1, H, W) are drawn from latents of a generator: they have no target, and only the heads
+        judge them.
+        """
         top, left = torch.randint(0, self.MARGIN, (2,), generator=generator).tolist()
         height, width = (side - self.MARGIN for side in output.shape[-2:])
         window = (..., slice(top, top + height), slice(left, left + width))
@@ -68,12 +128,18 @@ class Critic:
                 real = self.network(target[window])
             fake = self.network(output[window])
             difference = feature_l1(fake, real)
+            more = self.network(generated[window]) if generated is not None and self.weights[1] else None
             loss, said = self.weights[0] * difference, {"features": difference.detach()}
             if self.weights[1]:
                 self.heads.requires_grad_(False)
                 verdict = fooled(self.heads(fake))
                 loss = loss + self.weights[1] * verdict
                 said["adversary"] = verdict.detach()
+                if more is not None:
+                    verdict = fooled(self.heads(more))
+                    loss = loss + self.weights[1] * verdict
+                    said["adversary of generated"] = verdict.detach()
+                    fake = [torch.cat(both) for both in zip(fake, more, strict=True)]
         self._pair = (real, [f.detach() for f in fake])
         return loss, said
 
@@ -99,6 +165,15 @@ class Critic:
         """Put back what ``state_dict`` gave."""
         self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def block_crops(latents: Tensor, size: int, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` random (C, size, size) crops of latents (N, C, h, w), each of an image drawn anew."""
+    n, _, height, width = latents.shape
+    chosen = torch.randint(0, n, (count,), generator=generator).tolist()
+    tops = torch.randint(0, height - size + 1, (count,), generator=generator).tolist()
+    lefts = torch.randint(0, width - size + 1, (count,), generator=generator).tolist()
+    return torch.stack([latents[i, :, t : t + size, x : x + size] for i, t, x in zip(chosen, tops, lefts, strict=True)])
 
 
 def random_crops(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
