@@ -102,7 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     spectrum = R.SpectrumLoss(accelerator, s.crop) if s.spectrum_weight else None
     critic = None
     if s.features_weight or s.adversary_weight:
-        critic = R.Critic(accelerator, features=s.features_weight, adversary=s.adversary_weight, rate=s.rate)
+        critic = R.Critic(
+            accelerator, features=s.features_weight, adversary=s.adversary_weight, rate=s.rate, worst=s.worst_places
+        )
     ema = EMA([vae], halflife=s.ema_halflife)
     checkpoints = Checkpoints(s.out / "checkpoints")
     settings = as_dict(s)
@@ -163,9 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             change = (linear.encode(generated) - said).square() / variance
             loss = loss + s.generator_consistency * change.mean()
         if critic is not None:
-            judged, told = critic.judge(output, target, generator, generated if said is not None else None)
+            judged, verdicts = critic.judge(output, target, generator, generated if said is not None else None)
             loss = loss + judged
-            parts.update(told)
+            parts.update(verdicts)
         if spectrum is not None:
             pulled, parts["spectrum"] = spectrum(target, [output] if said is None else [output, generated])
             loss = loss + s.spectrum_weight * pulled

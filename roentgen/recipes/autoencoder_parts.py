@@ -69,6 +69,11 @@ class Settings(Basics):
         "weight of the difference in a frozen ImageNet network's features (roentgen.models.autoencoder.perceptual)",
     ] = 0.0
     adversary_weight: Annotated[cfg.Weight, "weight of the adversary on those features"] = 0.0
+    worst_places: Annotated[
+        cfg.Share,
+        "share of the places of a map, those that look least real, whose mean verdict counts as much as that of all: "
+        "a blot that is small is seen (0: all alike)",
+    ] = 0.0
     consistency_weight: Annotated[
         cfg.Weight,
         "weight of the change that encoding the reconstruction again makes, in variances of the latents: "

@@ -289,3 +289,13 @@ def test_block_crops_are_windows_of_their_latents() -> None:
         for x in range(3)
     }
     assert {tuple(crop.flatten().tolist()) for crop in crops} == windows
+
+
+def test_a_small_blot_weighs_more_where_the_worst_places_count() -> None:
+    from roentgen.models.autoencoder.perceptual import fooled
+
+    verdicts = torch.zeros(2, 1, 10, 10)
+    verdicts[0, 0, 3, 4] = -1
+    assert float(fooled([verdicts])) == pytest.approx(1 / 200)
+    assert float(fooled([verdicts], 0.01)) == pytest.approx((1 / 200 + 1 / 2) / 2)  # one place an image
+    assert float(fooled([verdicts], 0.02)) == pytest.approx((1 / 200 + 1 / 4) / 2)

@@ -99,13 +99,14 @@ class Critic:
         features: weight of the difference in features.
         adversary: weight of the heads' verdict; 0 trains no heads.
         rate: peak learning rate of the heads.
+        worst: share of places of ``perceptual.fooled``.
     """
 
     MARGIN = 16
 
-    def __init__(self, accelerator: Any, *, features: float, adversary: float, rate: float) -> None:
+    def __init__(self, accelerator: Any, *, features: float, adversary: float, rate: float, worst: float = 0.0) -> None:
         self.accelerator = accelerator
-        self.weights = (features, adversary)
+        self.weights, self.worst = (features, adversary), worst
         self.network = FrozenFeatures().to(accelerator.device).to(memory_format=torch.channels_last)
         heads = FeatureHeads().to(accelerator.device)
         optimizer = torch.optim.AdamW(heads.parameters(), lr=rate, betas=(0.5, 0.95), weight_decay=0.0)
@@ -132,11 +133,11 @@ class Critic:
             loss, said = self.weights[0] * difference, {"features": difference.detach()}
             if self.weights[1]:
                 self.heads.requires_grad_(False)
-                verdict = fooled(self.heads(fake))
+                verdict = fooled(self.heads(fake), self.worst)
                 loss = loss + self.weights[1] * verdict
                 said["adversary"] = verdict.detach()
                 if more is not None:
-                    verdict = fooled(self.heads(more))
+                    verdict = fooled(self.heads(more), self.worst)
                     loss = loss + self.weights[1] * verdict
                     said["adversary of generated"] = verdict.detach()
                     fake = [torch.cat(both) for both in zip(fake, more, strict=True)]

@@ -76,6 +76,18 @@ def hinge(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     return torch.stack(each).mean()
 
 
-def fooled(fake: list[Tensor]) -> Tensor:
-    """What the decoder minimises against the heads."""
-    return -torch.stack([f.float().mean() for f in fake]).mean()
+def fooled(fake: list[Tensor], worst: float = 0.0) -> Tensor:
+    """What the decoder minimises against the heads, averaged over maps (N, 1, h, w).
+
+    Of each map it is the mean; with ``worst`` above 0 the mean of that and of the mean of this share of an image's
+    places, those that look least real.
+    """
+    each = []
+    for verdict in fake:
+        places = verdict.float().flatten(1)
+        mean = places.mean()
+        if worst:
+            count = max(1, round(worst * places.shape[1]))
+            mean = (mean + places.topk(count, dim=1, largest=False).values.mean()) / 2
+        each.append(mean)
+    return -torch.stack(each).mean()
