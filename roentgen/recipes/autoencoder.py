@@ -99,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if s.generator is not None:
         with accelerator.main_process_first():
             drawn = generated_latents(s, train["text"].tolist(), s.out / "generated.npy", accelerator.device)
+    spikes = R.Spikes(vae.decoder) if s.spike_weight else None
     spectrum = R.SpectrumLoss(accelerator, s.crop) if s.spectrum_weight else None
     critic = None
     if s.features_weight or s.adversary_weight:
@@ -168,6 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             judged, verdicts = critic.judge(output, target, generator, generated if said is not None else None)
             loss = loss + judged
             parts.update(verdicts)
+        if spikes is not None:
+            parts["spikes"] = spikes()
+            loss = loss + s.spike_weight * parts["spikes"]
         if spectrum is not None:
             pulled, parts["spectrum"] = spectrum(target, [output] if said is None else [output, generated])
             loss = loss + s.spectrum_weight * pulled

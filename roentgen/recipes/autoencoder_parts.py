@@ -94,6 +94,9 @@ class Settings(Basics):
     spectrum_weight: Annotated[
         cfg.Weight, "weight of the distance to the power spectrum of real images (roentgen.models.autoencoder.losses)"
     ] = 0.0
+    spike_weight: Annotated[
+        cfg.Weight, "weight of spikes in the decoder's last maps, which leave rings in white areas"
+    ] = 0.0
     generator: Annotated[
         cfg.PathOrName | None,
         "diffusion model on these latents: the decoder sees as many crops of latents that it draws for training texts, "

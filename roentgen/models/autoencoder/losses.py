@@ -34,6 +34,36 @@ class Autoencode(nn.Module):
         return self.vae.decode(latents).sample, posterior.mean, posterior.logvar
 
 
+class Spikes:
+    """Watches the last two up blocks of a decoder for spikes, which group norms hide: they leave rings in white areas.
+
+    A decoder may learn to set the scale of a whole feature map by one huge value, as the droplets of StyleGAN do
+    (Karras et al. 2020, section 2). The loss is by how much a map's largest value passes ``LIMIT`` standard deviations.
+    """
+
+    LIMIT = 10.0
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self.seen: list[Tensor] = []
+        blocks: Any = decoder.up_blocks
+        for block in blocks[-2:]:
+            for layer in block.resnets:
+                layer.register_forward_hook(lambda module, inputs, output: self.keep(output))
+
+    def keep(self, output: Tensor) -> None:
+        if torch.is_grad_enabled():  # pictures on the way are not trained on
+            self.seen.append(output)
+
+    def __call__(self) -> Tensor:
+        """The loss of the maps (N, C, H, W) of the forward pass before this call, averaged over them."""
+        maps, self.seen = [x.float() for x in self.seen], []
+        over = []
+        for x in maps:
+            sd, mean = torch.std_mean(x, (2, 3), keepdim=True)
+            over.append(F.relu(((x - mean) / (sd + 1e-6)).abs().amax((2, 3)) - self.LIMIT).mean())
+        return torch.stack(over).mean()
+
+
 class SpectrumLoss:
     """Draws the mean power spectrum of what a decoder makes towards that of real images, at every frequency by itself.
 
