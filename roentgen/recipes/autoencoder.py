@@ -170,8 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             loss = loss + judged
             parts.update(verdicts)
         if spikes is not None:
-            parts["spikes"] = spikes()
-            loss = loss + s.spike_weight * parts["spikes"]
+            over = spikes()
+            loss = loss + s.spike_weight * over
+            parts["spikes"] = over.detach()
         if spectrum is not None:
             pulled, parts["spectrum"] = spectrum(target, [output] if said is None else [output, generated])
             loss = loss + s.spectrum_weight * pulled

@@ -299,3 +299,27 @@ def test_a_small_blot_weighs_more_where_the_worst_places_count() -> None:
     assert float(fooled([verdicts])) == pytest.approx(1 / 200)
     assert float(fooled([verdicts], 0.01)) == pytest.approx((1 / 200 + 1 / 2) / 2)  # one place an image
     assert float(fooled([verdicts], 0.02)) == pytest.approx((1 / 200 + 1 / 4) / 2)
+
+
+def test_spikes_are_what_passes_ten_deviations_of_a_map() -> None:
+    blocks = [SimpleNamespace(resnets=[nn.Identity()]) for _ in range(3)]
+    spikes = reconstruction.Spikes(SimpleNamespace(up_blocks=blocks))
+    maps = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for block in blocks:
+        block.resnets[0](maps)
+    assert float(spikes()) == 0  # nothing of a normal distribution is that far out
+    spiked = maps.clone()
+    spiked[1, 2, 30, 30] = 50
+    with torch.no_grad():
+        blocks[2].resnets[0](spiked)  # a picture on the way
+    leaf = spiked.requires_grad_()
+    blocks[0].resnets[0](leaf)  # too early a block
+    blocks[1].resnets[0](maps)
+    blocks[2].resnets[0](leaf)
+    value = spikes()
+    z = (50 - spiked[1, 2].mean()) / spiked[1, 2].std()
+    assert float(value.detach()) == pytest.approx(
+        float(z.detach() - 10) / 12, rel=1e-4
+    )  # of six maps in each of two blocks
+    value.backward()
+    assert float(leaf.grad[1, 2, 30, 30]) > 0 and not leaf.grad[0].any()

@@ -93,7 +93,17 @@ def test_autoencoder_then_text_then_a_model_from_nothing(encoder: str, few: Path
     assert next(generate(load_model(str(out / "pipeline"), device="cpu"), ["cardiomegaly"])).image.shape == (32, 32)
     if encoder == "pca":  # the end of the decoder goes on alone, on what the model draws as well
         flags[flags.index("--out") + 1] = tmp_path / "end"
-        more = ["--decoder-from", 1, "--no-finest-band", "--spectrum-weight", 0.1, "--whitening", 0]
+        more = [
+            "--decoder-from",
+            1,
+            "--no-finest-band",
+            "--spectrum-weight",
+            0.1,
+            "--spike-weight",
+            0.1,
+            "--whitening",
+            0,
+        ]
         more += ["--generator", out / "pipeline", "--generator-images", 20, "--consistency-weight", 0.5]
         good(*flags, "--start", vae / "vae", *more, name="autoencoder")
         before, after = (
