@@ -83,10 +83,10 @@ def ship(model: Any, s: Settings) -> int:
     chosen = {key: value for key in ("steps", "guidance", "sampler") if (value := getattr(s, key)) is not None}
     model_defaults = {**facts["defaults"], **chosen, **(s.sampling or {})}
     model.sampling(**model_defaults)  # a UserError for what it could not be sampled with
+    said = {"version": s.version, "licence": s.licence, "images_seen": s.images_seen or facts["images_seen"]}
     facts = {
-        **({"family": facts["family"]} if "family" in facts else {}),
-        "name": facts["name"], "version": s.version, "licence": s.licence, **facts,
-        "images_seen": s.images_seen or facts["images_seen"], "defaults": model_defaults,
+        **{key: facts[key] for key in ("family", "name") if key in facts}, **said,
+        **{key: value for key, value in facts.items() if key not in said}, "defaults": model_defaults,
     }  # fmt: skip
     kept = {p.name: p.read_bytes() for p in (*s.out.glob("*.md"), *s.out.glob("training.json"))}
     model.save(s.out, facts, dtype=torch.float16)

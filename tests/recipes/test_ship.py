@@ -38,3 +38,15 @@ def test_stock_diffusers_samples_with_the_chosen_sampler(tiny_pipeline: Path, tm
         assert after.get(key) == before.get(key, after.get(key))
     assert json.loads((out / "model_index.json").read_text())["scheduler"] == ["diffusers", name]
     assert json.loads((out / "roentgen.json").read_text())["defaults"]["sampler"] == sampler
+
+
+def test_a_shipped_model_that_ships_again_says_its_new_version(tiny_pipeline: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
+    facts = json.loads((folder / "roentgen.json").read_text())
+    (folder / "roentgen.json").write_text(json.dumps({"images_seen": 1, "defaults": {}, **facts}))
+    again = tmp_path / "again"
+    for source, out, version in ((folder, tmp_path / "one", "1"), (tmp_path / "one", again, "2")):
+        flags = [f"--version={version}", f"--licence=licence {version}", f"--images-seen={version}00"]
+        assert ship.main([f"--pipeline={source}", f"--out={out}", *flags]) == 0
+    said = json.loads((again / "roentgen.json").read_text())
+    assert (said["version"], said["licence"], said["images_seen"]) == ("2", "licence 2", 200)
