@@ -54,8 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     require(s.encoder != "start" or s.start is not None, "--encoder start needs --start")
     require(
-        s.encoder != "learned" or not (s.consistency_weight or s.latent_noise or s.generator),
-        "--consistency-weight, --latent-noise and --generator need --encoder pca or start",
+        s.encoder != "learned" or not (s.consistency_weight or s.latent_noise),
+        "--consistency-weight and --latent-noise need --encoder pca or start",
+    )
+    require(
+        s.generator is None or (s.encoder == "start" and not s.whitening),
+        "--generator needs --encoder start and --whitening 0: its latents are those of --start",
     )
     accelerator = make_accelerator(precision=s.precision, trackers=s.trackers)
     mine = share_of_batch(accelerator, s.batch_size)
@@ -98,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     drawn: torch.Tensor | None = None  # latents of a generator
     if s.generator is not None:
         with accelerator.main_process_first():
-            drawn = generated_latents(s, train["text"].tolist(), s.out / "generated.npy", accelerator.device)
+            drawn = generated_latents(s, train["text"].tolist(), cache, accelerator.device)
     spikes = R.Spikes(vae.decoder) if s.spike_weight else None
     spectrum = R.SpectrumLoss(accelerator, s.crop) if s.spectrum_weight else None
     critic = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from diffusers import AutoencoderKL
 from tqdm import tqdm
 
 from roentgen import config as cfg
+from roentgen.cache import kept
 from roentgen.errors import UserError
-from roentgen.files import write_atomic
+from roentgen.files import sha256
 from roentgen.generators.generate import load_model
 from roentgen.images import from_autoencoder, to_autoencoder
 from roentgen.models.autoencoder import losses as R
@@ -207,26 +207,26 @@ def trained_parameters(s: Settings, vae: Any) -> list[torch.nn.Parameter]:
     return [p for p in vae.parameters() if p.requires_grad]
 
 
-def generated_latents(s: Settings, texts: Sequence[str], file: Path, device: torch.device) -> torch.Tensor:
+def generated_latents(s: Settings, texts: Sequence[str], cache: Path, device: torch.device) -> torch.Tensor:
     """Latents (N, C, h, w), float32, that ``generator`` draws for ``texts`` taken at random, as the decoder reads them.
 
-    They are kept in ``file`` and read from there when the run goes on. UserError on a model of another family or of
-    other latents, or on no text that it can read.
+    They are kept in ``cache``. UserError on a model of another family or of other latents, or on no text that it reads.
     """
-    if not file.exists():
-        model: Any = load_model(str(s.generator), device=str(device))
-        side = s.size // 2 ** (len(s.channels) - 1)
-        if getattr(model, "latent_shape", None) != (s.latent_channels, side, side):
-            raise UserError(f"--generator {s.generator}: its latents are not {s.latent_channels} x {side} x {side}")
-        readable = [text for text in texts if text and model.batch_key(text) == 1]
-        if not readable:
-            raise UserError(f"--manifest {s.manifest}: --generator needs texts that are not empty")
-        chosen = np.random.default_rng(s.seed).integers(len(readable), size=s.generator_images)
+    model: Any = load_model(str(s.generator), device=str(device))
+    side = s.size // 2 ** (len(s.channels) - 1)
+    if getattr(model, "latent_shape", None) != (s.latent_channels, side, side):
+        raise UserError(f"--generator {s.generator}: its latents are not {s.latent_channels} x {side} x {side}")
+    readable = [text for text in texts if text and model.batch_key(text) == 1]
+    if not readable:
+        raise UserError(f"--manifest {s.manifest}: --generator needs texts that are not empty")
+    chosen = [readable[i] for i in np.random.default_rng(s.seed).integers(len(readable), size=s.generator_images)]
+
+    def make() -> dict[str, np.ndarray]:
         drawn = []
         for at in tqdm(range(0, len(chosen), 16), desc="latents of the generator", unit="batch"):
-            batch = [readable[i] for i in chosen[at : at + 16]]
+            batch = chosen[at : at + 16]
             drawn.append(model.latents(batch, range(at, at + len(batch)), model.sampling()).float().cpu())
-        buffer = io.BytesIO()
-        np.save(buffer, (torch.cat(drawn) / model.vae.config.scaling_factor).numpy())
-        write_atomic(file, buffer.getvalue())
-    return torch.from_numpy(np.load(file))
+        return {"latents": (torch.cat(drawn) / model.vae.config.scaling_factor).numpy()}
+
+    key = sha256("\n".join([str(model.info.hash), repr(model.sampling()), *chosen]))
+    return torch.from_numpy(np.array(kept(cache, "generated-latents", key, make)["latents"]))
