@@ -370,3 +370,18 @@ def test_an_interval_of_the_steps_is_guided(tiny_model, widths):
     assert "guided_from" not in marks[0] and marks[1]["guided_from"] == "0.5"
     with pytest.raises(UserError, match="--guided-from -1"):
         tiny_model.sampling(guided_from=-1)
+
+
+def test_reconstruction_by_three_channels_is_that_by_one(tiny_pipeline, tmp_path):
+    from roentgen.models.autoencoder.channels import with_channels
+    from roentgen.models.loading import load_vae
+
+    colour = shutil.copytree(tiny_pipeline, tmp_path / "colour")
+    with_channels(with_channels(load_vae(tiny_pipeline / "vae"), 1), 3).save_pretrained(colour / "vae")
+    grey = shutil.copytree(tiny_pipeline, tmp_path / "grey")
+    with_channels(load_vae(tiny_pipeline / "vae"), 1).save_pretrained(grey / "vae")
+    models = [load_model(str(folder), device="cpu", dtype="float32") for folder in (grey, colour)]
+    assert [model.vae.config.in_channels for model in models] == [1, 3]
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32), dtype=np.uint8)
+    one, three = (model.reconstruct(pixels) for model in models)
+    assert one.shape == pixels.shape and np.abs(one.astype(int) - three).max() <= 1

@@ -329,12 +329,11 @@ class Diffusion(Networks):
     @tried
     @torch.inference_mode()
     def reconstruct(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 (N, H, W) through the autoencoder (posterior mode) and back."""
-        if self.vae.config.in_channels != 1:
-            raise UserError(f"--model {self.info.name}: its autoencoder takes colour; a grey one is needed")
+        """uint8 (N, H, W) through the autoencoder (posterior mode) and back; one of colour sees grey three times."""
         vae = self.whole_vae
-        latents = vae.encode(images.to_autoencoder(pixels).to(self.info.device, self.dtype)).latent_dist.mode()
-        return images.from_autoencoder(vae.decode(latents, return_dict=False)[0].float())
+        grey = images.to_autoencoder(pixels).to(self.info.device, self.dtype)
+        latents = vae.encode(grey.expand(-1, vae.config.in_channels, -1, -1)).latent_dist.mode()
+        return images.from_autoencoder(to_grey(vae.decode(latents, return_dict=False)[0].float()))
 
     @cached_property
     def whole_vae(self) -> Any:
