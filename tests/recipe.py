@@ -7,11 +7,11 @@ import importlib.util
 import io
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from forks import Done
 
 from roentgen import errors
 
@@ -35,16 +35,7 @@ def load_script(name: str) -> Any:
     return module
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run came to: exit code, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-
-def finetune(*flags: object, cpu: bool = True, name: str = "finetune") -> Result:
+def finetune(*flags: object, cpu: bool = True, name: str = "finetune") -> Done:
     """Run the recipe ``name`` as its command line does, on the CPU unless told otherwise."""
     import torch
     from accelerate.state import AcceleratorState, GradientState
@@ -62,10 +53,10 @@ def finetune(*flags: object, cpu: bool = True, name: str = "finetune") -> Result
         finally:
             del os.environ["ACCELERATE_USE_CPU"]
             torch.set_num_threads(threads)
-    return Result(code, out.getvalue(), err.getvalue())
+    return Done(code, out.getvalue(), err.getvalue())
 
 
-def good(*flags: object, cpu: bool = True, name: str = "finetune") -> Result:
+def good(*flags: object, cpu: bool = True, name: str = "finetune") -> Done:
     """A run that must end well."""
     result = finetune(*flags, cpu=cpu, name=name)
     assert result.code == 0, result.err[-2000:]

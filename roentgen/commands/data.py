@@ -192,8 +192,8 @@ def _given(source: str, flags: Mapping[str, Any]) -> dict[str, Any]:
         given["section"] = tuple(names)
     from roentgen.data.sources.common import check_shares
 
-    shares = [given.get(name, p.default) for name, p in parameters.items() if name in ("val_share", "test_share")]
-    check_shares(sum(shares), 0.0)  # before a table is read, which may take minutes
+    shares = {name: given.get(name, p.default) for name, p in parameters.items() if name.endswith("_share")}
+    check_shares(shares.get("val_share", 0.0), shares.get("test_share", 0.0))  # before tables are read, for minutes
     return {name: value for name, value in given.items() if value != parameters[name].default}
 
 

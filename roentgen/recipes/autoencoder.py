@@ -40,7 +40,7 @@ from roentgen.recipes.autoencoder_parts import (
 from roentgen.training.checkpoints import Checkpoints
 from roentgen.training.loop import descend, steps
 from roentgen.training.order import batch_generator, batch_indices
-from roentgen.training.schedule import EMA, cosine_rate
+from roentgen.training.schedule import EMA, set_cosine
 from roentgen.training.setup import make_accelerator, share_of_batch
 from roentgen.training.trackers import Log
 
@@ -140,9 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = torch.where(degraded_here, R.blur_by_two(target), target)
 
         # One step: reconstruction plus a light pull of the posterior towards N(0, 1).
-        rate = cosine_rate(step.before, peak=s.rate, warmup=s.warmup, total=s.images, floor=0.02)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for one in (optimizer, *([] if critic is None else [critic.optimizer])):
+            set_cosine(one, step.before, peak=s.rate, warmup=s.warmup, total=s.images, floor=0.02)
         # A frozen encoder is its projection: cheaper than running it, and the same to bf16 precision.
         code = linear.encode(source) if linear is not None else None
         seen = code
@@ -152,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             seen = code + strength * variance.sqrt() * extra
         own_noise, said = noise[mine].to(accelerator.device), None
         if drawn is not None and seen is not None:  # what the generator says, beside what the images say
-            said = R.block_crops(drawn, s.crop // factor, s.batch_size, generator)[mine].to(accelerator.device)
+            taken = torch.randint(len(drawn), (s.batch_size,), generator=generator)
+            said = R.random_crops(drawn[taken], s.crop // factor, generator)[mine].to(accelerator.device)
             seen, own_noise = torch.cat([seen, said]), torch.cat([own_noise, torch.zeros_like(said)])
         with accelerator.autocast():
             output, mean, logvar = model(source.contiguous(memory_format=torch.channels_last), own_noise, seen)
@@ -182,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             loss = loss + s.spectrum_weight * pulled
         descend(accelerator, loss, optimizer, trained)
         if critic is not None:
-            parts.update(critic.learn(rate))
+            parts.update(critic.learn())
         images = step.images
         ema.update(images, s.batch_size)
         running.append(error.detach().mean())
@@ -194,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             speed = (images - images_then) / (time.perf_counter() - started)
             others = "".join(f", {name} {float(value):.4f}" for name, value in parts.items())
+            rate = optimizer.param_groups[0]["lr"]
             print(f"{images} images, error {level:.4f}{others}, rate {rate:.2e}, {speed:.1f} images/s", flush=True)
             log.add_scalar("train/error", level, images)
             log.add_scalar("train/images_per_second", speed, images)

@@ -235,7 +235,7 @@ def test_the_critic_pulls_towards_real_images(monkeypatch: pytest.MonkeyPatch) -
         loss, parts = critic.judge(fake, real, generator)
         fake.grad = None
         loss.backward()
-        losses.append(float(critic.learn(3e-3)["heads"]))
+        losses.append(float(critic.learn()["heads"]))
     assert parts["features"] == pytest.approx(1.0)
     assert losses[-1] < 0.5 * losses[0]
     assert fake.grad is not None and float(fake.grad.sum()) < 0  # brighter, as the real ones are, is better
@@ -278,9 +278,10 @@ def test_spectrum_loss_tells_a_grid_and_missing_detail_and_weighs_them_by_freque
     assert float(value) == pytest.approx(0, abs=1e-6) and float(apart) == pytest.approx(0, abs=1e-6)
 
 
-def test_block_crops_are_windows_of_their_latents() -> None:
+def test_random_crops_of_latents_are_windows_of_them() -> None:
     latents = torch.arange(3 * 2 * 5 * 6).reshape(3, 2, 5, 6).float()
-    crops = reconstruction.block_crops(latents, 4, 50, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    crops = reconstruction.random_crops(latents[torch.randint(3, (50,), generator=generator)], 4, generator)
     assert crops.shape == (50, 2, 4, 4)
     windows = {
         tuple(latents[i, :, t : t + 4, x : x + 4].flatten().tolist())

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from recipe import ROOT, Result, few_rows, finetune
+from forks import Done
+from recipe import ROOT, few_rows, finetune
 
 FOLDER = ROOT / "train" / "configs" / "roentgen"
 SAMPLE = ROOT / "data" / "sample" / "manifest.csv"
@@ -89,7 +90,7 @@ def tiny(make_pipeline: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     }
 
 
-def run(tiny: dict[str, Path], label: str, *flags: object) -> dict[str, Result]:
+def run(tiny: dict[str, Path], label: str, *flags: object) -> dict[str, Done]:
     """Every configuration with ``flags``; what each came to, by name: one that fails does not stop the others."""
     results = {}
     for name, path in CONFIGS.items():
@@ -102,25 +103,25 @@ def run(tiny: dict[str, Path], label: str, *flags: object) -> dict[str, Result]:
         try:
             done = finetune(*words, *flags)
         except (Exception, SystemExit):
-            results[name] = Result(1, "", traceback.format_exc())
+            results[name] = Done(1, "", traceback.format_exc())
         else:
             results[name] = done
     return results
 
 
 @pytest.fixture(scope="module")
-def dry(tiny: dict[str, Path]) -> dict[str, Result]:
+def dry(tiny: dict[str, Path]) -> dict[str, Done]:
     return run(tiny, "dry", "--dry-run")
 
 
 @pytest.fixture(scope="module")
-def trained(tiny: dict[str, Path]) -> dict[str, Result]:
+def trained(tiny: dict[str, Path]) -> dict[str, Done]:
     return run(tiny, "runs", "--images", STEPS * BATCH, "--batch_size", BATCH, "--accumulate", 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
-def test_dry_run(name: str, dry: dict[str, Result], tiny: dict[str, Path]) -> None:
+def test_dry_run(name: str, dry: dict[str, Done], tiny: dict[str, Path]) -> None:
     assert dry[name].code == 0, dry[name].err
     said, row = dry[name].out, read(name)
     assert f"{row['images']} images to see" in said and f"{row['images'] // 256} steps of 256" in said
@@ -131,7 +132,7 @@ def test_dry_run(name: str, dry: dict[str, Result], tiny: dict[str, Path]) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
-def test_twenty_steps(name: str, trained: dict[str, Result], tiny: dict[str, Path]) -> None:
+def test_twenty_steps(name: str, trained: dict[str, Done], tiny: dict[str, Path]) -> None:
     assert trained[name].code == 0, trained[name].err
     out, row = tiny["folder"] / "runs" / name, read(name)
     assert json.loads((out / "training.json").read_text())["images"] == STEPS * BATCH

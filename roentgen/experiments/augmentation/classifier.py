@@ -26,7 +26,7 @@ from roentgen.metrics.extractor import require_file
 from roentgen.metrics.extractors import xrv_net
 from roentgen.training.augment import jittered
 from roentgen.training.order import Order, batch_generator
-from roentgen.training.schedule import cosine_rate
+from roentgen.training.schedule import set_cosine
 
 NO_FINDING = "No Finding"
 NO_WEIGHTS = " or take --weights none"
@@ -256,10 +256,8 @@ def train(
             if augment:
                 x = classic(x, batch_generator(seed, step, 3 + number))
             done = step * recipe.batch_size
-            for group in optimizer.param_groups:
-                group["lr"] = cosine_rate(
-                    done, peak=recipe.rate, warmup=round(WARMUP * phase.images), total=phase.images, floor=FLOOR
-                )
+            warmup = round(WARMUP * phase.images)
+            set_cosine(optimizer, done, peak=recipe.rate, warmup=warmup, total=phase.images, floor=FLOOR)
             net.train()
             with torch.autocast(torch.device(device).type, torch.bfloat16):
                 logits = net(x.contiguous(memory_format=torch.channels_last))

@@ -246,10 +246,11 @@ def gap_entries(arm: Scores, base: Scores) -> dict[str, Any]:
     for name, groups in arm.groups.items():
         if not groups:
             continue
+        mine = gap(groups)
         found[name] = {
             "groups": {group: one.entry for group, one in groups.items()},
-            "gap": gap(groups).entry,
-            "change": from_spread(gap(groups).less(gap(base.groups[name]))),
+            "gap": mine.entry,
+            "change": from_spread(mine.less(gap(base.groups[name]))),
         }
     return found
 

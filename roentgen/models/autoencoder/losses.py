@@ -159,28 +159,25 @@ class Critic:
                 real = self.network(target[window])
             fake = self.network(output[window])
             difference = feature_l1(fake, real)
-            more = self.network(generated[window]) if generated is not None and self.weights[1] else None
             loss, said = self.weights[0] * difference, {"features": difference.detach()}
             if self.weights[1]:
                 self.heads.requires_grad_(False)
-                verdict = fooled(self.heads(fake), self.worst)
-                loss = loss + self.weights[1] * verdict
-                said["adversary"] = verdict.detach()
-                if more is not None:
-                    verdict = fooled(self.heads(more), self.worst)
+                kinds = {"adversary": fake}
+                if generated is not None:
+                    kinds["adversary of generated"] = self.network(generated[window])
+                for name, maps in kinds.items():
+                    verdict = fooled(self.heads(maps), self.worst)
                     loss = loss + self.weights[1] * verdict
-                    said["adversary of generated"] = verdict.detach()
-                    fake = [torch.cat(both) for both in zip(fake, more, strict=True)]
+                    said[name] = verdict.detach()
+                fake = [torch.cat(each) for each in zip(*kinds.values(), strict=True)]
         self._pair = (real, [f.detach() for f in fake])
         return loss, said
 
-    def learn(self, rate: float) -> dict[str, Tensor]:
+    def learn(self) -> dict[str, Tensor]:
         """One step of the heads on the batch that ``judge`` saw last."""
         if not self.weights[1] or self._pair is None:
             return {}
         self.heads.requires_grad_(True)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         with self.accelerator.autocast():
             loss = hinge(self.heads(self._pair[0]), self.heads(self._pair[1]))
         self.accelerator.backward(loss)
@@ -198,21 +195,12 @@ class Critic:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def block_crops(latents: Tensor, size: int, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` random (C, size, size) crops of latents (N, C, h, w), each of an image drawn anew."""
-    n, _, height, width = latents.shape
-    chosen = torch.randint(0, n, (count,), generator=generator).tolist()
-    tops = torch.randint(0, height - size + 1, (count,), generator=generator).tolist()
-    lefts = torch.randint(0, width - size + 1, (count,), generator=generator).tolist()
-    return torch.stack([latents[i, :, t : t + size, x : x + size] for i, t, x in zip(chosen, tops, lefts, strict=True)])
-
-
 def random_crops(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """One random (size, size) crop of each image of (N, H, W), any dtype."""
-    n, height, width = pixels.shape
+    """One random (size, size) crop of each image of (N, H, W), or of latents (N, C, H, W); any dtype."""
+    n, (height, width) = len(pixels), pixels.shape[-2:]
     tops = torch.randint(0, height - size + 1, (n,), generator=generator).tolist()
     lefts = torch.randint(0, width - size + 1, (n,), generator=generator).tolist()
-    return torch.stack([p[t : t + size, x : x + size] for p, t, x in zip(pixels, tops, lefts, strict=True)])
+    return torch.stack([p[..., t : t + size, x : x + size] for p, t, x in zip(pixels, tops, lefts, strict=True)])
 
 
 def halve(x: Tensor) -> Tensor:
